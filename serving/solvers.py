@@ -1,0 +1,277 @@
+"""Solvers as tables: what each denoising step does, worked out once in float64 from the noise schedule.
+
+A table has one row per network evaluation and one column per name in COLUMNS. Every row is run alike:
+
+    out        = network(x, t)
+    x0         = clip(p*x + q*out)
+    prediction = m*x0 + n*out
+    x          = a*x + b*x0 + c*out + d1*h1 + d2*h2 + d3*h3 + s*noise
+
+h1, h2, h3 are the latest predictions, newest first and zero to begin with; noise is standard normal.
+
+Diffusion: x_t = alpha*data + sigma*noise with alpha^2 = alphas_cumprod[t] and alpha^2 + sigma^2 = 1. The last row steps
+to clean data, alpha = 1. A flow: x_t = t*data + (1 - t)*noise. A prime, as in alpha', marks the level a row steps to.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+COLUMNS = ("t", "p", "q", "a", "b", "c", "s", "m", "n", "d1", "d2", "d3")
+HISTORY = 3
+
+PREDICTIONS = {"linear": ("epsilon", "v"), "scaled_linear": ("epsilon", "v"), "flow": ("velocity",)}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The noise a network was trained on, and what it predicts. ValueError for values other than these:
+
+    kind: "linear" (betas evenly spaced), "scaled_linear" (their square roots are) or "flow".
+    num_train_timesteps: number of noise levels, at least 1; the network sees t from 0 to num_train_timesteps - 1.
+    beta_start, beta_end: first and last beta, 0 < beta_start <= beta_end < 1; a flow has none and ignores them.
+    prediction: "epsilon" (noise) or "v" (alpha*noise - sigma*data); "velocity" (data - noise) for a flow.
+    """
+
+    kind: str
+    num_train_timesteps: int
+    beta_start: float
+    beta_end: float
+    prediction: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in PREDICTIONS:
+            raise ValueError(f"schedule kind must be one of {', '.join(PREDICTIONS)}, not {self.kind!r}")
+        if self.prediction not in PREDICTIONS[self.kind]:
+            allowed = ", ".join(PREDICTIONS[self.kind])
+            raise ValueError(f"prediction of a {self.kind} schedule must be one of {allowed}, not {self.prediction!r}")
+        if not isinstance(self.num_train_timesteps, Integral) or self.num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps must be an integer of at least 1, not {self.num_train_timesteps!r}")
+        if self.process == "diffusion" and not 0 < self.beta_start <= self.beta_end < 1:
+            betas = f"{self.beta_start!r} and {self.beta_end!r}"
+            raise ValueError(f"beta_start and beta_end must keep 0 < beta_start <= beta_end < 1, not {betas}")
+
+    @property
+    def process(self) -> str:
+        """Which solvers fit: those for "diffusion" or those for "flow"."""
+        return "flow" if self.kind == "flow" else "diffusion"
+
+    @property
+    def alphas_cumprod(self) -> Array:
+        """Share of data in the variance of x_t, float64 [num_train_timesteps], falling with t; a flow has none."""
+        if self.kind == "linear":
+            betas = np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
+        elif self.kind == "scaled_linear":
+            betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps) ** 2
+        else:
+            raise ValueError("alphas_cumprod belongs to linear and scaled_linear schedules; this one is a flow")
+        return np.cumprod(1 - betas)
+
+
+class Levels(NamedTuple):
+    """The noise levels a table steps from and to, each float64 [rows].
+
+    x0 = p*x + q*out and noise = u*x + w*out: the only place that knows what the network predicts.
+    """
+
+    t: Array
+    alpha: Array
+    sigma: Array
+    next_alpha: Array
+    next_sigma: Array
+    p: Array
+    q: Array
+    u: Array
+    w: Array
+
+
+def _levels(schedule: Schedule, timesteps: NDArray[np.int64]) -> Levels:
+    alphas_cumprod = np.append(schedule.alphas_cumprod[timesteps], 1.0)
+    alphas, sigmas = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
+    alpha, sigma = alphas[:-1], sigmas[:-1]
+    if schedule.prediction == "v":
+        p, q, u, w = alpha, -sigma, sigma, alpha
+    else:
+        p, q, u, w = 1 / alpha, -sigma / alpha, np.zeros_like(alpha), np.ones_like(alpha)
+    return Levels(timesteps.astype(np.float64), alpha, sigma, alphas[1:], sigmas[1:], p, q, u, w)
+
+
+def _check_steps(schedule: Schedule, steps: int) -> None:
+    if not isinstance(steps, Integral) or not 1 <= steps <= schedule.num_train_timesteps:
+        raise ValueError(f"steps must be an integer from 1 to {schedule.num_train_timesteps}, not {steps!r}")
+
+
+def _leading(schedule: Schedule, steps: int) -> NDArray[np.int64]:
+    """The first `steps` multiples of T // steps, from the largest down to 0."""
+    _check_steps(schedule, steps)
+    return np.arange(steps)[::-1] * (schedule.num_train_timesteps // steps)
+
+
+def _linspace(schedule: Schedule, steps: int) -> NDArray[np.int64]:
+    """Evenly spaced from T - 1 down towards, and without, 0; all timesteps when steps = T."""
+    _check_steps(schedule, steps)
+    last = schedule.num_train_timesteps - 1
+    return np.linspace(0, last, min(steps, last) + 1).round().astype(np.int64)[::-1][:steps]
+
+
+def _log_snr(schedule: Schedule, steps: int) -> NDArray[np.int64]:
+    """From T - 1 down, evenly spaced in log(alpha / sigma) as far as whole timesteps, each used once, allow."""
+    _check_steps(schedule, steps)
+    alphas_cumprod = schedule.alphas_cumprod
+    log_nsr = np.log1p(-alphas_cumprod) - np.log(alphas_cumprod)  # rises with t
+    wanted = np.linspace(log_nsr[0], log_nsr[-1], steps + 1)[1:]
+    nearest = np.interp(wanted, log_nsr, np.arange(len(log_nsr))).round().astype(np.int64)
+    rank = np.arange(steps)
+    distinct = rank + np.minimum(np.maximum.accumulate(nearest - rank), len(log_nsr) - steps)
+    return distinct[::-1]
+
+
+def _flow_times(schedule: Schedule, steps: int, rows_per_step: int) -> Array:
+    """Evenly spaced from 0 up towards, and without, 1."""
+    if schedule.process != "flow":
+        raise ValueError(f"euler and midpoint solve flow schedules; this one is {schedule.kind}")
+    _check_steps(schedule, steps)
+    return np.arange(steps * rows_per_step) / (steps * rows_per_step)
+
+
+def _table(rows: int, **columns: Array | float) -> Array:
+    table = np.zeros((rows, len(COLUMNS)))
+    for name, values in columns.items():
+        table[:, COLUMNS.index(name)] = values
+    return table
+
+
+def ddpm(schedule: Schedule, steps: int) -> Array:
+    """Ancestral sampling, the posterior of x_t' given x_t and x0: Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7."""
+    k = _levels(schedule, _leading(schedule, steps))
+    beta = 1 - (k.alpha / k.next_alpha) ** 2
+    a = k.alpha / k.next_alpha * (k.next_sigma / k.sigma) ** 2
+    b = k.next_alpha * beta / k.sigma**2
+    s = k.next_sigma / k.sigma * np.sqrt(beta)
+    return _table(steps, t=k.t, p=k.p, q=k.q, a=a, b=b, s=s)
+
+
+def ddim(schedule: Schedule, steps: int, eta: float = 0.0) -> Array:
+    """Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16. First order; eta from 0 (no noise) to 1 (as much as ddpm)."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be from 0 to 1, not {eta!r}")
+    k = _levels(schedule, _leading(schedule, steps))
+    s = eta * k.next_sigma / k.sigma * np.sqrt(1 - (k.alpha / k.next_alpha) ** 2)
+    toward_noise = np.sqrt(k.next_sigma**2 - s**2)
+    return _table(steps, t=k.t, p=k.p, q=k.q, a=toward_noise * k.u, b=k.next_alpha, c=toward_noise * k.w, s=s)
+
+
+def dpmpp_2m(schedule: Schedule, steps: int) -> Array:
+    """DPM-Solver++(2M): Lu et al. 2022 (arXiv 2211.01095), algorithm 2. Second order."""
+    return _dpmpp(schedule, steps, 2)
+
+
+def dpmpp_3m(schedule: Schedule, steps: int) -> Array:
+    """DPM-Solver++(3M): the third-order multistep update in the code of Lu et al. 2022 (arXiv 2211.01095).
+
+    That code gives the second difference half the weight that Taylor's formula asks for, and so do we: the order stays
+    2, at a few times less error than dpmpp_2m.
+    """
+    return _dpmpp(schedule, steps, 3)
+
+
+def _dpmpp(schedule: Schedule, steps: int, order: int) -> Array:
+    """Exponential integrators in log(alpha / sigma); the ends run at lower order, as in the authors' code."""
+    k = _levels(schedule, _linspace(schedule, steps))
+    with np.errstate(divide="ignore"):
+        h = np.log(k.next_alpha / k.next_sigma) - np.log(k.alpha / k.sigma)  # infinite on the last row
+    weights = np.zeros((steps, 3))  # of x0, h1 and h2
+    weights[:, 0] = -np.expm1(-h)
+    for i in range(1, steps - 1):
+        known = min(order, i + 1, steps - i if steps < 15 else order)
+        r0 = h[i - 1] / h[i]
+        slope = np.array([1, -1, 0]) / r0
+        if known == 2:
+            weights[i] += -np.expm1(-h[i]) / 2 * slope
+        else:
+            r1 = h[i - 2] / h[i]
+            bend = (slope - np.array([0, 1, -1]) / r1) / (r0 + r1)
+            phi_2 = np.expm1(-h[i]) / h[i] + 1
+            phi_3 = phi_2 / h[i] - 0.5
+            weights[i] += phi_2 * (slope + r0 * bend) - phi_3 * bend
+    b, d1, d2 = k.next_alpha * weights.T
+    return _table(steps, t=k.t, p=k.p, q=k.q, a=k.next_sigma / k.sigma, b=b, m=1, d1=d1, d2=d2)
+
+
+ADAMS_BASHFORTH = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
+
+
+def ipndm(schedule: Schedule, steps: int) -> Array:
+    """Adams-Bashforth on the network's own outputs: Liu et al. 2022 (arXiv 2202.09778), eq. 9 and 12. Second order.
+
+    Its order is not 4, for these are the weights of equal steps. The first rows make do with the history there is, as
+    in Zhang and Chen 2022 (arXiv 2204.13902); the first and the last are DDIM's. With "v" it solves dx/d(angle) = v,
+    where angle = arctan(sigma / alpha): DDIM in angular coordinates, Salimans and Ho 2022 (arXiv 2202.00512).
+    """
+    k = _levels(schedule, _log_snr(schedule, steps))
+    earlier = np.minimum(np.arange(steps), HISTORY)
+    earlier[-1] = 0
+    if schedule.prediction == "v":
+        turn = np.arctan2(k.next_sigma, k.next_alpha) - np.arctan2(k.sigma, k.alpha)
+        keep, push = np.where(earlier == 0, [np.cos(turn), np.sin(turn)], [np.ones(steps), turn])
+    else:
+        keep = k.next_alpha / k.alpha
+        push = k.next_sigma - k.sigma * keep
+    b = k.next_alpha  # x0 enters as in DDIM, so that it can be clipped; a and c take back what it adds to keep and push
+    w0, d1, d2, d3 = push * ADAMS_BASHFORTH[earlier].T
+    return _table(steps, t=k.t, p=k.p, q=k.q, a=keep - b * k.p, b=b, c=w0 - b * k.q, n=1, d1=d1, d2=d2, d3=d3)
+
+
+def euler(schedule: Schedule, steps: int) -> Array:
+    """x + h*v for dx/dt = v, t from 0 to 1: Lipman et al. 2023 (arXiv 2210.02747), eq. 1. First order."""
+    t = _flow_times(schedule, steps, 1)
+    return _table(steps, t=t * (schedule.num_train_timesteps - 1), p=1, q=1 - t, a=1, c=1 / steps)
+
+
+def midpoint(schedule: Schedule, steps: int) -> Array:
+    """x + h*v(x + h/2*v(x)), the same equation by the explicit midpoint rule. Second order, two rows a step."""
+    t, h = _flow_times(schedule, steps, 2), 1 / steps
+    c, n, d1 = np.tile([[h / 2, h], [1, 0], [0, -h / 2]], steps)
+    return _table(2 * steps, t=t * (schedule.num_train_timesteps - 1), p=1, q=1 - t, a=1, c=c, n=n, d1=d1)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """table(schedule, steps) -> float64 [rows, 12]; kind: the Schedule.process it fits; stochastic: it draws noise."""
+
+    table: Callable[[Schedule, int], Array]
+    kind: str
+    stochastic: bool = False
+
+
+SOLVERS = {
+    "ddpm": Solver(ddpm, "diffusion", stochastic=True),
+    "ddim": Solver(ddim, "diffusion"),
+    "dpmpp_2m": Solver(dpmpp_2m, "diffusion"),
+    "dpmpp_3m": Solver(dpmpp_3m, "diffusion"),
+    "ipndm": Solver(ipndm, "diffusion"),
+    "euler": Solver(euler, "flow"),
+    "midpoint": Solver(midpoint, "flow"),
+}
+
+
+@lru_cache(maxsize=256, typed=True)
+def solver_table(name: str, schedule: Schedule, steps: int) -> Array:
+    """The table of a solver by name: float64 [rows, 12], contiguous, read-only, cached.
+
+    Raises ValueError for a solver that is unknown or does not fit the schedule, and for steps that are not an integer
+    from 1 to schedule.num_train_timesteps.
+    """
+    allowed = [other for other, solver in SOLVERS.items() if solver.kind == schedule.process]
+    if name not in allowed:
+        raise ValueError(f"solver for a {schedule.kind} schedule must be one of {', '.join(allowed)}, not {name!r}")
+    table = SOLVERS[name].table(schedule, steps)
+    table.flags.writeable = False
+    return table
