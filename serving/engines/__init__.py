@@ -1,0 +1,99 @@
+"""Engines: what runs a bundle's graphs, a whole trajectory at a time."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.bundle import Bundle, BundleError
+from serving.solvers import HISTORY
+
+Float32 = NDArray[np.float32]
+History = tuple[Float32, ...]  # the latest predictions, newest first
+
+
+class EngineError(RuntimeError):
+    """An engine cannot run here, or gave values that are no samples."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The work of one batch, from the first noise to the last state: all that an engine needs, known beforehand.
+
+    start: float32 [B, C, H, W], standard normal.
+    lengths: int [B], how many table rows each sample has, longest first: those still under way at a row come first.
+    coeffs: float32 [rows, B, 12]; past its last row a sample has a = 1 and all else 0, which leaves it as it is.
+    noise: row -> float32 [live, C, H, W], zero where a sample's row is deterministic; the next call overwrites it.
+    condition: uint8 [B, 1, H, W], or None for a model that has none.
+    """
+
+    start: Float32
+    lengths: NDArray[np.intp]
+    coeffs: Float32
+    noise: Callable[[int], Float32]
+    condition: NDArray[np.uint8] | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.coeffs)
+
+    def live(self, row: int) -> int:
+        """How many samples are still under way at this row."""
+        return int(np.count_nonzero(self.lengths > row))
+
+
+class Engine(Protocol):
+    """Runs whole trajectories; sample i of the result depends on sample i of the trajectory alone."""
+
+    def generate(self, trajectory: Trajectory) -> tuple[Float32, dict[str, NDArray]]:
+        """The last state, float32 [B, C, H, W], and the manifest's outputs by name, [B, ...] each."""
+        ...
+
+
+class StepEngine(abc.ABC):
+    """An engine that runs one step at a time; the host loops."""
+
+    @abc.abstractmethod
+    def step(
+        self,
+        sample: Float32,
+        history: History,
+        noise: Float32,
+        coeffs: Float32,
+        condition: NDArray[np.uint8] | None = None,
+    ) -> tuple[Float32, Float32]:
+        """One table row for each sample: states [B, C, H, W], coeffs [B, 12] -> (next states, predictions)."""
+
+    @abc.abstractmethod
+    def finish(self, sample: Float32, condition: NDArray[np.uint8] | None = None) -> dict[str, NDArray]:
+        """The last states [B, C, H, W] -> the manifest's outputs by name, [B, ...] each."""
+
+    def generate(self, trajectory: Trajectory) -> tuple[Float32, dict[str, NDArray]]:
+        sample, condition = trajectory.start, trajectory.condition
+        last = np.empty_like(sample)
+        zeros = np.zeros_like(sample)
+        history: History = (zeros,) * HISTORY
+        for row in range(trajectory.rows):
+            live = trajectory.live(row)
+            last[live : len(sample)] = sample[live:]
+            sample, history = sample[:live], tuple(h[:live] for h in history)
+            rows = None if condition is None else condition[:live]
+            sample, prediction = self.step(sample, history, trajectory.noise(row), trajectory.coeffs[row, :live], rows)
+            history = (prediction, *history[:-1])
+        last[: len(sample)] = sample
+        return last, self.finish(last, condition)
+
+
+def open_engine(bundle: Bundle) -> Engine:
+    """The engine for the bundle's target; raises ``BundleError`` for a target that this version does not serve."""
+    from serving.engines.onnxruntime import (
+        OnnxRuntimeEngine,
+    )  # here, as a host has only the runtime that it serves with
+
+    target = bundle.manifest.target.get("name")
+    if target != "onnx":
+        raise BundleError(f"{bundle.folder}: target is {target!r}; this version of medgen serves onnx")
+    return OnnxRuntimeEngine(bundle)

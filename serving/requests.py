@@ -1,0 +1,120 @@
+"""What one request asks for, checked in full before any work is done."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.bundle import Condition, Manifest
+from serving.solvers import SOLVERS, Schedule, solver_table
+
+
+class BadRequest(ValueError):  # noqa: N818  HTTP's name for it
+    """A request cannot be served as asked; the message names the parameter, its value and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampleRequest:
+    """Samples wanted, one per seed. Make one with ``parse_request``, which checks it.
+
+    seeds: int64 [N]. condition: uint8 [N, 1, H, W], or None for a model that has none. A model that takes no steps has
+    solver None and steps 0.
+    """
+
+    seeds: NDArray[np.int64]
+    solver: str | None
+    steps: int
+    condition: NDArray[np.uint8] | None = None
+
+
+def parse_request(
+    manifest: Manifest,
+    seed: NDArray[Any],
+    parameters: Mapping[str, Any],
+    condition: NDArray[Any] | None = None,
+) -> SampleRequest:
+    """Check a request against what the model can do.
+
+    Args:
+        seed: int64 [N, 1], N >= 1, every value from 0 to 2**63 - 1.
+        parameters: "steps" (int) and "solver" (str), both optional: the manifest has defaults.
+        condition: uint8 [N, *shape] of class indices, where the manifest has a condition.
+
+    Raises ``BadRequest`` for anything else.
+    """
+    seeds = _seeds(seed)
+    solver, steps = _solver_and_steps(manifest, parameters)
+    return SampleRequest(seeds, solver, steps, _condition(manifest, condition, len(seeds)))
+
+
+def _seeds(seed: NDArray[Any]) -> NDArray[np.int64]:
+    if seed.dtype != np.int64:
+        raise BadRequest(f"seed has type {seed.dtype}; it must be int64")
+    if seed.ndim != 2 or seed.shape[1] != 1:
+        raise BadRequest(f"seed has shape {list(seed.shape)}; it must be [N, 1], one row per sample")
+    if len(seed) == 0:
+        raise BadRequest("seed has 0 rows; at least 1 is needed, one per sample")
+    if (seed < 0).any():
+        raise BadRequest(f"seed is {seed.min()}; it must be from 0 to {2**63 - 1}")
+    return np.ascontiguousarray(seed[:, 0])
+
+
+def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tuple[str | None, int]:
+    schedule = manifest.schedule
+    known = () if schedule is None else ("steps", "solver")
+    for name, value in parameters.items():
+        if name not in known:
+            allowed = f"allowed are {' and '.join(known)}" if known else f"{manifest.model} takes none"
+            raise BadRequest(f"parameter {_shown(name)} (value {_shown(value)}) is unknown; {allowed}")
+    if schedule is None:
+        return None, 0
+    solver = parameters.get("solver", manifest.default_solver)
+    allowed_solvers = _solvers(schedule)
+    if not isinstance(solver, str) or solver not in allowed_solvers:
+        raise BadRequest(f"solver is {_shown(solver)}; allowed for {manifest.model} are {', '.join(allowed_solvers)}")
+    steps = parameters.get("steps", manifest.default_steps)
+    last = schedule.num_train_timesteps
+    if type(steps) is not int:
+        raise BadRequest(f"steps is {_shown(steps)}, a {type(steps).__name__}; it must be an integer from 1 to {last}")
+    if not 1 <= steps <= last:
+        raise BadRequest(f"steps is {_shown(steps)}; it must be from 1 to {last}")
+    try:
+        solver_table(solver, schedule, steps)
+    except ValueError as error:
+        raise BadRequest(f"steps is {steps} with solver {solver!r}: {error}") from None
+    return solver, steps
+
+
+def _solvers(schedule: Schedule) -> list[str]:
+    return [name for name, solver in SOLVERS.items() if solver.kind == schedule.process]
+
+
+def _condition(manifest: Manifest, condition: NDArray[Any] | None, rows: int) -> NDArray[np.uint8] | None:
+    expected = manifest.condition
+    if expected is None:
+        if condition is not None:
+            raise BadRequest(f"a condition of shape {list(condition.shape)} was given; {manifest.model} takes none")
+        return None
+    if condition is None:
+        raise BadRequest(f"{expected.name} is missing; {manifest.model} needs it as {_wanted(expected, rows)}")
+    if condition.dtype != np.uint8:
+        raise BadRequest(f"{expected.name} has type {condition.dtype}; it must be {_wanted(expected, rows)}")
+    if condition.shape != (rows, *expected.shape):
+        raise BadRequest(f"{expected.name} has shape {list(condition.shape)}; it must be {_wanted(expected, rows)}")
+    if (highest := condition.max()) >= expected.classes:
+        raise BadRequest(f"{expected.name} holds class {highest}; allowed are 0 to {expected.classes - 1}")
+    return np.ascontiguousarray(condition)
+
+
+def _wanted(condition: Condition, rows: int) -> str:
+    return f"uint8 of shape {[rows, *condition.shape]}, class indices from 0 to {condition.classes - 1}"
+
+
+def _shown(value: Any, width: int = 60) -> str:
+    """repr, shortened; Python refuses to write out an integer of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 4 * width:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= width else f"{text[:width]}..."

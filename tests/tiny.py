@@ -1,0 +1,167 @@
+"""A bundle small enough to build in every test: two convolutions that know t, inside the step contract; no torch."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from serving.bundle import MANIFEST, Condition, EngineFile, Manifest, Output, file_digest
+from serving.solvers import COLUMNS, Schedule
+
+OPSET = 18
+HIDDEN = 8
+LINEAR = Schedule(kind="linear", num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, prediction="epsilon")
+FLOW = Schedule(kind="flow", num_train_timesteps=1000, beta_start=0.0, beta_end=0.0, prediction="velocity")
+
+STEP = """
+<ir_version: 9, opset_import: ["": {opset}]>
+step ({state} sample, {state} history_1, {state} history_2, {state} history_3,
+      {state} noise, float[B,12] coeffs{condition}) => ({state} sample_next, {state} prediction) {{
+  columns = Reshape(coeffs, column_shape)
+  {columns} = Split <axis = 1, num_outputs = 12> (columns)
+  t_row = Reshape(t, t_shape)
+  angle = Mul(t_row, frequencies)
+  sine = Sin(angle)
+  cosine = Cos(angle)
+  embedding = Concat <axis = 1> (sine, cosine)
+  shift = Gemm <transB = 1> (embedding, time_weight, time_bias)
+  shift_column = Reshape(shift, shift_shape)
+  {see}
+  first = Conv <pads = [1, 1, 1, 1]> (seen, first_weight, first_bias)
+  normal = InstanceNormalization (first, norm_scale, norm_bias)
+  shifted = Add(normal, shift_column)
+  hidden = Tanh(shifted)
+  out = Conv <pads = [1, 1, 1, 1]> (hidden, last_weight, last_bias)
+
+  px = Mul(p, sample)
+  qout = Mul(q, out)
+  estimate = Add(px, qout)
+  x0 = Clip(estimate, minus_one, one)
+  mx0 = Mul(m, x0)
+  nout = Mul(n, out)
+  prediction = Add(mx0, nout)
+  ax = Mul(a, sample)
+  bx0 = Mul(b, x0)
+  cout = Mul(c, out)
+  d1h1 = Mul(d1, history_1)
+  d2h2 = Mul(d2, history_2)
+  d3h3 = Mul(d3, history_3)
+  snoise = Mul(s, noise)
+  sample_next = Sum(ax, bx0, cout, d1h1, d2h2, d3h3, snoise)
+}}
+"""
+
+FINISH = """
+<ir_version: 9, opset_import: ["": {opset}]>
+finish ({state} sample) => (uint8[B,1,H,W] mask, float[B,1,H,W] image) {{
+  first, last = Split <axis = 1> (sample, halves)
+  is_lesion = Greater(first, zero)
+  mask = Cast <to = 2> (is_lesion)
+  half = Div(last, two)
+  shifted = Add(half, a_half)
+  image = Clip(shifted, zero, one)
+}}
+"""
+
+FINISH_IMAGE = """
+<ir_version: 9, opset_import: ["": {opset}]>
+finish ({state} sample) => (float[B,1,H,W] image) {{
+  half = Div(sample, two)
+  shifted = Add(half, a_half)
+  image = Clip(shifted, zero, one)
+}}
+"""
+
+
+def write_tiny_bundle(
+    folder: Path,
+    *,
+    model: str = "tiny",
+    sample_shape: tuple[int, int, int] = (2, 16, 16),
+    condition: Condition | None = None,
+    max_batch: int = 8,
+    schedule: Schedule | None = LINEAR,
+) -> Path:
+    """Write a bundle into ``folder`` (the bundle's own, made if need be) and return it.
+
+    Two channels give the outputs "mask" and "image", one channel "image" alone. Without a schedule there is no step.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    graphs = {"finish": _finish(sample_shape[0])}
+    if schedule is not None:
+        graphs["step"] = _step(sample_shape[0], condition)
+    for name, graph in graphs.items():
+        onnx.checker.check_model(graph, full_check=True)
+        onnx.save(graph, folder / f"{name}.onnx")
+    shape = (1, *sample_shape[1:])
+    mask = Output("mask", "uint8", shape, low=0, high=1, labels=("background", "lesion"))
+    image = Output("image", "float32", shape, low=0.0, high=1.0, labels=())
+    solver = None if schedule is None else "euler" if schedule.kind == "flow" else "dpmpp_2m"
+    manifest = Manifest(
+        model=model,
+        preset="tiny",
+        sample_shape=sample_shape,
+        condition=condition,
+        outputs=(mask, image) if sample_shape[0] == 2 else (image,),
+        schedule=schedule,
+        default_solver=solver,
+        default_steps=0 if schedule is None else 4,
+        max_batch=max_batch,
+        precision="fp32",
+        engines={name: EngineFile(f"{name}.onnx", file_digest(folder / f"{name}.onnx")) for name in graphs},
+        target={"name": "onnx", "opset": OPSET},
+        parity={},
+        checkpoint={},
+        tools={},
+    )
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return folder
+
+
+def _step(channels: int, condition: Condition | None) -> onnx.ModelProto:
+    text = STEP.format(
+        opset=OPSET,
+        state=f"float[B,{channels},H,W]",
+        columns=", ".join(COLUMNS),
+        condition=", uint8[B,1,H,W] condition" if condition else "",
+        see="mask = Cast <to = 1> (condition)\n  seen = Concat <axis = 1> (sample, mask)"
+        if condition
+        else "seen = Identity(sample)",
+    )
+    random = np.random.default_rng(20)
+    seen = channels + (condition is not None)
+    return _with_constants(
+        text,
+        column_shape=np.array([0, 12, 1, 1]),
+        t_shape=np.array([0, 1]),
+        shift_shape=np.array([0, HIDDEN, 1, 1]),
+        frequencies=np.geomspace(1, 1e-3, 4)[None],
+        time_weight=random.normal(size=(HIDDEN, 8)),
+        time_bias=random.normal(size=HIDDEN),
+        first_weight=random.normal(size=(HIDDEN, seen, 3, 3)),
+        first_bias=random.normal(size=HIDDEN),
+        norm_scale=random.normal(size=HIDDEN),
+        norm_bias=random.normal(size=HIDDEN),
+        last_weight=random.normal(size=(channels, HIDDEN, 3, 3)) / 6,
+        last_bias=random.normal(size=channels) / 6,
+        minus_one=np.array(-1.0),
+        one=np.array(1.0),
+    )
+
+
+def _finish(channels: int) -> onnx.ModelProto:
+    text = (FINISH if channels == 2 else FINISH_IMAGE).format(opset=OPSET, state=f"float[B,{channels},H,W]")
+    constants = {"zero": np.array(0.0), "one": np.array(1.0), "two": np.array(2.0), "a_half": np.array(0.5)}
+    if channels == 2:
+        constants["halves"] = np.array([1, 1])
+    return _with_constants(text, **constants)
+
+
+def _with_constants(text: str, **constants: NDArray) -> onnx.ModelProto:
+    graph = onnx.parser.parse_model(text)
+    for name, value in constants.items():
+        kept = value if value.dtype == np.int64 else value.astype(np.float32)
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(kept, name))
+    return graph
