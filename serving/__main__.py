@@ -1,0 +1,130 @@
+"""python -m serving up | sample"""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from serving.bundle import REPOSITORY
+from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, Samples, SamplingError
+from serving.pictures import check_destination, write_samples
+from serving.server import Address, ServerError, TritonServer, build_command, find_models
+
+PORT = click.IntRange(1, 65535)
+repository_option = click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=REPOSITORY,
+    help="Model repository.  [default: model_repository of this checkout]",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+def main() -> None:
+    """Serve trained generators, and ask them for samples."""
+
+
+@main.command()
+@repository_option
+@click.option(
+    "--model", "models", multiple=True, help="Serve this model alone; repeat for more.  [default: all that are built]"
+)
+@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 is every network this machine is on.")
+@click.option("--http-port", type=PORT, default=8000)
+@click.option("--grpc-port", type=PORT, default=8001)
+@click.option("--metrics-port", type=PORT, default=8002)
+@click.option("--verbose", is_flag=True, help="Show all of Triton's log.")
+def up(
+    repository: Path,
+    models: tuple[str, ...],
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    verbose: bool,
+) -> None:
+    """Start Triton Inference Server and stay until it ends; Ctrl-C or SIGTERM ends it."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    address = Address(host, http_port, grpc_port, metrics_port)
+    try:
+        names, unbuilt = find_models(repository, models)
+        for name in unbuilt:
+            console.print(f"{name}: not built, so not served; {build_command(repository, name)} builds it")
+        with TritonServer(repository, names, address, console.out, verbose) as server:
+            server.stop_on(signal.SIGINT, signal.SIGTERM)
+            with console.status(f"Loading {', '.join(names)}"):
+                ready = server.wait_until_ready()
+            if ready:
+                console.print(f"Serving {', '.join(names)}")
+                console.print(
+                    f"HTTP http://{host}:{http_port}  gRPC {host}:{grpc_port}  metrics {host}:{metrics_port}/metrics"
+                )
+                console.print("Ctrl-C ends it")
+            sys.exit(server.wait())
+    except ServerError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
+@click.option("--model", required=True, help="The model to ask.")
+@click.option("--count", type=click.IntRange(1), default=16, help="How many samples.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed of the first; each next one has the next seed."
+)
+@click.option("--steps", type=int, help="Steps of the solver.  [default: the model's own]")
+@click.option("--solver", help="How to take them.  [default: the model's own]")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the samples.")
+@click.option("--force", is_flag=True, help="Replace the samples that are in the folder.")
+@click.option("--protocol", type=click.Choice(list(DEFAULT_URLS)), default="grpc")
+@click.option("--url", help="HOST:PORT of the server.  [default: port 8001 (grpc) or 8000 (http) of this machine]")
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), default=300.0, help="Seconds that one batch may take."
+)
+@click.option("--local", is_flag=True, help="Sample in this process; no server is needed.")
+@repository_option
+def sample(
+    model: str,
+    count: int,
+    seed: int,
+    steps: int | None,
+    solver: str | None,
+    out: Path,
+    force: bool,
+    protocol: str,
+    url: str | None,
+    timeout: float,
+    local: bool,
+    repository: Path,
+) -> None:
+    """Ask for samples and write them as NPZ and PNG, with a contact sheet.
+
+    A seed gives the same sample every time, however many are asked for with it.
+    """
+    try:
+        check_destination(out, force)
+        began = time.monotonic()
+        with LocalClient(repository) if local else SampleClient(url, protocol, timeout) as client:
+            samples = _with_progress(client, model, count, seed=seed, steps=steps, solver=solver)
+        seconds = time.monotonic() - began
+        names = write_samples(samples, out, force)
+    except (SamplingError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{count} samples of {model} in {seconds:.1f} s, {count / seconds:.2f} a second")
+    click.echo(f"{out}: {', '.join(names)}")
+
+
+def _with_progress(client: Client, model: str, count: int, **asked: Any) -> Samples:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(model, total=count)
+        return client.sample(model, count, **asked, progress=lambda done, _: bar.update(task, completed=done))
+
+
+if __name__ == "__main__":
+    main()

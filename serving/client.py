@@ -1,0 +1,326 @@
+"""Ask for samples: a Triton server over gRPC or HTTP, or this process. They are the same samples, bit for bit."""
+
+import abc
+import json
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from serving.bundle import REPOSITORY, BundleError, Output, bundle_folder, load_bundle
+from serving.engines import EngineError
+from serving.requests import BadRequest, parse_request
+from serving.sampler import Sampler
+
+DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
+# Enough that the server always has a batch waiting.
+IN_FLIGHT = 4
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+HTTP_STATUS = {
+    "INVALID_ARGUMENT": 400,
+    "NOT_FOUND": 404,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+
+Progress = Callable[[int, int], object]
+AnyClient = TypeVar("AnyClient", bound="Client")
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class SamplingError(RuntimeError):
+    """No samples were drawn.
+
+    status is an HTTP status whatever the protocol: 400 the request is wrong, 404 there is no such model, 500 the model
+    failed, 502 no server answers, 503 the server is overloaded, 504 it took too long.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """N samples: row i of every array belongs to provenance[i].
+
+    arrays: one array [N, ...] per output, by name. provenance: model, bundle digest, seed, solver and steps of each.
+    outputs: what the arrays mean, in the order of the manifest.
+    """
+
+    arrays: dict[str, NDArray[Any]]
+    provenance: list[dict[str, Any]]
+    outputs: tuple[Output, ...]
+
+    def __len__(self) -> int:
+        return len(self.provenance)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [facts["seed"] for facts in self.provenance]
+
+
+class Client(abc.ABC):
+    """What SampleClient and LocalClient have in common. A client is a context that closes it."""
+
+    def __enter__(self: AnyClient) -> AnyClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:  # noqa: B027 - a client need not have anything to close
+        """Gives back what the client holds."""
+
+    def sample(
+        self,
+        model: str,
+        count: int | None = None,
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        condition: NDArray[np.uint8] | None = None,
+        progress: Progress | None = None,
+    ) -> Samples:
+        """Samples of `count` seeds from `seed` up, or of the given `seeds`, in that order; any number of them.
+
+        steps, solver: the model's own unless given. condition: uint8 [N, 1, H, W], a mask per sample, for a model that
+        wants them. progress: called with (samples done, samples in all).
+        Raises SamplingError.
+        """
+        parameters = {name: value for name, value in {"steps": steps, "solver": solver}.items() if value is not None}
+        arrays, outputs = self._draw(model, _seed_column(count, seed, seeds), parameters, condition, progress)
+        provenance = [json.loads(text) for text in arrays["provenance"][:, 0]]
+        for facts in provenance:
+            facts.pop("outputs", None)
+        return Samples({output.name: arrays[output.name] for output in outputs}, provenance, outputs)
+
+    @abc.abstractmethod
+    def _draw(
+        self,
+        model: str,
+        seeds: NDArray[np.int64],
+        parameters: dict[str, Any],
+        condition: NDArray[np.uint8] | None,
+        progress: Progress | None,
+    ) -> tuple[Arrays, tuple[Output, ...]]:
+        """Every output and "provenance" for seeds [N, 1], and what the outputs mean."""
+
+
+def _seed_column(count: int | None, seed: int, seeds: Sequence[int] | None) -> NDArray[np.int64]:
+    if (count is None) == (seeds is None):
+        raise SamplingError("give either count or seeds", 400)
+    if count is not None and count < 1:
+        raise SamplingError(f"count is {count}; it must be at least 1", 400)
+    wanted = range(seed, seed + count) if count is not None else list(seeds or ())
+    if not wanted:
+        raise SamplingError("seeds is empty; at least 1 is needed", 400)
+    if outside := [value for value in (min(wanted), max(wanted)) if not 0 <= value < 2**63]:
+        raise SamplingError(f"seed is {outside[0]}; it must be from 0 to {2**63 - 1}", 400)
+    return np.array(wanted, np.int64)[:, None]
+
+
+class LocalClient(Client):
+    """Samples drawn in this process, from the bundles of a model repository."""
+
+    def __init__(self, repository: Path = REPOSITORY) -> None:
+        self._repository = repository
+        self._samplers: dict[str, Sampler] = {}
+
+    def _draw(
+        self,
+        model: str,
+        seeds: NDArray[np.int64],
+        parameters: dict[str, Any],
+        condition: NDArray[np.uint8] | None,
+        progress: Progress | None,
+    ) -> tuple[Arrays, tuple[Output, ...]]:
+        try:
+            if model not in self._samplers:
+                self._samplers[model] = Sampler(load_bundle(bundle_folder(self._repository, model)))
+            sampler = self._samplers[model]
+            manifest = sampler.bundle.manifest
+            request = parse_request(manifest, seeds, parameters, condition)
+            return sampler.sample([request], progress)[0], manifest.outputs
+        except BadRequest as error:
+            raise SamplingError(str(error), 400) from None
+        except BundleError as error:
+            raise SamplingError(str(error), 404) from None
+        except EngineError as error:
+            raise SamplingError(str(error), 500) from error
+
+
+class SampleClient(Client):
+    """Samples from a Triton server.
+
+    url: HOST:PORT, the server's default port on this machine unless given. protocol: "grpc" or "http".
+    timeout: seconds that one request (at most the model's max_batch samples) may take, repeats included: a server that
+    is overloaded is asked again, with growing pauses.
+    For one thread; close it, or use it as a context.
+    """
+
+    def __init__(self, url: str | None = None, protocol: str = "grpc", timeout: float = 300.0) -> None:
+        if protocol not in DEFAULT_URLS:
+            raise SamplingError(f"protocol is {protocol!r}; allowed are {' and '.join(DEFAULT_URLS)}", 400)
+        self.url = (url or DEFAULT_URLS[protocol]).removeprefix(f"{protocol}://").rstrip("/")
+        if not _is_address(self.url):
+            raise SamplingError(f"url is {self.url!r}; it must be HOST:PORT", 400)
+        self.protocol, self.timeout = protocol, timeout
+        self._triton: Any = import_module(f"tritonclient.{protocol}")
+        self.failures: tuple[type[Exception], ...] = (InferenceServerException, OSError)
+        if protocol == "http":
+            self.failures += (import_module("geventhttpclient.response").HTTPParseError,)
+        self._client = self._triton.InferenceServerClient(self.url, **self._connection())
+
+    def _connection(self) -> dict[str, Any]:
+        if self.protocol == "http":
+            return {"concurrency": IN_FLIGHT, "network_timeout": self.timeout}
+        # As over HTTP, no proxy is asked; a server that is not up yet is tried again soon.
+        options = {"enable_http_proxy": 0, "max_reconnect_backoff_ms": 1000}
+        sizes = {"max_send_message_length": -1, "max_receive_message_length": -1}
+        return {"channel_args": [(f"grpc.{name}", value) for name, value in {**options, **sizes}.items()]}
+
+    def close(self) -> None:
+        self._client.close()
+
+    def wait_until_ready(self, model: str, timeout: float = 60.0) -> None:
+        """Returns when the server can answer for the model; raises SamplingError if it cannot after timeout seconds."""
+        deadline = time.monotonic() + timeout
+        while not self._holds(self._client.is_model_ready, model):
+            if time.monotonic() > deadline:
+                raise SamplingError(f"{self.url} is not ready to serve {model} after {timeout:g} s", 504)
+            time.sleep(0.2)
+
+    def _draw(
+        self,
+        model: str,
+        seeds: NDArray[np.int64],
+        parameters: dict[str, Any],
+        condition: NDArray[np.uint8] | None,
+        progress: Progress | None,
+    ) -> tuple[Arrays, tuple[Output, ...]]:
+        config = self._config(model)
+        columns = {"seed": seeds, **_condition_column(config, condition, len(seeds))}
+        names = [output["name"] for output in config["output"]]
+        size = int(config["max_batch_size"])
+        starts = deque(range(0, len(seeds), size))
+        under_way: deque[_Call] = deque()
+        parts: list[Arrays] = []
+        while starts or under_way:
+            while starts and len(under_way) < IN_FLIGHT:
+                rows = slice(starts[0], starts.popleft() + size)
+                part = {name: column[rows] for name, column in columns.items()}
+                under_way.append(_Call(self, partial(self._send, model, part, parameters)))
+            answer = under_way.popleft().answer()
+            parts.append({name: answer.as_numpy(name) for name in names})
+            if progress is not None:
+                progress(sum(len(part["provenance"]) for part in parts), len(seeds))
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        return arrays, tuple(_output(fields) for fields in json.loads(arrays["provenance"][0, 0])["outputs"])
+
+    def _config(self, model: str) -> dict[str, Any]:
+        try:
+            if self.protocol == "http":
+                return self._client.get_model_config(model)
+            return self._client.get_model_config(model, as_json=True)["config"]
+        except self.failures as failure:
+            raise self.explain(failure) from None
+
+    def _send(self, model: str, columns: Arrays, parameters: dict[str, Any]) -> Callable[[], Any]:
+        """Sends one request and returns what waits for its result."""
+        inputs = []
+        for name, values in columns.items():
+            inputs.append(self._triton.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
+            inputs[-1].set_data_from_numpy(values)
+        if self.protocol == "http":
+            return self._client.async_infer(model, inputs, parameters=parameters).get_result
+        future: Future[Any] = Future()
+
+        def settle(result: Any, error: InferenceServerException | None) -> None:
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        self._client.async_infer(model, inputs, settle, parameters=parameters, client_timeout=self.timeout)
+        return future.result
+
+    def explain(self, failure: Exception) -> SamplingError:
+        """What tritonclient raised, over either protocol, as a SamplingError."""
+        if isinstance(failure, InferenceServerException):
+            name = str(failure.status()).removeprefix("StatusCode.")
+            status = int(name) if name.isdigit() else HTTP_STATUS.get(name, 500)
+            message = str(failure.message()).removeprefix("[request id: <id_unknown>] ")
+        else:
+            status, message = 504 if isinstance(failure, TimeoutError) else 503, str(failure)
+        if status == 504:
+            return SamplingError(f"{self.url} did not answer within {self.timeout:g} s", status)
+        if status == 503 and not self._holds(self._client.is_server_live):
+            return SamplingError(f"no server answers at {self.url}: start one with python -m serving up", 502)
+        return SamplingError(message, status)
+
+    def _holds(self, question: Callable[..., bool], *arguments: str) -> bool:
+        try:
+            return question(*arguments)
+        except self.failures:
+            return False
+
+
+class _Call:
+    """A request under way; `send` sends it and returns what waits for its result."""
+
+    def __init__(self, client: SampleClient, send: Callable[[], Callable[[], Any]]) -> None:
+        self._client, self._send = client, send
+        self._deadline = time.monotonic() + client.timeout
+        self._result = send()
+
+    def answer(self) -> Any:
+        """The result, after as many repeats as an overloaded server makes necessary; raises SamplingError."""
+        pause = SHORTEST_PAUSE
+        while True:
+            try:
+                return self._result()
+            except self._client.failures as failure:
+                error = self._client.explain(failure)
+            if error.status != 503 or time.monotonic() + pause > self._deadline:
+                raise error
+            time.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, LONGEST_PAUSE)
+            self._result = self._send()
+
+
+def _is_address(url: str) -> bool:
+    try:
+        place = urlsplit(f"//{url}")
+        return place.hostname is not None and place.port is not None
+    except ValueError:
+        return False
+
+
+def _condition_column(config: Mapping[str, Any], condition: NDArray[np.uint8] | None, rows: int) -> Arrays:
+    if condition is None:
+        return {}  # the server says what is missing
+    names = [given["name"] for given in config["input"] if given["name"] != "seed"]
+    if not names:
+        raise SamplingError(f"a condition was given; {config['name']} takes none", 400)
+    if len(condition) != rows:
+        raise SamplingError(f"{names[0]} has {len(condition)} rows; it must have {rows}, one per sample", 400)
+    return {names[0]: condition}
+
+
+def _output(fields: dict[str, Any]) -> Output:
+    return Output(**{**fields, "shape": tuple(fields["shape"]), "labels": tuple(fields["labels"])})

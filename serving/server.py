@@ -1,0 +1,349 @@
+"""Start NVIDIA's Triton Inference Server on a model repository and stay with it until it ends."""
+
+import ctypes
+import http.client
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from types import FrameType
+
+from serving.bundle import MANIFEST, REPOSITORY, bundle_folder
+
+PACKAGES = Path(__file__).resolve().parent.parent
+STUB = "triton_python_backend_stub"
+SHARED_MEMORY = Path("/dev/shm")
+POLL_SECONDS = 0.2
+# Triton's own 30 seconds are too few for a large engine, or for a small one on a busy machine.
+LOAD_SECONDS = 600
+# A model's process whose server was killed notices within 4 seconds, frees its shared memory and ends.
+ORPHAN_SECONDS = 6.0
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LOAD_FAILED = re.compile(
+    r"\"(?:failed to load|Poll failed for model directory) '(?P<model>[^']+)'(?: version \d+)?: (?:Internal: )?"
+    r"(?P<reason>.*?)(?:\\n|\"$)"
+)
+_INFORMATION = re.compile(r"I\d{4} ")
+
+
+class ServerError(RuntimeError):
+    """The server cannot be started, or did not come up; the message is meant for the person who asked for it."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+    def arguments(self) -> list[str]:
+        ports = {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
+        return [
+            f"--{name}-{what}={value}"
+            for name, port in ports.items()
+            for what, value in (("address", self.host), ("port", port))
+        ]
+
+    def check_free(self) -> None:
+        """Raises ServerError naming the first port that cannot be listened on."""
+        options = {"--http-port": self.http, "--grpc-port": self.grpc, "--metrics-port": self.metrics}
+        if len(set(options.values())) < len(options):
+            given = ", ".join(f"{option} {port}" for option, port in options.items())
+            raise ServerError(f"each port must differ from the others, got {given}")
+        for option, port in options.items():
+            try:
+                family, kind, _, _, place = socket.getaddrinfo(self.host, port, type=socket.SOCK_STREAM)[0]
+                with socket.socket(family, kind) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(place)
+            except OSError as error:
+                raise ServerError(
+                    f"cannot listen on {self.host} port {port}: {error.strerror}; "
+                    f"stop the program that uses it or choose another with {option}"
+                ) from None
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A tritonserver program, the arguments that lead it to its Python backend, and the environment it needs."""
+
+    program: Path
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def find_installation() -> Installation:
+    """tritonserver on PATH (NVIDIA's container), else the one inside the nvidia-pytriton wheel.
+
+    Raises ServerError if there is none, or if the wheel cannot run this Python.
+    """
+    environment = {**os.environ, "PYTHONPATH": _joined(PACKAGES, os.environ.get("PYTHONPATH"))}
+    if on_path := shutil.which("tritonserver"):
+        return Installation(Path(on_path), (), environment)
+    wheel = importlib.util.find_spec("pytriton")
+    if wheel is None or wheel.origin is None:
+        raise ServerError(
+            "no tritonserver on PATH and no nvidia-pytriton package: pip install nvidia-pytriton 'numpy<2', "
+            "or run inside NVIDIA's tritonserver container"
+        )
+    package = Path(wheel.origin).parent
+    stub, backends = _backend_directory(package / "tritonserver")
+    libraries = [package.parent / "nvidia_pytriton.libs", Path(sysconfig.get_config_var("LIBDIR"))]
+    environment |= {
+        "LD_LIBRARY_PATH": _joined(*libraries, os.environ.get("LD_LIBRARY_PATH")),
+        "PATH": _joined(Path(sys.executable).parent, os.environ.get("PATH")),
+        "VIRTUAL_ENV": sys.prefix,
+    }
+    _check_libraries(stub, environment)
+    program = package / "tritonserver" / "bin" / "tritonserver"
+    return Installation(program, (f"--backend-directory={backends}",), environment)
+
+
+def _joined(*paths: Path | str | None) -> str:
+    return os.pathsep.join(str(path) for path in paths if path)
+
+
+def _backend_directory(wheel: Path) -> tuple[Path, Path]:
+    """The Python backend laid out as Triton wants it: links into the wheel, kept in the user's cache.
+
+    The wheel holds one stub per Python version, Triton looks for *the* stub beside the backend's library, and neither
+    the wheel nor the repository is ours to write to.
+    """
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / STUB
+    if not stub.exists():
+        known = ", ".join(sorted(folder.parent.name for folder in wheel.glob(f"python_backend_stubs/*/{STUB}")))
+        raise ServerError(f"nvidia-pytriton runs models under Python {known}, and this is Python {version}")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgen"
+    directory = cache / f"triton-{sha256(str(stub).encode()).hexdigest()[:16]}"
+    if not directory.exists():
+        unfinished = cache / f".{directory.name}-{uuid.uuid4().hex}"
+        try:
+            (unfinished / "python").mkdir(parents=True)
+            for file in (stub, *(wheel / "backends" / "python").glob("*triton_python*")):
+                (unfinished / "python" / file.name).symlink_to(file)
+            unfinished.rename(directory)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if not directory.exists():  # else another launch was quicker
+                raise ServerError(f"cannot write {directory}: {error.strerror}; set XDG_CACHE_HOME") from None
+    return stub, directory
+
+
+def _check_libraries(program: Path, environment: Mapping[str, str]) -> None:
+    """The dynamic loader lists what it would load and does not start the program."""
+    listing = subprocess.run(
+        [program], env={**environment, "LD_TRACE_LOADED_OBJECTS": "1"}, capture_output=True, text=True, check=False
+    )
+    missing = [line.split()[0] for line in listing.stdout.splitlines() if line.endswith("not found")]
+    if missing:
+        raise ServerError(
+            f"Triton's Python backend needs {', '.join(missing)}, which this Python ({sys.executable}) does not have: "
+            "install its shared library (on Debian and Ubuntu the package libpython3.x) or use a Python that has one"
+        )
+
+
+def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+    """Names of the models to serve and of those passed over because nothing has been built for them.
+
+    Raises ServerError if a wanted model is unknown or not built, or if there is nothing to serve.
+    """
+    known = sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))
+    if not known:
+        raise ServerError(f"{repository} is no model repository: it holds no MODEL/config.pbtxt")
+    wanted = tuple(wanted)
+    if strangers := [name for name in wanted if name not in known]:
+        raise ServerError(f"no model {strangers[0]!r} in {repository}; it holds {', '.join(known)}")
+    unbuilt = [name for name in wanted or known if not (bundle_folder(repository, name) / MANIFEST).is_file()]
+    built = [name for name in wanted or known if name not in unbuilt]
+    if unbuilt and (wanted or not built):
+        raise ServerError(f"model {unbuilt[0]} has not been built: run {build_command(repository, unbuilt[0])}")
+    return built, unbuilt
+
+
+def build_command(repository: Path, model: str) -> str:
+    elsewhere = "" if repository == REPOSITORY else f" --repository {repository}"
+    return f"python -m export build --model {model}{elsewhere}"
+
+
+class TritonServer:
+    """A running tritonserver: `with TritonServer(...) as server: server.wait_until_ready(); server.wait()`.
+
+    Leaves nothing behind: not when it ends, not when it is told to stop, not when this process is killed.
+    `show` is called from another thread with every line of Triton's log that is worth a look (warnings, errors, what
+    models print) once the server is ready, with every line from the start if `verbose`.
+    """
+
+    def __init__(
+        self, repository: Path, models: Iterable[str], address: Address, show: Callable[[str], None], verbose: bool
+    ) -> None:
+        self.repository, self.models, self.address = repository.resolve(), list(models), address
+        self._show, self._verbose = show, verbose
+        self._installation = find_installation()
+        self._region = f"medgen_{uuid.uuid4().hex[:12]}"
+        self._log: deque[str] = deque(maxlen=2000)
+        self._ready = self._stopping = False
+
+    def __enter__(self) -> "TritonServer":
+        self.address.check_free()
+        command = [
+            str(self._installation.program),
+            *self._installation.arguments,
+            f"--model-repository={self.repository}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={name}" for name in self.models),
+            *self.address.arguments(),
+            f"--backend-config=python,shm-region-prefix-name={self._region}",
+            f"--backend-config=python,stub-timeout-seconds={LOAD_SECONDS}",
+        ]
+        # Its own session: Ctrl-C in a terminal reaches us alone, and we pass it on once.
+        self._process = subprocess.Popen(
+            command,
+            env=self._installation.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            preexec_fn=die_with(os.getpid()),
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self.stop()
+            try:
+                self._process.wait(timeout=ORPHAN_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        _end_group(self._process.pid)
+        self._reader.join()
+        for region in SHARED_MEMORY.glob(f"{self._region}*"):
+            region.unlink(missing_ok=True)
+
+    def wait_until_ready(self) -> bool:
+        """True when every model answers, False if the server has been told to stop before.
+
+        Raises ServerError with the reason from Triton's log if the server ends by itself.
+        """
+        while not self._stopping:
+            if self._answers():
+                self._ready = True
+                return True
+            if self._process.poll() is not None:
+                self._reader.join()
+                raise ServerError(self._reason())
+            time.sleep(POLL_SECONDS)
+        return False
+
+    def wait(self) -> int:
+        """Waits until the server ends and returns its exit code (128 + the signal's number, if a signal ended it).
+
+        Triton does not notice that a model's process is gone: it stays ready and answers each of its requests with a
+        500. So this raises ServerError, and the server ends, when that happens.
+        """
+        lost = 0
+        while self._process.poll() is None:
+            lost = lost + 1 if _has_dead_child(self._process.pid) and not self._stopping else 0
+            if lost > 2:  # a child that ended as it should is only there until Triton has seen it
+                raise ServerError("the process of a model has died (killed, or out of memory); the server ends with it")
+            time.sleep(POLL_SECONDS)
+        code = self._process.returncode
+        return code if code >= 0 else 128 - code
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        """Passes the signal on; requests under way are finished first. A second call ends the server at once."""
+        self._process.send_signal(signal.SIGKILL if self._stopping else signal_number)
+        self._stopping = True
+
+    def stop_on(self, *signals: signal.Signals) -> None:
+        """From now on these signals, sent to this process, stop the server. Main thread only."""
+
+        def forward(signal_number: int, _: FrameType | None) -> None:
+            self.stop(signal.Signals(signal_number))
+
+        for number in signals:
+            signal.signal(number, forward)
+
+    def _answers(self) -> bool:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.address.host, self.address.host)
+        connection = http.client.HTTPConnection(host, self.address.http, timeout=5)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _read_log(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as log:
+            for line in log:
+                self._log.append(line.rstrip())
+                if self._verbose or (self._ready and not self._stopping and not _INFORMATION.match(line)):
+                    self._show(line.rstrip())
+
+    def _reason(self) -> str:
+        failures = {match["model"]: match["reason"] for match in map(_LOAD_FAILED.search, self._log) if match}
+        if failures:
+            return "; ".join(f"model {model} cannot be loaded: {reason}" for model, reason in failures.items())
+        last = [line for line in self._log if line.strip() and not _INFORMATION.match(line)][-3:]
+        return f"tritonserver ended with code {self._process.returncode}: {' '.join(last) or 'it said nothing'}"
+
+
+def die_with(parent: int) -> Callable[[], None]:
+    """For the child to call before it becomes tritonserver: have it stopped when its parent is killed."""
+
+    def arrange() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # killed before the line above
+            os._exit(1)
+
+    return arrange
+
+
+def _has_dead_child(pid: int) -> bool:
+    return any(parent == pid and state == "Z" for parent, _, state in _processes())
+
+
+def _end_group(group: int) -> None:
+    """Gives the processes that a dead server left the time to free their shared memory, then kills them."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while any(member == group and state != "Z" for _, member, state in _processes()):
+        if time.monotonic() > deadline:
+            os.killpg(group, signal.SIGKILL)
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _processes() -> Iterable[tuple[int, int, str]]:
+    """(parent, process group, state) of every process."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent, group = file.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # ended meanwhile
+            continue
+        yield int(parent), int(group), state

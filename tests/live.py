@@ -1,0 +1,153 @@
+"""A live server for tests: `python -m serving up` in a process of its own, on free ports, with tiny models."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiny import write_tiny_bundle
+
+from serving.bundle import REPOSITORY, Condition, bundle_folder
+from serving.client import SampleClient
+from serving.server import die_with
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+CONDITION = Condition("anatomy", (1, 16, 16), classes=4)
+MAX_BATCH = 8
+PATIENCE = 60.0
+
+GATED_MODEL = '''
+import time
+from pathlib import Path
+
+from serving.triton_model import BundleModel
+
+CLOSED, WAITING = (Path(__file__).parent / name for name in ("closed", "waiting"))
+
+
+class TritonPythonModel(BundleModel):
+    """Works when nobody has closed it, and cannot do seed 13."""
+
+    def initialize(self, args):
+        super().initialize(args)
+        self.sampler.sample = cannot_do_13(self.sampler.sample)
+
+    def execute(self, requests):
+        while CLOSED.exists():
+            WAITING.touch()
+            time.sleep(0.005)
+        return super().execute(requests)
+
+
+def cannot_do_13(sample):
+    def sample_others(requests):
+        if any(13 in request.seeds for request in requests):
+            raise RuntimeError("thirteen is too much")
+        return sample(requests)
+
+    return sample_others
+'''
+
+
+def add_model(repository: Path, name: str, **tiny: object) -> Path:
+    """The files that are committed for pig, with a tiny bundle."""
+    shutil.copytree(
+        REPOSITORY / "pig", repository / name, ignore=shutil.ignore_patterns("bundle", ".bundle*", "__pycache__")
+    )
+    write_tiny_bundle(bundle_folder(repository, name), model=name, max_batch=MAX_BATCH, **tiny)
+    return repository / name
+
+
+def add_gated_model(repository: Path, name: str, queue: int) -> None:
+    folder = add_model(repository, name)
+    (folder / "1" / "model.py").write_text(GATED_MODEL)
+    config = (folder / "config.pbtxt").read_text()
+    (folder / "config.pbtxt").write_text(re.sub(r"max_queue_size: \d+", f"max_queue_size: {queue}", config))
+
+
+def eventually(holds: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+    deadline = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {patience:g} s: {what}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Live:
+    """A server that is up."""
+
+    repository: Path
+    ports: dict[str, int]
+    process: subprocess.Popen[str]
+
+    def url(self, protocol: str) -> str:
+        return f"127.0.0.1:{self.ports[protocol]}"
+
+    def client(self, protocol: str, timeout: float = PATIENCE) -> SampleClient:
+        return SampleClient(self.url(protocol), protocol, timeout)
+
+    def metric(self, name: str, model: str, **labels: str) -> float:
+        """The value of one of Triton's metrics, added up over the labels that are not given."""
+        text = urllib.request.urlopen(f"http://{self.url('metrics')}/metrics").read().decode()
+        wanted = [f'{key}="{value}"' for key, value in {"model": model, **labels}.items()]
+        lines = [line for line in text.splitlines() if line.startswith(f"nv_inference_{name}{{")]
+        return sum(float(line.split()[-1]) for line in lines if all(label in line for label in wanted))
+
+    @contextmanager
+    def closed(self, model: str) -> Iterator[Path]:
+        """A gated model, kept from working while the context lasts; the file is there once it has a batch in hand."""
+        closed, waiting = (self.repository / model / "1" / name for name in ("closed", "waiting"))
+        waiting.unlink(missing_ok=True)
+        closed.touch()
+        try:
+            yield waiting
+        finally:
+            closed.unlink()
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [taken.getsockname()[1] for taken in sockets]
+    for taken in sockets:
+        taken.close()
+    return ports
+
+
+def start(repository: Path) -> Live:
+    """`python -m serving up`, not yet ready."""
+    ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
+    options = [f"--{name}-port={port}" for name, port in ports.items()]
+    command = [sys.executable, "-m", "serving", "up", f"--repository={repository}", *options]
+    process = subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=die_with(os.getpid()),
+    )
+    return Live(repository, ports, process)
+
+
+@contextmanager
+def running(repository: Path) -> Iterator[Live]:
+    """The same, ready, and ended when the context ends."""
+    live = start(repository)
+    try:
+        said = []
+        while not (said and said[-1].startswith("Ctrl-C")):
+            said.append(live.process.stdout.readline())
+            assert said[-1], f"the server ended: {''.join(said)}"
+        yield live
+    finally:
+        live.process.send_signal(signal.SIGINT)
+        live.process.communicate(timeout=PATIENCE)

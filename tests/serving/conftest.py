@@ -1,0 +1,32 @@
+from collections.abc import Iterator
+
+import pytest
+from live import CONDITION, Live, add_gated_model, add_model, running
+
+from serving.client import LocalClient
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The server's links go where the tests' files go."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """One server for all tests, with models tiny, tiny_conditional, and two gated ones."""
+    repository = tmp_path_factory.mktemp("repository")
+    add_model(repository, "tiny")
+    add_model(repository, "tiny_conditional", sample_shape=(1, 16, 16), condition=CONDITION)
+    add_gated_model(repository, "tiny_gated", queue=128)
+    add_gated_model(repository, "tiny_busy", queue=2)
+    with running(repository) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def local(live: Live) -> LocalClient:
+    """The same models in this process."""
+    return LocalClient(live.repository)

@@ -1,0 +1,130 @@
+"""The client library against the live server and in process; what the server itself promises is in test_server."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from live import CONDITION, MAX_BATCH, Live, free_ports
+
+from serving.bundle import Output, bundle_folder, load_bundle
+from serving.client import Client, LocalClient, SampleClient, SamplingError
+
+
+@pytest.fixture(params=["local", "grpc", "http"])
+def client(request: pytest.FixtureRequest, live: Live) -> Iterator[Client]:
+    with LocalClient(live.repository) if request.param == "local" else live.client(request.param) as client:
+        yield client
+
+
+@pytest.mark.parametrize("count", [1, MAX_BATCH, MAX_BATCH + 1, 7 * MAX_BATCH + 3])
+def test_any_count_in_the_order_of_the_seeds(live: Live, client: Client, count: int) -> None:
+    done = []
+    samples = client.sample("tiny", count, seed=100, steps=3, progress=lambda *counts: done.append(counts))
+    assert samples.seeds == list(range(100, 100 + count))
+    assert len(samples) == count
+    assert done == sorted(done)
+    assert done[-1] == (count, count)
+    assert samples.arrays["mask"].shape == samples.arrays["image"].shape == (count, 1, 16, 16)
+    assert (samples.arrays["mask"].dtype, samples.arrays["image"].dtype) == (np.uint8, np.float32)
+    last = client.sample("tiny", seeds=[99 + count], steps=3)
+    for name, values in last.arrays.items():
+        np.testing.assert_array_equal(samples.arrays[name][-1], values[0])
+
+
+def test_provenance_and_outputs_are_those_of_the_bundle(live: Live, client: Client) -> None:
+    bundle = load_bundle(bundle_folder(live.repository, "tiny"))
+    samples = client.sample("tiny", seeds=[2**63 - 1, 4], solver="ddim")
+    facts = {"model": "tiny", "bundle": bundle.digest, "solver": "ddim", "steps": bundle.manifest.default_steps}
+    assert samples.provenance == [{**facts, "seed": 2**63 - 1}, {**facts, "seed": 4}]
+    assert samples.outputs == bundle.manifest.outputs
+    assert samples.outputs[0] == Output("mask", "uint8", (1, 16, 16), 0, 1, ("background", "lesion"))
+
+
+def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
+    count = 2 * MAX_BATCH + 1
+    masks = np.random.default_rng(3).integers(0, CONDITION.classes, (count, *CONDITION.shape), np.uint8)
+    together = client.sample("tiny_conditional", count, steps=3, condition=masks)
+    for row in (0, MAX_BATCH, count - 1):
+        alone = client.sample("tiny_conditional", seeds=[row], steps=3, condition=masks[row : row + 1])
+        np.testing.assert_array_equal(together.arrays["image"][row], alone.arrays["image"][0])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message", "status"),
+    [
+        ({"count": 0}, "count is 0; it must be at least 1", 400),
+        ({}, "either count or seeds", 400),
+        ({"count": 1, "seeds": [1]}, "either count or seeds", 400),
+        ({"seeds": []}, "seeds is empty", 400),
+        ({"seeds": [1, -4]}, "seed is -4; it must be from 0 to", 400),
+        ({"count": 2, "seed": 2**63 - 1}, "seed is 9223372036854775808; it must be from 0 to", 400),
+        ({"count": 1, "steps": 1001}, "steps is 1001; it must be from 1 to 1000", 400),
+        ({"count": 1, "solver": "magic"}, "solver is 'magic'; allowed for tiny are ddpm", 400),
+        ({"count": 1, "condition": np.zeros((1, 1, 16, 16), np.uint8)}, "tiny takes none", 400),
+        ({"model": "nobody", "count": 1}, "nobody", 404),
+        ({"model": "tiny_conditional", "count": 1}, "anatomy", 400),
+        (
+            {"model": "tiny_conditional", "count": 9, "condition": np.zeros((8, 1, 16, 16), np.uint8)},
+            "anatomy has",
+            400,
+        ),
+        ({"model": "tiny_conditional", "count": 1, "condition": np.zeros((1, 1, 16, 16))}, "anatomy", 400),
+        ({"model": "tiny_conditional", "count": 1, "condition": np.full((1, 1, 16, 16), 4, np.uint8)}, "class 4", 400),
+    ],
+)
+def test_one_error_says_what_is_wrong(client: Client, asked: dict[str, object], message: str, status: int) -> None:
+    with pytest.raises(SamplingError, match=message) as error:
+        client.sample(**{"model": "tiny", **asked})
+    assert error.value.status == status
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_failure_of_the_model_is_a_500(live: Live, protocol: str) -> None:
+    with live.client(protocol) as client:
+        with pytest.raises(SamplingError, match="RuntimeError: thirteen is too much") as error:
+            client.sample("tiny_gated", 40)
+        assert error.value.status == 500
+        assert len(client.sample("tiny_gated", 10)) == 10
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_nobody_listens(protocol: str) -> None:
+    port = free_ports(1)[0]
+    with SampleClient(f"127.0.0.1:{port}", protocol, timeout=5) as client:
+        with pytest.raises(
+            SamplingError, match=f"no server answers at 127.0.0.1:{port}.*python -m serving up"
+        ) as error:
+            client.sample("tiny", 1)
+        assert error.value.status == 502
+        with pytest.raises(SamplingError, match="not ready to serve tiny after"):
+            client.wait_until_ready("tiny", timeout=0.3)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_model_that_takes_too_long(live: Live, protocol: str) -> None:
+    with live.closed("tiny_gated"), live.client(protocol, timeout=0.5) as client:
+        with pytest.raises(SamplingError, match="did not answer within") as error:
+            client.sample("tiny_gated", 1)
+        assert error.value.status == 504
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_wait_until_ready(live: Live, protocol: str) -> None:
+    with live.client(protocol) as client:
+        client.wait_until_ready("tiny", timeout=5)
+        with pytest.raises(SamplingError, match="not ready to serve nobody"):
+            client.wait_until_ready("nobody", timeout=0.3)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_url_as_the_server_prints_it(live: Live, protocol: str) -> None:
+    with SampleClient(f"{protocol}://{live.url(protocol)}/", protocol) as client:
+        assert len(client.sample("tiny", 1)) == 1
+
+
+def test_what_is_no_url_or_protocol() -> None:
+    with pytest.raises(SamplingError, match="protocol is 'ftp'; allowed are grpc and http"):
+        SampleClient(protocol="ftp")
+    for url in ("https://localhost:8000", "localhost", "localhost:http", ":8000"):
+        with pytest.raises(SamplingError, match=f"url is '{url}'; it must be HOST:PORT"):
+            SampleClient(url, "http")

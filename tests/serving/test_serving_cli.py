@@ -1,0 +1,164 @@
+"""python -m serving up | sample, as a person types them."""
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from live import CHECKOUT, PATIENCE, Live, add_model, free_ports, start
+
+from serving.__main__ import main
+from serving.bundle import REPOSITORY
+from serving.server import find_installation, find_models
+
+
+def serving(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """The one line that says why."""
+    result = serving(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.output.startswith("Error: ")
+    assert result.output.count("\n") == 1
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    add_model(folder, "tiny")
+    shutil.copytree(REPOSITORY / "pig", folder / "pig", ignore=shutil.ignore_patterns("bundle", ".bundle*"))
+    return folder
+
+
+def test_all_ways_to_sample_write_the_same_files(live: Live, tmp_path: Path) -> None:
+    asked = ["sample", "--model", "tiny", "--count", 11, "--seed", 7, "--steps", 6, "--solver", "dpmpp_2m"]
+    ways = {
+        "local": ["--local", "--repository", live.repository],
+        "grpc": ["--url", live.url("grpc")],
+        "http": ["--protocol", "http", "--url", live.url("http")],
+    }
+    for way, options in ways.items():
+        result = serving(*asked, *options, "--out", tmp_path / way)
+        assert result.exit_code == 0, result.output
+        assert "11 samples of tiny in" in result.output
+        assert f"{tmp_path / way}: images/, masks/, overlays/, pairs.npz, provenance.json, sheet.png" in result.output
+    files = sorted(path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*") if path.is_file())
+    assert len(files) == 3 + 3 * 11
+    for file in files:
+        local, grpc, http = ((tmp_path / way / file).read_bytes() for way in ways)
+        assert local == grpc == http, file
+    with np.load(tmp_path / "http" / "pairs.npz") as pairs:
+        assert pairs["seed"].tolist() == list(range(7, 18))
+    record = json.loads((tmp_path / "grpc" / "provenance.json").read_text())
+    assert {(facts["solver"], facts["steps"]) for facts in record["samples"]} == {("dpmpp_2m", 6)}
+
+
+def test_samples_are_replaced_only_when_asked(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "samples"
+    asked = ["sample", "--model", "tiny", "--local", "--repository", repository, "--out", out]
+    assert serving(*asked, "--count", 3).exit_code == 0
+    assert "holds samples already" in refused(*asked, "--count", 2)
+    assert len(list((out / "masks").iterdir())) == 3
+    assert serving(*asked, "--count", 2, "--force").exit_code == 0
+    assert len(list((out / "masks").iterdir())) == 2
+    assert "exists and holds no samples" in refused(*asked[:-1], repository, "--force")
+
+
+def test_what_sample_refuses(repository: Path, tmp_path: Path) -> None:
+    asked = ["sample", "--model", "tiny", "--out", tmp_path / "samples"]
+    here = ["--local", "--repository", repository]
+    assert "steps is 0; it must be from 1 to 1000" in refused(*asked, *here, "--steps", 0)
+    assert "solver is 'magic'; allowed for tiny are ddpm, ddim" in refused(*asked, *here, "--solver", "magic")
+    assert "python -m export build --model pig" in refused(*asked, *here, "--model", "pig")
+    port = free_ports(1)[0]
+    assert f"no server answers at 127.0.0.1:{port}: start one with" in refused(*asked, "--url", f"127.0.0.1:{port}")
+    assert not (tmp_path / "samples").exists()
+
+
+@pytest.mark.parametrize("option", ["--http-port", "--grpc-port", "--metrics-port"])
+def test_a_taken_port_is_named(repository: Path, option: str) -> None:
+    ports = dict(zip(["--http-port", "--grpc-port", "--metrics-port"], free_ports(3), strict=True))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports[option] = taken.getsockname()[1]
+        said = refused(
+            "up", "--repository", repository, "--model", "tiny", *[x for pair in ports.items() for x in pair]
+        )
+    assert f"cannot listen on 127.0.0.1 port {ports[option]}: Address already in use" in said
+    assert f"choose another with {option}" in said
+
+
+def test_equal_ports_are_refused(repository: Path) -> None:
+    said = refused("up", "--repository", repository, "--model", "tiny", "--http-port", 9000, "--grpc-port", 9000)
+    assert "--http-port 9000, --grpc-port 9000, --metrics-port 8002" in said
+
+
+def test_what_cannot_be_served_is_named(repository: Path, tmp_path: Path) -> None:
+    said = refused("up", "--repository", repository, "--model", "pig")
+    assert f"model pig has not been built: run python -m export build --model pig --repository {repository}" in said
+    assert "no model 'pug'" in refused("up", "--repository", repository, "--model", "pug")
+    assert "it holds pig, tiny" in refused("up", "--repository", repository, "--model", "tiny", "--model", "pug")
+    assert "is no model repository" in refused("up", "--repository", tmp_path)
+    shutil.copytree(repository / "pig", tmp_path / "pig")
+    assert "model pig has not been built" in refused("up", "--repository", tmp_path)
+
+
+def test_models_without_a_bundle_are_passed_over(repository: Path) -> None:
+    assert find_models(repository) == (["tiny"], ["pig"])
+    assert find_models(repository, ["tiny"]) == (["tiny"], [])
+
+
+def test_without_triton_there_is_a_line_to_type(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "pip install nvidia-pytriton" in refused("up", "--repository", repository, "--model", "tiny")
+
+
+def test_tritonserver_on_the_path_comes_first_and_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    found = find_installation()
+    assert (found.program, found.arguments) == (program, ())
+    assert found.environment == {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+
+
+def spoil_engine(model: Path) -> str:
+    engine = model / "1" / "bundle" / "step.onnx"
+    engine.write_bytes(engine.read_bytes() + b" ")
+    return f"{engine} is not the file that was built"
+
+
+def spoil_code(model: Path) -> str:
+    (model / "1" / "model.py").write_text("import torche")
+    return "No module named 'torche'"
+
+
+def spoil_config(model: Path) -> str:
+    (model / "config.pbtxt").write_text('backend: "python"\nbackends: 2')
+    return f"failed to read text proto from {model / 'config.pbtxt'}"
+
+
+@pytest.mark.parametrize("spoil", [spoil_engine, spoil_code, spoil_config])
+def test_a_model_that_cannot_be_loaded_is_explained_in_one_line(tmp_path: Path, spoil: Callable[[Path], str]) -> None:
+    """And the process that says so leaves no other behind: this waits until the pipe has no writer left."""
+    reason = spoil(add_model(tmp_path, "tiny"))
+    live = start(tmp_path)
+    said, _ = live.process.communicate(timeout=PATIENCE)
+    assert live.process.returncode == 1
+    assert said.startswith("Error: model tiny cannot be loaded: ")
+    assert reason in said
+    assert said.count("\n") == 1
