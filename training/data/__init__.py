@@ -1,0 +1,56 @@
+"""Data sets of (image, mask) pairs: folders of two layouts, and phantoms drawn from a seed."""
+
+import re
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from training.data.loaded import DataError
+from training.data.mias import load_mias
+from training.data.pairs import load_pairs
+from training.data.phantom import Phantoms
+
+__all__ = ["SPLITS", "DataError", "open_dataset"]
+
+SPLITS = ("train", "validation", "all")
+PHANTOM_COUNT = 50_000
+ACCEPTED = (
+    "a folder of pairs (images/ and masks/), the mini-MIAS folder (mdbNNN.pgm and Info.txt), or 'phantom' or "
+    "'phantom:COUNT'; ./phantom is a folder of that name"
+)
+
+
+def open_dataset(source: str, size: int, split: str = "train", skip_bad: bool = False) -> Dataset[dict[str, Tensor]]:
+    """Open the data set that ``source`` names; a folder is read whole, so its errors come before training.
+
+    Items are {"image": float32 [1, size, size] in [-1, 1], "mask": uint8 [1, size, size], 0 or 1}.
+
+    Args:
+        source: a folder, recognised by what it holds, "phantom" or "phantom:COUNT".
+        size: rows and columns of an item.
+        split: "train", "validation" or "all". mini-MIAS is split by patient. A folder of pairs says nothing of
+            patients: it is not split, and has no "validation". Phantoms are without end: "validation" draws as many
+            others, and "all" is "train".
+        skip_bad: leave out, and log, files that cannot be used.
+
+    Raises:
+        DataError: the source is not what is accepted, or its files cannot be used; all of them are listed.
+    """
+    if split not in SPLITS:
+        raise DataError(f"the split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    if phantom := re.fullmatch(r"phantom(?::(\d+))?", source):
+        count = int(phantom[1] or PHANTOM_COUNT)
+        if not count:
+            raise DataError(f"{source!r} asks for no phantoms; COUNT must be 1 or more")
+        return Phantoms(count, size, seed=1 if split == "validation" else 0)
+    folder = Path(source)
+    if not folder.is_dir():
+        raise DataError(f"{source!r} is no folder; accepted are {ACCEPTED}")
+    if (folder / "images").is_dir() and (folder / "masks").is_dir():
+        if split == "validation":
+            raise DataError(f"{folder}: a folder of pairs is not split; keep validation pairs in a folder of their own")
+        return load_pairs(folder, size, skip_bad)
+    if (folder / "Info.txt").is_file() and any(folder.glob("mdb*.pgm")):
+        return load_mias(folder, size, split, skip_bad)
+    raise DataError(f"{source!r} holds no data set; accepted are {ACCEPTED}")

@@ -1,0 +1,135 @@
+"""A folder of pairs: ``images/`` and ``masks/``, matched by stem."""
+
+import logging
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.images import SUFFIXES, BadFileError, Bools, fit_image, fit_mask, read_grey
+from training.data.loaded import DataError, LoadedPairs, Problems, progress, warn_of_tiny_lesions
+
+log = logging.getLogger(__name__)
+
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+Files = dict[str, list[Path]]
+
+
+def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
+    """Decode every pair of a folder into ``size`` x ``size`` pixels, aspect kept by padding with black.
+
+    Images are PNG, PGM, TIFF or NPY and are scaled to [-1, 1] by one rule for the whole folder, never image by image:
+    floats from 0..1; 8-bit integers from 0..255; wider integers from 0..2**bits - 1, where bits is the least of 8, 10,
+    12, 14 and 16 that holds the brightest of them in the folder, because 12-bit data in 16-bit files is common.
+    Masks hold 0 for background and one other value, whichever, for the lesion; a mask may be empty.
+
+    Raises:
+        DataError: a file cannot be used or lacks its partner (all are listed), or no pair is left. With ``skip_bad``
+            such files are left out and logged.
+    """
+    problems = Problems(folder)
+    images, masks = (_files_by_stem(folder / name, problems) for name in ("images", "masks"))
+    names, fitted_images, fitted_masks, tiny = [], [], [], []
+    scales: list[int | None] = []  # None: wider than 8 bits, known when the brightest is
+    brightest = 0
+    for name in progress(_matched(images, masks, problems), folder):
+        pair = _read_pair(images[name][0], masks[name][0], problems)
+        if pair is None:
+            continue
+        pixels, mask = pair
+        scales.append(_own_scale(pixels.dtype))
+        if scales[-1] is None:
+            brightest = max(brightest, int(pixels.max()))
+        fitted_mask, enlarged = fit_mask(mask, size)
+        names.append(name)
+        fitted_images.append(fit_image(pixels.astype(np.float32), size))
+        fitted_masks.append(fitted_mask)
+        tiny += [name] * (enlarged > 0)
+    problems.settle(skip_bad)
+    if not names:
+        raise DataError(f"{folder}: images/ and masks/ hold no pair that can be used")
+
+    bits = next(depth for depth in BIT_DEPTHS if brightest < 2**depth)
+    for image, scale in zip(fitted_images, scales, strict=True):
+        image *= 2 / (scale or 2**bits - 1)
+        image -= 1
+        image.clip(-1, 1, out=image)
+    log.info("%s: %d pairs, %d with an empty mask", folder, len(names), sum(not mask.any() for mask in fitted_masks))
+    if None in scales:
+        log.info("%s: the brightest of the images wider than 8 bits is %d: read as %d bits", folder, brightest, bits)
+    warn_of_tiny_lesions(tiny, size)
+    return LoadedPairs(names, fitted_images, fitted_masks)
+
+
+def _files_by_stem(folder: Path, problems: Problems) -> Files:
+    files = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            files[path.stem].append(path)
+        else:
+            problems.add(path, f"is none of {', '.join(SUFFIXES)}")
+    return files
+
+
+def _matched(images: Files, masks: Files, problems: Problems) -> list[str]:
+    """The stems that name one image and one mask."""
+    matched = []
+    for stem in sorted(images.keys() | masks.keys()):
+        pair = images.get(stem, []), masks.get(stem, [])
+        for paths, partners, where in ((pair[0], masks, "masks"), (pair[1], images, "images")):
+            for path in paths:
+                if len(paths) > 1:
+                    problems.add(path, f"shares its stem with {', '.join(p.name for p in paths if p != path)}")
+                if stem not in partners:
+                    problems.add(path, f"has no partner in {where}/")
+        if [len(paths) for paths in pair] == [1, 1]:
+            matched.append(stem)
+    return matched
+
+
+def _read_pair(image_path: Path, mask_path: Path, problems: Problems) -> tuple[NDArray[Any], Bools] | None:
+    image = mask = None
+    with problems.of(image_path):
+        image = _read_image(image_path)
+    with problems.of(mask_path):
+        mask = _read_mask(mask_path)
+    if image is None or mask is None:
+        return None
+    if image.shape != mask.shape:
+        problems.add(mask_path, f"has {_extent(mask)} pixels, but its image {_extent(image)}")
+        return None
+    return image, mask
+
+
+def _read_image(path: Path) -> NDArray[Any]:
+    pixels = read_grey(path)
+    if pixels.dtype.kind == "b":
+        raise BadFileError("is 1 bit deep, which no grey image is")
+    highest = 1 if pixels.dtype.kind == "f" else 2 ** BIT_DEPTHS[-1] - 1
+    if pixels.min() < 0 or pixels.max() > highest:
+        raise BadFileError(f"holds {pixels.min():g} to {pixels.max():g}; {pixels.dtype} must lie in 0 to {highest}")
+    return pixels
+
+
+def _read_mask(path: Path) -> Bools:
+    pixels = read_grey(path)
+    values = np.unique(pixels)
+    if np.count_nonzero(values) > 1:
+        some = ", ".join(f"{value:g}" for value in values[:5]) + ", ..." * (len(values) > 5)
+        raise BadFileError(f"holds {len(values)} values ({some}); a mask holds 0 and one other")
+    return pixels != 0
+
+
+def _own_scale(dtype: np.dtype[Any]) -> int | None:
+    """The value that is white for this type alone, or None where the folder's brightest image decides."""
+    if dtype.kind == "f":
+        return 1
+    return 255 if dtype == np.uint8 else None
+
+
+def _extent(pixels: NDArray[Any]) -> str:
+    return f"{pixels.shape[0]} x {pixels.shape[1]}"
