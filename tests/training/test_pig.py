@@ -1,0 +1,263 @@
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from tiny_pig import SIZE, random_batch, tiny_pig
+from torch import Tensor, nn
+
+from serving.solvers import solver_table
+from training.models.pig import PRESETS, Pig, binarise
+
+
+@pytest.fixture(scope="module")
+def pig() -> Pig:
+    return tiny_pig()
+
+
+def state(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 2, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+class TestPaperPreset:
+    preset = PRESETS["paper"]
+
+    def test_each_network_has_the_papers_number_of_parameters(self):
+        pig = Pig(self.preset)
+        for network in (pig.guider, pig.generator):
+            assert sum(parameter.numel() for parameter in network.parameters()) == 7_125_409
+
+    def test_fields_are_the_papers(self):
+        assert self.preset.size == 512
+        assert self.preset.widths == (32, 32, 64, 64, 128, 128)
+        assert [self.preset.size >> level for level in self.preset.attention] == [16]
+        schedule = self.preset.schedule
+        assert (schedule.kind, schedule.num_train_timesteps, schedule.prediction) == ("linear", 1024, "epsilon")
+        assert (schedule.beta_start, schedule.beta_end) == (1e-4, 0.02)
+        assert (self.preset.default_solver, self.preset.default_steps) == ("ddim", 256)
+
+
+class TestStep:
+    STEPS = 10
+
+    def scheduler(self, pig: Pig, dtype: torch.dtype) -> DDIMScheduler:
+        schedule, clip = pig.preset.schedule, pig.preset.clip
+        betas = torch.linspace(schedule.beta_start, schedule.beta_end, schedule.num_train_timesteps, dtype=torch.double)
+        scheduler = DDIMScheduler(
+            schedule.num_train_timesteps, clip_sample=clip is not None, clip_sample_range=clip or 1.0
+        )
+        scheduler.alphas_cumprod = (1 - betas).cumprod(0).to(dtype)
+        scheduler.set_timesteps(self.STEPS)
+        return scheduler
+
+    def step(self, pig: Pig, row: int, sample: Tensor) -> Tensor:
+        coeffs = torch.tensor(solver_table("ddim", pig.preset.schedule, self.STEPS))[row].to(sample)
+        zeros = torch.zeros_like(sample)
+        return pig.step(sample, zeros, zeros, zeros, zeros, coeffs.expand(len(sample), -1))[0]
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("clip", [1.0, None])
+    def test_trajectory_is_that_of_the_diffusers_loop(self, clip):
+        # In float64, where rounding (1e-16 a step on states of up to 300) cannot hide a difference: an untrained
+        # network makes three of one error at every step, 3**10 = 6e4 in all.
+        pig = tiny_pig(clip=clip).double()
+        scheduler = self.scheduler(pig, torch.double)
+        ours = theirs = state(3).double()
+        for row, t in enumerate(scheduler.timesteps):
+            ours = self.step(pig, row, ours)
+            theirs = pig.scheduler_step(pig.networks(), scheduler, t, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("clip", [1.0, None])
+    def test_a_float32_step_differs_from_the_diffusers_step_by_rounding_alone(self, clip):
+        # x0, the direction and their sum: a handful of operations on values of the state's size, each rounded once.
+        pig = tiny_pig(clip=clip)
+        scheduler = self.scheduler(pig, torch.float)
+        sample = state(3)
+        for row, t in enumerate(scheduler.timesteps):
+            expected = pig.scheduler_step(pig.networks(), scheduler, t, sample)
+            rounding = torch.finfo(torch.float).eps * max(sample.abs().max().item(), 1.0)
+            sample = self.step(pig, row, sample)
+            torch.testing.assert_close(sample, expected, rtol=0, atol=32 * rounding)
+
+    def test_a_row_does_not_depend_on_its_mates(self, pig):
+        coeffs = torch.tensor(solver_table("dpmpp_2m", pig.preset.schedule, 8)).float()[[2, 5, 7]]
+        inputs = [state(3, seed) for seed in range(5)]
+        others = [state(3, seed) for seed in range(10, 15)]
+        for mixed, tensor in zip(others, inputs, strict=True):
+            mixed[1] = tensor[1]
+        other_coeffs = coeffs.flip(0)
+        with torch.no_grad():
+            step, other_step = pig.step(*inputs, coeffs), pig.step(*others, other_coeffs)
+        for tensor, mixed in zip(step, other_step, strict=True):
+            assert torch.equal(tensor[1], mixed[1])
+            assert not torch.equal(tensor[0], mixed[0])
+
+    def test_sample_passes_the_latest_predictions_and_the_rows_noise(self, pig, monkeypatch):
+        calls, predictions = [], []
+        step = pig.step
+
+        def recorded(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+            calls.append(inputs)
+            sample, prediction = step(*inputs)
+            predictions.append(prediction)
+            return sample, prediction
+
+        monkeypatch.setattr(pig, "step", recorded)
+        noises = [state(2, seed) for seed in range(6)]
+        pig.sample(noises, "dpmpp_3m", 5)
+        zeros = torch.zeros_like(noises[0])
+        for k, (_, *history, noise, _coeffs, _condition) in enumerate(calls):
+            assert torch.equal(noise, noises[k + 1])
+            latest = [*reversed(predictions[:k]), zeros, zeros, zeros]
+            assert all(torch.equal(given, expected) for given, expected in zip(history, latest, strict=False))
+
+    def test_finish_gives_the_outputs_it_names(self, pig):
+        final = torch.tensor([[-0.1, -3.0], [0.0, -1.0], [0.1, 0.5], [1.0, 3.0]])[:, :, None, None]
+        mask, image = pig.finish(final)
+        assert mask.flatten().tolist() == [0, 0, 1, 1]
+        assert image.flatten().tolist() == [0, 0, 0.75, 1]
+        named = pig.sample([state(2)], "ddim", 1)
+        for tensor, output in zip(named, pig.outputs, strict=True):
+            assert tensor.shape == (2, *output.shape)
+            assert str(tensor.dtype) == f"torch.{output.dtype}"
+            assert output.low <= tensor.min() <= tensor.max() <= output.high
+
+
+class TestBinarise:
+    def square(self, top: int, left: int, side: int) -> Tensor:
+        x = -torch.ones(1, 1, SIZE, SIZE)
+        x[..., top : top + side, left : left + side] = 1
+        return x
+
+    def test_a_square_loses_its_margin_where_less_than_seven_eighths_of_the_window_is_lesion(self):
+        expected = self.square(11, 7, 10)
+        expected[..., [11, 11, 20, 20], [7, 16, 7, 16]] = -1
+        assert torch.equal(binarise(self.square(10, 6, 12)), expected)
+
+    def test_the_pictures_edge_costs_nothing(self):
+        assert torch.equal(binarise(self.square(0, 0, SIZE // 2))[..., 0, : SIZE // 2 - 1], torch.ones(1, 1, 15))
+
+    def test_the_cut_is_relative_to_each_pictures_range(self):
+        x = self.square(10, 6, 12)
+        assert torch.equal(binarise(0.125 * x - 0.5), binarise(x))
+
+    def test_values_beyond_the_data_count_as_its_bounds(self):
+        x = state(1)[:, :1]
+        assert torch.equal(binarise(5 * x), binarise((5 * x).clamp(-1, 1)))
+
+    @pytest.mark.parametrize("value", [-1.0, 1.0])
+    def test_nothing_stands_out_of_a_flat_picture(self, value):
+        assert (binarise(torch.full((1, 1, SIZE, SIZE), value)) == -1).all()
+
+    def test_pictures_do_not_depend_on_their_mates(self):
+        x = torch.cat([0.1 * state(1, 1), state(1, 2), 3 * state(1, 3)])[:, :1]
+        whole = binarise(x)
+        assert set(whole.unique().tolist()) == {-1, 1}
+        for k in range(3):
+            assert torch.equal(whole[k], binarise(x[k : k + 1])[0])
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("when", ["never", "sampling", "always"])
+    def test_the_preset_says_when(self, when, training):
+        pig = tiny_pig(binarise_guide=when).train(training)
+        x0 = 2 * state(2)[:, :1]
+        expected = binarise(x0) if when == "always" or (when == "sampling" and not training) else x0.clamp(-1, 1)
+        assert torch.equal(pig.guide(x0), expected)
+
+
+class TestTimesteps:
+    def drawn(self, count: int, **fields: bool) -> Tensor:
+        return tiny_pig(**fields).draw_timesteps(count, torch.Generator().manual_seed(3))
+
+    @pytest.mark.parametrize("antithetic", [True, False])
+    def test_they_are_integers_over_the_whole_schedule(self, antithetic):
+        t = self.drawn(100_000, antithetic=antithetic)
+        assert t.dtype == torch.int64
+        assert t.unique().tolist() == list(range(1024))
+        assert (torch.bincount(t) - 100_000 / 1024).abs().max() < 7 * math.sqrt(100_000 / 1024)
+
+    def test_antithetic_halves_mirror_each_other(self):
+        t = self.drawn(8)
+        assert (t[:4] + t[4:] == 1023).all()
+        odd = self.drawn(5)
+        assert len(odd) == 5
+        assert (odd[:2] + odd[3:] == 1023).all()
+
+    def test_others_do_not(self):
+        t = self.drawn(8, antithetic=False)
+        assert not (t[:4] + t[4:] == 1023).any()
+
+
+class Oracle(nn.Module):
+    """A network that knows the data, is wrong about the noise by ``error`` everywhere, and keeps what it was given."""
+
+    def __init__(self, pig: Pig, data: Tensor, error: float) -> None:
+        super().__init__()
+        self.alphas_cumprod, self.data, self.error = pig.alphas_cumprod, data, error
+
+    def forward(self, noisy: Tensor, t: Tensor) -> "Oracle":
+        self.noisy, self.t = noisy, t
+        self.alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        noise = (noisy[:, :1] - self.alpha_bar.sqrt() * self.data) / (1 - self.alpha_bar).sqrt()
+        self.noise, self.sample = noise, noise + self.error
+        return self
+
+
+class TestLoss:
+    batch = random_batch(6)
+    x0 = batch["mask"] * 2.0 - 1.0
+
+    def oracles(self, guider_error: float, generator_error: float, **fields: object) -> Pig:
+        pig = tiny_pig(**fields).train()
+        pig.guider = Oracle(pig, self.x0, guider_error)
+        pig.generator = Oracle(pig, self.batch["image"], generator_error)
+        return pig
+
+    def loss(self, pig: Pig, phase: str, seed: int = 0) -> float:
+        return pig.loss(phase, self.batch, torch.Generator().manual_seed(seed)).item()
+
+    def test_the_guiders_loss_is_its_mean_squared_error_on_the_masks_noise(self):
+        assert self.loss(self.oracles(2, 0), "guider") == pytest.approx(4, rel=1e-3)
+
+    def test_the_generators_loss_is_weighted_by_the_sigmoid_of_the_mask_estimate(self):
+        weight = self.x0.sigmoid().mean().item()
+        assert self.loss(self.oracles(0, 2), "generator") == pytest.approx(4 * weight, rel=1e-3)
+        assert self.loss(self.oracles(0, 2, lesion_weight=False), "generator") == pytest.approx(4, rel=1e-3)
+
+    def test_the_generator_sees_the_guiders_estimate_at_the_same_timestep(self):
+        pig = self.oracles(0, 0)
+        self.loss(pig, "generator")
+        assert torch.equal(pig.guider.t, pig.generator.t)
+        assert torch.equal(pig.guider.noisy[:, 1:], pig.generator.noisy[:, :1])
+        torch.testing.assert_close(pig.generator.noisy[:, 1:], self.x0, atol=1e-3, rtol=0)
+
+    def test_mask_and_image_have_standard_normal_noise_of_their_own(self):
+        pig = self.oracles(0, 0)
+        self.loss(pig, "generator")
+        noises = torch.stack([pig.guider.noise.flatten(), pig.generator.noise.flatten()]).double()
+        few = 5 / math.sqrt(noises.shape[1])
+        torch.testing.assert_close(torch.cov(noises), torch.eye(2).double(), atol=2 * few, rtol=0)
+        assert (noises.mean(1).abs() < few).all()
+
+    @pytest.mark.parametrize("phase", Pig.phases)
+    def test_it_depends_on_the_generator_alone(self, phase):
+        pig = tiny_pig()
+        torch.manual_seed(1)
+        first = self.loss(pig, phase)
+        torch.manual_seed(2)
+        untouched = torch.get_rng_state()
+        assert self.loss(pig, phase) == first
+        assert torch.equal(torch.get_rng_state(), untouched)
+        assert self.loss(pig, phase, seed=1) != first
+
+    @pytest.mark.parametrize("phase", Pig.phases)
+    def test_a_phase_has_gradients_for_its_own_network_alone(self, phase):
+        pig = tiny_pig()
+        pig.loss(phase, self.batch, torch.Generator().manual_seed(0)).backward()
+        learning = pig.trainable(phase)
+        resting = pig.generator if phase == "guider" else pig.guider
+        assert learning is getattr(pig, phase)
+        assert all(parameter.grad is not None for parameter in learning.parameters())
+        assert all(parameter.grad is None for parameter in resting.parameters())

@@ -1,0 +1,163 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny_pig import SET_OPTIONS, SIZE, tiny_pig
+
+from training.__main__ import main
+from training.checkpoint import find_checkpoint, load_checkpoint
+from training.models import family_names
+from training.models.pig import PRESETS
+
+FIT = ["fit", "--model", "pig", "--data", "phantom:4", *SET_OPTIONS, "--steps", "1", "--batch", "2"]
+
+
+def train(*options: str) -> Result:
+    return CliRunner().invoke(main, options)
+
+
+def the_line(result: Result) -> str:
+    """The one line an error is: printed, with an exit code that says so, and no traceback."""
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code != 0
+    line = result.output.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    result = train(*FIT, "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert result.output.endswith(f"00000002 is ready: python -m export build --model pig --checkpoint {out}\n"), (
+        result.output
+    )
+    return out
+
+
+class TestFit:
+    def test_the_options_reach_the_checkpoint(self, run):
+        family, config = load_checkpoint(run)
+        assert family.preset == tiny_pig(steps=[1, 1], batch=2).preset
+        assert config.items() >= {"preset_name": "small", "data": "phantom:4", "seed": 0, "step": 2}.items()
+
+    def test_an_unknown_model_is_told_the_known_ones(self, tmp_path):
+        line = the_line(train("fit", "--model", "gan", "--data", "phantom", "--out", str(tmp_path / "run")))
+        assert "'gan'" in line
+        assert all(name in line for name in family_names())
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--preset", "huge"], "--preset is 'huge'; pig has paper, small"),
+            (["--set", "depth=3"], "preset field 'depth' is unknown; there are size, "),
+            (["--set", "size"], "'size' is no FIELD=VALUE"),
+            (["--set", "size=wide"], "preset field 'size' is 'wide'; it must be int, like 64"),
+            (["--set", "size=33"], "preset field 'size' is 33; these widths halve it 1 times"),
+            (["--set", "attention=[2]"], "preset field 'attention' is (2,); the levels are (0, 1)"),
+            (["--set", "norm_groups=3"], "divisible by"),
+            (["--set", "default_solver=euler"], "euler"),
+            (["--data", "nowhere"], "'nowhere' is no folder"),
+            (["--data", "phantom:0"], "COUNT must be 1 or more"),
+            (["--steps", "0"], "'--steps': 0"),
+            (["--seed", "-1"], "'--seed': -1"),
+        ],
+    )
+    def test_a_wrong_option_is_named_and_nothing_begun(self, tmp_path, options, message):
+        line = the_line(train(*FIT, "--out", str(tmp_path / "run"), *options))
+        assert message in line
+        assert not (tmp_path / "run").exists()
+
+    def test_an_existing_run_is_left_alone(self, run):
+        before = find_checkpoint(run).stat().st_mtime_ns
+        assert "already holds a run; go on with it (--resume)" in the_line(train(*FIT, "--out", str(run)))
+        assert find_checkpoint(run).stat().st_mtime_ns == before
+
+    def test_a_place_that_cannot_be_written_is_named(self, tmp_path):
+        (tmp_path / "file").touch()
+        assert "file/run" in the_line(train(*FIT, "--out", str(tmp_path / "file" / "run")))
+
+
+class TestResume:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--set", "lesion_weight=false"], "its lesion_weight is True, not False"),
+            (["--set", 'schedule={"beta_end": 0.03}'], "its beta_end is 0.02, not 0.03"),
+            (["--steps", "2"], "its steps is [1, 1], not [2, 2]"),
+            (["--batch", "4"], "its batch is 2, not 4"),
+            (["--seed", "1"], "its seed is 0, not 1"),
+            (["--data", "phantom:5"], "its data is phantom:4, not phantom:5"),
+            (["--preset", "paper"], "its preset_name is small, not paper"),
+            (["--precision", "bf16"], "its precision is no, not bf16"),
+        ],
+    )
+    def test_a_changed_option_is_named(self, run, options, message):
+        assert message in the_line(train(*FIT, "--out", str(run), "--resume", *options))
+
+    def test_nothing_to_resume_is_named(self, tmp_path):
+        assert f"no checkpoint in {tmp_path}" in the_line(train(*FIT, "--out", str(tmp_path), "--resume"))
+
+    def test_a_finished_run_is_ready(self, run):
+        result = train(*FIT, "--out", str(run), "--resume")
+        assert result.exit_code == 0
+        assert "00000002 is ready" in result.output
+
+
+class TestPack:
+    def test_it_tells_the_size(self, run, tmp_path):
+        result = train("pack", str(run), str(tmp_path / "packed"))
+        assert result.exit_code == 0
+        assert result.output == f"{tmp_path / 'packed'}: 0.2 MB\n"
+        assert load_checkpoint(tmp_path / "packed")[1]["step"] == 2
+
+    def test_nothing_to_pack_is_named(self, tmp_path):
+        assert f"no checkpoint in {tmp_path}" in the_line(train("pack", str(tmp_path), str(tmp_path / "packed")))
+
+
+class TestReplaced:
+    preset = PRESETS["small"]
+
+    def test_fields_change_as_json_gives_them(self):
+        fields = json.loads(
+            '{"size": 32, "learning_rate": 1, "clip": null, "widths": [8, 16, 24], "antithetic": false}'
+        )
+        changed = self.preset.replaced({**fields, "schedule": {"prediction": "v"}})
+        assert (changed.size, changed.learning_rate, changed.clip, changed.antithetic) == (SIZE, 1, None, False)
+        assert changed.widths == (8, 16, 24)
+        assert changed.schedule.prediction == "v"
+        assert changed.schedule.beta_end == self.preset.schedule.beta_end
+        assert changed.replaced(self.preset.replaced({}).__dict__) == self.preset
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"depth": 3}, "preset field 'depth' is unknown; there are size, schedule,"),
+            ({"size": 32.5}, "preset field 'size' is 32.5; it must be int, like 64"),
+            ({"size": "32"}, "preset field 'size' is '32'; it must be int, like 64"),
+            ({"size": None}, "preset field 'size' is None; it must be int, like 64"),
+            ({"size": True}, "preset field 'size' is True; it must be int, like 64"),
+            ({"size": 0}, "preset field 'size' is 0; it must be at least 1"),
+            ({"batch": 0}, "preset field 'batch' is 0; it must be at least 1"),
+            ({"steps": 5}, "preset field 'steps' is 5; it must be tuple[int, ...], like "),
+            ({"steps": [5, 0]}, "preset field 'steps' is 0; it must be at least 1"),
+            ({"clip": "none"}, "preset field 'clip' is 'none'; it must be float | None, like 1.0"),
+            (
+                {"widths": [8, "16"]},
+                "preset field 'widths' is (8, '16'); it must be tuple[int, ...], like (32, 64, 96)",
+            ),
+            ({"antithetic": 1}, "preset field 'antithetic' is 1; it must be bool, like True"),
+            ({"binarise_guide": "often"}, "preset field 'binarise_guide' is 'often'; it must be Literal['never', "),
+            ({"schedule": 3}, "preset field 'schedule' is 3; it must be "),
+            ({"schedule": {"beta": 3}}, "schedule field 'beta' is unknown; there are kind, "),
+            ({"schedule": {"beta_end": "3"}}, "schedule field 'beta_end' is '3'; it must be float, like 0.02"),
+            ({"schedule": {"beta_end": 3}}, "beta_end"),
+            ({"default_steps": 5000}, "5000"),
+        ],
+    )
+    def test_what_does_not_fit_is_named(self, fields, message):
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared as it stands
+            self.preset.replaced(fields)
+        assert message in str(error.value)

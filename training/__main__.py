@@ -1,0 +1,126 @@
+"""``python -m training``: train a generator, or pack a trained one to hand on."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from accelerate import PartialState
+
+from training.checkpoint import CheckpointError, find_checkpoint, pack, read_config
+from training.data import DataError, open_dataset
+from training.fit import Interrupted, Run, fit
+from training.models import family_names, load_family
+
+
+@click.group()
+def main() -> None:
+    """Train the generators that `export` builds and `serving` serves."""
+
+
+def assignment(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """FIELD=VALUE pairs, each value read as JSON and, where it is none, as a string."""
+    fields = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is no FIELD=VALUE")
+        try:
+            fields[name] = json.loads(value)
+        except json.JSONDecodeError:
+            fields[name] = value
+    return fields
+
+
+# fmt: off
+@main.command("fit")
+@click.option("--model",            required=True, type=click.Choice(family_names()), help="The model family.")
+@click.option("--preset",           default="small", show_default=True,               help="One of the family's presets.")
+@click.option("--set", "fields",    multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Change a field of the preset, as in --set size=128.")
+@click.option("--data",             required=True,                                    help="A folder (images/ and masks/, or mini-MIAS), or 'phantom'.")
+@click.option("--out",              required=True, type=click.Path(path_type=Path),   help="The run's folder.")
+@click.option("--resume",           is_flag=True,                                     help="Go on from the newest checkpoint in --out; the other options stay as they were.")
+@click.option("--steps",            type=click.IntRange(1),                           help="Optimiser steps in each phase, instead of the preset's.")
+@click.option("--batch",            type=click.IntRange(1),                           help="Samples a step and process, instead of the preset's.")
+@click.option("--seed",             default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of the weights, the order of the data and the noise.")
+@click.option("--precision",        default="no", show_default=True, type=click.Choice(["no", "bf16", "fp16"]), help="Mixed precision; 'no' is float32.")
+@click.option("--compile", "compiled", is_flag=True,                                  help="Compile the networks with torch.compile (a C++ compiler is needed).")
+@click.option("--workers",          default=0, show_default=True, type=click.IntRange(0), help="Processes that load data.")
+@click.option("--log-every",        default=50, show_default=True, type=click.IntRange(1), help="Steps between rows of log.csv.")
+@click.option("--checkpoint-every", default=500, show_default=True, type=click.IntRange(1), help="Steps between checkpoints.")
+@click.option("--preview-every",    default=1000, show_default=True, type=click.IntRange(1), help="Steps between pictures, in the last phase.")
+@click.option("--skip-bad",         is_flag=True,                                     help="Leave out files that cannot be used, instead of stopping.")
+def fit_command(
+    model: str,
+    preset: str,
+    fields: dict[str, Any],
+    data: str,
+    out: Path,
+    resume: bool,
+    steps: int | None,
+    batch: int | None,
+    seed: int,
+    precision: str,
+    compiled: bool,
+    workers: int,
+    log_every: int,
+    checkpoint_every: int,
+    preview_every: int,
+    skip_bad: bool,
+) -> None:
+    """Train a model on (mask, image) pairs.
+
+    Run it under `accelerate launch` for several GPUs. Ctrl-C writes a checkpoint and stops.
+    """
+    try:
+        family = load_family(model)
+        if preset not in family.presets:
+            raise ValueError(f"--preset is {preset!r}; {model} has {', '.join(family.presets)}")
+        overrides = {"steps": steps and (steps,) * len(family.phases), "batch": batch}
+        chosen = family.presets[preset].replaced({**fields, **{k: v for k, v in overrides.items() if v is not None}})
+        config = {"preset_name": preset, "data": data, "seed": seed, "precision": precision}
+        if resume:
+            now = {"model": model, **config, "preset": dataclasses.asdict(chosen)}
+            check_unchanged(read_config(find_checkpoint(out)), json.loads(json.dumps(now)))
+        torch.manual_seed(seed)
+        run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every)
+        checkpoint = fit(family(chosen), open_dataset(data, chosen.size, skip_bad=skip_bad), run, resume)
+    except (CheckpointError, DataError, OSError, ValueError, FloatingPointError) as error:
+        raise click.ClickException(str(error)) from error
+    except Interrupted as stopped:
+        click.echo(stopped)
+        raise SystemExit(130) from stopped
+    if PartialState().is_main_process:
+        click.echo(f"{checkpoint} is ready: python -m export build --model {model} --checkpoint {out}")
+
+
+# fmt: on
+
+
+def check_unchanged(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """A resumed run is the run it was."""
+    for name, value in now.items():
+        before = then.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            check_unchanged(before, value)
+        elif before != value:
+            raise ValueError(f"--resume goes on with the run as it was: its {name} is {before}, not {value}")
+
+
+@main.command("pack")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def pack_command(checkpoint: Path, out: Path) -> None:
+    """Copy CHECKPOINT to OUT as float16 weights without the state to resume from."""
+    try:
+        pack(checkpoint, out)
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from error
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    click.echo(f"{out}: {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m training")

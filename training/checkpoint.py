@@ -1,0 +1,151 @@
+"""Checkpoints: folders of ``config.json``, ``model.safetensors`` and, to resume from, ``training.pt``.
+
+A run folder holds ``checkpoints/00001000`` and the like. A checkpoint is written beside its place and renamed into it,
+so one that exists is whole.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from training.family import Family
+from training.models import load_family
+
+FORMAT = 1
+CONFIGS = "checkpoints/[0-9]*/config.json"  # in a run folder; one that is being written has a name with a dot
+SHIPPED = Path(__file__).parent / "checkpoints"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is missing, incomplete or of another format; the message names the file."""
+
+
+def save_checkpoint(
+    folder: Path,
+    family: Family,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write one checkpoint folder whole or not at all.
+
+    Args:
+        folder: where it will be; replaced if it exists.
+        family: gives the model's name and preset.
+        weights: the state dict that is exported: the exponential moving average.
+        config: what else ``config.json`` records, such as the preset's name, the data and the step.
+        training: what ``fit`` needs to go on: tensors, numbers and strings only.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there is untouched.
+    """
+    aside = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        described = {"format": FORMAT, "model": family.name, **config, "preset": dataclasses.asdict(family.preset)}
+        (aside / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, aside / "model.safetensors")
+        if training is not None:
+            torch.save(dict(training), aside / "training.pt")
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint folder itself, or the newest one of a run folder."""
+    if (path / "config.json").is_file():
+        return path
+    if checkpoints := sorted(path.glob(CONFIGS)):
+        return checkpoints[-1].parent
+    raise CheckpointError(f"no checkpoint in {path}: neither config.json nor checkpoints/*/config.json is there")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: it is no JSON or has another format number.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{file} has format {found!r}; this medgen reads format {FORMAT}")
+    return config
+
+
+def build_family(config: Mapping[str, Any]) -> Family:
+    """The untrained model that a config describes."""
+    family = load_family(config["model"])
+    (any_preset, *_) = family.presets.values()
+    return family(any_preset.replaced(config["preset"]))
+
+
+def load_checkpoint(path: Path) -> tuple[Family, dict[str, Any]]:
+    """The trained model, float32 and in eval mode, and its config with the weights' ``digest`` (sha256) added.
+
+    Args:
+        path: a checkpoint folder or a run folder, whose newest checkpoint is taken.
+
+    Raises:
+        CheckpointError: there is none, or a file of it is missing or broken.
+    """
+    folder = find_checkpoint(path)
+    config = read_config(folder)
+    file = folder / "model.safetensors"
+    try:
+        family = build_family(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} describes no model that medgen has: {error}") from error
+    try:
+        content = file.read_bytes()
+        weights = load(content)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    try:
+        family.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{file} does not hold the weights of the model that config.json describes") from error
+    return family.eval(), {**config, "digest": hashlib.sha256(content).hexdigest()}
+
+
+def pack(path: Path, out: Path) -> Path:
+    """Copy a checkpoint's weights as float16, without the state to resume from: the form to hand on.
+
+    Raises:
+        CheckpointError: there is none, or ``out`` is something else than a checkpoint, which is not replaced.
+    """
+    if out.exists() and not (out / "config.json").is_file():
+        raise CheckpointError(f"{out} is there already and no checkpoint; name a new folder")
+    family, config = load_checkpoint(path)
+    kept = {key: value for key, value in config.items() if key not in ("format", "model", "preset", "digest")}
+    save_checkpoint(out, family, {name: tensor.half() for name, tensor in family.state_dict().items()}, kept)
+    return out
+
+
+def shipped_checkpoint(model: str) -> Path:
+    """The checkpoint of a model that comes with medgen, trained on phantoms.
+
+    Raises:
+        CheckpointError: there is none of this model.
+    """
+    if found := sorted(SHIPPED.glob(f"{model}-*/config.json")):
+        return found[0].parent
+    raise CheckpointError(f"medgen ships no checkpoint of {model}: name yours with --checkpoint")

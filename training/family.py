@@ -1,0 +1,165 @@
+"""What every model family is: networks, a loss for each training phase, a step and a finish."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from inspect import formatannotation
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from kernels.solver_step import solver_step
+from serving.bundle import Condition, Output
+from serving.solvers import HISTORY, Schedule, solver_table
+
+Batch = Mapping[str, Tensor]
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """What every family's preset says; a family adds its own fields."""
+
+    size: int
+    schedule: Schedule
+    clip: float | None  # bound of the data estimate inside the step; None for none
+    default_solver: str
+    default_steps: int
+    batch: int
+    steps: tuple[int, ...]  # of the optimiser, in each phase
+    learning_rate: float
+    lr_schedule: str  # a name diffusers.optimization.get_scheduler knows
+    ema_decay: float
+
+    def __post_init__(self) -> None:
+        for name, value in {"size": self.size, "batch": self.batch, "steps": min(self.steps, default=0)}.items():
+            if value < 1:
+                raise ValueError(f"preset field {name!r} is {value}; it must be at least 1")
+        solver_table(self.default_solver, self.schedule, self.default_steps)  # says so if they do not go together
+
+    def replaced(self, fields: Mapping[str, Any]) -> "Preset":
+        """The preset with some fields changed, as read from JSON: lists become tuples, a mapping the schedule.
+
+        Raises:
+            ValueError: a field is unknown or its value is of the wrong type or out of range.
+        """
+        return _replaced(self, fields, "preset field")
+
+
+def _replaced(old: Any, fields: Mapping[str, Any], what: str) -> Any:
+    kinds = get_type_hints(type(old))
+    if unknown := fields.keys() - kinds.keys():
+        raise ValueError(f"{what} {min(unknown)!r} is unknown; there are {', '.join(kinds)}")
+    changes = {}
+    for name, value in fields.items():
+        present = getattr(old, name)
+        if dataclasses.is_dataclass(present) and isinstance(value, Mapping):
+            value = _replaced(present, value, f"{name} field")
+        elif isinstance(value, list):
+            value = tuple(value)
+        if not _fits(value, kind := kinds[name]):
+            raise ValueError(f"{what} {name!r} is {value!r}; it must be {formatannotation(kind)}, like {present!r}")
+        changes[name] = value
+    return dataclasses.replace(old, **changes)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in args
+    if origin in (Union, UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+
+
+class Family(nn.Module):
+    """A generator as start, step x N, finish; training, export and the training preview all run this one class.
+
+    A batch of training data is ``{"image": float32 [B, 1, H, W] in [-1, 1], "mask": uint8 [B, 1, H, W]}``, the mask
+    holding class indices.
+    """
+
+    name: ClassVar[str]
+    presets: ClassVar[Mapping[str, Preset]]
+    phases: ClassVar[tuple[str, ...]]
+
+    preset: Preset
+    sample_shape: tuple[int, int, int]
+    outputs: tuple[Output, ...]
+    condition: Condition | None = None
+
+    def network(self, sample: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:
+        """All networks of one denoising step: state [B, C, H, W] and table rows [B, 12] -> raw output [B, C, H, W]."""
+        raise NotImplementedError
+
+    def step(
+        self,
+        sample: Tensor,
+        history_1: Tensor,
+        history_2: Tensor,
+        history_3: Tensor,
+        noise: Tensor,
+        coeffs: Tensor,
+        condition: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One row of a solver's table for every sample: (next state, prediction for the history), float32."""
+        out = self.network(sample, coeffs, condition)
+        clip = math.inf if self.preset.clip is None else self.preset.clip
+        return solver_step(sample, out.to(sample.dtype), history_1, history_2, history_3, noise, coeffs, clip)
+
+    def finish(self, sample: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The last state [B, C, H, W] -> the named outputs, in the order of ``outputs``."""
+        raise NotImplementedError
+
+    def trainable(self, phase: str) -> nn.Module:
+        """The part of the model whose weights this phase learns."""
+        raise NotImplementedError
+
+    def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:
+        """A scalar; every random number comes from ``generator`` (on the CPU), so a run can be repeated."""
+        raise NotImplementedError
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Each network alone, as ``(input [B, C, H, W], t [B]) -> tensor``: what is exported without medgen's step."""
+        raise NotImplementedError
+
+    def scheduler_step(
+        self,
+        networks: Mapping[str, Network],
+        scheduler: Any,
+        t: Tensor,
+        sample: Tensor,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """One step of the loop that users write by hand around a diffusers scheduler: the reference for ``step``."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def sample(
+        self, noises: Sequence[Tensor], solver: str, steps: int, condition: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Draw samples in PyTorch.
+
+        Args:
+            noises: standard normal tensors [B, C, H, W]: the start, then one for each row of the solver's table;
+                rows of a deterministic solver need none.
+            solver: a name in ``serving.solvers.SOLVERS``.
+            steps: 1 .. the schedule's number of training timesteps.
+            condition: class-index mask uint8 [B, 1, H, W] for the families that take one.
+
+        Returns:
+            The named outputs, in the order of ``outputs``.
+        """
+        table = torch.tensor(solver_table(solver, self.preset.schedule, steps)).to(noises[0])
+        sample, zeros = noises[0], torch.zeros_like(noises[0])
+        history = [zeros] * HISTORY
+        for k, row in enumerate(table):
+            noise = noises[k + 1] if k + 1 < len(noises) else zeros
+            coeffs = row.expand(len(sample), -1)
+            sample, prediction = self.step(sample, *history, noise, coeffs, condition)
+            history = [prediction, *history[:-1]]
+        return self.finish(sample, condition)

@@ -1,0 +1,206 @@
+"""PIG: paired image generation by two diffusion processes that guide each other.
+
+Zhang et al., "Paired Image Generation with Diffusion-Guided Diffusion Models", MICCAI 2025 (arXiv 2507.14833). x is the
+lesion mask, y the image; both are one channel in [-1, 1]. At every step the guider denoises x with y_t beside it, and
+its estimate of x_0 guides the generator, which denoises y at the same t.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from serving.bundle import Output
+from serving.solvers import Schedule
+from training.family import Batch, Family, Network, Preset
+
+
+@dataclasses.dataclass(frozen=True)
+class PigPreset(Preset):
+    """Adds the shape of both networks and what the paper leaves open."""
+
+    widths: tuple[int, ...]
+    attention: tuple[int, ...]  # levels of ``widths``, counted from 0
+    layers: int
+    head_dim: int
+    norm_groups: int
+    binarise_guide: Literal["never", "sampling", "always"]  # the authors' code does it only when sampling
+    antithetic: bool  # half of a batch at t, the other half at T-1-t
+    lesion_weight: bool  # weigh the generator's loss by the sigmoid of the mask estimate
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        levels, halvings = range(len(self.widths)), len(self.widths) - 1
+        if self.size % 2**halvings:
+            raise ValueError(f"preset field 'size' is {self.size}; these widths halve it {halvings} times")
+        if not set(self.attention) <= set(levels):
+            raise ValueError(f"preset field 'attention' is {self.attention}; the levels are {tuple(levels)}")
+
+
+EPSILON = Schedule(kind="linear", num_train_timesteps=1024, beta_start=1e-4, beta_end=0.02, prediction="epsilon")
+V = dataclasses.replace(EPSILON, prediction="v")
+
+# `small` predicts v (Salimans and Ho 2022, appendix D): a short run learns where things are from the noisiest states,
+# and there an estimate of the data taken from predicted noise is the network's error times a hundred.
+# fmt: off
+PRESETS = {
+    "paper": PigPreset(                         # 7,125,409 parameters a network
+        size=512, widths=(32, 32, 64, 64, 128, 128), attention=(5,),   layers=2, head_dim=128, norm_groups=32,
+        schedule=EPSILON, clip=None, default_solver="ddim",     default_steps=256,
+        batch=6,  steps=(186_000, 186_000), learning_rate=2e-4, lr_schedule="constant", ema_decay=0.9999,
+        binarise_guide="sampling", antithetic=True, lesion_weight=True),
+    "small": PigPreset(                         # 1,818,465 parameters a network
+        size=64,  widths=(16, 32, 64, 96),           attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
+        schedule=V,       clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
+        batch=8,  steps=(1_000, 2_500),     learning_rate=4e-4, lr_schedule="cosine",   ema_decay=0.999,
+        binarise_guide="never",    antithetic=True, lesion_weight=True),
+}
+# fmt: on
+
+
+def unet(preset: PigPreset) -> UNet2DModel:
+    """One of the two networks: [noisy, guide] [B, 2, H, W] and t [B] -> noise or v [B, 1, H, W]."""
+    levels = range(len(preset.widths))
+    kinds = ["Attn" if level in preset.attention else "" for level in levels]
+    return UNet2DModel(
+        sample_size=preset.size,
+        in_channels=2,
+        out_channels=1,
+        block_out_channels=preset.widths,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        layers_per_block=preset.layers,
+        attention_head_dim=preset.head_dim,
+        norm_num_groups=preset.norm_groups,
+        norm_eps=1e-6,
+        downsample_padding=0,  # pads right and below only, as the authors' stride-2 convolutions do
+    )
+
+
+def binarise(x0: Tensor) -> Tensor:
+    """A mask estimate [B, 1, H, W] -> {-1, 1}, as the authors do: smooth, then cut at 3/4 of each image's own range."""
+    smooth = F.avg_pool2d(x0.clamp(-1, 1), kernel_size=5, stride=1, padding=2, count_include_pad=False)
+    threshold = 0.75 * smooth.amax((1, 2, 3), keepdim=True) + 0.25 * smooth.amin((1, 2, 3), keepdim=True)
+    return torch.where(smooth > threshold, 1.0, -1.0)
+
+
+class Pig(Family):
+    """The state stacks [mask, image] as channels."""
+
+    name: ClassVar[str] = "pig"
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
+    phases: ClassVar[tuple[str, ...]] = ("guider", "generator")
+
+    preset: PigPreset
+
+    def __init__(self, preset: PigPreset) -> None:
+        super().__init__()
+        self.preset = preset
+        self.guider = unet(preset)
+        self.generator = unet(preset)
+        self.sample_shape = (2, preset.size, preset.size)
+        shape = (1, preset.size, preset.size)
+        self.outputs = (
+            Output("mask", "uint8", shape, low=0, high=1, labels=("background", "lesion")),
+            Output("image", "float32", shape, low=0.0, high=1.0, labels=()),
+        )
+        self.register_buffer(
+            "alphas_cumprod", torch.from_numpy(preset.schedule.alphas_cumprod).float(), persistent=False
+        )
+
+    # --- one denoising step (the paper's Algorithm 2) ---
+
+    def guide(self, x0: Tensor) -> Tensor:
+        """What the generator sees of the guider's estimate of the mask."""
+        if self.preset.clip is not None:
+            x0 = x0.clamp(-self.preset.clip, self.preset.clip)
+        wanted = "always" if self.training else ("always", "sampling")
+        return binarise(x0) if self.preset.binarise_guide in wanted else x0
+
+    def network(self, sample: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:
+        x, y = sample.chunk(2, dim=1)
+        t = coeffs[:, 0]
+        p, q = coeffs[:, 1].view(-1, 1, 1, 1), coeffs[:, 2].view(-1, 1, 1, 1)
+        out_x = self.guider(torch.cat([x, y], dim=1), t).sample
+        guide = self.guide(p * x + q * out_x)
+        out_y = self.generator(torch.cat([y, guide], dim=1), t).sample
+        return torch.cat([out_x, out_y], dim=1)
+
+    def finish(self, sample: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        x, y = sample.chunk(2, dim=1)
+        return (x > 0).to(torch.uint8), (y / 2 + 0.5).clamp(0, 1)
+
+    # --- training ---
+
+    def trainable(self, phase: str) -> nn.Module:
+        return {"guider": self.guider, "generator": self.generator}[phase]
+
+    def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The guider's loss is Algorithm 1; the generator learns on the frozen guider's estimate at the same t."""
+        x0, y0 = batch["mask"] * 2.0 - 1.0, batch["image"]
+        t = self.draw_timesteps(len(x0), generator).to(x0.device)
+        noise_x, noise_y = torch.randn(2, *x0.shape, generator=generator).to(x0.device)
+        alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        x, y = alpha * x0 + sigma * noise_x, alpha * y0 + sigma * noise_y
+        if phase == "guider":
+            out = self.guider(torch.cat([x, y], dim=1), t).sample.float()
+            return F.mse_loss(out, self.target(x0, noise_x, alpha, sigma))
+        with torch.no_grad():
+            out = self.guider(torch.cat([x, y], dim=1), t).sample.float()
+            guide = self.guide(self.estimate(x, out, alpha, sigma))
+        out = self.generator(torch.cat([y, guide], dim=1), t).sample.float()
+        error = (out - self.target(y0, noise_y, alpha, sigma)).square()
+        return (error * guide.sigmoid()).mean() if self.preset.lesion_weight else error.mean()
+
+    def target(self, data: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What a network is to predict."""
+        return noise if self.preset.schedule.prediction == "epsilon" else alpha * noise - sigma * data
+
+    def estimate(self, noisy: Tensor, out: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The data, given what a network predicted."""
+        if self.preset.schedule.prediction == "epsilon":
+            return (noisy - sigma * out) / alpha
+        return alpha * noisy - sigma * out
+
+    def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """int64 [count], uniform on 0 .. T-1."""
+        total = self.preset.schedule.num_train_timesteps
+        if not self.preset.antithetic:
+            return torch.randint(total, (count,), generator=generator)
+        half = torch.randint(total, ((count + 1) // 2,), generator=generator)
+        return torch.cat([half, total - 1 - half])[:count]
+
+    # --- the loop as users write it by hand ---
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"guider": Sample(self.guider), "generator": Sample(self.generator)}
+
+    def scheduler_step(
+        self,
+        networks: Mapping[str, Network],
+        scheduler: Any,
+        t: Tensor,
+        sample: Tensor,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        x, y = sample.chunk(2, dim=1)
+        step_x = scheduler.step(networks["guider"](torch.cat([x, y], dim=1), t), t, x)
+        guide = self.guide(step_x.pred_original_sample)
+        step_y = scheduler.step(networks["generator"](torch.cat([y, guide], dim=1), t), t, y)
+        return torch.cat([step_x.prev_sample, step_y.prev_sample], dim=1)
+
+
+class Sample(nn.Module):
+    """A diffusers network that returns its tensor bare."""
+
+    def __init__(self, network: UNet2DModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
+        return self.network(noisy, t).sample

@@ -1,0 +1,40 @@
+"""Pictures of what a half-trained model draws."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from serving.client import Samples
+from serving.noise import draw
+from serving.pictures import contact_sheet
+from serving.solvers import solver_table
+from training.family import Family
+
+COUNT = 16
+
+
+def save_preview(family: Family, dataset: Dataset[Any], file: Path) -> None:
+    """Draw seeds 0 to 15 with the preset's own solver and steps, as serving would, and write one contact sheet.
+
+    A family that is conditioned on a mask gets the first masks of the data set.
+    """
+    preset = family.preset
+    rows = len(solver_table(preset.default_solver, preset.schedule, preset.default_steps))
+    noises = np.empty((rows + 1, COUNT, *family.sample_shape), np.float32)
+    for number, noise in enumerate(noises):
+        for seed, sample in enumerate(noise):
+            draw(seed, family.name, number, out=sample)
+    device = next(family.parameters()).device
+    condition = None
+    if family.condition is not None:
+        condition = torch.stack([dataset[k]["mask"] for k in range(COUNT)]).to(device)
+    tensors = family.sample(
+        list(torch.from_numpy(noises).to(device)), preset.default_solver, preset.default_steps, condition
+    )
+    arrays = {output.name: tensor.cpu().numpy() for output, tensor in zip(family.outputs, tensors, strict=True)}
+    samples = Samples(arrays, [{"seed": seed} for seed in range(COUNT)], family.outputs)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(samples).save(file)
