@@ -1,0 +1,1 @@
+"""Checkpoints become bundles: ONNX graphs that are checked against PyTorch."""

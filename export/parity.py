@@ -1,0 +1,156 @@
+"""How far an engine is from PyTorch: at every step of real trajectories, at random states, and end to end."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from serving.engines import StepEngine, Trajectory
+from serving.noise import draw
+from serving.solvers import COLUMNS, HISTORY, SOLVERS, solver_table
+from training.family import Family
+
+BATCH = 3  # not the batch that the graphs were exported with
+LONGEST = 20  # rows of a trajectory that is followed
+
+Float32 = NDArray[np.float32]
+Figures = dict[str, Any]
+
+
+def measure_parity(family: Family, engine: StepEngine, progress: Callable[[str], None] = lambda line: None) -> Figures:
+    """Run PyTorch and the engine side by side, fp32, on the same noise.
+
+    Along each trajectory the engine gets PyTorch's state at every row, so the figures of a row are that row's own; end
+    to end it goes by itself from the first noise to the outputs. Differences are the largest absolute ones; of a mask,
+    the share of pixels that differ. Of a prediction it is the difference over the slope |m*q + n| with which it follows
+    the network's output, where that is above 1: near t = T the data estimate is the output times a hundred and more,
+    and so is the last bit of its rounding.
+
+    Returns:
+        What ``parity.json`` holds: ``batch``; ``random`` and ``step``, the worst of any row, by tensor; ``end_to_end``,
+        the worst of any trajectory, by output, with ``state`` for the last state; ``trajectories`` with each row.
+    """
+    condition = random_condition(family)
+    trajectories = []
+    for solver, steps in followed(family):
+        progress(f"comparing {steps} steps of {solver} with PyTorch")
+        trajectories.append(compare_trajectory(family, engine, solver, steps, condition))
+    return {
+        "batch": BATCH,
+        "random": compare_random(family, engine, condition) if trajectories else {},
+        "step": worst([row for trajectory in trajectories for row in trajectory["rows"]], ("sample_next", "prediction")),
+        "end_to_end": worst([trajectory["end_to_end"] for trajectory in trajectories]),
+        "trajectories": trajectories,
+    }
+
+
+def followed(family: Family) -> list[tuple[str, int]]:
+    """The default solver, and the first that draws noise: together they use every input of the step graph."""
+    default = family.preset.default_solver
+    kind = SOLVERS[default].kind
+    stochastic = [name for name, solver in SOLVERS.items() if solver.kind == kind and solver.stochastic]
+    names = dict.fromkeys([default, *stochastic[:1]])
+    return [(name, min(family.preset.default_steps, LONGEST)) for name in names]
+
+
+def compare_trajectory(
+    family: Family, engine: StepEngine, solver: str, steps: int, condition: NDArray[np.uint8] | None
+) -> Figures:
+    table = solver_table(solver, family.preset.schedule, steps)
+    noises = [stacked_noise(family, number) for number in range(len(table) + 1)]
+    rows = []
+    state = noises[0]
+    for k, (inputs, outputs) in enumerate(torch_trajectory(family, table, noises, condition)):
+        state = outputs[0]
+        sample, *history, noise, coeffs = inputs
+        got = engine.step(sample, tuple(history), noise, coeffs, condition)
+        rows.append({"row": k, "t": table[k, 0], **compare_step(got, outputs, coeffs)})
+
+    trajectory = Trajectory(
+        start=noises[0],
+        lengths=np.full(BATCH, len(table)),
+        coeffs=np.repeat(table[:, None].astype(np.float32), BATCH, axis=1),
+        noise=lambda row: noises[row + 1],
+        condition=condition,
+    )
+    last, finished = engine.generate(trajectory)
+    expected = run(family.finish, state, condition)
+    end_to_end = {"state": largest_difference(last, state)}
+    for output, value in zip(family.outputs, expected, strict=True):
+        difference = share_different if output.labels else largest_difference
+        end_to_end[output.name] = difference(finished[output.name], value)
+    return {"solver": solver, "steps": steps, "end_to_end": end_to_end, "rows": rows}
+
+
+def torch_trajectory(
+    family: Family, table: NDArray[np.float64], noises: list[Float32], condition: NDArray[np.uint8] | None
+) -> Iterator[tuple[list[Float32], list[Float32]]]:
+    """For each row of the table: what goes into the step, and what PyTorch makes of it."""
+    sample = noises[0]
+    history = [np.zeros_like(sample)] * HISTORY
+    for row, noise in zip(table, noises[1:], strict=True):
+        coeffs = np.repeat(row[None].astype(np.float32), BATCH, axis=0)
+        inputs = [sample, *history, noise, coeffs]
+        outputs = run(family.step, *inputs, condition)
+        yield inputs, outputs
+        sample, history = outputs[0], [outputs[1], *history[:-1]]
+
+
+def compare_random(family: Family, engine: StepEngine, condition: NDArray[np.uint8] | None) -> Figures:
+    """One step on standard normal states and history, each sample of the batch at a row of its own."""
+    table = solver_table(family.preset.default_solver, family.preset.schedule, family.preset.default_steps)
+    sample, *history, noise = (stacked_noise(family, number) for number in range(HISTORY + 2))
+    coeffs = table[np.linspace(0, len(table) - 1, BATCH).astype(int)].astype(np.float32)
+    got = engine.step(sample, tuple(history), noise, coeffs, condition)
+    outputs = run(family.step, sample, *history, noise, coeffs, condition)
+    return compare_step(got, outputs, coeffs)
+
+
+def compare_step(got: Sequence[Float32], expected: Sequence[Float32], coeffs: Float32) -> Figures:
+    q, m, n = (coeffs[:, COLUMNS.index(name)] for name in "qmn")
+    slope = np.maximum(1, np.abs(m * q + n)).reshape(-1, 1, 1, 1)
+    return {
+        "sample_next": largest_difference(got[0], expected[0]),
+        "prediction": largest_difference(got[1] / slope, expected[1] / slope),
+    }
+
+
+def run(function: Callable[..., tuple[Tensor, ...]], *arrays: NDArray[Any] | None) -> list[NDArray[Any]]:
+    """A method of the family on arrays; a condition that is None is left out."""
+    with torch.inference_mode():
+        return [out.numpy() for out in function(*(torch.from_numpy(a) for a in arrays if a is not None))]
+
+
+def stacked_noise(family: Family, number: int) -> Float32:
+    noise = np.empty((BATCH, *family.sample_shape), np.float32)
+    for seed, sample in enumerate(noise):
+        draw(seed, family.name, number, out=sample)
+    return noise
+
+
+def random_condition(family: Family) -> NDArray[np.uint8] | None:
+    """Blocks of every class."""
+    if family.condition is None:
+        return None
+    channels, height, width = family.condition.shape
+    coarse = np.random.default_rng(0).integers(
+        family.condition.classes, size=(BATCH, channels, -(-height // 8), -(-width // 8)), dtype=np.uint8
+    )
+    return np.ascontiguousarray(np.kron(coarse, np.ones((8, 8), np.uint8))[..., :height, :width])
+
+
+def largest_difference(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """The largest absolute difference; infinite where either is not finite."""
+    difference = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
+    return float(difference) if np.isfinite(difference) else float("inf")
+
+
+def share_different(a: NDArray[Any], b: NDArray[Any]) -> float:
+    return float((a != b).mean())
+
+
+def worst(figures: list[Figures], names: tuple[str, ...] | None = None) -> Figures:
+    return {name: max(figure[name] for figure in figures) for name in names or figures[0]} if figures else {}

@@ -1,0 +1,225 @@
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_pig import SIZE, tiny_pig
+
+from export.__main__ import main
+from export.build import BuildError, Options, Tolerance, build, written_aside
+from export.parity import measure_parity
+from serving.bundle import Bundle, bundle_folder, load_bundle
+from serving.engines import open_engine
+from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.noise import draw
+from serving.requests import parse_request
+from serving.sampler import Sampler
+from training.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def repository(built: Bundle, tmp_path: Path) -> Path:
+    """A repository that holds a good bundle."""
+    return shutil.copytree(built.folder.parents[2], tmp_path / "repository")
+
+
+class TestBundle:
+    def test_holds_the_graphs_the_manifest_and_the_parity_figures(self, built):
+        assert contents(built.folder).keys() == {"manifest.json", "parity.json", "step.onnx", "finish.onnx"}
+        manifest = built.manifest
+        assert (manifest.model, manifest.preset, manifest.sample_shape) == ("pig", "small", (2, SIZE, SIZE))
+        assert [output.name for output in manifest.outputs] == ["mask", "image"]
+        assert manifest.target == {"name": "onnx", "opset": 18}
+        assert manifest.checkpoint["step"] == 7
+        assert manifest.tools["torch"] == torch.__version__
+
+    def test_the_graphs_take_any_batch(self, built):
+        step = onnx.load(built.engine_path("step"))
+        assert [node.name for node in step.graph.input] == [
+            *("sample", "history_1", "history_2", "history_3", "noise", "coeffs")
+        ]
+        assert [node.name for node in step.graph.output] == ["sample_next", "prediction"]
+        for node in [*step.graph.input, *step.graph.output, *onnx.load(built.engine_path("finish")).graph.input]:
+            assert node.type.tensor_type.shape.dim[0].dim_param
+            assert node.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+    def test_the_repository_can_be_served(self, built):
+        folder = built.folder.parents[1]
+        for name in ("config.pbtxt", "1/model.py"):
+            assert (folder / name).read_bytes() == (ROOT / "model_repository" / "pig" / name).read_bytes()
+        assert not list(folder.glob("1/.bundle-*"))
+
+    def test_samples_are_pytorchs(self, built):
+        """Seed 3 through the bundle, and by hand in PyTorch on the noise that serving draws."""
+        request = parse_request(built.manifest, np.array([[3]]), {"solver": "ddpm", "steps": 5})
+        (sampled,) = Sampler(built).sample([request])
+        pig = tiny_pig()
+        noises = [torch.empty(1, 2, SIZE, SIZE) for _ in range(6)]
+        for number, noise in enumerate(noises):
+            draw(3, "pig", number, out=noise.numpy()[0])
+        mask, image = pig.sample(noises, "ddpm", 5)
+        assert np.abs(sampled["image"] - image.numpy()).max() < 1e-4
+        assert (sampled["mask"] == mask.numpy()).mean() > 0.999
+        assert 0 < sampled["mask"].mean() < 1
+
+
+class TestParity:
+    def test_every_row_is_compared_and_close(self, built):
+        figures = json.loads((built.folder / "parity.json").read_text())
+        assert [(t["solver"], t["steps"]) for t in figures["trajectories"]] == [("dpmpp_2m", 20), ("ddpm", 20)]
+        for trajectory in figures["trajectories"]:
+            assert [row["row"] for row in trajectory["rows"]] == list(range(20))
+            assert max(row["sample_next"] for row in trajectory["rows"]) <= figures["step"]["sample_next"] < 1e-4
+        assert figures["end_to_end"].keys() == {"state", "mask", "image"}
+        assert 0 < figures["random"]["sample_next"] < 1e-4
+        assert built.manifest.parity["step"] == figures["step"]
+
+    @pytest.mark.parametrize("tensor", ["guider.conv_in.bias", "generator.conv_out.weight"])
+    def test_other_weights_are_noticed(self, built, tensor):
+        pig = tiny_pig()
+        with torch.no_grad():
+            pig.get_parameter(tensor).add_(1e-3)
+        figures = measure_parity(pig, OnnxRuntimeEngine(built))
+        assert figures["step"]["prediction"] > 1e-4
+        assert figures["random"]["sample_next"] > 1e-6
+        assert figures["end_to_end"]["state"] > 1e-4
+
+    def test_nan_is_infinitely_far(self, built):
+        pig = tiny_pig()
+        with torch.no_grad():
+            pig.generator.conv_out.bias.fill_(torch.nan)
+        assert measure_parity(pig, OnnxRuntimeEngine(built))["end_to_end"]["image"] == float("inf")
+
+
+class TestFailures:
+    """One clear line, exit code not 0, and the old bundle untouched."""
+
+    def run(self, *arguments: object) -> str:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code not in (0, None)
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        assert len(result.stderr.strip().splitlines()[-1:]) == 1
+        assert "Traceback" not in result.output
+        return result.stderr.strip().splitlines()[-1]
+
+    def test_missing_checkpoint(self, repository, tmp_path):
+        before = contents(repository)
+        line = self.run("build", "--model", "pig", "--checkpoint", tmp_path / "none", "--repository", repository)
+        assert "none" in line
+        assert "no checkpoint" in line
+        assert contents(repository) == before
+
+    def test_unknown_model(self):
+        line = self.run("build", "--model", "pug")
+        assert "'pug'" in line
+        assert "'pig'" in line
+
+    @pytest.mark.parametrize("option", ["--tolerance", "--end-to-end-tolerance"])
+    def test_missed_tolerance(self, repository, checkpoint, option):
+        before = contents(repository)
+        line = self.run(
+            *("build", "--model", "pig", "--checkpoint", checkpoint, "--repository", repository, option, "1e-12")
+        )
+        assert "differs from PyTorch by" in line
+        assert "tolerance 1.00e-12" in line
+        assert contents(repository) == before
+
+    def test_missed_tolerance_leaves_no_bundle(self, checkpoint, tmp_path):
+        with pytest.raises(BuildError, match="differs from PyTorch"):
+            build("pig", checkpoint, tmp_path, Options(tolerance=Tolerance(step=1e-12)))
+        assert not bundle_folder(tmp_path, "pig").exists()
+        assert {file.name for file in (tmp_path / "pig" / "1").iterdir()} == {"model.py"}
+
+    def test_full_disk(self, repository, checkpoint):
+        """A file-size limit fails a write in the middle, as a full disk does."""
+        before = contents(repository)
+        command = [sys.executable, "-m", "export", "build", "--model", "pig", "--checkpoint", str(checkpoint)]
+        limit = 20_000
+
+        def limited() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        result = subprocess.run(
+            [*command, "--repository", str(repository)],
+            cwd=ROOT,
+            preexec_fn=limited,
+            env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 1
+        assert "cannot write the bundle" in result.stderr.strip().splitlines()[-1]
+        assert "Traceback" not in result.stderr
+        assert contents(repository) == before
+
+    def test_checkpoint_of_another_model_or_digest(self, built, tmp_path):
+        pig = tiny_pig()
+        weights = {name: tensor + 1 for name, tensor in pig.state_dict().items()}
+        save_checkpoint(tmp_path / "other", pig, weights, {"preset_name": "small"})
+        line = self.run("verify", built.folder, "--checkpoint", tmp_path / "other")
+        assert "digests differ" in line
+
+    def test_corrupt_bundle(self, repository):
+        folder = bundle_folder(repository, "pig")
+        graph = bytearray((folder / "step.onnx").read_bytes())
+        graph[len(graph) // 2] ^= 1
+        (folder / "step.onnx").write_bytes(graph)
+        for command in ("inspect", "verify"):
+            assert "step.onnx" in self.run(command, folder)
+
+
+class TestWrittenAside:
+    def test_replaces_the_old_folder(self, tmp_path):
+        for text in ("old", "new"):
+            with written_aside(tmp_path / "bundle") as folder:
+                (folder / "file").write_text(text)
+        assert contents(tmp_path) == {"bundle/file": b"new"}
+
+    def test_an_error_leaves_the_old_folder(self, tmp_path):
+        with written_aside(tmp_path / "bundle") as folder:
+            (folder / "file").write_text("old")
+        with pytest.raises(RuntimeError), written_aside(tmp_path / "bundle") as folder:  # noqa: PT012
+            (folder / "file").write_text("new")
+            raise RuntimeError
+        assert contents(tmp_path) == {"bundle/file": b"old"}
+
+
+class TestCommands:
+    def run(self, *arguments: object) -> str:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def test_list(self, built, tmp_path):
+        assert built.digest[:12] in self.run("list", "--repository", built.folder.parents[2])
+        assert "not built" in self.run("list", "--repository", tmp_path)
+
+    def test_inspect(self, built):
+        printed = self.run("inspect", built.folder)
+        assert built.digest in printed
+        assert "dpmpp_2m, 20 steps" in printed
+        assert self.run("inspect", "pig", "--repository", built.folder.parents[2]) == printed
+
+    def test_verify(self, built, checkpoint):
+        assert "digests and graphs are good" in self.run("verify", built.folder)
+        assert "end to end" in self.run("verify", built.folder, "--checkpoint", checkpoint)
+
+    def test_a_new_build_replaces_the_bundle(self, repository, checkpoint):
+        self.run(*("build", "--model", "pig", "--checkpoint", checkpoint, "--repository", repository, "--max-batch", 3))
+        bundle = load_bundle(bundle_folder(repository, "pig"))
+        assert bundle.manifest.max_batch == 3
+        assert open_engine(bundle)
