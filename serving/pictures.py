@@ -52,8 +52,10 @@ def overlay(grey: Bytes, mask: Bytes, zoom: int = 1) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def mask_picture(mask: Bytes) -> Image.Image:
-    """A mask [H, W] as a palette picture: its pixels are the class indices, the palette gives them colours."""
+def mask_picture(mask: Bytes, classes: int) -> Image.Image:
+    """A mask [H, W] to look at: two classes are black and white, more are class indices with a palette of colours."""
+    if classes == 2:
+        return Image.fromarray(mask * np.uint8(255))
     picture = Image.fromarray(mask)
     picture.putpalette(PALETTE.tobytes())
     return picture
@@ -72,7 +74,7 @@ def drawings(samples: Samples, row: int, zoom: int = 1) -> dict[str, Image.Image
         values = samples.arrays[output.name][row, 0]
         if output.dtype == "uint8":
             masks.append(values)
-            drawn[f"{output.name}s"] = mask_picture(values)
+            drawn[f"{output.name}s"] = mask_picture(values, int(output.high) + 1)
         else:
             greys.append(to_8_bit(values, output.low, output.high))
             drawn[f"{output.name}s"] = Image.fromarray(greys[-1])
@@ -111,10 +113,9 @@ def check_destination(folder: Path, replace: bool = False) -> None:
 def write_samples(samples: Samples, folder: Path, replace: bool = False) -> list[str]:
     """Writes samples to a new folder, whole or not at all, and returns the names of what it holds.
 
-    pairs.npz: every output [N, ...] as it came, and seed [N]. masks/ (class indices, with a palette), images/ and
-    overlays/ (images with outlines): one 8-bit PNG per sample, named by its seed; the first two are what
-    `training fit --data` reads. sheet.png: an overview. provenance.json: what made each sample and what the outputs
-    mean. Raises FileExistsError as check_destination does.
+    pairs.npz: every output [N, ...] as it came, and seed [N]. masks/, images/ and overlays/ (images with outlines): one
+    8-bit PNG per sample, named by its seed. sheet.png: an overview. provenance.json: what made each sample, and what
+    the outputs mean. Raises FileExistsError as check_destination does.
     """
     folder = folder.resolve()
     check_destination(folder, replace)

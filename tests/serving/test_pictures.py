@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from serving.bundle import Output
 from serving.client import Samples
 from serving.pictures import PALETTE, contact_sheet, drawings, mask_picture, outline, overlay, to_8_bit, write_samples
+from training.data.pairs import load_pairs
 
 
 def pairs(count: int = 3, size: int = 32) -> Samples:
@@ -71,11 +73,22 @@ def test_an_overlay_keeps_the_picture_and_draws_each_class_in_its_colour(zoom: i
     assert drawn.getpixel((16 * zoom, 16 * zoom)) == (90, 90, 90)
 
 
-def test_a_mask_picture_holds_class_indices_and_shows_colours() -> None:
+def test_a_mask_of_many_classes_holds_indices_and_shows_colours() -> None:
     mask = pairs().arrays["mask"][0, 0]
-    picture = mask_picture(mask)
+    picture = mask_picture(mask, classes=3)
     np.testing.assert_array_equal(np.asarray(picture), mask)
     assert colours(picture.convert("RGB")) == {(0, 0, 0), tuple(PALETTE[1]), tuple(PALETTE[2])}
+
+
+def test_pairs_of_two_classes_can_be_trained_on(tmp_path: Path) -> None:
+    samples = pairs()
+    lesion = samples.arrays["mask"] == 1
+    outputs = (replace(samples.outputs[0], high=1), samples.outputs[1])
+    write_samples(Samples({**samples.arrays, "mask": lesion.astype(np.uint8)}, samples.provenance, outputs), tmp_path)
+    loaded = load_pairs(tmp_path, size=32)
+    assert loaded.names == ("000007", "000008", "000009")
+    for item, expected in zip(loaded.items, lesion, strict=True):
+        np.testing.assert_array_equal(item["mask"].numpy(), expected)
 
 
 def test_the_sheet_has_a_tile_for_every_sample() -> None:
