@@ -127,23 +127,21 @@ def open_bundle(bundle: str, repository: Path) -> Bundle:
 def print_report(bundle: Bundle) -> None:
     """The manifest's main lines, the graphs' sizes and the parity figures."""
     manifest = bundle.manifest
-    table = Table(show_header=False)
-    table.add_row("model", f"{manifest.model}, preset {manifest.preset}")
-    table.add_row("bundle", bundle.digest)
-    table.add_row("state", " x ".join(map(str, manifest.sample_shape)))
+    facts = {"model": f"{manifest.model}, preset {manifest.preset}", "bundle": bundle.digest}
+    facts["state"] = " x ".join(map(str, manifest.sample_shape))
     for output in manifest.outputs:
-        kind = ", ".join(output.labels) or f"{output.low:g} .. {output.high:g}"
-        table.add_row(f"output {output.name}", f"{output.dtype} {' x '.join(map(str, output.shape))} ({kind})")
-    table.add_row("default", default_sampling(manifest))
-    table.add_row("target", f"{target(manifest)}, {manifest.precision}, batch up to {manifest.max_batch}")
+        values = ", ".join(output.labels) or f"{output.low:g} .. {output.high:g}"
+        facts[output.name] = f"{output.dtype} {' x '.join(map(str, output.shape))} ({values})"
+    facts["default"] = default_sampling(manifest)
+    facts["target"] = f"{target(manifest)}, {manifest.precision}, batch up to {manifest.max_batch}"
     for name, engine in manifest.engines.items():
         path = bundle.engine_path(name)
         counts = Counter(node.op_type for node in onnx.load(path).graph.node).most_common(4)
         common = ", ".join(f"{count} {kind}" for kind, count in counts)
-        table.add_row(engine.file, f"{path.stat().st_size / 1e6:.1f} MB: {common}, ...")
-    console = Console()
-    console.print(table)
-    console.print(parity_table(manifest.parity))
+        facts[engine.file] = f"{path.stat().st_size / 1e6:.1f} MB: {common}, ..."
+    for name, fact in facts.items():
+        click.echo(f"{name:<12} {fact}")
+    Console().print(parity_table(manifest.parity))
 
 
 def parity_table(figures: object) -> Table:

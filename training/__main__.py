@@ -9,8 +9,9 @@ import click
 import torch
 from accelerate import PartialState
 
-from training.checkpoint import CheckpointError, find_checkpoint, pack, read_config
+from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, pack, read_config
 from training.data import DataError, open_dataset
+from training.family import Family
 from training.fit import Interrupted, Run, fit
 from training.models import family_names, load_family
 
@@ -41,6 +42,7 @@ def assignment(_context: click.Context, _parameter: click.Parameter, values: tup
 @click.option("--set", "fields",    multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Change a field of the preset, as in --set size=128.")
 @click.option("--data",             required=True,                                    help="A folder (images/ and masks/, or mini-MIAS), or 'phantom'.")
 @click.option("--out",              required=True, type=click.Path(path_type=Path),   help="The run's folder.")
+@click.option("--init",             type=click.Path(path_type=Path),                  help="Start from the weights of this checkpoint of the same networks.")
 @click.option("--resume",           is_flag=True,                                     help="Go on from the newest checkpoint in --out; the other options stay as they were.")
 @click.option("--steps",            type=click.IntRange(1),                           help="Optimiser steps in each phase, instead of the preset's.")
 @click.option("--batch",            type=click.IntRange(1),                           help="Samples a step and process, instead of the preset's.")
@@ -58,6 +60,7 @@ def fit_command(
     fields: dict[str, Any],
     data: str,
     out: Path,
+    init: Path | None,
     resume: bool,
     steps: int | None,
     batch: int | None,
@@ -80,13 +83,16 @@ def fit_command(
             raise ValueError(f"--preset is {preset!r}; {model} has {', '.join(family.presets)}")
         overrides = {"steps": steps and (steps,) * len(family.phases), "batch": batch}
         chosen = family.presets[preset].replaced({**fields, **{k: v for k, v in overrides.items() if v is not None}})
+        torch.manual_seed(seed)
+        untrained = family(chosen)
         config = {"preset_name": preset, "data": data, "seed": seed, "precision": precision}
+        if init is not None:
+            config["init"] = start_from(init, untrained)
         if resume:
             now = {"model": model, **config, "preset": dataclasses.asdict(chosen)}
             check_unchanged(read_config(find_checkpoint(out)), json.loads(json.dumps(now)))
-        torch.manual_seed(seed)
         run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every)
-        checkpoint = fit(family(chosen), open_dataset(data, chosen.size, skip_bad=skip_bad), run, resume)
+        checkpoint = fit(untrained, open_dataset(data, chosen.size, skip_bad=skip_bad), run, resume)
     except (CheckpointError, DataError, OSError, ValueError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
     except Interrupted as stopped:
@@ -97,6 +103,16 @@ def fit_command(
 
 
 # fmt: on
+
+
+def start_from(checkpoint: Path, untrained: Family) -> str:
+    """Give a model the weights of a checkpoint, and return their digest."""
+    trained, config = load_checkpoint(checkpoint)
+    shapes = [{name: weight.shape for name, weight in model.state_dict().items()} for model in (trained, untrained)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"--init is {checkpoint}, a {trained.name} of other networks than this preset's")
+    untrained.load_state_dict(trained.state_dict())
+    return config["digest"]
 
 
 def check_unchanged(then: dict[str, Any], now: dict[str, Any]) -> None:
