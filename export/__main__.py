@@ -48,6 +48,7 @@ def main() -> None:
 @click.option("--target",     default="onnx", show_default=True, type=click.Choice(["onnx"]),      help="What runs the engines.")
 @click.option("--max-batch",  default=16, show_default=True, type=click.IntRange(1),               help="Samples that one launch may hold.")
 @click.option("--opset",      default=OPSET, show_default=True, type=click.IntRange(18, 23),       help="ONNX operator set; the default was the fastest.")
+@click.option("--fuse/--no-fuse", "fused", default=True, show_default=True,                        help="Put the fused operators of `kernels` into the graphs.")
 @click.option("--tolerance",  default=Tolerance.step, show_default=True, type=click.FloatRange(0), help="Largest difference from PyTorch in any one step.")
 @click.option("--end-to-end-tolerance", default=Tolerance.end_to_end, show_default=True, type=click.FloatRange(0), help="Largest difference at the end: of an image's values, of a mask's share of pixels.")
 # fmt: on
@@ -58,12 +59,13 @@ def build_command(
     target: str,
     max_batch: int,
     opset: int,
+    fused: bool,
     tolerance: float,
     end_to_end_tolerance: float,
 ) -> None:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle into the model repository."""
     checkpoint = checkpoint or shipped_checkpoint(model)
-    options = Options(max_batch, opset, Tolerance(tolerance, end_to_end_tolerance))
+    options = Options(max_batch, opset, fused, Tolerance(tolerance, end_to_end_tolerance))
     with Console(stderr=True).status("") as status:
         bundle = build(model, checkpoint, repository, options, status.update)
     click.echo(f"{bundle.folder} is built from {checkpoint}")

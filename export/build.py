@@ -49,6 +49,7 @@ class Options:
 
     max_batch: int = 16
     opset: int = OPSET
+    fused: bool = True
     tolerance: Tolerance = Tolerance()
 
 
@@ -79,7 +80,7 @@ def build(
         for name, graph in (("step", step_graph), ("finish", finish_graph)):
             progress(f"exporting the {name} graph")
             file = folder / f"{name}.onnx"
-            file.write_bytes(graph(family, options.opset).SerializeToString())
+            file.write_bytes(graph(family, options.opset, options.fused).SerializeToString())
             engines[name] = EngineFile(file.name, file_digest(file))
         manifest = describe(family, config, engines, options)
         (folder / MANIFEST).write_text(manifest.to_json())
@@ -118,7 +119,7 @@ def describe(
         max_batch=options.max_batch,
         precision="fp32",
         engines=dict(engines),
-        target={"name": "onnx", "opset": options.opset},
+        target={"name": "onnx", "opset": options.opset, "fused": options.fused},
         parity=parity or {},
         checkpoint=origin,
         tools={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in TOOLS}},

@@ -4,11 +4,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
+from export.fuse import fuse
+from kernels.onnx_functions import add_functions, translations
 from training.family import Family
 
 # Measured on ONNX Runtime's CPU with PIG's UNet: at 21 GroupNormalization is one node, which the runtime takes apart
@@ -37,21 +40,22 @@ class Finish(nn.Module):
         return self.family.finish(*inputs)
 
 
-def step_graph(family: Family, opset: int = OPSET) -> onnx.ModelProto:
+def step_graph(family: Family, opset: int = OPSET, fused: bool = True) -> onnx.ModelProto:
     """All networks of one denoising step and the solver's update (README, "The step graph").
 
     Inputs float32: sample, history_1..3, noise [B, C, H, W], coeffs [B, 12], and the family's condition where it has
-    one, uint8 [B, 1, H, W]. Outputs float32 [B, C, H, W]: sample_next, prediction.
+    one, uint8 [B, 1, H, W]. Outputs float32 [B, C, H, W]: sample_next, prediction. ``fused`` puts the operators of
+    ``kernels`` into it, each a node with a body of standard operators.
     """
     state = torch.randn(2, *family.sample_shape)
     inputs = [state, *(torch.randn_like(state) for _ in STEP_INPUTS[1:-1]), torch.rand(2, 12)]
-    return export_graph(Step(family), inputs, STEP_INPUTS, STEP_OUTPUTS, family, opset)
+    return export_graph(Step(family), inputs, STEP_INPUTS, STEP_OUTPUTS, family, opset, fused)
 
 
-def finish_graph(family: Family, opset: int = OPSET) -> onnx.ModelProto:
+def finish_graph(family: Family, opset: int = OPSET, fused: bool = True) -> onnx.ModelProto:
     """The last state, sample float32 [B, C, H, W], and the condition where there is one -> the family's outputs."""
     names = [output.name for output in family.outputs]
-    return export_graph(Finish(family), [torch.randn(2, *family.sample_shape)], ("sample",), names, family, opset)
+    return export_graph(Finish(family), [torch.randn(2, *family.sample_shape)], ("sample",), names, family, opset, fused)
 
 
 def export_graph(
@@ -61,25 +65,34 @@ def export_graph(
     output_names: list[str] | tuple[str, ...],
     family: Family,
     opset: int,
+    fused: bool,
 ) -> onnx.ModelProto:
     """Export with a dynamic batch, and check the result."""
     if family.condition is not None:
         inputs = [*inputs, torch.zeros(2, *family.condition.shape, dtype=torch.uint8)]
         input_names = (*input_names, "condition")
-    batch = torch.export.Dim("B")
+    example = tuple(inputs)
+    shapes: Any = (tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),)
+    module.eval()
     with quiet():
+        if fused:
+            module, _ = fuse(module, example, shapes)
+            (shapes,) = shapes  # the arguments are no longer behind one *inputs
         program = torch.onnx.export(
-            module.eval(),
-            tuple(inputs),
+            module,
+            example,
             dynamo=True,
             opset_version=opset,
             input_names=list(input_names),
             output_names=list(output_names),
-            dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+            dynamic_shapes=shapes,
+            custom_translation_table=translations() if fused else None,
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
+    if fused:
+        add_functions(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 

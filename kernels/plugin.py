@@ -1,0 +1,51 @@
+"""What the TensorRT plugins share. TensorRT writes their kernels' PTX into the engine, which then needs no Python."""
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from kernels.ptx import CompiledKernel
+
+if TYPE_CHECKING:
+    import tensorrt.plugin as trtp
+
+
+@cache
+def register_plugins(capability: int) -> None:
+    """Let TensorRT's ONNX parser find the plugins, compiled for GPUs of a compute capability, such as 90.
+
+    Call it once before parsing, with TensorRT 10.7 or newer (not 10.14, whose plugins of this kind are broken).
+    Raises ImportError if TensorRT or Triton is missing.
+    """
+    import numpy.typing  # noqa: F401  TensorRT's plugins use it without importing it
+
+    from kernels import attention, group_norm_silu, solver_step
+
+    solver_step.register_plugin(capability)
+    attention.register_plugin(capability)
+    group_norm_silu.register_plugins(capability)
+
+
+def element_type(tensor: "trtp.TensorDesc") -> str:
+    import tensorrt as trt
+
+    names = {trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16", trt.DataType.BF16: "bfloat16"}
+    return names[tensor.dtype]
+
+
+def fixed_sizes(tensor: "trtp.TensorDesc") -> tuple[int, ...]:
+    """The sizes of every axis but the batch's. Raises ValueError if one of them is dynamic."""
+    sizes = tuple(tensor.shape)[1:]
+    if -1 in sizes:
+        raise ValueError(f"only the batch may be dynamic, but a tensor has the sizes {tuple(tensor.shape)}")
+    return sizes
+
+
+def ahead_of_time(
+    kernel: CompiledKernel, *grid: "int | trtp.ShapeExpr"
+) -> "tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]":
+    """What a plugin's aot_impl returns for a kernel whose parameters are the inputs, then the outputs."""
+    import tensorrt.plugin as trtp
+
+    x, y, z = (*grid, 1, 1)[:3]
+    launch = trtp.KernelLaunchParams(x, y, z, block_x=kernel.threads, shared_mem=kernel.shared_memory)
+    return kernel.name, kernel.ptx, launch, trtp.SymIntExprs(0)
