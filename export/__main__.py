@@ -51,7 +51,6 @@ def main() -> None:
 @click.option("--fuse/--no-fuse", "fused", default=True, show_default=True,                        help="Put the fused operators of `kernels` into the graphs.")
 @click.option("--tolerance",  default=Tolerance.step, show_default=True, type=click.FloatRange(0), help="Largest difference from PyTorch in any one step.")
 @click.option("--end-to-end-tolerance", default=Tolerance.end_to_end, show_default=True, type=click.FloatRange(0), help="Largest difference at the end: of an image's values, of a mask's share of pixels.")
-# fmt: on
 def build_command(
     model: str,
     checkpoint: Path | None,
@@ -70,6 +69,9 @@ def build_command(
         bundle = build(model, checkpoint, repository, options, status.update)
     click.echo(f"{bundle.folder} is built from {checkpoint}")
     print_report(bundle)
+
+
+# fmt: on
 
 
 @main.command("list")

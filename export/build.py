@@ -57,7 +57,7 @@ def build(
     model: str,
     checkpoint: Path,
     repository: Path = REPOSITORY,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
     progress: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle in its place.

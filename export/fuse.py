@@ -27,9 +27,17 @@ def fuse(module: nn.Module, example: tuple[Tensor, ...], dynamic_shapes: Any) ->
         "group_norm_silu": sum(_fuse_group_norm_silu(node) for node in nodes),
         "attention": sum(_fuse_attention(node, fused) for node in nodes),
     }
-    fused.graph.eliminate_dead_code()
     fused.recompile()
     return fused, counts
+
+
+def _erase(node: Node) -> None:
+    """Take a node out that nothing uses, and what only it used. (PyTorch's own pass keeps attention and dropout.)"""
+    if not node.users and node.op != "placeholder":
+        inputs = node.all_input_nodes
+        node.graph.erase_node(node)
+        for before in inputs:
+            _erase(before)
 
 
 def _calls(node: Any, *targets: Any) -> bool:
@@ -85,6 +93,7 @@ def _fuse_group_norm_silu(silu: Any) -> bool:
         fused = graph.call_function(group_norm_silu, (x, groups, weight, bias, eps), tables)
     fused.meta = silu.meta
     silu.replace_all_uses_with(fused)
+    _erase(silu)
     return True
 
 
@@ -111,6 +120,8 @@ def _fuse_attention(last: Any, module: GraphModule) -> bool:
     for user in list(heads_first.users):
         if _swaps_heads(user):
             user.replace_all_uses_with(fused)
+            _erase(user)
+    _erase(last)
     return True
 
 

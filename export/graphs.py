@@ -55,7 +55,9 @@ def step_graph(family: Family, opset: int = OPSET, fused: bool = True) -> onnx.M
 def finish_graph(family: Family, opset: int = OPSET, fused: bool = True) -> onnx.ModelProto:
     """The last state, sample float32 [B, C, H, W], and the condition where there is one -> the family's outputs."""
     names = [output.name for output in family.outputs]
-    return export_graph(Finish(family), [torch.randn(2, *family.sample_shape)], ("sample",), names, family, opset, fused)
+    return export_graph(
+        Finish(family), [torch.randn(2, *family.sample_shape)], ("sample",), names, family, opset, fused
+    )
 
 
 def export_graph(

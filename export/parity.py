@@ -41,7 +41,7 @@ def measure_parity(family: Family, engine: StepEngine, progress: Callable[[str],
     return {
         "batch": BATCH,
         "random": compare_random(family, engine, condition) if trajectories else {},
-        "step": worst([row for trajectory in trajectories for row in trajectory["rows"]], ("sample_next", "prediction")),
+        "step": worst([row for each in trajectories for row in each["rows"]], ("sample_next", "prediction")),
         "end_to_end": worst([trajectory["end_to_end"] for trajectory in trajectories]),
         "trajectories": trajectories,
     }

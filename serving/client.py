@@ -181,6 +181,8 @@ class SampleClient(Client):
             raise SamplingError(f"url is {self.url!r}; it must be HOST:PORT", 400)
         self.protocol, self.timeout = protocol, timeout
         self._triton: Any = import_module(f"tritonclient.{protocol}")
+        # Over HTTP the connection has the limit.
+        self._limit = {"client_timeout": timeout} if protocol == "grpc" else {}
         self.failures: tuple[type[Exception], ...] = (InferenceServerException, OSError)
         if protocol == "http":
             self.failures += (import_module("geventhttpclient.response").HTTPParseError,)
@@ -236,7 +238,7 @@ class SampleClient(Client):
         try:
             if self.protocol == "http":
                 return self._client.get_model_config(model)
-            return self._client.get_model_config(model, as_json=True)["config"]
+            return self._client.get_model_config(model, as_json=True, **self._limit)["config"]
         except self.failures as failure:
             raise self.explain(failure) from None
 
@@ -256,7 +258,7 @@ class SampleClient(Client):
             else:
                 future.set_exception(error)
 
-        self._client.async_infer(model, inputs, settle, parameters=parameters, client_timeout=self.timeout)
+        self._client.async_infer(model, inputs, settle, parameters=parameters, **self._limit)
         return future.result
 
     def explain(self, failure: Exception) -> SamplingError:
@@ -275,7 +277,7 @@ class SampleClient(Client):
 
     def _holds(self, question: Callable[..., bool], *arguments: str) -> bool:
         try:
-            return question(*arguments)
+            return question(*arguments, **self._limit)
         except self.failures:
             return False
 

@@ -1,6 +1,5 @@
 """Start NVIDIA's Triton Inference Server on a model repository and stay with it until it ends."""
 
-import ctypes
 import http.client
 import importlib.util
 import os
@@ -32,8 +31,15 @@ LOAD_SECONDS = 600
 # A model's process whose server was killed notices within 4 seconds, frees its shared memory and ends.
 ORPHAN_SECONDS = 6.0
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
+# Becomes the program in its arguments, to which the kernel will send SIGTERM (prctl's PR_SET_PDEATHSIG is 1) when the
+# process that is the first argument has ended, in whatever way.
+TIED_TO_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 _LOAD_FAILED = re.compile(
     r"\"(?:failed to load|Poll failed for model directory) '(?P<model>[^']+)'(?: version \d+)?: (?:Internal: )?"
     r"(?P<reason>.*?)(?:\\n|\"$)"
@@ -205,6 +211,7 @@ class TritonServer:
     def __enter__(self) -> "TritonServer":
         self.address.check_free()
         command = [
+            *(sys.executable, "-I", "-c", TIED_TO_PARENT, str(os.getpid())),
             str(self._installation.program),
             *self._installation.arguments,
             f"--model-repository={self.repository}",
@@ -224,7 +231,6 @@ class TritonServer:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=die_with(os.getpid()),
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
@@ -312,17 +318,6 @@ class TritonServer:
             return "; ".join(f"model {model} cannot be loaded: {reason}" for model, reason in failures.items())
         last = [line for line in self._log if line.strip() and not _INFORMATION.match(line)][-3:]
         return f"tritonserver ended with code {self._process.returncode}: {' '.join(last) or 'it said nothing'}"
-
-
-def die_with(parent: int) -> Callable[[], None]:
-    """For the child to call before it becomes tritonserver: have it stopped when its parent is killed."""
-
-    def arrange() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # killed before the line above
-            os._exit(1)
-
-    return arrange
 
 
 def _has_dead_child(pid: int) -> bool:

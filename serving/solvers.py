@@ -176,7 +176,7 @@ def dpmpp_3m(schedule: Schedule, steps: int) -> Array:
 
 
 def _dpmpp(schedule: Schedule, steps: int, order: int) -> Array:
-    """Exponential integrators in log(alpha / sigma), in even steps; the ends run at lower order as in the authors' code.
+    """Exponential integrators in even steps of log(alpha / sigma); lower order at the ends, as in the authors' code.
 
     On a trained 64x64 PIG even steps in log(alpha / sigma) left half the error in the images that even steps in t did,
     at 12 and at 20 steps.

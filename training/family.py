@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kernels.solver_step import solver_step
 from serving.bundle import Condition, Output
-from serving.solvers import HISTORY, Schedule, solver_table
+from serving.solvers import Schedule, solver_table
 
 Batch = Mapping[str, Tensor]
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -156,10 +156,10 @@ class Family(nn.Module):
         """
         table = torch.tensor(solver_table(solver, self.preset.schedule, steps)).to(noises[0])
         sample, zeros = noises[0], torch.zeros_like(noises[0])
-        history = [zeros] * HISTORY
+        history = zeros, zeros, zeros
         for k, row in enumerate(table):
             noise = noises[k + 1] if k + 1 < len(noises) else zeros
             coeffs = row.expand(len(sample), -1)
             sample, prediction = self.step(sample, *history, noise, coeffs, condition)
-            history = [prediction, *history[:-1]]
+            history = prediction, *history[:2]
         return self.finish(sample, condition)

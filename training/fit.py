@@ -91,7 +91,7 @@ def seeded(seed: int, *numbers: int) -> torch.Generator:
 def stop_requests() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM instead of dying of them; a second one gets its usual effect."""
     received: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _frame: object) -> None:
         received.append(number)
@@ -132,7 +132,7 @@ def fit(family: Family, dataset: Dataset, run: Run, resume: bool = False) -> Pat
         family.load_state_dict(state["weights"])
 
     # channels_last is the layout that convolutions are fastest in, on CPUs and GPUs alike
-    family = family.to(accelerator.device, memory_format=torch.channels_last)
+    family = family.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.compile:
         for network in family.children():
             network.compile()

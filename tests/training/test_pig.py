@@ -44,7 +44,10 @@ class TestStep:
         schedule, clip = pig.preset.schedule, pig.preset.clip
         betas = torch.linspace(schedule.beta_start, schedule.beta_end, schedule.num_train_timesteps, dtype=torch.double)
         scheduler = DDIMScheduler(
-            schedule.num_train_timesteps, clip_sample=clip is not None, clip_sample_range=clip or 1.0
+            schedule.num_train_timesteps,
+            clip_sample=clip is not None,
+            clip_sample_range=clip or 1.0,
+            prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[schedule.prediction],
         )
         scheduler.alphas_cumprod = (1 - betas).cumprod(0).to(dtype)
         scheduler.set_timesteps(self.STEPS)
@@ -56,11 +59,11 @@ class TestStep:
         return pig.step(sample, zeros, zeros, zeros, zeros, coeffs.expand(len(sample), -1))[0]
 
     @torch.no_grad()
-    @pytest.mark.parametrize("clip", [1.0, None])
-    def test_trajectory_is_that_of_the_diffusers_loop(self, clip):
+    @pytest.mark.parametrize(("prediction", "clip"), [("epsilon", 1.0), ("epsilon", None), ("v", 1.0)])
+    def test_trajectory_is_that_of_the_diffusers_loop(self, prediction, clip):
         # In float64, where rounding (1e-16 a step on states of up to 300) cannot hide a difference: an untrained
         # network makes three of one error at every step, 3**10 = 6e4 in all.
-        pig = tiny_pig(clip=clip).double()
+        pig = tiny_pig(clip=clip, schedule={"prediction": prediction}).double()
         scheduler = self.scheduler(pig, torch.double)
         ours = theirs = state(3).double()
         for row, t in enumerate(scheduler.timesteps):
@@ -69,10 +72,10 @@ class TestStep:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
 
     @torch.no_grad()
-    @pytest.mark.parametrize("clip", [1.0, None])
-    def test_a_float32_step_differs_from_the_diffusers_step_by_rounding_alone(self, clip):
+    @pytest.mark.parametrize(("prediction", "clip"), [("epsilon", 1.0), ("epsilon", None), ("v", 1.0)])
+    def test_a_float32_step_differs_from_the_diffusers_step_by_rounding_alone(self, prediction, clip):
         # x0, the direction and their sum: a handful of operations on values of the state's size, each rounded once.
-        pig = tiny_pig(clip=clip)
+        pig = tiny_pig(clip=clip, schedule={"prediction": prediction})
         scheduler = self.scheduler(pig, torch.float)
         sample = state(3)
         for row, t in enumerate(scheduler.timesteps):
@@ -191,26 +194,29 @@ class TestTimesteps:
 
 
 class Oracle(nn.Module):
-    """A network that knows the data, is wrong about the noise by ``error`` everywhere, and keeps what it was given."""
+    """A network that knows the data, is wrong by ``error`` in all it predicts, and keeps what it was given."""
 
     def __init__(self, pig: Pig, data: Tensor, error: float) -> None:
         super().__init__()
-        self.alphas_cumprod, self.data, self.error = pig.alphas_cumprod, data, error
+        self.schedule, self.data, self.error = pig.preset.schedule, data, error
 
     def forward(self, noisy: Tensor, t: Tensor) -> "Oracle":
         self.noisy, self.t = noisy, t
-        self.alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        noise = (noisy[:, :1] - self.alpha_bar.sqrt() * self.data) / (1 - self.alpha_bar).sqrt()
-        self.noise, self.sample = noise, noise + self.error
+        alpha_bar = torch.tensor(self.schedule.alphas_cumprod).float()[t].view(-1, 1, 1, 1)
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        self.noise = (noisy[:, :1] - alpha * self.data) / sigma
+        right = {"epsilon": self.noise, "v": alpha * self.noise - sigma * self.data}[self.schedule.prediction]
+        self.sample = right + self.error
         return self
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
 class TestLoss:
     batch = random_batch(6)
     x0 = batch["mask"] * 2.0 - 1.0
 
-    def oracles(self, guider_error: float, generator_error: float, **fields: object) -> Pig:
-        pig = tiny_pig(**fields).train()
+    def oracles(self, prediction: str, guider_error: float, generator_error: float, **fields: object) -> Pig:
+        pig = tiny_pig(schedule={"prediction": prediction}, **fields).train()
         pig.guider = Oracle(pig, self.x0, guider_error)
         pig.generator = Oracle(pig, self.batch["image"], generator_error)
         return pig
@@ -218,23 +224,24 @@ class TestLoss:
     def loss(self, pig: Pig, phase: str, seed: int = 0) -> float:
         return pig.loss(phase, self.batch, torch.Generator().manual_seed(seed)).item()
 
-    def test_the_guiders_loss_is_its_mean_squared_error_on_the_masks_noise(self):
-        assert self.loss(self.oracles(2, 0), "guider") == pytest.approx(4, rel=1e-3)
+    def test_the_guiders_loss_is_its_mean_squared_error_on_the_mask(self, prediction):
+        assert self.loss(self.oracles(prediction, 2, 0), "guider") == pytest.approx(4, rel=1e-3)
 
-    def test_the_generators_loss_is_weighted_by_the_sigmoid_of_the_mask_estimate(self):
+    def test_the_generators_loss_is_weighted_by_the_sigmoid_of_the_mask_estimate(self, prediction):
         weight = self.x0.sigmoid().mean().item()
-        assert self.loss(self.oracles(0, 2), "generator") == pytest.approx(4 * weight, rel=1e-3)
-        assert self.loss(self.oracles(0, 2, lesion_weight=False), "generator") == pytest.approx(4, rel=1e-3)
+        weighted, plain = self.oracles(prediction, 0, 2), self.oracles(prediction, 0, 2, lesion_weight=False)
+        assert self.loss(weighted, "generator") == pytest.approx(4 * weight, rel=1e-3)
+        assert self.loss(plain, "generator") == pytest.approx(4, rel=1e-3)
 
-    def test_the_generator_sees_the_guiders_estimate_at_the_same_timestep(self):
-        pig = self.oracles(0, 0)
+    def test_the_generator_sees_the_guiders_estimate_at_the_same_timestep(self, prediction):
+        pig = self.oracles(prediction, 0, 0)
         self.loss(pig, "generator")
         assert torch.equal(pig.guider.t, pig.generator.t)
         assert torch.equal(pig.guider.noisy[:, 1:], pig.generator.noisy[:, :1])
         torch.testing.assert_close(pig.generator.noisy[:, 1:], self.x0, atol=1e-3, rtol=0)
 
-    def test_mask_and_image_have_standard_normal_noise_of_their_own(self):
-        pig = self.oracles(0, 0)
+    def test_mask_and_image_have_standard_normal_noise_of_their_own(self, prediction):
+        pig = self.oracles(prediction, 0, 0)
         self.loss(pig, "generator")
         noises = torch.stack([pig.guider.noise.flatten(), pig.generator.noise.flatten()]).double()
         few = 5 / math.sqrt(noises.shape[1])
@@ -242,8 +249,8 @@ class TestLoss:
         assert (noises.mean(1).abs() < few).all()
 
     @pytest.mark.parametrize("phase", Pig.phases)
-    def test_it_depends_on_the_generator_alone(self, phase):
-        pig = tiny_pig()
+    def test_it_depends_on_the_generator_alone(self, prediction, phase):
+        pig = tiny_pig(schedule={"prediction": prediction})
         torch.manual_seed(1)
         first = self.loss(pig, phase)
         torch.manual_seed(2)
@@ -253,8 +260,8 @@ class TestLoss:
         assert self.loss(pig, phase, seed=1) != first
 
     @pytest.mark.parametrize("phase", Pig.phases)
-    def test_a_phase_has_gradients_for_its_own_network_alone(self, phase):
-        pig = tiny_pig()
+    def test_a_phase_has_gradients_for_its_own_network_alone(self, prediction, phase):
+        pig = tiny_pig(schedule={"prediction": prediction})
         pig.loss(phase, self.batch, torch.Generator().manual_seed(0)).backward()
         learning = pig.trainable(phase)
         resting = pig.generator if phase == "guider" else pig.guider

@@ -96,6 +96,7 @@ class Pig(Family):
     phases: ClassVar[tuple[str, ...]] = ("guider", "generator")
 
     preset: PigPreset
+    alphas_cumprod: Tensor
 
     def __init__(self, preset: PigPreset) -> None:
         super().__init__()

@@ -1,0 +1,59 @@
+"""The figures, from rounds whose times are known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.latency.measure import figures
+from benchmarks.latency.rows import Case
+from benchmarks.latency.workers import Round
+from serving.bundle import Output
+
+CASE = Case("tiny", Path(), Path(), "ddim", steps=1, batch=4, threads=1)
+OUTPUTS = (
+    Output("mask", "uint8", (1, 32, 32), low=0, high=1, labels=("background", "lesion")),
+    Output("image", "float32", (1, 32, 32), low=-1.0, high=1.0),
+)
+
+
+def rounds(seconds, share=0.5, image=0.0, lesions=0):
+    mask = np.zeros((4, 1, 32, 32), np.uint8)
+    mask.ravel()[:lesions] = 1
+    outputs = {"mask": mask, "image": np.full(mask.shape, image, np.float32)}
+    return [Round(each, None if share is None else share * each, outputs, peak_mib=10.0 + each) for each in seconds]
+
+
+def of(measured, yardstick):
+    return figures("row", CASE, OUTPUTS, measured, yardstick, note="")
+
+
+def test_seconds_are_per_sample_and_ratios_are_taken_within_a_round():
+    # A slow second round hits both: the ratio of medians would be 3, that of most rounds is 2.
+    row = of(rounds([1.0, 4.0, 2.0]), rounds([2.0, 8.0, 6.0]))
+    assert row.seconds_per_sample == 0.5
+    assert row.p95 == pytest.approx((2 + 0.9 * 2) / 4)
+    assert row.ratio_to_eager == 2.0
+    assert row.network_share == pytest.approx(0.5)
+    assert row.peak_memory_mib == 12.0
+    assert row.max_difference == row.label_difference == 0
+
+
+def test_a_network_share_that_nobody_can_see_is_left_out():
+    assert of(rounds([1.0], share=None), rounds([1.0])).network_share is None
+
+
+@pytest.mark.parametrize("different", [{"image": 0.01}, {"image": np.nan}, {"lesions": 5}])
+def test_a_row_that_drew_something_else_has_no_ratio(different):
+    row = of(rounds([1.0], **different), rounds([2.0]))
+    assert row.void
+    assert row.ratio_to_eager is None
+
+
+@pytest.mark.parametrize("different", [{"image": 0.003}, {"lesions": 4}])
+def test_rounding_is_no_difference(different):
+    row = of(rounds([1.0], **different), rounds([2.0]))
+    assert not row.void
+    assert row.ratio_to_eager == 2.0
+    assert row.max_difference == pytest.approx(different.get("image", 0) / 2)
+    assert row.label_difference == different.get("lesions", 0) / 4096

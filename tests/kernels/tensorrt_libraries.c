@@ -1,0 +1,10 @@
+/* Stands in for TensorRT's libraries, so that its Python bindings can be imported: nothing here does anything. */
+void *createInferBuilder_INTERNAL(void *logger, int version) { return 0; }
+void *createInferRefitter_INTERNAL(void *engine, void *logger, int version) { return 0; }
+void *createInferRuntime_INTERNAL(void *logger, int version) { return 0; }
+void *createNvOnnxParser_INTERNAL(void *network, void *logger, int version) { return 0; }
+void *createNvOnnxParserRefitter_INTERNAL(void *refitter, void *logger, int version) { return 0; }
+void *getBuilderPluginRegistry(int capability) { return 0; }
+void *getPluginRegistry(void) { return 0; }
+int getNvOnnxParserVersion(void) { return 0; }
+int initLibNvInferPlugins(void *logger, const char *namespace) { return 1; }
