@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def paper(name: str) -> Family | None:
     if "paper" not in family.presets:
         return None
     with torch.device("meta"):
-        return family(family.presets["paper"]).to("meta").eval()  # type: ignore[call-arg]
+        return family(family.presets["paper"]).to("meta").eval()
 
 
 def operators(family: Family) -> set[tuple[Any, ...]]:
@@ -96,9 +97,9 @@ def solver_step_case(shape: tuple[int, ...], used: tuple[str, ...], detail: str)
         detail,
         torch.float32,
         inputs,
-        ours=lambda *tensors: solver_step.solver_step(*tensors, 1.0),
-        theirs=lambda *tensors: solver_step.reference(*tensors, 1.0),
-        reference=lambda *tensors: solver_step.reference(*tensors, 1.0),
+        ours=partial(solver_step.solver_step, clip=1.0),
+        theirs=partial(solver_step.reference, clip=1.0),
+        reference=partial(solver_step.reference, clip=1.0),
         bytes=tensors * 4 * math.prod(shape),
         operations=0,
     )
@@ -122,9 +123,9 @@ def group_norm_silu_case(shape: tuple[int, ...], dtype: torch.dtype, groups: int
         f"{groups} groups" + (", embedding" if embedded else ""),
         dtype,
         inputs,
-        ours=lambda *tensors: group_norm_silu.group_norm_silu_op(*tensors, groups, 1e-5),
+        ours=partial(group_norm_silu.group_norm_silu_op, groups=groups, eps=1e-5),
         theirs=theirs,
-        reference=lambda *tensors: group_norm_silu.reference(*tensors, groups, 1e-5),
+        reference=partial(group_norm_silu.reference, groups=groups, eps=1e-5),
         bytes=2 * dtype.itemsize * math.prod(shape),
         operations=0,
     )

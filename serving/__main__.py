@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from serving.bundle import REPOSITORY
-from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, Samples, SamplingError
+from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, SamplingError
 from serving.pictures import check_destination, write_samples
+from serving.samples import Samples
 from serving.server import Address, ServerError, TritonServer, build_command, find_models
 
 PORT = click.IntRange(1, 65535)
@@ -20,7 +21,7 @@ repository_option = click.option(
     "--repository",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=REPOSITORY,
-    help="Model repository.  [default: model_repository of this checkout]",
+    help="Model repository.",
 )
 
 
@@ -85,6 +86,9 @@ def up(
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), default=300.0, help="Seconds that one batch may take."
 )
+@click.option(
+    "--wait", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a server that is still coming up."
+)
 @click.option("--local", is_flag=True, help="Sample in this process; no server is needed.")
 @repository_option
 def sample(
@@ -98,6 +102,7 @@ def sample(
     protocol: str,
     url: str | None,
     timeout: float,
+    wait: float,
     local: bool,
     repository: Path,
 ) -> None:
@@ -107,10 +112,12 @@ def sample(
     """
     try:
         check_destination(out, force)
-        began = time.monotonic()
         with LocalClient(repository) if local else SampleClient(url, protocol, timeout) as client:
+            if wait and isinstance(client, SampleClient):
+                client.wait_until_ready(model, wait)
+            began = time.monotonic()
             samples = _with_progress(client, model, count, seed=seed, steps=steps, solver=solver)
-        seconds = time.monotonic() - began
+            seconds = time.monotonic() - began
         names = write_samples(samples, out, force)
     except (SamplingError, OSError) as error:
         raise click.ClickException(str(error)) from None

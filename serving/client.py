@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +21,7 @@ from serving.bundle import REPOSITORY, BundleError, Output, bundle_folder, load_
 from serving.engines import EngineError
 from serving.requests import BadRequest, parse_request
 from serving.sampler import Sampler
+from serving.samples import Samples
 
 DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
 # Enough that the server always has a batch waiting.
@@ -50,26 +50,6 @@ class SamplingError(RuntimeError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """N samples: row i of every array belongs to provenance[i].
-
-    arrays: one array [N, ...] per output, by name. provenance: model, bundle digest, seed, solver and steps of each.
-    outputs: what the arrays mean, in the order of the manifest.
-    """
-
-    arrays: dict[str, NDArray[Any]]
-    provenance: list[dict[str, Any]]
-    outputs: tuple[Output, ...]
-
-    def __len__(self) -> int:
-        return len(self.provenance)
-
-    @property
-    def seeds(self) -> list[int]:
-        return [facts["seed"] for facts in self.provenance]
 
 
 class Client(abc.ABC):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from serving.client import Samples
+from serving.samples import Samples
 
 Bytes = NDArray[np.uint8]
 

@@ -28,6 +28,8 @@ SHARED_MEMORY = Path("/dev/shm")
 POLL_SECONDS = 0.2
 # Triton's own 30 seconds are too few for a large engine, or for a small one on a busy machine.
 LOAD_SECONDS = 600
+# On a machine that is very busy Triton now and then crashes while it loads models (its issue 8882).
+MOST_STARTS = 3
 # A model's process whose server was killed notices within 4 seconds, frees its shared memory and ends.
 ORPHAN_SECONDS = 6.0
 
@@ -207,9 +209,14 @@ class TritonServer:
         self._region = f"medgen_{uuid.uuid4().hex[:12]}"
         self._log: deque[str] = deque(maxlen=2000)
         self._ready = self._stopping = False
+        self._starts = 0
 
     def __enter__(self) -> "TritonServer":
         self.address.check_free()
+        self._start()
+        return self
+
+    def _start(self) -> None:
         command = [
             *(sys.executable, "-I", "-c", TIED_TO_PARENT, str(os.getpid())),
             str(self._installation.program),
@@ -221,6 +228,8 @@ class TritonServer:
             f"--backend-config=python,shm-region-prefix-name={self._region}",
             f"--backend-config=python,stub-timeout-seconds={LOAD_SECONDS}",
         ]
+        self._starts += 1
+        self._log.clear()
         # Its own session: Ctrl-C in a terminal reaches us alone, and we pass it on once.
         self._process = subprocess.Popen(
             command,
@@ -234,7 +243,8 @@ class TritonServer:
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
-        return self
+        if self._stopping:  # told so since the last start
+            self._process.terminate()
 
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
@@ -244,6 +254,10 @@ class TritonServer:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        self._clear_away()
+
+    def _clear_away(self) -> None:
+        """What may be left of a server that has ended."""
         _end_group(self._process.pid)
         self._reader.join()
         for region in SHARED_MEMORY.glob(f"{self._region}*"):
@@ -259,16 +273,19 @@ class TritonServer:
                 self._ready = True
                 return True
             if self._process.poll() is not None:
-                self._reader.join()
-                raise ServerError(self._reason())
+                self._clear_away()
+                if self._process.returncode >= 0 or self._starts == MOST_STARTS:
+                    raise ServerError(self._reason())
+                self._show(f"{self._reason()}; starting it again")
+                self._start()
             time.sleep(POLL_SECONDS)
         return False
 
     def wait(self) -> int:
         """Waits until the server ends and returns its exit code (128 + the signal's number, if a signal ended it).
 
-        Triton does not notice that a model's process is gone: it stays ready and answers each of its requests with a
-        500. So this raises ServerError, and the server ends, when that happens.
+        Raises ServerError if the server ends without having been told to, and if the process of a model does: Triton
+        does not notice, stays ready and answers each of that model's requests with a 500.
         """
         lost = 0
         while self._process.poll() is None:
@@ -276,6 +293,9 @@ class TritonServer:
             if lost > 2:  # a child that ended as it should is only there until Triton has seen it
                 raise ServerError("the process of a model has died (killed, or out of memory); the server ends with it")
             time.sleep(POLL_SECONDS)
+        if not self._stopping:
+            self._clear_away()
+            raise ServerError(self._reason())
         code = self._process.returncode
         return code if code >= 0 else 128 - code
 

@@ -117,6 +117,19 @@ class Live:
             closed.unlink()
 
 
+def processes(group: int) -> list[int]:
+    """The living processes of a process group."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, member = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # ended meanwhile
+            continue
+        if int(member) == group and state != "Z":
+            members.append(int(stat.parent.name))
+    return members
+
+
 def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [taken.getsockname()[1] for taken in sockets]

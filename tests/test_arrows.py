@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"serving.bundle", "serving.noise", "serving.pictures", "serving.solvers"}
+LEAVES = {"serving.bundle", "serving.noise", "serving.pictures", "serving.samples", "serving.solvers"}
 ALLOWED = {
     "kernels": set(),
     "serving": set(),

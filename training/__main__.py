@@ -85,9 +85,8 @@ def fit_command(
         chosen = family.presets[preset].replaced({**fields, **{k: v for k, v in overrides.items() if v is not None}})
         torch.manual_seed(seed)
         untrained = family(chosen)
-        config = {"preset_name": preset, "data": data, "seed": seed, "precision": precision}
-        if init is not None:
-            config["init"] = start_from(init, untrained)
+        digest = None if init is None else start_from(init, untrained)
+        config = {"preset_name": preset, "data": data, "seed": seed, "precision": precision, "init": digest}
         if resume:
             now = {"model": model, **config, "preset": dataclasses.asdict(chosen)}
             check_unchanged(read_config(find_checkpoint(out)), json.loads(json.dumps(now)))

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from serving.client import Samples
 from serving.noise import draw
 from serving.pictures import contact_sheet
+from serving.samples import Samples
 from serving.solvers import solver_table
 from training.family import Family
 

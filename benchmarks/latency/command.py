@@ -89,6 +89,8 @@ def latency(
     except (BundleError, CheckpointError, RowError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file has no edge to cut the columns at
     device = describe_device(case.threads)
     print_table(console, case, device, rows)
     if json_file:

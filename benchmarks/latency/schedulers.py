@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers import scheduling_ddpm
 from torch import Tensor
 
-from serving.solvers import Schedule
+from serving.solvers import Schedule, solver_table
 
 
 class Scheduler(Protocol):
@@ -35,7 +35,8 @@ def make_scheduler(solver: str, schedule: Schedule, clip: float | None, steps: i
         "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[schedule.prediction],
     }
     if solver == "dpmpp_2m":
-        return TakingTurns([clipped_dpm_solver(training, clip, steps) for _ in range(networks)])
+        timesteps = solver_table(solver, schedule, steps)[:, 0].astype(int).tolist()
+        return TakingTurns([clipped_dpm_solver(training, clip, timesteps) for _ in range(networks)])
     scheduler = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[solver](
         **training, clip_sample=clip is not None, clip_sample_range=clip or 1.0
     )
@@ -68,10 +69,10 @@ class ClippedDPMSolver(DPMSolverMultistepScheduler):
         return SimpleNamespace(prev_sample=prev_sample, pred_original_sample=self.model_outputs[-1])
 
 
-def clipped_dpm_solver(training: dict[str, Any], clip: float | None, steps: int) -> Scheduler:
+def clipped_dpm_solver(training: dict[str, Any], clip: float | None, timesteps: list[int]) -> Scheduler:
     scheduler = ClippedDPMSolver(**training)
     scheduler.clip = clip
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(timesteps=timesteps)
     return scheduler
 
 

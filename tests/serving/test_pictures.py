@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.bundle import Output
-from serving.client import Samples
 from serving.pictures import PALETTE, contact_sheet, drawings, mask_picture, outline, overlay, to_8_bit, write_samples
+from serving.samples import Samples
 from training.data.pairs import load_pairs
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live import CONDITION, MAX_BATCH, PATIENCE, Live, add_model, eventually, running, start
+from live import CONDITION, MAX_BATCH, PATIENCE, Live, add_model, eventually, processes, running, start
 from numpy.typing import NDArray
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from serving.client import Client, LocalClient, Samples, SamplingError
+from serving.client import Client, LocalClient, SamplingError
+from serving.samples import Samples
 
 PROTOCOLS = ("grpc", "http")
 SOLVERS = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "ipndm")
@@ -245,18 +246,6 @@ def test_the_configuration_comes_from_the_manifest(live: Live) -> None:
     assert inputs == {"seed": ("TYPE_INT64", ["1"]), "anatomy": ("TYPE_UINT8", ["1", "16", "16"])}
     assert outputs == {"image": ("TYPE_FP32", ["1", "16", "16"]), "provenance": ("TYPE_STRING", ["1"])}
     assert config["max_batch_size"] == MAX_BATCH
-
-
-def processes(group: int) -> list[int]:
-    members = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, member = stat.read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(member) == group and state != "Z":
-            members.append(int(stat.parent.name))
-    return members
 
 
 def tritonserver(live: Live) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from live import CHECKOUT, PATIENCE, Live, add_model, free_ports, start
+from live import CHECKOUT, PATIENCE, Live, add_model, free_ports, processes, start
 
 from serving.__main__ import main
 from serving.bundle import REPOSITORY
@@ -80,6 +80,8 @@ def test_what_sample_refuses(repository: Path, tmp_path: Path) -> None:
     assert "python -m export build --model pig" in refused(*asked, *here, "--model", "pig")
     port = free_ports(1)[0]
     assert f"no server answers at 127.0.0.1:{port}: start one with" in refused(*asked, "--url", f"127.0.0.1:{port}")
+    waited = refused(*asked, "--url", f"127.0.0.1:{port}", "--wait", 0.3)
+    assert f"127.0.0.1:{port} is not ready to serve tiny after 0.3 s" in waited
     assert not (tmp_path / "samples").exists()
 
 
@@ -161,3 +163,25 @@ def test_a_model_that_cannot_be_loaded_is_explained_in_one_line(tmp_path: Path, 
     assert said.startswith("Error: model tiny cannot be loaded: ")
     assert reason in said
     assert said.count("\n") == 1
+
+
+def test_triton_that_crashes_while_loading_is_started_again(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what the crash left alive, with its hands on the log, is cleared away."""
+    program = tmp_path / "tritonserver"
+    program.write_text(
+        f"""#!/bin/sh
+        if [ ! -e {tmp_path}/first ]; then sleep 1000 & echo $$ > {tmp_path}/first; fi
+        echo something went wrong
+        kill -ABRT $$
+        """
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    live = start(repository)
+    assert live.process.wait(PATIENCE) == 1
+    crash = "tritonserver ended with code -6: something went wrong"
+    again = f"{crash}; starting it again"
+    assert live.said().splitlines()[1:] == [again, again, f"Error: {crash}"]
+    assert processes(int((tmp_path / "first").read_text())) == []

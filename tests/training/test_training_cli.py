@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from tiny_pig import SET_OPTIONS, SIZE, tiny_pig
 
@@ -70,6 +71,17 @@ class TestFit:
         assert message in line
         assert not (tmp_path / "run").exists()
 
+    def test_it_starts_from_the_weights_of_a_checkpoint(self, run, tmp_path):
+        result = train(*FIT, "--out", str(tmp_path), "--init", str(run), "--set", "learning_rate=0", "--seed", "9")
+        assert result.exit_code == 0, result.output
+        (start, config), (end, its_config) = load_checkpoint(run), load_checkpoint(tmp_path)
+        assert its_config["init"] == config["digest"]
+        assert all(torch.equal(tensor, end.state_dict()[name]) for name, tensor in start.state_dict().items())
+
+    def test_it_does_not_start_from_other_networks(self, run, tmp_path):
+        line = the_line(train(*FIT, "--out", str(tmp_path), "--init", str(run), "--set", "layers=2"))
+        assert f"--init is {run}, a pig of other networks than this preset's" in line
+
     def test_an_existing_run_is_left_alone(self, run):
         before = find_checkpoint(run).stat().st_mtime_ns
         assert "already holds a run; go on with it (--resume)" in the_line(train(*FIT, "--out", str(run)))
@@ -96,6 +108,9 @@ class TestResume:
     )
     def test_a_changed_option_is_named(self, run, options, message):
         assert message in the_line(train(*FIT, "--out", str(run), "--resume", *options))
+
+    def test_another_start_is_named(self, run):
+        assert "its init is None, not " in the_line(train(*FIT, "--out", str(run), "--resume", "--init", str(run)))
 
     def test_nothing_to_resume_is_named(self, tmp_path):
         assert f"no checkpoint in {tmp_path}" in the_line(train(*FIT, "--out", str(tmp_path), "--resume"))
