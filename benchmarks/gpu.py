@@ -142,7 +142,7 @@ def distance(case: Case, device: torch.device) -> float:
         for sums, out, wanted in zip(squares, outputs, expected, strict=True):
             sums[0] += (out[row].double() - wanted[0]).square().sum().item()
             sums[1] += wanted.square().sum().item()
-    return max(math.sqrt(off / whole) for off, whole in squares)
+    return torch.tensor([math.sqrt(off / whole) for off, whole in squares]).max().item()  # NaN if one of them is
 
 
 def seconds(function: Callable[..., Any], sets: list[tuple[Tensor, ...]]) -> float:

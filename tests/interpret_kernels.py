@@ -34,7 +34,8 @@ def cases() -> Iterator[tuple[str, Callable[[], float]]]:
 
 def distance(outputs: Any, expected: Any) -> float:
     pairs = zip(outputs, expected, strict=True) if isinstance(outputs, tuple) else [(outputs, expected)]
-    return max(float((out.double() - wanted).norm() / wanted.norm()) for out, wanted in pairs)
+    distances = [(out.double() - wanted).norm() / wanted.norm() for out, wanted in pairs]
+    return torch.stack(distances).max().item()  # NaN if one of them is
 
 
 def solver_step_cases(name: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], float]]]:
@@ -52,6 +53,15 @@ def solver_step_cases(name: str, dtype: torch.dtype) -> Iterator[tuple[str, Call
         tensors[5][0], tensors[3][0] = math.nan, math.nan
         return distance(solver_step.launch(*tensors, math.inf), expected)
 
+    def run_not_a_number() -> float:
+        tensors = [torch.randn(2, 1, 9, 9) for _ in range(6)] + [torch.randn(2, 12)]
+        tensors[1][1, 0, 2, 3] = math.nan
+        tensors[1] = tensors[1].to(dtype)
+        outputs = solver_step.launch(*tensors, 1.0)
+        found = [output.isnan().nonzero().tolist() for output in outputs]
+        return 0.0 if found == [[[1, 0, 2, 3]]] * 2 else math.inf
+
+    yield f"solver_step {name} does not hide what is not a number", run_not_a_number
     yield f"solver_step {name} clip 1", lambda: run(1.0, 128)
     yield f"solver_step {name} no clip", lambda: run(math.inf, 1024)
     yield f"solver_step {name} does not read what has no coefficient", run_unread

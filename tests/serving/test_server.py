@@ -72,7 +72,7 @@ def test_a_sample_is_the_same_whoever_shares_its_batch(live: Live, local: LocalC
     eventually(
         lambda: live.metric("request_success", model) - requests == len(asked), "Triton has counted all requests"
     )
-    assert live.metric("exec_count", model) - executions < 0.8 * len(asked), (
+    assert live.metric("exec_count", model) - executions < 0.9 * len(asked), (
         "the batcher merged next to nothing, so this test showed next to nothing"
     )
 

@@ -1,0 +1,106 @@
+"""`python -m benchmarks gpu` as far as a machine without a GPU can go."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_pig import tiny_pig
+
+from benchmarks import gpu, kernel_cases
+from benchmarks.__main__ import main
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """Every kind of case, at the shapes of a tiny family."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_cases, "family_names", lambda: ("pig",))
+        patch.setattr(kernel_cases, "paper", lambda name: tiny_pig().to("meta"))
+        return list(kernel_cases.cases())
+
+
+def test_without_a_gpu_it_says_so_in_one_line():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    result = CliRunner().invoke(main, ["gpu"])
+    assert result.exit_code == 0
+    assert result.output == "No GPU that PyTorch can use: nothing was measured.\n"
+
+
+def test_the_shapes_are_the_models_own(cases):
+    found = {(case.kernel, case.shape[1:]) for case in cases}
+    assert ("solver_step", (2, 32, 32)) in found
+    assert ("attention", (256, 2, 8)) in found
+    assert {("group_norm_silu", (8, 32, 32)), ("group_norm_silu", (16, 16, 16))} <= found
+    assert any(case.detail.endswith("embedding") for case in cases)
+
+
+def test_what_is_compared_is_the_same_thing(cases):
+    for case in cases:
+        inputs = [tensor.float() for tensor in case.inputs(CPU)]
+        expected = case.reference(*inputs)
+        for function in (case.ours, case.theirs):
+            torch.testing.assert_close(function(*inputs), expected, atol=1e-4, rtol=1e-4, msg=f"{case}")
+
+
+def test_the_bytes_are_those_of_the_tensors_that_matter():
+    case = kernel_cases.solver_step_case((2, 1, 4, 4), used=("p", "q", "a", "b", "m", "d1"), detail="")
+    *_, coeffs = case.inputs(CPU)
+    assert coeffs[:, [5, 6, 8, 10, 11]].abs().max() == 0
+    assert coeffs[:, [1, 2, 3, 4, 7, 9]].abs().min() > 0
+    assert case.bytes == 5 * 2 * 16 * 4
+    assert kernel_cases.attention_case((2, 64, 3, 8), torch.float16).bytes == 4 * 2 * 2 * 64 * 3 * 8
+    assert kernel_cases.attention_case((2, 64, 3, 8), torch.float16).operations == 4 * 2 * 3 * 64 * 64 * 8
+    assert kernel_cases.group_norm_silu_case((2, 8, 4, 4), torch.float32, 2, False).bytes == 2 * 4 * 2 * 8 * 16
+
+
+def test_a_wrong_kernel_is_seen(cases):
+    case = cases[0]
+    assert gpu.distance(case, CPU) < 1e-5
+
+    def unwritten(*inputs):
+        sample_next, prediction = case.reference(*inputs)
+        return sample_next, torch.empty_like(prediction)
+
+    object.__setattr__(case, "ours", unwritten)
+    assert not gpu.distance(case, CPU) <= 1e-5
+
+
+def test_report(cases, monkeypatch, tmp_path):
+    """The command with a GPU that takes no time."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
+    monkeypatch.setattr(gpu, "cases", lambda only: [case for case in cases if case.kernel in only])
+    monkeypatch.setattr(gpu, "measure_ceilings", lambda: gpu.Ceilings(4e12, dict.fromkeys(gpu.TOLERANCE, 1e15)))
+    monkeypatch.setattr(gpu, "measure", row)
+    out = tmp_path / "new" / "gpu.json"
+
+    result = CliRunner().invoke(main, ["gpu", "--only", "attention", "--out", str(out)])
+
+    assert result.exit_code == 0, result.output
+    report = json.loads(out.read_text())
+    assert report["gpu"] == "NVIDIA Test"
+    assert {found["kernel"] for found in report["kernels"]} == {"attention"}
+    assert list(out.parent.iterdir()) == [out]
+
+    monkeypatch.setattr(gpu, "measure", lambda case, ceilings: row(case, ceilings) | {"wrong": True})
+    result = CliRunner().invoke(main, ["gpu", "--only", "attention", "--out", str(out)])
+    assert result.exit_code == 1
+    assert "further from float64" in result.output
+
+
+def row(case, ceilings):
+    return {
+        "kernel": case.kernel,
+        "shape": case.shape,
+        "detail": case.detail,
+        "dtype": "float16",
+        "ours": 1e-5,
+        "theirs": 2e-5,
+        "floor": ceilings.floor(case),
+        "error": 1e-4,
+        "wrong": False,
+    }
