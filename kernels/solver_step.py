@@ -90,7 +90,7 @@ def solver_step_kernel(
 
     x0 = p * x + q * o
     if CLIP != float("inf"):
-        x0 = tl.clamp(x0, -CLIP, CLIP)
+        x0 = tl.clamp(x0, -CLIP, CLIP, propagate_nan=tl.PropagateNan.ALL)
     history = d1 * h1 + d2 * h2 + d3 * h3
     tl.store(sample_next + index, a * x + b * x0 + c * o + history + s * z, mask=inside)
     tl.store(prediction + index, m * x0 + n * o, mask=inside)
