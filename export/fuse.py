@@ -159,13 +159,13 @@ def _swaps_heads(node: Any) -> bool:
 
 
 def _linear_before_heads(node: Any) -> Any:
-    """The linear layer that [B, H, N, D] comes from, if nothing but its shape was changed since."""
-    if not _swaps_heads(node):
+    """The linear layer [B, N, H*D] that [B, H, N, D] comes from, if nothing but its shape was changed since."""
+    if not _swaps_heads(node) or not _calls(node.args[0], aten.view.default, aten.reshape.default, aten.unflatten.int):
         return None
-    view = node.args[0]
-    if not _calls(view, aten.view.default, aten.reshape.default) or not _calls(view.args[0], aten.linear.default):
+    heads, layer = node.args[0], node.args[0].args[0]
+    if not _calls(layer, aten.linear.default) or len(_shape(layer)) != 3 or _shape(layer)[1] != _shape(heads)[1]:
         return None
-    return view.args[0] if len(_shape(view.args[0])) == 3 else None
+    return layer
 
 
 def _packed_layer(layers: list[Any], module: GraphModule) -> tuple[Node, ...]:

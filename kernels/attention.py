@@ -11,15 +11,18 @@ from kernels.operators import define_operator
 from kernels.plugin import ahead_of_time, element_type, fixed_sizes
 from kernels.ptx import CompiledKernel, compile_kernel
 
-# Queries and keys of a tile, warps and pipeline stages that fit in a plain launch's shared memory on every GPU,
-# by the bytes of an element and the greatest head dimension.
+Tiling = tuple[int, int, int, int]
+
+# Queries and keys of a tile, warps and pipeline stages that fit in a plain launch's shared memory on every GPU, by the
+# bytes of an element and the greatest head dimension. The last of a row makes many small programs.
 TILINGS = {
-    (2, 64): ((64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 4, 2)),
-    (2, 128): ((64, 32, 4, 1), (32, 32, 4, 2)),
-    (4, 32): ((64, 32, 4, 1), (32, 32, 4, 2)),
-    (4, 64): ((64, 16, 4, 1), (32, 32, 4, 1)),
-    (4, 128): ((32, 16, 4, 1), (32, 32, 4, 1)),
+    (2, 64): ((64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 4, 2), (16, 64, 1, 2)),
+    (2, 128): ((64, 32, 4, 1), (32, 32, 4, 2), (16, 32, 2, 2)),
+    (4, 32): ((64, 32, 4, 1), (32, 32, 4, 2), (16, 32, 1, 1)),
+    (4, 64): ((64, 16, 4, 1), (32, 32, 4, 1), (16, 32, 2, 1)),
+    (4, 128): ((32, 16, 4, 1), (32, 32, 4, 1), (16, 16, 2, 1)),
 }
+FULL = 132  # programs below which a large GPU is not filled
 
 
 def attention(qkv: Tensor, scale: float | None = None) -> Tensor:
@@ -88,17 +91,23 @@ def width_of(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def tilings(itemsize: int, head_dim: int) -> tuple[tuple[int, int, int, int], ...]:
+def tilings(itemsize: int, head_dim: int) -> tuple[Tiling, ...]:
     return next(found for (size, limit), found in TILINGS.items() if size == itemsize and head_dim <= limit)
 
 
-def launch(qkv: Tensor, scale: float, tiling: tuple[int, int, int, int] | None = None) -> Tensor:
+def default_tiling(itemsize: int, head_dim: int, length: int, programs: int) -> Tiling:
+    if programs < FULL:
+        return tilings(itemsize, head_dim)[-1]
+    if itemsize == 4:
+        return tilings(itemsize, head_dim)[0]
+    return (64, 64, 4, 2) if length < 1024 else (128, 64, 8, 2)  # Triton's own launch gives more shared memory
+
+
+def launch(qkv: Tensor, scale: float, tiling: Tiling | None = None) -> Tensor:
     batch, length, _, heads, head_dim = qkv.shape
     width = width_of(head_dim)
     if tiling is None:
-        # Triton's own launch may take more shared memory than TensorRT's.
-        tiling = (64 if length < 1024 else 128, 64, 4 if length < 1024 else 8, 2)
-        tiling = tiling if qkv.itemsize == 2 else tilings(qkv.itemsize, head_dim)[0]
+        tiling = default_tiling(qkv.itemsize, head_dim, length, programs=batch * heads * -(-length // 64))
     queries, keys, warps, stages = tiling
     output = qkv.new_empty(batch, length, heads, head_dim)
     with torch.cuda.device_of(qkv):
@@ -110,7 +119,7 @@ def launch(qkv: Tensor, scale: float, tiling: tuple[int, int, int, int] | None =
 
 
 def compiled(
-    dtype: str, length: int, heads: int, head_dim: int, scale: float, tiling: tuple[int, int, int, int], capability: int
+    dtype: str, length: int, heads: int, head_dim: int, scale: float, tiling: Tiling, capability: int
 ) -> CompiledKernel:
     queries, keys, warps, stages = tiling
     constants = {

@@ -29,12 +29,13 @@ def compiled_kernels():
         ("float16", 8, 0),
         ("bfloat16", 64, 1),
         ("float16", 128, 0),
+        ("float16", 128, 2),
         ("float32", 64, 0),
         ("float32", 128, 1),
     ):
         tiling = attention.tilings(4 if dtype == "float32" else 2, head_dim)[tactic]
         yield (
-            f"attention {dtype} {head_dim}",
+            f"attention {dtype} {head_dim} {tiling}",
             lambda gpu, a=(dtype, 200, 2, head_dim, 0.3, tiling): attention.compiled(*a, gpu),
         )
     for dtype, kernel, constants, tactic in (
@@ -71,7 +72,7 @@ def test_ptx(name, capability, tmp_path):
 
 @pytest.mark.parametrize(("capability", "instruction"), [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA")])
 def test_attention_uses_the_matrix_units(capability, instruction, tmp_path):
-    cubin = assemble(KERNELS["attention bfloat16 64"](capability).ptx, tmp_path)
+    cubin = assemble(KERNELS["attention bfloat16 64 (128, 32, 8, 2)"](capability).ptx, tmp_path)
     assert instruction in run("cuobjdump", "-sass", cubin)
 
 

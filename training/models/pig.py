@@ -56,7 +56,7 @@ PRESETS = {
     "small": PigPreset(                         # 1,818,465 parameters a network
         size=64,  widths=(16, 32, 64, 96),           attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
         schedule=V,       clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
-        batch=8,  steps=(1_000, 2_500),     learning_rate=4e-4, lr_schedule="cosine",   ema_decay=0.999,
+        batch=8,  steps=(4_500, 9_500),     learning_rate=1e-3, lr_schedule="cosine",   ema_decay=0.999,
         binarise_guide="never",    antithetic=True, lesion_weight=True),
 }
 # fmt: on
