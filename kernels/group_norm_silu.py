@@ -47,7 +47,7 @@ def reference(x: Tensor, embedding: Tensor, gain: Tensor, offset: Tensor, groups
     """embedding: [B or 1, C or 1]; gain and offset, which hold the norm's weight and bias: [B or 1, C]."""
     wide = torch.promote_types(x.dtype, torch.float32)
     added, gain, offset = (table.to(wide)[:, :, None, None] for table in (embedding, gain, offset))
-    return F.silu(F.group_norm(x.to(wide) + added, groups, eps=eps) * gain + offset).to(x.dtype)
+    return F.silu(F.group_norm(x.to(wide) + added, groups, eps=eps) * gain + offset).to(x.dtype).contiguous()
 
 
 def tiles_of(channels: int, groups: int, pixels: int) -> int:
@@ -239,7 +239,7 @@ def compiled(kernel: Any, dtype: str, constants: dict[str, Any], tactic: int, ca
 
 
 def fake(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)
 
 
 group_norm_silu_op = define_operator("group_norm_silu", reference, fake, launch)

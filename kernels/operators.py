@@ -17,7 +17,7 @@ def define_operator(
     """Make `torch.ops.medgen.NAME`, which runs `launch` on a GPU where Triton is installed, and `reference` elsewhere.
 
     reference: tensors first, then numbers; it also gives the gradient and the ONNX export without fused nodes.
-    fake: what the outputs look like.
+    fake: what the outputs look like. Outputs are contiguous, whatever the memory format of the inputs.
     """
     operator = torch.library.custom_op(f"medgen::{name}", reference, mutates_args=())
     operator.register_fake(fake)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from kernels.attention import attention, attention_op
@@ -40,6 +41,23 @@ def test_opcheck(name):
     operator, arguments = OPERATORS[name]
     results = torch.library.opcheck(operator, arguments(dtype=torch.float32))
     assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", ["solver_step", "group_norm_silu"])
+def test_outputs_are_contiguous_as_the_fake_says(name):
+    operator, arguments = OPERATORS[name]
+    values = [value.detach() if isinstance(value, torch.Tensor) else value for value in arguments()]
+    inputs = [in_channels_last(value) for value in values]
+    with FakeTensorMode() as mode:
+        traced = operator(*(mode.from_tensor(i) if isinstance(i, torch.Tensor) else i for i in inputs))
+    for result in (operator(*inputs), traced):
+        for output in result if isinstance(result, tuple) else (result,):
+            assert output.is_contiguous()
+
+
+def in_channels_last(value):
+    image = isinstance(value, torch.Tensor) and value.ndim == 4
+    return value.to(memory_format=torch.channels_last) if image else value
 
 
 @pytest.mark.parametrize("name", OPERATORS)
