@@ -5,7 +5,7 @@ from importlib import import_module
 import click
 
 COMMANDS = {
-    "gpu": "benchmarks.gpu:gpu",
+    "gpu": "benchmarks.gpu.command:gpu",
     "latency": "benchmarks.latency.command:latency",
 }
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from benchmarks.latency.measure import Figures, measure
 from benchmarks.latency.rows import ROWS, YARDSTICK, Case
 from benchmarks.latency.workers import RowError
+from benchmarks.tables import wide_console
 from serving.bundle import REPOSITORY, Bundle, BundleError, bundle_folder, file_digest, load_bundle
 from serving.solvers import SOLVERS
 from training.checkpoint import CheckpointError, find_checkpoint, shipped_checkpoint
@@ -88,9 +89,7 @@ def latency(
             )
     except (BundleError, CheckpointError, RowError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a file has no edge to cut the columns at
+    console = wide_console()
     device = describe_device(case.threads)
     print_table(console, case, device, rows)
     if json_file:

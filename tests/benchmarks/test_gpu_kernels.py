@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu` as far as a machine without a GPU can go."""
+"""The kernels' half of `python -m benchmarks gpu`, as far as a machine without a GPU can go."""
 
 import json
 
@@ -7,8 +7,8 @@ import torch
 from click.testing import CliRunner
 from tiny_pig import tiny_pig
 
-from benchmarks import gpu, kernel_cases
 from benchmarks.__main__ import main
+from benchmarks.gpu import command, kernel_cases, kernels
 
 CPU = torch.device("cpu")
 
@@ -59,23 +59,25 @@ def test_the_bytes_are_those_of_the_tensors_that_matter():
 
 def test_a_wrong_kernel_is_seen(cases):
     case = cases[0]
-    assert gpu.distance(case, CPU) < 1e-5
+    assert kernels.distance(case, CPU) < 1e-5
 
     def unwritten(*inputs):
         sample_next, prediction = case.reference(*inputs)
         return sample_next, torch.empty_like(prediction)
 
     object.__setattr__(case, "ours", unwritten)
-    assert not gpu.distance(case, CPU) <= 1e-5
+    assert not kernels.distance(case, CPU) <= 1e-5
 
 
 def test_report(cases, monkeypatch, tmp_path):
     """The command with a GPU that takes no time."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
-    monkeypatch.setattr(gpu, "cases", lambda only: [case for case in cases if case.kernel in only])
-    monkeypatch.setattr(gpu, "measure_ceilings", lambda: gpu.Ceilings(4e12, dict.fromkeys(gpu.TOLERANCE, 1e15)))
-    monkeypatch.setattr(gpu, "measure", row)
+    monkeypatch.setattr(command, "INSTALLED", True)
+    monkeypatch.setattr(kernels, "cases", lambda only: [case for case in cases if case.kernel in only])
+    ceilings = kernels.Ceilings(4e12, dict.fromkeys(kernels.TOLERANCE, 1e15))
+    monkeypatch.setattr(kernels, "measure_ceilings", lambda: ceilings)
+    monkeypatch.setattr(kernels, "measure", row)
     out = tmp_path / "new" / "gpu.json"
 
     result = CliRunner().invoke(main, ["gpu", "--only", "attention", "--out", str(out)])
@@ -86,10 +88,10 @@ def test_report(cases, monkeypatch, tmp_path):
     assert {found["kernel"] for found in report["kernels"]} == {"attention"}
     assert list(out.parent.iterdir()) == [out]
 
-    monkeypatch.setattr(gpu, "measure", lambda case, ceilings: row(case, ceilings) | {"wrong": True})
+    monkeypatch.setattr(kernels, "measure", lambda case, ceilings: row(case, ceilings) | {"wrong": True})
     result = CliRunner().invoke(main, ["gpu", "--only", "attention", "--out", str(out)])
     assert result.exit_code == 1
-    assert "further from float64" in result.output
+    assert "further from the reference" in result.output
 
 
 def row(case, ceilings):

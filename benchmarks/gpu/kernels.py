@@ -1,25 +1,19 @@
-"""``python -m benchmarks gpu``: the fused kernels beside PyTorch's own and beside what the hardware allows."""
+"""The fused kernels beside PyTorch's own and beside what the hardware allows."""
 
-import json
 import math
-import re
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import click
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.kernel_cases import KERNELS, Case, cases
-from kernels.language import INSTALLED
+from benchmarks.gpu.kernel_cases import Case, cases
 
-RESULTS = Path(__file__).parent / "results"
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 REPLAYS = 20
 
@@ -36,53 +30,18 @@ class Ceilings:
         return max(case.bytes / self.bandwidth, case.operations / self.matrix[case.dtype])
 
 
-@click.command()
-@click.option("--only", multiple=True, type=click.Choice(KERNELS), help="Measure this kernel. May be repeated.")
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="JSON file. [default: results/gpu-NAME.json]"
-)
-def gpu(only: tuple[str, ...], out: Path | None) -> None:
-    """Measure the fused kernels on the GPU that is there.
-
-    \b
-    Examples:
-      python -m benchmarks gpu
-      python -m benchmarks gpu --only attention
-    """
-    main(only, out)
-
-
-def main(only: tuple[str, ...] = (), out: Path | None = None) -> None:
-    """Check and time every kernel, print a table and write `out`; without a GPU, say so in one line.
-
-    Raises click.ClickException at the end if a kernel's numbers are wrong.
-    """
-    if not torch.cuda.is_available():
-        click.echo("No GPU that PyTorch can use: nothing was measured.")
-        return
-    if not INSTALLED:
-        click.echo("Triton is not installed, and the kernels need it (pip install triton): nothing was measured.")
-        return
-    name = torch.cuda.get_device_name()
+def measure_all(names: Sequence[str], deadline: float) -> dict[str, Any]:
+    """The report's part on kernels: what the hardware was seen to do, and a row for each case begun by the deadline."""
     ceilings = measure_ceilings()
-    rows = [measure(case, ceilings) for case in track(list(cases(only or KERNELS)), description=name)]
-    report = {
-        "gpu": name,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
+    rows = []
+    for case in track(list(cases(tuple(names))), description="kernels"):
+        if time.monotonic() < deadline:
+            rows.append(measure(case, ceilings))
+    return {
         "copy_bytes_per_second": ceilings.bandwidth,
         "matrix_operations_per_second": {str(dtype): rate for dtype, rate in ceilings.matrix.items()},
         "kernels": rows,
     }
-    out = out or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', name.lower())}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_suffix(".tmp")
-    aside.write_text(json.dumps(report, indent=1) + "\n")
-    aside.replace(out)
-    Console().print(table(report))
-    click.echo(f"Written to {out}.")
-    if wrong := [row for row in rows if row["wrong"]]:
-        raise click.ClickException(f"{len(wrong)} of {len(rows)} rows are further from float64 than their type allows.")
 
 
 def table(report: dict[str, Any]) -> Table:

@@ -1,0 +1,93 @@
+"""``python -m benchmarks gpu``: the fused kernels, then whole trajectories, on the GPU that is there."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.gpu import kernels, trajectories
+from benchmarks.gpu.kernel_cases import KERNELS
+from benchmarks.gpu.ways import WAYS
+from benchmarks.tables import wide_console
+from kernels.language import INSTALLED
+
+RESULTS = Path(__file__).parents[1] / "results"
+ROW_KEYS = {
+    "kernels": ("kernel", "shape", "detail", "dtype"),
+    "trajectories": ("name", "size", "batch", "precision"),
+}
+
+
+# fmt: off
+@click.command()
+@click.option("--only",      multiple=True, type=click.Choice([*KERNELS, *WAYS]),         help="Measure this kernel or way to sample. May be repeated.")
+@click.option("--size",      multiple=True, type=int, default=trajectories.SIZES,         help="Of the images. May be repeated.  [default: 512, 256]")
+@click.option("--batch",     multiple=True, type=int, default=trajectories.BATCHES,       help="Samples at a time. May be repeated.  [default: 1, 16, 4]")
+@click.option("--precision", multiple=True, type=click.Choice(trajectories.PRECISIONS), default=trajectories.PRECISIONS, help="May be repeated.  [default: all]")
+@click.option("--minutes",   default=9.0, show_default=True,                              help="What has not begun by then is left out, and said to be.")
+@click.option("--out",       type=click.Path(dir_okay=False, path_type=Path),             help="JSON file; rows in it that are not measured now stay.  [default: benchmarks/results/gpu-NAME.json]")
+# fmt: on
+def gpu(
+    only: tuple[str, ...],
+    size: tuple[int, ...],
+    batch: tuple[int, ...],
+    precision: tuple[str, ...],
+    minutes: float,
+    out: Path | None,
+) -> None:
+    """Measure the fused kernels, and PIG's `paper` preset as it is drawn with and without medgen.
+
+    \b
+    Examples:
+      python -m benchmarks gpu
+      python -m benchmarks gpu --only attention
+      python -m benchmarks gpu --only medgen-tensorrt --size 512 --precision fp16
+    """
+    if not torch.cuda.is_available():
+        click.echo("No GPU that PyTorch can use: nothing was measured.")
+        return
+    if not INSTALLED:
+        click.echo("Triton is not installed, and the kernels need it (pip install triton): nothing was measured.")
+        return
+    deadline = time.monotonic() + 60 * minutes
+    report: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
+    if chosen := [name for name in KERNELS if not only or name in only]:
+        report |= kernels.measure_all(chosen, deadline)
+    if ways := [name for name in WAYS if not only or name in only]:
+        groups = trajectories.groups(size, batch, precision)
+        report["trajectories"] = trajectories.measure_all(ways, groups, torch.device("cuda"), deadline)
+    out = out or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', report['gpu'].lower())}.json"
+    write(report, out)
+    console = wide_console()
+    if "kernels" in report:
+        console.print(kernels.table(report))
+    if "trajectories" in report:
+        console.print(trajectories.table(report))
+        for note in trajectories.notes(report):
+            click.echo(note)
+    click.echo(f"Written to {out}.")
+    if wrong := [row for rows in ROW_KEYS for row in report.get(rows, []) if row["wrong"]]:
+        raise click.ClickException(f"{len(wrong)} rows are further from the reference than their type allows.")
+
+
+def write(report: dict[str, Any], out: Path) -> None:
+    """Write the file anew; of one that is there, what was not measured again is kept."""
+    before = json.loads(out.read_text()) if out.is_file() else {}
+    merged = {**before, **report}
+    for rows, keys in ROW_KEYS.items():
+        by_key = {
+            json.dumps([row[key] for key in keys]): row for row in (*before.get(rows, []), *report.get(rows, []))
+        }
+        merged[rows] = list(by_key.values())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_suffix(".tmp")
+    aside.write_text(json.dumps(merged, indent=1) + "\n")
+    aside.replace(out)

@@ -1,0 +1,172 @@
+"""Whole trajectories: how long each way takes, what of it is not networks, and how far it ends from float32."""
+
+import gc
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.gpu.ways import WAYS, YARDSTICK, Way, Work
+from training.family import Family
+from training.models.pig import PRESETS, Pig
+
+SIZES = (512, 256)
+BATCHES = (1, 16, 4)
+PRECISIONS = ("fp16", "bf16", "fp32")
+STEPS = 20
+ROUNDS = 7
+
+# |x - x_eager_fp32| / |x_eager_fp32| of the last state beyond which a way computes something else.
+DRIFT = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
+
+Group = tuple[int, int, str]
+
+
+def groups(sizes: Sequence[int], batches: Sequence[int], precisions: Sequence[str]) -> list[Group]:
+    """(size, batch, precision), the most telling first."""
+    return list(product(sizes, batches, precisions))
+
+
+def measure_all(
+    names: Sequence[str], groups: Sequence[Group], device: torch.device, deadline: float
+) -> list[dict[str, Any]]:
+    """A row for each way and group: PIG's `paper` preset with random weights, ddim, 20 steps.
+
+    Within a group all ways are prepared and then run in turn, and ``ratio_to_eager`` is to the yardstick of the same
+    group and rounds, which is always measured. What has not begun by the deadline has a note instead of figures.
+    """
+    names = [name for name in WAYS if name in names or name == YARDSTICK]
+    families: dict[int, Family] = {}
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    rows = []
+    for size, batch, precision in track(groups, description="trajectories"):
+        key = {"size": size, "batch": batch, "precision": precision, "steps": STEPS}
+        if time.monotonic() > deadline:
+            rows += [{"name": name, **key, **unmeasured("there was no time left")} for name in names]
+            continue
+        if size not in families:
+            families[size] = random_pig(size).to(device)
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(batch, *families[size].sample_shape, generator=generator).to(device)
+        with torch.no_grad():
+            found = measure_group(Work(families[size], precision, start, STEPS), names, deadline)
+        rows += [{"name": name, **key, **found[name]} for name in names]
+    return rows
+
+
+def random_pig(size: int) -> Family:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Pig(PRESETS["paper"].replaced({"size": size})).eval()
+
+
+def measure_group(work: Work, names: Sequence[str], deadline: float) -> dict[str, dict[str, Any]]:
+    """The figures of each way, by name."""
+    reference = host(WAYS[YARDSTICK](Work(work.family, "fp32", work.start, work.steps, work.solver)).run())
+    ways: dict[str, Way] = {}
+    figures: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if time.monotonic() > deadline:
+            figures[name] = unmeasured("there was no time left")
+            continue
+        try:
+            torch.cuda.empty_cache()  # so that no way is given what another has freed
+            before = used_memory(work.start.device)
+            way = WAYS[name](work)
+            result = host(way.run())
+            peak = used_memory(work.start.device) - before
+            figures[name] = {"distance": distance(result, reference), "peak_mib": peak / 2**20}
+            ways[name] = way
+        except Exception as error:  # a row that cannot be measured must not cost the others theirs
+            (reason, *_) = str(error).strip().splitlines() or [""]
+            figures[name] = unmeasured(f"{type(error).__name__}: {reason}")
+
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(1 + ROUNDS):
+        for name, way in ways.items():
+            times[name].append(seconds(way.run, work.start.device))
+    for name, way in ways.items():
+        whole = statistics.median(times[name][1:])
+        eager = [a / b for a, b in zip(times[YARDSTICK][1:], times[name][1:], strict=True)]
+        networks = way.network_seconds(lambda call: median_seconds(call, work.start.device))
+        figures[name] |= {
+            "ms_per_sample": 1e3 * whole / len(work.start),
+            "ratio_to_eager": statistics.median(eager),
+            "outside_networks": 1 - len(work.table) * networks / whole,
+            "wrong": not figures[name]["distance"] <= DRIFT[work.precision],
+        }
+    return figures
+
+
+def unmeasured(reason: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(("ms_per_sample", "ratio_to_eager", "outside_networks", "peak_mib", "distance"))
+    return {**nothing, "wrong": False, "note": reason}
+
+
+def host(state: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    return torch.as_tensor(state).double().cpu().clone()
+
+
+def distance(state: Tensor, reference: Tensor) -> float:
+    """Relative, of the row that is furthest; NaN if there is one in it."""
+    off, whole = ((value.flatten(1)).norm(dim=1) for value in (state - reference, reference))
+    return float((off / whole).max())
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes of the GPU that are taken. What a way has taken it keeps, so after its first run this is its peak."""
+    if device.type != "cuda":
+        return 0
+    gc.collect()
+    torch.cuda.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - began
+
+
+def median_seconds(call: Callable[[], Any], device: torch.device) -> float:
+    return statistics.median([seconds(call, device) for _ in range(2 + ROUNDS)][2:])
+
+
+def table(report: dict[str, Any]) -> Table:
+    title = f"{report['gpu']}: PIG `paper`, ddim, {STEPS} steps"
+    found = Table("", "size", "batch", "type", title=title)
+    for heading in ("ms/sample", "vs eager", "outside networks", "peak MiB", "from fp32"):
+        found.add_column(heading, justify="right")
+    for row in report["trajectories"]:
+        if row["ms_per_sample"] is None:
+            continue
+        found.add_row(
+            row["name"],
+            *(str(row[key]) for key in ("size", "batch", "precision")),
+            f"{row['ms_per_sample']:.2f}",
+            f"{row['ratio_to_eager']:.2f}x",
+            f"{row['outside_networks']:.1%}",
+            f"{row['peak_mib']:.0f}",
+            f"{row['distance']:.1e}" + (" WRONG" if row["wrong"] else ""),
+            style="red" if row["wrong"] else None,
+        )
+    return found
+
+
+def notes(report: dict[str, Any]) -> Iterator[str]:
+    """A line for each reason that rows were not measured for, and how many they are."""
+    reasons = Counter((row["name"], row["note"]) for row in report["trajectories"] if row.get("note"))
+    for (name, reason), count in reasons.items():
+        yield f"{name}: {count} not measured, as {reason}"

@@ -1,0 +1,207 @@
+"""The ways to draw the same samples from the same weights on a GPU."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from benchmarks.latency.schedulers import make_scheduler
+from export.fuse import fuse
+from export.graphs import Step
+from export.precision import DTYPES, in_half_precision
+from serving.engines import Trajectory, open_engine
+from serving.solvers import HISTORY, solver_table
+from training.family import Family, Network
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Work:
+    """What every way does: ``steps`` of a deterministic solver from ``start`` [B, C, H, W], float32 on the device.
+
+    family: float32, in eval mode, on the device. precision: "fp32", "fp16" or "bf16", of the networks.
+    """
+
+    family: Family
+    precision: str
+    start: Tensor
+    steps: int
+    solver: str = "ddim"
+
+    @cached_property
+    def table(self) -> Tensor:
+        """[rows, B, 12] on the device."""
+        table = solver_table(self.solver, self.family.preset.schedule, self.steps)
+        return torch.tensor(table).to(self.start)[:, None].expand(-1, len(self.start), -1).contiguous()
+
+
+class Way(Protocol):
+    """One way, ready to go."""
+
+    def run(self) -> Tensor | NDArray[np.float32]:
+        """The last state; the outputs are computed too. On a GPU the work may still be under way."""
+        ...
+
+    def network_seconds(self, timed: Callable[[Callable[[], Any]], float]) -> float:
+        """What the networks of one step take, in this way; ``timed`` gives the seconds of a call."""
+        ...
+
+
+class Diffusers:
+    """A loop in Python around diffusers' scheduler: what one has today."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.seen: dict[str, tuple[Tensor, Tensor]] = {}
+        dtype = DTYPES.get(work.precision, torch.float32)
+        self.loop = {
+            name: self.watched(name, self.prepared(copy.deepcopy(network).to(dtype)), dtype)
+            for name, network in work.family.networks().items()
+        }
+
+    def prepared(self, network: nn.Module) -> Network:
+        return network
+
+    def watched(self, name: str, network: Network, dtype: torch.dtype) -> Network:
+        def run(noisy: Tensor, t: Tensor) -> Tensor:
+            self.seen[name] = noisy, t
+            return network(noisy.to(dtype), t.to(noisy.device)).float()
+
+        return run
+
+    def run(self) -> Tensor:
+        preset, state = self.work.family.preset, self.work.start
+        scheduler = make_scheduler(self.work.solver, preset.schedule, preset.clip, self.work.steps, len(self.loop))
+        assert scheduler is not None
+        for t in scheduler.timesteps:
+            state = self.work.family.scheduler_step(self.loop, scheduler, t, state)
+        self.work.family.finish(state)
+        return state
+
+    def network_seconds(self, timed: Callable[[Callable[[], Any]], float]) -> float:
+        inputs = dict(self.seen)
+        return timed(lambda: [self.loop[name](*given) for name, given in inputs.items()])
+
+
+class Compiled(Diffusers):
+    def prepared(self, network: nn.Module) -> Network:
+        compiled: Network = torch.compile(network, mode="max-autotune")
+        return compiled
+
+
+class Networks(nn.Module):
+    """The networks of a step, without the solver."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self.family = family
+
+    def forward(self, sample: Tensor, coeffs: Tensor) -> tuple[Tensor]:
+        return (self.family.network(sample, coeffs),)
+
+
+class FusedStep:
+    """medgen's step with its kernels, launched by PyTorch."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.zeros = torch.zeros_like(work.start)
+        self.step = graph_of(Step(work.family), (work.start, *[self.zeros] * (HISTORY + 1), work.table[0]), work)
+        self.only_networks = graph_of(Networks(work.family), (work.start, work.table[0]), work)
+
+    def run(self) -> Tensor:
+        state, history = self.work.start, (self.zeros,) * HISTORY
+        for coeffs in self.work.table:
+            state, prediction = self.step(state, *history, self.zeros, coeffs)
+            history = prediction, *history[:-1]
+        self.work.family.finish(state)
+        return state
+
+    def networks(self) -> None:
+        self.only_networks(self.work.start, self.work.table[0])
+
+    def network_seconds(self, timed: Callable[[Callable[[], Any]], float]) -> float:
+        return timed(self.networks)
+
+
+def graph_of(module: nn.Module, example: tuple[Tensor, ...], work: Work) -> GraphModule:
+    graph, _ = fuse(module.eval(), example, None)
+    return graph if work.precision == "fp32" else in_half_precision(graph, example, work.precision)
+
+
+class Captured:
+    """The same as one CUDA graph from the first noise to the outputs."""
+
+    def __init__(self, work: Work) -> None:
+        step = FusedStep(work)
+        self.replay, self.result = captured(step.run)
+        self.networks, _ = captured(step.networks)
+
+    def run(self) -> Tensor:
+        self.replay()
+        return self.result
+
+    def network_seconds(self, timed: Callable[[Callable[[], Any]], float]) -> float:
+        return timed(self.networks)
+
+
+def captured(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        function()  # compiles and picks what may not be done within a capture
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph.replay, result
+
+
+class Served:
+    """The bundle's engine, from noise on the host to outputs on the host."""
+
+    target = "onnx"
+
+    def __init__(self, work: Work) -> None:
+        with TemporaryDirectory() as folder:
+            bundle = untested_bundle(work, self.target, Path(folder))
+            self.engine = open_engine(bundle, work.start.device.index or 0)
+        self.steps = work.steps
+        self.once, self.twice = trajectory(work), trajectory(dataclasses.replace(work, steps=2 * work.steps))
+
+    def run(self) -> NDArray[np.float32]:
+        state, _ = self.engine.generate(self.once)
+        return state
+
+    def network_seconds(self, timed: Callable[[Callable[[], Any]], float]) -> float:
+        """A row more costs one step; the solver's update is in its graph and counted with it."""
+        return (timed(lambda: self.engine.generate(self.twice)) - timed(self.run)) / self.steps
+
+
+class ServedByTensorRT(Served):
+    target = "tensorrt"
+
+
+def trajectory(work: Work) -> Trajectory:
+    table, start = work.table.cpu().numpy(), work.start.cpu().numpy()
+    zeros = np.zeros_like(start)
+    return Trajectory(start, np.full(len(start), len(table)), table, lambda row: zeros)
+
+
+WAYS: dict[str, Callable[[Work], Way]] = {
+    "diffusers-eager": Diffusers,
+    "torch-compile": Compiled,
+    "medgen-pytorch": FusedStep,
+    "medgen-cuda-graph": Captured,
+    "medgen-onnxruntime": Served,
+    "medgen-tensorrt": ServedByTensorRT,
+}
+YARDSTICK = "diffusers-eager"
