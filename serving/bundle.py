@@ -132,6 +132,11 @@ class Bundle:
         return self.folder / self.manifest.engines[name].file
 
 
+def buckets(max_batch: int) -> tuple[int, ...]:
+    """Batch sizes that a GPU engine is built and captured for: 1, 2, 4, ... and max_batch itself."""
+    return tuple(sorted({*(2**k for k in range(max_batch.bit_length()) if 2**k <= max_batch), max_batch}))
+
+
 def bundle_folder(repository: Path | str, model: str) -> Path:
     """Where a model's bundle is in a Triton model repository."""
     return Path(repository) / model / "1" / "bundle"
