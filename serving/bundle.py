@@ -58,7 +58,7 @@ class Manifest:
 
     ``engines`` has "finish" and, for a model that takes steps, "step". A model without steps (a GAN) has neither
     schedule nor default solver, and ``default_steps`` 0. ``target``, ``parity``, ``checkpoint`` and ``tools`` are
-    JSON objects for people to read; of them serving reads ``target["name"]`` alone.
+    JSON objects for people to read; of them serving reads ``target`` alone.
     """
 
     model: str

@@ -92,11 +92,10 @@ class FakePlan:
     def get_tensor_mode(self, name: str) -> str:
         return "input" if name in [node.name for node in self.session.get_inputs()] else "output"
 
-    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return 1000 * self.trt.sizes[profile]
+    device_memory_size_v2 = 1000
 
-    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return [self.shape_of(name, self.trt.sizes[profile])] * 3
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shape_of(name, -1)
 
     def shape_of(self, name: str, batch: int) -> tuple[int, ...]:
         channels, height, width = self.trt.shape
@@ -125,7 +124,7 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
-        return True
+        return shape == self.plan.shape_of(name, self.trt.sizes[self.profile])
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -133,15 +132,15 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == FakeCuda.STREAM
-        assert len(self.scratch) >= self.plan.get_device_memory_size_for_profile_v2(self.profile)
+        assert len(self.scratch) >= self.plan.device_memory_size_v2
         assert self.has_run or not self.cuda.is_capturing, "the first run of a shape cannot be captured"
         self.has_run = True
         batch = self.trt.sizes[self.profile]
         shapes = {name: self.plan.shape_of(name, batch) for name in self.addresses}
-        assert all(shapes[name] == shape for name, shape in self.shapes.items())
+        assert all(self.shapes[node.name] == shapes[node.name] for node in self.plan.session.get_inputs())
         addresses = dict(self.addresses)
         self.cuda.enqueue(lambda: run(self.cuda, self.plan.session, addresses, shapes))
-        return self.trt._may("run")
+        return self.trt._may("captured run" if self.cuda.is_capturing else "run")
 
 
 class FakeCudaSession:

@@ -29,8 +29,9 @@ class OnnxRuntimeCudaEngine(GpuEngine):
 
     def __init__(self, bundle: Bundle, number: int) -> None:
         if not is_promised():
-            raise NoGpuError("this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu")
+            raise NoGpuError("this ONNX Runtime has no CUDA provider; install onnxruntime-gpu in its place")
         device = Device(number)
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's packages, which the dynamic loader does not look into
         super().__init__(bundle, device, buckets(bundle.manifest.max_batch))
         options = {
             "device_id": number,

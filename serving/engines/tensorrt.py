@@ -40,14 +40,10 @@ class TensorRTEngine(GpuEngine):
         trt.init_libnvinfer_plugins(self._log.logger, "")
         self._runtime = trt.Runtime(self._log.logger)
         self._plans = {name: self._load_plan(bundle, name) for name in manifest.engines}
-        needed = [
-            plan.get_device_memory_size_for_profile_v2(profile)
-            for plan in self._plans.values()
-            for profile in range(len(self._buckets))
-        ]
-        self._scratch = device.array((max(1, *needed),), np.uint8)
+        needed = max(plan.device_memory_size_v2 for plan in self._plans.values())
+        self._scratch = device.array((max(1, needed),), np.uint8)
         self._contexts = {
-            (name, bucket): self._context(plan, profile)
+            (name, bucket): self._context(plan, profile, bucket)
             for name, plan in self._plans.items()
             for profile, bucket in enumerate(self._buckets)
         }
@@ -67,8 +63,8 @@ class TensorRTEngine(GpuEngine):
         self._check(plan is not None, f"load {path}")
         return plan
 
-    def _context(self, plan: "trt.ICudaEngine", profile: int) -> "trt.IExecutionContext":
-        """An execution context for the one shape of a profile."""
+    def _context(self, plan: "trt.ICudaEngine", profile: int, bucket: int) -> "trt.IExecutionContext":
+        """An execution context for the profile of a bucket."""
         import tensorrt as trt
 
         context = plan.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -78,7 +74,7 @@ class TensorRTEngine(GpuEngine):
         for k in range(plan.num_io_tensors):
             name = plan.get_tensor_name(k)
             if plan.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                _, shape, _ = plan.get_tensor_profile_shape(name, profile)
+                shape = (bucket, *plan.get_tensor_shape(name)[1:])
                 self._check(context.set_input_shape(name, shape), f"give {name} the shape {shape}")
         return context
 

@@ -339,11 +339,12 @@ def test_every_refusal_of_the_driver_is_an_error(tiny, cuda, function, words):
         RecordingEngine(tiny).generate(trajectory([3]))
 
 
-def test_a_capture_that_fails_does_not_spoil_the_next(tiny, tensorrt, cuda):
+@pytest.mark.parametrize("what", ["run", "captured run"])
+def test_a_run_that_fails_does_not_spoil_the_next(tiny, tensorrt, what):
     engine = open_engine(as_tensorrt(tiny))
     expected = engine.generate(trajectory([2]))
-    tensorrt.refuses = "run"
-    with pytest.raises(EngineError, match="TensorRT cannot run the step plan: no run today"):
+    tensorrt.refuses = what
+    with pytest.raises(EngineError, match=f"TensorRT cannot run the step plan: no {what} today"):
         engine.generate(trajectory([3]))
     tensorrt.refuses = ""
     engine.generate(trajectory([3]))
@@ -354,6 +355,11 @@ def test_a_plan_that_does_not_load_is_named(tiny, tensorrt):
     tensorrt.refuses = "deserialize"
     with pytest.raises(EngineError, match=r"TensorRT cannot load .*finish\.onnx: no deserialize today"):
         open_engine(as_tensorrt(tiny))
+
+
+def test_a_plan_with_other_batches_than_the_manifest_says_is_refused(tiny, tensorrt):
+    with pytest.raises(EngineError, match=r"TensorRT cannot give sample the shape \(3, 2, 16, 16\)"):
+        open_engine(as_tensorrt(tiny, buckets=[1, 3, 6]))
 
 
 def test_without_tensorrt(tiny, monkeypatch):
