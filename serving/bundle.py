@@ -58,7 +58,7 @@ class Manifest:
 
     ``engines`` has "finish" and, for a model that takes steps, "step". A model without steps (a GAN) has neither
     schedule nor default solver, and ``default_steps`` 0. ``target``, ``parity``, ``checkpoint`` and ``tools`` are
-    JSON objects for people to read; of them serving reads ``target["name"]`` alone.
+    JSON objects for people to read; of them serving reads ``target`` alone.
     """
 
     model: str
@@ -130,6 +130,11 @@ class Bundle:
 
     def engine_path(self, name: str) -> Path:
         return self.folder / self.manifest.engines[name].file
+
+
+def buckets(max_batch: int) -> tuple[int, ...]:
+    """Batch sizes that a GPU engine is built and captured for: 1, 2, 4, ... and max_batch itself."""
+    return tuple(sorted({*(2**k for k in range(max_batch.bit_length()) if 2**k <= max_batch), max_batch}))
 
 
 def bundle_folder(repository: Path | str, model: str) -> Path:

@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb
 from numpy.typing import NDArray
 
 from serving.bundle import load_bundle
+from serving.engines import open_engine
 from serving.requests import BadRequest, SampleRequest, parse_request
 from serving.sampler import Sampler
 
@@ -46,10 +47,11 @@ class BundleModel:
     def _folder(cls) -> Path:
         return Path(inspect.getfile(cls)).parent / "bundle"
 
-    def initialize(self, _: dict[str, str]) -> None:
+    def initialize(self, args: dict[str, str]) -> None:
         bundle = load_bundle(self._folder())
         self.manifest = bundle.manifest
-        self.sampler = Sampler(bundle)
+        device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        self.sampler = Sampler(bundle, open_engine(bundle, device))
         # What a client must know to draw the outputs, and Triton's own metadata cannot say.
         self.outputs = [dataclasses.asdict(output) for output in bundle.manifest.outputs]
 

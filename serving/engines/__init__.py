@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -87,13 +88,31 @@ class StepEngine(abc.ABC):
         return last, self.finish(last, condition)
 
 
-def open_engine(bundle: Bundle) -> Engine:
-    """The engine for the bundle's target; raises ``BundleError`` for a target that this version does not serve."""
-    from serving.engines.onnxruntime import (
-        OnnxRuntimeEngine,
-    )  # here, as a host has only the runtime that it serves with
+def open_engine(bundle: Bundle, device: int | None = None) -> Engine:
+    """The engine for the bundle's target, on GPU ``device`` or, if that is None, the first.
 
+    ONNX graphs run on the CPU where ONNX Runtime cannot use a GPU; if one was asked for or promised, the log says why.
+    Raises ``BundleError`` for a target that this version does not serve, ``EngineError`` for one that cannot run here.
+    """
     target = bundle.manifest.target.get("name")
-    if target != "onnx":
-        raise BundleError(f"{bundle.folder}: target is {target!r}; this version of medgen serves onnx")
+    # Imported here, as a host has only the runtime that it serves with.
+    if target == "tensorrt":
+        from serving.engines.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(bundle, device or 0)
+    if target == "onnx":
+        return _open_onnx(bundle, device)
+    raise BundleError(f"{bundle.folder}: target is {target!r}; this version of medgen serves onnx and tensorrt")
+
+
+def _open_onnx(bundle: Bundle, device: int | None) -> Engine:
+    from serving.engines.device import NoGpuError
+    from serving.engines.onnxruntime import OnnxRuntimeEngine
+    from serving.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine, is_promised
+
+    if device is not None or is_promised():
+        try:
+            return OnnxRuntimeCudaEngine(bundle, device or 0)
+        except NoGpuError as error:
+            logging.getLogger(__name__).warning("%s runs on the CPU: %s", bundle.manifest.model, error)
     return OnnxRuntimeEngine(bundle)

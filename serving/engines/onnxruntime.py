@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU everywhere, on an NVIDIA GPU where onnxruntime-gpu finds one."""
+"""ONNX Runtime on the CPU."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,11 @@ from serving.engines import EngineError, Float32, History, StepEngine
 
 
 class OnnxRuntimeEngine(StepEngine):
-    """Runs ``step.onnx`` and ``finish.onnx``.
-
-    On the CPU a sample's bits are the same in every batch. On a GPU they are the same for equal batch sizes.
-    """
+    """Runs ``step.onnx`` and ``finish.onnx``; a sample's bits are the same in every batch."""
 
     def __init__(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
-        self._sessions = {name: _open(bundle.engine_path(name)) for name in manifest.engines}
+        self._sessions = {name: open_session(bundle.engine_path(name)) for name in manifest.engines}
         self._outputs = [output.name for output in manifest.outputs]
 
     def step(
@@ -47,17 +44,13 @@ class OnnxRuntimeEngine(StepEngine):
             raise EngineError(f"ONNX Runtime failed in the {name} graph: {error}") from error
 
 
-def _open(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path, *gpu: tuple[str, dict[str, Any]]) -> onnxruntime.InferenceSession:
+    """A session on the CPU, or on the GPU with the provider and its options that ``gpu`` names."""
     options = onnxruntime.SessionOptions()
     options.use_deterministic_compute = True
     # Threads that spin between operators take the cores from all else that runs: twice as slow on a busy machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # An exhaustive search of convolution algorithms goes by the clock: each process might choose others.
-    cuda = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0}
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers = [("CUDAExecutionProvider", cuda), *providers]
     try:
-        return onnxruntime.InferenceSession(path, options, providers=providers)
+        return onnxruntime.InferenceSession(path, options, providers=[*gpu, "CPUExecutionProvider"])
     except Exception as error:
         raise EngineError(f"ONNX Runtime cannot open {path}: {error}") from error

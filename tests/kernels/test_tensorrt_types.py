@@ -16,7 +16,7 @@ SETTINGS = """
 disallow_untyped_defs = True
 [mypy-tensorrt.*]
 ignore_errors = True
-[mypy-torch.*,triton.*,onnx.*,onnxscript.*]
+[mypy-torch.*,triton.*,onnx.*,onnxscript.*,onnxruntime.*,cuda.*]
 ignore_missing_imports = True
 follow_imports = skip
 """
@@ -32,7 +32,8 @@ def stubs(tmp_path_factory):
     package = folder / "tensorrt"
     package.mkdir()
     # A data type of TensorRT's is called bool, which hides Python's own; and one method has a default in mid-list.
-    made = "import builtins\n" + re.sub(r"(-> |: )bool\b", r"\1builtins.bool", made)
+    made = made.replace("logger: typing_extensions.CapsuleType", "logger: ILogger")  # any object of C++ will do
+    made = "import builtins\n__version__: str\n" + re.sub(r"(-> |: )bool\b", r"\1builtins.bool", made)
     (package / "__init__.pyi").write_text(re.sub(r"(= \.\.\., \w+: [^=,()]+)(?=[,)])", r"\1 = ...", made))
     with tensorrt_bindings_alone():
         import tensorrt.plugin as trtp
@@ -53,7 +54,8 @@ def check(stubs, *files):
 
 
 def test_our_code_fits_the_bindings(stubs):
-    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "kernels").glob("*.py"))
+    paths = [*(ROOT / "kernels").glob("*.py"), *(ROOT / "serving" / "engines").glob("*.py")]
+    files = sorted(str(path.relative_to(ROOT)) for path in paths)
     assert check(stubs, *files) == (0, f"Success: no issues found in {len(files)} source files\n")
 
 

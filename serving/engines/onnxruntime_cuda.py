@@ -1,0 +1,64 @@
+"""ONNX Runtime on an NVIDIA GPU, where onnxruntime-gpu is installed and finds one."""
+
+from collections.abc import Mapping
+
+import onnxruntime
+
+from serving.bundle import Bundle, buckets
+from serving.engines import EngineError
+from serving.engines.device import Device, DeviceArray, NoGpuError
+from serving.engines.gpu import GpuEngine
+from serving.engines.onnxruntime import open_session
+
+CUDA = "CUDAExecutionProvider"
+
+
+def is_promised() -> bool:
+    """Whether ONNX Runtime has a CUDA provider; onnxruntime-gpu has one on machines without a GPU too."""
+    return CUDA in onnxruntime.get_available_providers()
+
+
+class OnnxRuntimeCudaEngine(GpuEngine):
+    """Runs ``step.onnx`` and ``finish.onnx`` on GPU ``number``, in the device's stream and on its arrays.
+
+    ONNX Runtime's work cannot be part of a graph that its caller captures (its pull request 32081 asks for that), so
+    the host starts every step, and waits for none.
+    """
+
+    captures = False
+
+    def __init__(self, bundle: Bundle, number: int) -> None:
+        if not is_promised():
+            raise NoGpuError("this ONNX Runtime has no CUDA provider; install onnxruntime-gpu in its place")
+        device = Device(number)
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's packages, which the dynamic loader does not look into
+        super().__init__(bundle, device, buckets(bundle.manifest.max_batch))
+        options = {
+            "device_id": number,
+            "user_compute_stream": str(device.stream),
+            # An exhaustive search of convolution algorithms goes by the clock: each process might choose others.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "use_tf32": int(bundle.manifest.precision == "tf32"),
+        }
+        self._sessions = {
+            name: open_session(bundle.engine_path(name), (CUDA, options)) for name in bundle.manifest.engines
+        }
+        if any(CUDA not in session.get_providers() for session in self._sessions.values()):
+            raise NoGpuError("ONNX Runtime's CUDA provider does not load; it needs the CUDA libraries and cuDNN")
+        self._without_waiting = onnxruntime.RunOptions()
+        self._without_waiting.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def enqueue(self, graph: str, tensors: Mapping[str, DeviceArray]) -> None:
+        session = self._sessions[graph]
+        binding = session.io_binding()
+        for nodes, bind in (
+            (session.get_inputs(), binding.bind_input),
+            (session.get_outputs(), binding.bind_output),
+        ):
+            for node in nodes:
+                array = tensors[node.name]
+                bind(node.name, "cuda", array.device, array.dtype.type, array.shape, array.address)
+        try:
+            session.run_with_iobinding(binding, self._without_waiting)
+        except Exception as error:  # ONNX Runtime's own classes share no better base
+            raise EngineError(f"ONNX Runtime failed in the {graph} graph: {error}") from error

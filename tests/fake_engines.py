@@ -1,0 +1,181 @@
+"""TensorRT, and ONNX Runtime's CUDA provider, on the fake GPU: both run ONNX graphs on ONNX Runtime's CPU.
+
+Work is put on the stream as the real ones do it, and reads and writes the fake GPU's memory when its turn comes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from fake_cuda import FakeCuda
+
+from serving.bundle import Bundle, buckets
+
+VERSION = "11.4.0.106"
+CpuSession = onnxruntime.InferenceSession
+TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+
+
+def as_tensorrt(bundle: Bundle, **target: Any) -> Bundle:
+    """The bundle as if its ONNX files were plans."""
+    target = {
+        "name": "tensorrt",
+        "tensorrt": VERSION,
+        "gpu": "NVIDIA H200",
+        "compute_capability": "9.0",
+        "hardware_compatibility": "none",
+        "buckets": list(buckets(bundle.manifest.max_batch)),
+        **target,
+    }
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, target=target))
+
+
+def run(
+    cuda: FakeCuda, session: CpuSession, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Run an ONNX graph on the fake GPU's memory."""
+
+    def array(node: Any) -> np.ndarray:
+        assert addresses[node.name] % 256 == 0, f"{node.name} is not aligned"
+        return cuda.array(addresses[node.name], shapes[node.name], TYPES[node.type])
+
+    inputs = {node.name: array(node).copy() for node in session.get_inputs()}
+    for node, values in zip(session.get_outputs(), session.run(None, inputs), strict=True):
+        array(node)[:] = values
+
+
+class FakeTensorRT(ModuleType):
+    """The module ``tensorrt`` as far as serving uses it."""
+
+    __version__ = VERSION
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
+
+    class ILogger:
+        Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+
+    def __init__(self, cuda: FakeCuda, shape: tuple[int, int, int], sizes: list[int]) -> None:
+        super().__init__("tensorrt")
+        self.cuda, self.sizes, self.shape = cuda, sizes, shape
+        self.refuses = ""
+
+    def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
+        return True
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802
+        self.logger = logger
+        return SimpleNamespace(deserialize_cuda_engine=self._deserialize)
+
+    def _deserialize(self, plan: bytes) -> Any:
+        if not self._may("deserialize"):
+            return None
+        return FakePlan(self, plan)
+
+    def _may(self, what: str) -> bool:
+        if self.refuses == what:
+            self.logger.log(1, f"no {what} today")
+        return self.refuses != what
+
+
+class FakePlan:
+    def __init__(self, trt: FakeTensorRT, plan: bytes) -> None:
+        self.trt, self.session = trt, CpuSession(plan)
+        self._nodes = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self.num_io_tensors = len(self._nodes)
+
+    def get_tensor_name(self, k: int) -> str:
+        return self._nodes[k].name
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "input" if name in [node.name for node in self.session.get_inputs()] else "output"
+
+    device_memory_size_v2 = 1000
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shape_of(name, -1)
+
+    def shape_of(self, name: str, batch: int) -> tuple[int, ...]:
+        channels, height, width = self.trt.shape
+        if name == "coeffs":
+            return (batch, 12)
+        return (batch, 1 if name in ("mask", "image", "condition") else channels, height, width)
+
+    def create_execution_context(self, strategy: str) -> "FakeContext":
+        assert strategy == "user managed"
+        return FakeContext(self)
+
+
+class FakeContext:
+    def __init__(self, plan: FakePlan) -> None:
+        self.plan, self.trt, self.cuda = plan, plan.trt, plan.trt.cuda
+        self.addresses: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.has_run = False
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.scratch = self.cuda.array(address, (size,), np.uint8)
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.profile = profile
+        return stream == FakeCuda.STREAM
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return shape == self.plan.shape_of(name, self.trt.sizes[self.profile])
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == FakeCuda.STREAM
+        assert len(self.scratch) >= self.plan.device_memory_size_v2
+        assert self.has_run or not self.cuda.is_capturing, "the first run of a shape cannot be captured"
+        self.has_run = True
+        batch = self.trt.sizes[self.profile]
+        shapes = {name: self.plan.shape_of(name, batch) for name in self.addresses}
+        assert all(self.shapes[node.name] == shapes[node.name] for node in self.plan.session.get_inputs())
+        addresses = dict(self.addresses)
+        self.cuda.enqueue(lambda: run(self.cuda, self.plan.session, addresses, shapes))
+        return self.trt._may("captured run" if self.cuda.is_capturing else "run")
+
+
+class FakeCudaSession:
+    """An ``onnxruntime.InferenceSession`` whose CUDA provider, if it is asked for, is the fake GPU."""
+
+    cuda: FakeCuda
+    has_cuda = True
+
+    def __init__(self, path: Any, options: Any, providers: list[Any]) -> None:
+        self._session = CpuSession(path, options, providers=["CPUExecutionProvider"])
+        self._given = dict(provider for provider in providers if isinstance(provider, tuple))
+        self.run, self.get_inputs = self._session.run, self._session.get_inputs
+        self.get_outputs = self._session.get_outputs
+
+    def get_providers(self) -> list[str]:
+        return [*(self._given if self.has_cuda else ()), "CPUExecutionProvider"]
+
+    def io_binding(self) -> "FakeBinding":
+        return FakeBinding()
+
+    def run_with_iobinding(self, binding: "FakeBinding", options: Any) -> None:
+        assert self._given["CUDAExecutionProvider"]["user_compute_stream"] == str(FakeCuda.STREAM)
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        assert not self.cuda.is_capturing
+        self.cuda.enqueue(lambda: run(self.cuda, self._session, binding.addresses, binding.shapes))
+
+
+class FakeBinding:
+    def __init__(self) -> None:
+        self.addresses: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def bind_input(self, name: str, kind: str, device: int, dtype: Any, shape: tuple[int, ...], address: int) -> None:
+        assert (kind, device) == ("cuda", 0)
+        onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype)  # refuses what ONNX Runtime does not take
+        self.addresses[name], self.shapes[name] = address, shape
+
+    bind_output = bind_input

@@ -1,0 +1,92 @@
+"""The device layer through NVIDIA's own cuda-python, over a driver that only takes notes: names, types and order."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from tiny import write_tiny_bundle
+
+pytest.importorskip("cuda.bindings", reason="cuda-python is in the extra gpu")
+
+PROGRAM = """
+import sys
+import numpy as np
+from cuda.core.utils import StridedMemoryView
+from serving.bundle import load_bundle
+from serving.engines import EngineError, Trajectory
+from serving.engines.device import Device
+from serving.engines.gpu import GpuEngine
+
+class Engine(GpuEngine):
+    def enqueue(self, graph, tensors):
+        print(graph, tensors["sample"].shape[0], flush=True)
+
+device = Device()
+print(device.name, device.compute_capability, flush=True)
+engine = Engine(load_bundle(sys.argv[1]), device, (1, 2, 4))
+start = np.arange(3 * 512, dtype=np.float32).reshape(3, 2, 16, 16)
+noise = np.ones_like(start)
+trajectory = Trajectory(start, np.array([2, 2, 2]), np.ones((2, 3, 12), np.float32), lambda row: noise)
+print("generate", flush=True)
+state, outputs = engine.generate(trajectory)
+assert np.array_equal(state, start)
+image = engine.outputs["image"]
+tensor = StridedMemoryView.from_dlpack(image, stream_ptr=-1)
+assert (tensor.ptr, tensor.shape, tensor.dtype, tensor.device_id) == (image.address, (3, 1, 16, 16), np.float32, 0)
+print("end", flush=True)
+del tensor, image, engine
+try:
+    device._call("cuMemAlloc", 1 << 62)
+except EngineError as error:
+    print(error)
+"""
+
+EXPECTED = """\
+context 0xc0
+set 8192 to 0 0x50
+set 8192 to 0 0x50
+set 8192 to 0 0x50
+set 8192 to 0 0x50
+set 8192 to 0 0x50
+upload 6144 0x50
+wait for mark 0xe0
+upload 512 0x50
+upload 16384 0x50
+mark 0xe0 0x50
+launch 0xb0 0x50
+download 6144 0x50
+download 768 0x50
+download 3072 0x50
+wait 0x50
+"""
+
+
+def test_calls_pass_through_the_real_bindings(tmp_path):
+    driver = tmp_path / "libcuda.so.1"
+    source = os.path.join(os.path.dirname(__file__), "cuda_driver.c")
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", driver, source, "-ldl"], check=True
+    )
+    bundle = write_tiny_bundle(tmp_path / "bundle", max_batch=4)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, bundle],
+        env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    opened, _, rest = done.stdout.partition("generate\n")
+    generated, _, closed = rest.partition("end\n")
+    assert "NVIDIA H200 (9, 0)\n" in opened
+    assert "stream flags=1\nevent flags=2\n" in opened
+    warm_up = "context 0xc0\nstep 4\nfinish 4\n"
+    capture = "capture 0x50 mode=1\nstep 4\nstep 4\nfinish 4\ncaptured 0x50\ninstantiate 0xa0 flags=0\ndestroy 0xa0\n"
+    assert generated == warm_up + capture + EXPECTED.removeprefix("context 0xc0\n")
+    assert "destroy executable 0xb0\n" in closed
+    assert closed.count("free\n") == 2 + 4 + 1 + 2 + 2  # states, ring, no noise, outputs, and two tables of rows
+    assert closed.count("free pinned\n") == 2
+    assert closed.endswith(
+        "GPU 0: it is out of memory; end what else uses it, or build the bundle with a smaller batch (cuMemAlloc)\n"
+    )
