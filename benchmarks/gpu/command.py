@@ -22,15 +22,46 @@ ROW_KEYS = {
 }
 
 
-# fmt: off
 @click.command()
-@click.option("--only",      multiple=True, type=click.Choice([*KERNELS, *WAYS]),         help="Measure this kernel or way to sample. May be repeated.")
-@click.option("--size",      multiple=True, type=int, default=trajectories.SIZES,         help="Of the images. May be repeated.  [default: 512, 256]")
-@click.option("--batch",     multiple=True, type=int, default=trajectories.BATCHES,       help="Samples at a time. May be repeated.  [default: 1, 16, 4]")
-@click.option("--precision", multiple=True, type=click.Choice(trajectories.PRECISIONS), default=trajectories.PRECISIONS, help="May be repeated.  [default: all]")
-@click.option("--minutes",   default=9.0, show_default=True,                              help="What has not begun by then is left out, and said to be.")
-@click.option("--out",       type=click.Path(dir_okay=False, path_type=Path),             help="JSON file; rows in it that are not measured now stay.  [default: benchmarks/results/gpu-NAME.json]")
-# fmt: on
+@click.option(
+    "--only", multiple=True, type=click.Choice([*KERNELS, *WAYS]), help="Measure this kernel or way. May be repeated."
+)
+@click.option(
+    "--size",
+    multiple=True,
+    type=click.IntRange(32),
+    default=trajectories.SIZES,
+    show_default=True,
+    help="Of the images. May be repeated.",
+)
+@click.option(
+    "--batch",
+    multiple=True,
+    type=click.IntRange(1),
+    default=trajectories.BATCHES,
+    show_default=True,
+    help="Samples at a time. May be repeated.",
+)
+@click.option(
+    "--precision",
+    multiple=True,
+    type=click.Choice(trajectories.PRECISIONS),
+    default=trajectories.PRECISIONS,
+    show_default=True,
+    help="Of the networks. May be repeated.",
+)
+@click.option(
+    "--minutes",
+    default=9.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="What has not begun by then is left out, and said to be.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="JSON file; rows in it that are not measured now stay.  [default: benchmarks/results/gpu-NAME.json]",
+)
 def gpu(
     only: tuple[str, ...],
     size: tuple[int, ...],
@@ -83,9 +114,7 @@ def write(report: dict[str, Any], out: Path) -> None:
     before = json.loads(out.read_text()) if out.is_file() else {}
     merged = {**before, **report}
     for rows, keys in ROW_KEYS.items():
-        by_key = {
-            json.dumps([row[key] for key in keys]): row for row in (*before.get(rows, []), *report.get(rows, []))
-        }
+        by_key = {json.dumps([row[key] for key in keys]): row for row in (*before.get(rows, []), *report.get(rows, []))}
         merged[rows] = list(by_key.values())
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_suffix(".tmp")

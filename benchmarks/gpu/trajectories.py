@@ -1,5 +1,6 @@
 """Whole trajectories: how long each way takes, what of it is not networks, and how far it ends from float32."""
 
+import dataclasses
 import gc
 import statistics
 import time
@@ -24,8 +25,9 @@ PRECISIONS = ("fp16", "bf16", "fp32")
 STEPS = 20
 ROUNDS = 7
 
-# |x - x_eager_fp32| / |x_eager_fp32| of the last state beyond which a way computes something else.
-DRIFT = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
+# |x - x_eager_fp32| / |x_eager_fp32| of the last state beyond which a way computes something else. On a CPU PyTorch's
+# own networks in half precision are 4e-4 (fp16) and 4e-3 (bf16) away.
+DRIFT = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
 
 Group = tuple[int, int, str]
 
@@ -65,7 +67,7 @@ def measure_all(
 def random_pig(size: int) -> Family:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Pig(PRESETS["paper"].replaced({"size": size})).eval()
+        return Pig(dataclasses.replace(PRESETS["paper"], size=size)).eval()
 
 
 def measure_group(work: Work, names: Sequence[str], deadline: float) -> dict[str, dict[str, Any]]:

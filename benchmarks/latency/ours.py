@@ -23,7 +23,7 @@ class InProcess:
         bundle = load_bundle(bundle_folder(case.repository, case.model))
         engine = open_engine(bundle)
         self.networks: Stopwatch | None = None
-        if isinstance(engine, StepEngine):
+        if isinstance(engine, StepEngine) and type(engine).generate is StepEngine.generate:
             self.networks = Stopwatch()
             setattr(engine, "step", self.networks.timing(engine.step))  # noqa: B010 - a method of this instance alone
         self.sampler = Sampler(bundle, engine)

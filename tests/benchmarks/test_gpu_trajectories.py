@@ -6,10 +6,11 @@ import time
 
 import pytest
 import torch
-from benchmarks.gpu import command, trajectories
-from benchmarks.gpu.ways import WAYS, Diffusers, FusedStep, Work
 from click.testing import CliRunner
 from tiny_pig import tiny_pig
+
+from benchmarks.gpu import command, trajectories
+from benchmarks.gpu.ways import WAYS, Diffusers, FusedStep, Work
 
 CPU = torch.device("cpu")
 
