@@ -20,7 +20,7 @@ from benchmarks.latency.measure import Figures, measure
 from benchmarks.latency.rows import ROWS, YARDSTICK, Case
 from benchmarks.latency.workers import RowError
 from serving.bundle import REPOSITORY, Bundle, BundleError, bundle_folder, file_digest, load_bundle
-from serving.solvers import SOLVERS
+from serving.solvers import SOLVERS, solver_table
 from training.checkpoint import CheckpointError, find_checkpoint, shipped_checkpoint
 
 PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "tritonclient", "nvidia-pytriton", "numpy")
@@ -73,6 +73,8 @@ def latency(
     Every row runs in a process of its own; in each round all rows draw one batch, in random order. Exit code 1 if a
     row's samples are not those of the others.
     """
+    if json_file and not json_file.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {json_file.parent}", param_hint="--json")
     try:
         bundle = load_bundle(bundle_folder(repository, model))
         case = make_case(bundle, checkpoint, repository, steps, batch, solver)
@@ -100,8 +102,10 @@ def latency(
 
 
 def make_case(bundle: Bundle, checkpoint: Path | None, repository: Path, steps: int, batch: int, solver: str) -> Case:
-    """Raises ValueError if the checkpoint's weights are not the bundle's."""
+    """Raises ValueError if the checkpoint's weights are not the bundle's, or the solver does not fit the model."""
     manifest = bundle.manifest
+    if manifest.schedule is not None:
+        solver_table(solver, manifest.schedule, steps)
     folder = find_checkpoint(checkpoint or shipped_checkpoint(manifest.model))
     if file_digest(folder / "model.safetensors") != manifest.checkpoint.get("digest"):
         raise ValueError(f"{bundle.folder} was not built from {folder}: give --checkpoint the one it was built from")
