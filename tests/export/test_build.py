@@ -12,9 +12,11 @@ import torch
 from click.testing import CliRunner
 from tiny_pig import FIELDS, SIZE, tiny_pig
 
+from export import BuildError
 from export.__main__ import main
-from export.build import BuildError, Options, Tolerance, build, written_aside
+from export.build import Options, build, written_aside
 from export.parity import measure_parity
+from export.precision import Tolerance
 from serving.bundle import Bundle, bundle_folder, load_bundle
 from serving.engines import open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
@@ -147,7 +149,7 @@ class TestFailures:
 
     def test_missed_tolerance_leaves_no_bundle(self, exported, checkpoint, tmp_path):
         with pytest.raises(BuildError, match="differs from PyTorch"):
-            build("pig", checkpoint, tmp_path, Options(tolerance=Tolerance(step=1e-12)))
+            build("pig", checkpoint, tmp_path, Options(tolerance=Tolerance(1e-12, 1e-3)))
         assert not bundle_folder(tmp_path, "pig").exists()
         assert {file.name for file in (tmp_path / "pig" / "1").iterdir()} == {"model.py"}
 
