@@ -1,8 +1,10 @@
 """``python -m export`` (installed as ``export``): build bundles, look at them, check them."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import onnx
@@ -11,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 
 from export import BuildError
-from export.build import LIMITS, Options, build, check, open_built
+from export.build import Options, build, check, limited, open_built
 from export.graphs import BF16_OPSET, OPSET
 from export.parity import BATCH, measure_parity
 from export.precision import TOLERANCES, Tolerance
@@ -58,7 +60,7 @@ def main() -> None:
 @click.option("--opset",      type=click.IntRange(18, 23),                                         help=f"ONNX operator set.  [default: {OPSET}, the fastest; {BF16_OPSET} for bf16]")
 @click.option("--fuse/--no-fuse", "fused", default=True, show_default=True,                        help="Put the fused operators of `kernels` into the graphs.")
 @click.option("--tolerance",  type=click.FloatRange(0),                                            help=f"Largest difference from PyTorch in any one step.  [default: {STEP_TOLERANCES}]")
-@click.option("--end-to-end-tolerance", type=click.FloatRange(0),                                  help=f"Largest difference at the end: of an image's values, of a mask's share of pixels.  [default: {END_TOLERANCES}]")
+@click.option("--end-to-end-tolerance", type=click.FloatRange(0),                                  help=f"Largest difference at the end: of an image's values, of a mask's share of pixels.  [default: {END_TOLERANCES}, and 0.001 for masks]")
 @click.option("--workspace",  type=click.FloatRange(0, min_open=True),                             help="GiB of GPU memory that TensorRT may use for one layer.  [default: all]")
 @click.option("--hardware-compatibility", default=COMPATIBILITY[0], show_default=True, type=click.Choice(COMPATIBILITY), help="Other GPUs that TensorRT's plans are to run on; they are slower for it.")
 def build_command(
@@ -77,8 +79,11 @@ def build_command(
 ) -> None:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle into the model repository."""
     checkpoint = checkpoint or shipped_checkpoint(model)
-    given = {"step": tolerance, "end_to_end": end_to_end_tolerance}
-    limits = replace(TOLERANCES[precision], **{name: limit for name, limit in given.items() if limit is not None})
+    limits = TOLERANCES[precision]
+    if tolerance is not None:
+        limits = replace(limits, step=tolerance)
+    if end_to_end_tolerance is not None:
+        limits = Tolerance(limits.step, end_to_end_tolerance)
     plan = PlanOptions(workspace, hardware_compatibility)
     options = Options(target, precision, max_batch, opset, fused, limits, plan)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
@@ -142,10 +147,10 @@ def verify_command(bundle: str, checkpoint: Path | None, repository: Path) -> No
     family, config = load_checkpoint(checkpoint)
     if config["digest"] != found.manifest.checkpoint.get("digest"):
         raise BuildError(f"{checkpoint} is not the checkpoint that {found.folder} was built from: their digests differ")
-    recorded = found.manifest.parity["tolerance"]
-    figures = measure_parity(family, open_built(found), batch=min(BATCH, found.manifest.max_batch))
-    check(figures, Tolerance(recorded["step"], recorded["end_to_end"]))
-    Console().print(parity_table(figures))
+    manifest = found.manifest
+    figures = measure_parity(family, open_built(found), batch=min(BATCH, manifest.max_batch))
+    check(figures, Tolerance(**manifest.parity["tolerance"]), manifest)
+    Console().print(parity_table(figures, manifest))
 
 
 def open_bundle(bundle: str, repository: Path) -> Bundle:
@@ -170,18 +175,14 @@ def print_report(bundle: Bundle) -> None:
             facts[engine.file] += f": {', '.join(f'{count} {kind}' for kind, count in counts)}, ..."
     for name, fact in facts.items():
         click.echo(f"{name:<12} {fact}")
-    Console().print(parity_table(manifest.parity))
+    Console().print(parity_table(manifest.parity, manifest))
 
 
-def parity_table(figures: object) -> Table:
-    assert isinstance(figures, dict)
+def parity_table(figures: Mapping[str, Any], manifest: Manifest) -> Table:
     table = Table("difference from PyTorch", "tensor", "largest", "tolerance")
-    tolerance = figures.get("tolerance", {})
     titles = {"end_to_end": "end to end", "onnx": "end to end, from ONNX Runtime"}
-    for kind, limited_by in LIMITS.items():
-        for name, difference in figures.get(kind, {}).items():
-            limit = tolerance.get(limited_by)
-            table.add_row(titles.get(kind, kind), name, f"{difference:.1e}", f"{limit:.0e}" if limit else "")
+    for kind, name, difference, limit in limited(figures, Tolerance(**manifest.parity["tolerance"]), manifest):
+        table.add_row(titles.get(kind, kind), name, f"{difference:.1e}", f"{limit:.0e}")
     return table
 
 

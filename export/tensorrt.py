@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsInt
 
 import onnx
 
@@ -125,7 +125,8 @@ def build_plan(
         profile = builder.create_optimization_profile()
         for k in range(network.num_inputs):
             tensor = network.get_input(k)
-            shape = (bucket, *tuple(tensor.shape)[1:])
+            shape = tensor.shape
+            shape[0] = bucket
             profile.set_shape(tensor.name, shape, shape, shape)
         config.add_optimization_profile(profile)
     timings = timings_file(manifest.target)
@@ -217,12 +218,12 @@ def make_monitor(line: str, progress: Progress, stops: list[int]) -> "trt.IProgr
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
 
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.steps[phase_name] = num_steps
-            progress(f"{line}: {phase_name}", 0, num_steps)
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt) -> None:
+            self.steps[phase_name] = int(num_steps)
+            progress(f"{line}: {phase_name}", 0, int(num_steps))
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            progress(f"{line}: {phase_name}", step + 1, self.steps[phase_name])
+        def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
+            progress(f"{line}: {phase_name}", int(step) + 1, self.steps[phase_name])
             return not stops
 
         def phase_finish(self, phase_name: str) -> None:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny import contents
 from tiny_pig import FIELDS, SIZE, tiny_pig
 
 from export import BuildError
@@ -27,10 +28,6 @@ from training.checkpoint import save_checkpoint
 
 STEPS = FIELDS["default_steps"]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ def stubs(tmp_path_factory):
     package.mkdir()
     # A data type of TensorRT's is called bool, which hides Python's own; and one method has a default in mid-list.
     made = made.replace("logger: typing_extensions.CapsuleType", "logger: ILogger")  # any object of C++ will do
+    host_memory = "class IHostMemory:\n"  # one that bytes() takes
+    made = made.replace(host_memory, f"{host_memory}    def __buffer__(self, flags: int, /) -> memoryview: ...\n")
     made = "import builtins\n__version__: str\n" + re.sub(r"(-> |: )bool\b", r"\1builtins.bool", made)
     (package / "__init__.pyi").write_text(re.sub(r"(= \.\.\., \w+: [^=,()]+)(?=[,)])", r"\1 = ...", made))
     with tensorrt_bindings_alone():
