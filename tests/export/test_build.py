@@ -10,11 +10,14 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny import contents
 from tiny_pig import FIELDS, SIZE, tiny_pig
 
+from export import BuildError
 from export.__main__ import main
-from export.build import BuildError, Options, Tolerance, build, written_aside
+from export.build import Options, build, written_aside
 from export.parity import measure_parity
+from export.precision import Tolerance
 from serving.bundle import Bundle, bundle_folder, load_bundle
 from serving.engines import open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
@@ -25,10 +28,6 @@ from training.checkpoint import save_checkpoint
 
 STEPS = FIELDS["default_steps"]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
@@ -147,7 +146,7 @@ class TestFailures:
 
     def test_missed_tolerance_leaves_no_bundle(self, exported, checkpoint, tmp_path):
         with pytest.raises(BuildError, match="differs from PyTorch"):
-            build("pig", checkpoint, tmp_path, Options(tolerance=Tolerance(step=1e-12)))
+            build("pig", checkpoint, tmp_path, Options(tolerance=Tolerance(1e-12, 1e-3)))
         assert not bundle_folder(tmp_path, "pig").exists()
         assert {file.name for file in (tmp_path / "pig" / "1").iterdir()} == {"model.py"}
 
