@@ -40,7 +40,8 @@ class Commands(click.Group):
         except FAILURES as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:
-            raise click.ClickException(f"cannot write the bundle: {error}") from error
+            what = error.filename or "a file of the bundle cannot be written"
+            raise click.ClickException(f"{what}: {error.strerror}") from error
 
 
 @click.group(cls=Commands)
@@ -107,6 +108,8 @@ def build_command(
 @REPOSITORY_OPTION
 def list_command(repository: Path) -> None:
     """The model families, and which of them the repository has a bundle of."""
+    if not repository.is_dir():
+        raise BundleError(f"--repository is {repository}, which is no folder")
     table = Table("model", "bundle", "preset", "default", "precision", "target")
     for name in family_names():
         try:

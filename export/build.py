@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 
 from export import BuildError, Progress, silent, tensorrt
 from export.graphs import BF16_OPSET, OPSET, finish_graph, step_graph
@@ -31,11 +32,11 @@ from serving.bundle import (
 )
 from serving.engines import EngineError, StepEngine, open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
-from training.checkpoint import load_checkpoint
+from training.checkpoint import find_checkpoint, load_checkpoint
 from training.family import Family
 
 KINDS = ("random", "step", "end_to_end", "onnx")  # of parity figures; the last is of TensorRT alone
-TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy")
+TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def build(
         if options.target == "tensorrt":
             figures["onnx"] = compare_with_onnx(family, engine, bundle, graphs, progress)
         check(figures, tolerance, manifest)
+        figures["checkpoint"] = str(find_checkpoint(checkpoint).absolute())
         (folder / "parity.json").write_text(json.dumps(figures, indent=1) + "\n")
         parity = {name: figures[name] for name in KINDS if name in figures}
         limits = {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None}
@@ -129,7 +131,11 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
         target=target,
         parity={},
         checkpoint=origin,
-        tools={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in TOOLS}},
+        tools={
+            "python": platform.python_version(),
+            "onnxruntime": onnxruntime.__version__,  # whatever the name of its package
+            **{name: importlib.metadata.version(name) for name in TOOLS},
+        },
     )
 
 
@@ -214,7 +220,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         try:
             aside.rename(folder)
-        except OSError:
+        except BaseException:
             if old.exists():
                 old.rename(folder)
             raise

@@ -100,10 +100,19 @@ def export_graph(
         )
     assert program is not None
     model = program.model_proto
+    forget_origins(model)
     if fused:
         add_functions(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def forget_origins(model: onnx.ModelProto) -> None:
+    """Drop the lines of source code that the exporter notes at every node: a bundle's digest is that of its content."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
 
 
 @contextmanager

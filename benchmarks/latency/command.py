@@ -28,9 +28,7 @@ PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "tritonclient", "nvid
 
 @click.command()
 @click.option("--model", required=True, help="A model that has been built.")
-@click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="The one it was built from; without it, the one medgen ships."
-)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The one it was built from, where that has moved.")
 @click.option("--repository", default=REPOSITORY, type=click.Path(path_type=Path), help="The Triton model repository.")
 @click.option("--steps", default=8, show_default=True, type=click.IntRange(1), help="Steps of the solver.")
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(1), help="Samples drawn at a time.")
@@ -106,11 +104,20 @@ def make_case(bundle: Bundle, checkpoint: Path | None, repository: Path, steps: 
     manifest = bundle.manifest
     if manifest.schedule is not None:
         solver_table(solver, manifest.schedule, steps)
-    folder = find_checkpoint(checkpoint or shipped_checkpoint(manifest.model))
+    folder = find_checkpoint(checkpoint or built_from(bundle))
     if file_digest(folder / "model.safetensors") != manifest.checkpoint.get("digest"):
         raise ValueError(f"{bundle.folder} was not built from {folder}: give --checkpoint the one it was built from")
     threads = psutil.cpu_count(logical=False) or 1  # what ONNX Runtime takes by itself
     return Case(manifest.model, folder.resolve(), repository.resolve(), solver, steps, batch, threads)
+
+
+def built_from(bundle: Bundle) -> Path:
+    """The checkpoint that a bundle was compared with when it was built, or the one that medgen ships."""
+    try:
+        recorded = Path(json.loads((bundle.folder / "parity.json").read_text())["checkpoint"])
+    except (OSError, ValueError, KeyError):
+        return shipped_checkpoint(bundle.manifest.model)
+    return recorded if recorded.is_dir() else shipped_checkpoint(bundle.manifest.model)
 
 
 def progress_bar() -> Progress:

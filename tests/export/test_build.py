@@ -69,6 +69,12 @@ class TestBundle:
             assert (folder / name).read_bytes() == (ROOT / "model_repository" / "pig" / name).read_bytes()
         assert not list(folder.glob("1/.bundle-*"))
 
+    def test_the_graphs_say_nothing_of_where_they_were_made(self, built):
+        for name in ("step", "finish"):
+            content = built.engine_path(name).read_bytes()
+            assert b".py" not in content
+            assert str(ROOT).encode() not in content
+
     def test_samples_are_pytorchs(self, built):
         """Seed 3 through the bundle, and by hand in PyTorch on the noise that serving draws."""
         request = parse_request(built.manifest, np.array([[3]]), {"solver": "ddpm", "steps": 5})
@@ -169,7 +175,7 @@ class TestFailures:
             check=False,
         )
         assert result.returncode == 1
-        assert "cannot write the bundle" in result.stderr.strip().splitlines()[-1]
+        assert "a file of the bundle cannot be written: File too large" in result.stderr.strip().splitlines()[-1]
         assert "Traceback" not in result.stderr
         assert contents(repository) == before
 
