@@ -4,7 +4,7 @@ PY := .venv/bin/python
 .PHONY: help setup demo test lint bench phantom clean
 
 help:
-	@echo "make demo     build PIG's engines, serve them on Triton, draw 16 pairs into samples/demo"
+	@echo "make demo     build PIG's engines, serve them on Triton, draw 16 pairs into demo/"
 	@echo "make test     run the tests"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    the latency cases under pytest-benchmark"
@@ -19,11 +19,12 @@ setup: .venv/.complete
 
 demo: setup
 	$(PY) -m export build --model pig
-	@set -e; \
-	$(PY) -m serving up --model pig & server=$$!; \
-	trap 'kill $$server; wait $$server || true' EXIT; \
-	$(PY) -m serving sample --model pig --count 16 --seed 7 --wait 120 --out samples/demo --force
-	@echo "Open samples/demo/sheet.png"
+	@$(PY) -m serving up --model pig & server=$$!; \
+	$(PY) -m serving sample --model pig --count 16 --seed 7 --wait 120 --out demo --force & client=$$!; \
+	trap 'kill $$server $$client 2>/dev/null; wait' EXIT; \
+	while kill -0 $$client 2>/dev/null; do kill -0 $$server 2>/dev/null || exit 1; sleep 0.5; done; \
+	wait $$client
+	@echo "Open demo/sheet.png"
 
 test: setup
 	$(PY) -m pytest
@@ -41,4 +42,4 @@ phantom: setup
 	$(PY) -m training pack runs/phantom training/checkpoints/pig-phantom
 
 clean:
-	rm -rf .venv build *.egg-info runs samples model_repository/*/1/bundle
+	rm -rf .venv build *.egg-info runs samples demo model_repository/*/1/bundle

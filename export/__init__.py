@@ -1,1 +1,17 @@
-"""Checkpoints become bundles: ONNX graphs that are checked against PyTorch."""
+"""Checkpoints become bundles: ONNX graphs or TensorRT plans that are checked against PyTorch."""
+
+from typing import Protocol
+
+
+class BuildError(Exception):
+    """The bundle was not built; the message says why."""
+
+
+class Progress(Protocol):
+    """Is told what is being done and, of work that can be counted, how much of it is done."""
+
+    def __call__(self, line: str, done: int = 0, total: int | None = None) -> object: ...
+
+
+def silent(line: str, done: int = 0, total: int | None = None) -> None:
+    """Progress that nobody sees."""

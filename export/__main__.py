@@ -1,18 +1,25 @@
 """``python -m export`` (installed as ``export``): build bundles, look at them, check them."""
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import onnx
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from export.build import BuildError, Options, Tolerance, build, check
-from export.graphs import OPSET
-from export.parity import measure_parity
+from export import BuildError
+from export.build import Options, build, check, limited, open_built
+from export.graphs import BF16_OPSET, OPSET
+from export.parity import BATCH, measure_parity
+from export.precision import TOLERANCES, Tolerance
+from export.tensorrt import COMPATIBILITY, PlanOptions
 from serving.bundle import REPOSITORY, Bundle, BundleError, Manifest, bundle_folder, load_bundle
-from serving.engines import EngineError, StepEngine, open_engine
+from serving.engines import EngineError
 from training.checkpoint import CheckpointError, load_checkpoint, shipped_checkpoint
 from training.models import family_names
 
@@ -20,6 +27,8 @@ FAILURES = (BuildError, BundleError, CheckpointError, EngineError)
 REPOSITORY_OPTION = click.option(
     "--repository", default=REPOSITORY, type=click.Path(path_type=Path), help="The Triton model repository."
 )
+STEP_TOLERANCES = ", ".join(f"{limits.step:g} for {name}" for name, limits in TOLERANCES.items())
+END_TOLERANCES = ", ".join(f"{limits.end_to_end:g} for {name}" for name, limits in TOLERANCES.items())
 
 
 class Commands(click.Group):
@@ -31,7 +40,8 @@ class Commands(click.Group):
         except FAILURES as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:
-            raise click.ClickException(f"cannot write the bundle: {error}") from error
+            what = error.filename or "a file of the bundle cannot be written"
+            raise click.ClickException(f"{what}: {error.strerror}") from error
 
 
 @click.group(cls=Commands)
@@ -45,28 +55,48 @@ def main() -> None:
 @click.option("--model",      required=True, type=click.Choice(family_names()),                    help="The model family.")
 @click.option("--checkpoint", type=click.Path(path_type=Path),                                     help="A run or checkpoint folder; without it, the one medgen ships.")
 @REPOSITORY_OPTION
-@click.option("--target",     default="onnx", show_default=True, type=click.Choice(["onnx"]),      help="What runs the engines.")
+@click.option("--target",     default="onnx", show_default=True, type=click.Choice(["onnx", "tensorrt"]), help="What runs the engines.")
+@click.option("--precision",  default="fp32", show_default=True, type=click.Choice([*TOLERANCES]), help="What the networks compute in; tf32 is for GPUs alone.")
 @click.option("--max-batch",  default=16, show_default=True, type=click.IntRange(1),               help="Samples that one launch may hold.")
-@click.option("--opset",      default=OPSET, show_default=True, type=click.IntRange(18, 23),       help="ONNX operator set; the default was the fastest.")
+@click.option("--opset",      type=click.IntRange(18, 23),                                         help=f"ONNX operator set.  [default: {OPSET}, the fastest; {BF16_OPSET} for bf16]")
 @click.option("--fuse/--no-fuse", "fused", default=True, show_default=True,                        help="Put the fused operators of `kernels` into the graphs.")
-@click.option("--tolerance",  default=Tolerance.step, show_default=True, type=click.FloatRange(0), help="Largest difference from PyTorch in any one step.")
-@click.option("--end-to-end-tolerance", default=Tolerance.end_to_end, show_default=True, type=click.FloatRange(0), help="Largest difference at the end: of an image's values, of a mask's share of pixels.")
+@click.option("--tolerance",  type=click.FloatRange(0),                                            help=f"Largest difference from PyTorch in any one step.  [default: {STEP_TOLERANCES}]")
+@click.option("--end-to-end-tolerance", type=click.FloatRange(0),                                  help=f"Largest difference at the end: of an image's values, of a mask's share of pixels.  [default: {END_TOLERANCES}, and 0.001 for masks]")
+@click.option("--workspace",  type=click.FloatRange(0, min_open=True),                             help="GiB of GPU memory that TensorRT may use for one layer.  [default: all]")
+@click.option("--hardware-compatibility", default=COMPATIBILITY[0], show_default=True, type=click.Choice(COMPATIBILITY), help="Other GPUs that TensorRT's plans are to run on; they are slower for it.")
 def build_command(
     model: str,
     checkpoint: Path | None,
     repository: Path,
     target: str,
+    precision: str,
     max_batch: int,
-    opset: int,
+    opset: int | None,
     fused: bool,
-    tolerance: float,
-    end_to_end_tolerance: float,
+    tolerance: float | None,
+    end_to_end_tolerance: float | None,
+    workspace: float | None,
+    hardware_compatibility: str,
 ) -> None:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle into the model repository."""
     checkpoint = checkpoint or shipped_checkpoint(model)
-    options = Options(max_batch, opset, fused, Tolerance(tolerance, end_to_end_tolerance))
-    with Console(stderr=True).status("") as status:
-        bundle = build(model, checkpoint, repository, options, status.update)
+    limits = TOLERANCES[precision]
+    if tolerance is not None:
+        limits = replace(limits, step=tolerance)
+    if end_to_end_tolerance is not None:
+        limits = Tolerance(limits.step, end_to_end_tolerance)
+    plan = PlanOptions(workspace, hardware_compatibility)
+    options = Options(target, precision, max_batch, opset, fused, limits, plan)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+
+        def show(line: str, done: int = 0, total: int | None = None) -> None:
+            for task in bar.task_ids:
+                bar.remove_task(task)
+            bar.add_task(line, total=total, completed=done)
+
+        bundle = build(model, checkpoint, repository, options, show)
     click.echo(f"{bundle.folder} is built from {checkpoint}")
     print_report(bundle)
 
@@ -78,6 +108,8 @@ def build_command(
 @REPOSITORY_OPTION
 def list_command(repository: Path) -> None:
     """The model families, and which of them the repository has a bundle of."""
+    if not repository.is_dir():
+        raise BundleError(f"--repository is {repository}, which is no folder")
     table = Table("model", "bundle", "preset", "default", "precision", "target")
     for name in family_names():
         try:
@@ -108,20 +140,20 @@ def inspect_command(bundle: str, repository: Path) -> None:
 def verify_command(bundle: str, checkpoint: Path | None, repository: Path) -> None:
     """Check BUNDLE (a folder, or a model's name): digests, graphs and, given a checkpoint, parity with PyTorch."""
     found = open_bundle(bundle, repository)
-    for name in found.manifest.engines:
-        onnx.checker.check_model(str(found.engine_path(name)), full_check=True)
+    paths = [found.engine_path(name) for name in found.manifest.engines]
+    for path in paths:
+        if path.suffix == ".onnx":
+            onnx.checker.check_model(str(path), full_check=True)
     click.echo(f"{found.folder}: digests and graphs are good")
     if checkpoint is None:
         return
     family, config = load_checkpoint(checkpoint)
     if config["digest"] != found.manifest.checkpoint.get("digest"):
         raise BuildError(f"{checkpoint} is not the checkpoint that {found.folder} was built from: their digests differ")
-    engine = open_engine(found)
-    assert isinstance(engine, StepEngine)
-    recorded = found.manifest.parity["tolerance"]
-    figures = measure_parity(family, engine)
-    check(figures, Tolerance(recorded["step"], recorded["end_to_end"]))
-    Console().print(parity_table(figures))
+    manifest = found.manifest
+    figures = measure_parity(family, open_built(found), batch=min(BATCH, manifest.max_batch))
+    check(figures, Tolerance(**manifest.parity["tolerance"]), manifest)
+    Console().print(parity_table(figures, manifest))
 
 
 def open_bundle(bundle: str, repository: Path) -> Bundle:
@@ -140,22 +172,20 @@ def print_report(bundle: Bundle) -> None:
     facts["target"] = f"{target(manifest)}, {manifest.precision}, batch up to {manifest.max_batch}"
     for name, engine in manifest.engines.items():
         path = bundle.engine_path(name)
-        counts = Counter(node.op_type for node in onnx.load(path).graph.node).most_common(4)
-        common = ", ".join(f"{count} {kind}" for kind, count in counts)
-        facts[engine.file] = f"{path.stat().st_size / 1e6:.1f} MB: {common}, ..."
+        facts[engine.file] = f"{path.stat().st_size / 1e6:.1f} MB"
+        if path.suffix == ".onnx":
+            counts = Counter(node.op_type for node in onnx.load(path).graph.node).most_common(4)
+            facts[engine.file] += f": {', '.join(f'{count} {kind}' for kind, count in counts)}, ..."
     for name, fact in facts.items():
         click.echo(f"{name:<12} {fact}")
-    Console().print(parity_table(manifest.parity))
+    Console().print(parity_table(manifest.parity, manifest))
 
 
-def parity_table(figures: object) -> Table:
-    assert isinstance(figures, dict)
+def parity_table(figures: Mapping[str, Any], manifest: Manifest) -> Table:
     table = Table("difference from PyTorch", "tensor", "largest", "tolerance")
-    tolerance = figures.get("tolerance", {})
-    for kind in ("random", "step", "end_to_end"):
-        for name, difference in figures[kind].items():
-            limit = tolerance.get("end_to_end" if kind == "end_to_end" else "step")
-            table.add_row(kind.replace("_", " "), name, f"{difference:.1e}", f"{limit:.0e}" if limit else "")
+    titles = {"end_to_end": "end to end", "onnx": "end to end, from ONNX Runtime"}
+    for kind, name, difference, limit in limited(figures, Tolerance(**manifest.parity["tolerance"]), manifest):
+        table.add_row(titles.get(kind, kind), name, f"{difference:.1e}", f"{limit:.0e}")
     return table
 
 

@@ -1,19 +1,25 @@
 """A checkpoint -> a bundle in the model repository, or nothing at all."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.graphs import OPSET, finish_graph, step_graph
-from export.parity import Figures, measure_parity
+import onnx
+import onnxruntime
+
+from export import BuildError, Progress, silent, tensorrt
+from export.graphs import BF16_OPSET, OPSET, finish_graph, step_graph
+from export.parity import BATCH, Figures, compare_engines, measure_parity
+from export.precision import TOLERANCES, Tolerance, widened
 from serving.bundle import (
     MANIFEST,
     REPOSITORY,
@@ -24,33 +30,30 @@ from serving.bundle import (
     file_digest,
     load_bundle,
 )
-from serving.engines import StepEngine, open_engine
-from training.checkpoint import load_checkpoint
+from serving.engines import EngineError, StepEngine, open_engine
+from serving.engines.onnxruntime import OnnxRuntimeEngine
+from training.checkpoint import find_checkpoint, load_checkpoint
 from training.family import Family
 
-TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy")
-
-
-class BuildError(Exception):
-    """The bundle was not built; the message says why."""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """The largest differences from PyTorch that a bundle may have, see ``measure_parity``."""
-
-    step: float = 1e-4
-    end_to_end: float = 1e-3
+KINDS = ("random", "step", "end_to_end", "onnx")  # of parity figures; the last is of TensorRT alone
+TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen about a bundle."""
+    """What may be chosen about a bundle.
 
+    target: "onnx" or "tensorrt". precision: "fp32", "tf32", "fp16" or "bf16". opset: None for the one that is fastest
+    in this precision. tolerance: None for the precision's own. plan: for TensorRT alone.
+    """
+
+    target: str = "onnx"
+    precision: str = "fp32"
     max_batch: int = 16
-    opset: int = OPSET
+    opset: int | None = None
     fused: bool = True
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance | None = None
+    plan: tensorrt.PlanOptions = field(default_factory=tensorrt.PlanOptions)
 
 
 def build(
@@ -58,7 +61,7 @@ def build(
     checkpoint: Path,
     repository: Path = REPOSITORY,
     options: Options = Options(),
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Progress = silent,
 ) -> Bundle:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle in its place.
 
@@ -67,45 +70,51 @@ def build(
 
     Raises:
         CheckpointError: the checkpoint is missing or broken.
-        BuildError: the checkpoint is of another model, or the tolerance is missed.
+        BuildError: the checkpoint is of another model, TensorRT cannot build a plan, or the tolerance is missed.
+        EngineError: there is no GPU for TensorRT, or the engines do not run here.
         OSError: the bundle cannot be written.
     """
+    opset = options.opset or (BF16_OPSET if options.precision == "bf16" else OPSET)
+    if options.precision == "bf16" and opset < BF16_OPSET:
+        raise BuildError(f"--opset {opset} has no bf16 convolutions; bf16 needs {BF16_OPSET} or more")
+    if options.target == "onnx" and options.plan != tensorrt.PlanOptions():
+        raise BuildError("--workspace and --hardware-compatibility are for --target tensorrt")
+    tolerance = options.tolerance or TOLERANCES[options.precision]
+    target: dict[str, Any] = {"name": "onnx"}
+    if options.target == "tensorrt":
+        target = tensorrt.describe_target(options.max_batch, options.plan)
+
     progress(f"loading {checkpoint}")
     family, config = load_checkpoint(checkpoint)
     if family.name != model:
         raise BuildError(f"{checkpoint} holds a {family.name}; --model is {model}")
     prepare_repository(repository, model)
+    manifest = describe(family, config, options, {**target, "opset": opset, "fused": options.fused})
     with written_aside(bundle_folder(repository, model)) as folder:
-        engines = {}
+        graphs = {}
         for name, graph in (("step", step_graph), ("finish", finish_graph)):
             progress(f"exporting the {name} graph")
-            file = folder / f"{name}.onnx"
-            file.write_bytes(graph(family, options.opset, options.fused).SerializeToString())
-            engines[name] = EngineFile(file.name, file_digest(file))
-        manifest = describe(family, config, engines, options)
-        (folder / MANIFEST).write_text(manifest.to_json())
-
-        engine = open_engine(load_bundle(folder))
-        assert isinstance(engine, StepEngine)
-        figures = measure_parity(family, engine, progress)
-        check(figures, options.tolerance)
+            graphs[name] = graph(family, opset, options.fused, options.precision)
+        files = {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
+        if options.target == "tensorrt":
+            files = tensorrt.build_plans(graphs, manifest, options.plan, progress)
+        bundle = write_bundle(folder, manifest, files)
+        engine = open_built(bundle)
+        figures = measure_parity(family, engine, progress, min(BATCH, options.max_batch))
+        if options.target == "tensorrt":
+            figures["onnx"] = compare_with_onnx(family, engine, bundle, graphs, progress)
+        check(figures, tolerance, manifest)
+        figures["checkpoint"] = str(find_checkpoint(checkpoint).absolute())
         (folder / "parity.json").write_text(json.dumps(figures, indent=1) + "\n")
-        parity = {name: figures[name] for name in ("random", "step", "end_to_end")}
-        tolerance = {"step": options.tolerance.step, "end_to_end": options.tolerance.end_to_end}
-        (folder / MANIFEST).write_text(
-            describe(family, config, engines, options, {**parity, "tolerance": tolerance}).to_json()
-        )
+        parity = {name: figures[name] for name in KINDS if name in figures}
+        limits = {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None}
+        manifest = dataclasses.replace(bundle.manifest, parity={**parity, "tolerance": limits})
+        (folder / MANIFEST).write_text(manifest.to_json())
     return load_bundle(bundle_folder(repository, model))
 
 
-def describe(
-    family: Family,
-    config: Mapping[str, Any],
-    engines: Mapping[str, EngineFile],
-    options: Options,
-    parity: Mapping[str, Any] | None = None,
-) -> Manifest:
-    """The manifest of a family's bundle."""
+def describe(family: Family, config: Mapping[str, Any], options: Options, target: Mapping[str, Any]) -> Manifest:
+    """The manifest of a family's bundle, without the engine files and the parity figures."""
     origin = {key: config[key] for key in ("digest", "data", "step", "seed") if key in config}
     return Manifest(
         model=family.name,
@@ -117,24 +126,74 @@ def describe(
         default_solver=family.preset.default_solver,
         default_steps=family.preset.default_steps,
         max_batch=options.max_batch,
-        precision="fp32",
-        engines=dict(engines),
-        target={"name": "onnx", "opset": options.opset, "fused": options.fused},
-        parity=parity or {},
+        precision=options.precision,
+        engines={},
+        target=target,
+        parity={},
         checkpoint=origin,
-        tools={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in TOOLS}},
+        tools={
+            "python": platform.python_version(),
+            "onnxruntime": onnxruntime.__version__,  # whatever the name of its package
+            **{name: importlib.metadata.version(name) for name in TOOLS},
+        },
     )
 
 
-def check(figures: Figures, tolerance: Tolerance) -> None:
+def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+    """Put engine files, such as "step.onnx", and a manifest that names them into a folder."""
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+    engines = {Path(file).stem: EngineFile(file, file_digest(folder / file)) for file in files}
+    (folder / MANIFEST).write_text(dataclasses.replace(manifest, engines=engines).to_json())
+    return load_bundle(folder)
+
+
+def open_built(bundle: Bundle) -> StepEngine:
+    """The engine of a bundle, to be compared step by step."""
+    try:
+        engine = open_engine(bundle)
+    except EngineError as error:
+        if (bundle.manifest.target["name"], bundle.manifest.precision) == ("onnx", "bf16"):
+            raise BuildError(
+                "ONNX Runtime has no bf16 convolutions here, and its CPU has none anywhere; --precision fp16 runs on "
+                f"it, and bf16 is for --target tensorrt ({error})"
+            ) from error
+        raise
+    assert isinstance(engine, StepEngine)
+    return engine
+
+
+def compare_with_onnx(
+    family: Family, engine: StepEngine, bundle: Bundle, graphs: Mapping[str, onnx.ModelProto], progress: Progress
+) -> Figures:
+    """How far a bundle's plans are from ONNX Runtime on the graphs they were made from, see ``compare_engines``."""
+    manifest = dataclasses.replace(bundle.manifest, target={"name": "onnx"})
+    if manifest.precision == "bf16":
+        graphs = {name: widened(graph) for name, graph in graphs.items()}
+    files = {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
+    with tempfile.TemporaryDirectory(dir=bundle.folder.parent) as folder:
+        reference = OnnxRuntimeEngine(write_bundle(Path(folder), manifest, files))
+        return compare_engines(family, engine, reference, bundle.manifest.target["buckets"], progress)
+
+
+def check(figures: Figures, tolerance: Tolerance, manifest: Manifest) -> None:
     """Raise BuildError, naming the figure, if one is beyond the tolerance."""
-    limits = {"random": tolerance.step, "step": tolerance.step, "end_to_end": tolerance.end_to_end}
-    for kind, limit in limits.items():
-        for name, difference in figures[kind].items():
-            if not difference <= limit:
-                raise BuildError(
-                    f"{kind.replace('_', ' ')}: {name} differs from PyTorch by {difference:.2e}, tolerance {limit:.2e}"
-                )
+    for kind, name, difference, limit in limited(figures, tolerance, manifest):
+        if not difference <= limit:
+            other = "ONNX Runtime" if kind == "onnx" else "PyTorch"
+            raise BuildError(
+                f"{kind.replace('_', ' ')}: {name} differs from {other} by {difference:.2e}, tolerance {limit:.2e}"
+            )
+
+
+def limited(
+    figures: Mapping[str, Any], tolerance: Tolerance, manifest: Manifest
+) -> Iterator[tuple[str, str, float, float]]:
+    """Each figure with its kind, the tensor's name, and its limit."""
+    masks = [output.name for output in manifest.outputs if output.labels]
+    for kind in KINDS:
+        for name, difference in figures.get(kind, {}).items():
+            yield kind, name, difference, tolerance.of(kind, name, masks)
 
 
 def prepare_repository(repository: Path, model: str) -> None:
@@ -161,7 +220,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         try:
             aside.rename(folder)
-        except OSError:
+        except BaseException:
             if old.exists():
                 old.rename(folder)
             raise

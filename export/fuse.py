@@ -61,7 +61,7 @@ def _is_sum(node: Any) -> bool:
 
 
 def _fuse_group_norm_silu(silu: Any) -> bool:
-    if not _calls(silu, aten.silu.default):
+    if not _calls(silu, aten.silu.default, aten.silu_.default):
         return False
     norm, user = silu.args[0], silu
     around: dict[str, Node] = {}
@@ -79,7 +79,9 @@ def _fuse_group_norm_silu(silu: Any) -> bool:
 
     if not (_calls(norm, aten.group_norm.default) and _feeds_only(norm, user) and len(_shape(norm)) == 4):
         return False
-    x, groups, weight, bias, eps = norm.args[:5]
+    x, groups = norm.args[:2]
+    given: tuple[Any, ...] = norm.args[2:5]
+    weight, bias, eps = given + (None, None, 1e-5)[len(given) :]
     if weight is None or bias is None:
         return False
 

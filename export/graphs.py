@@ -9,14 +9,17 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from export.fuse import fuse
+from export.precision import DTYPES, in_half_precision
 from kernels.onnx_functions import add_functions, translations
 from training.family import Family
 
 # Measured on ONNX Runtime's CPU with PIG's UNet: at 21 GroupNormalization is one node, which the runtime takes apart
 # into slow pieces; at 18 it is InstanceNormalization, which has a kernel of its own.
 OPSET = 18
+BF16_OPSET = 22  # the first with convolutions of bfloat16
 
 STEP_INPUTS = ("sample", "history_1", "history_2", "history_3", "noise", "coeffs")
 STEP_OUTPUTS = ("sample_next", "prediction")
@@ -40,24 +43,24 @@ class Finish(nn.Module):
         return self.family.finish(*inputs)
 
 
-def step_graph(family: Family, opset: int = OPSET, fused: bool = True) -> onnx.ModelProto:
+def step_graph(family: Family, opset: int = OPSET, fused: bool = True, precision: str = "fp32") -> onnx.ModelProto:
     """All networks of one denoising step and the solver's update (README, "The step graph").
 
     Inputs float32: sample, history_1..3, noise [B, C, H, W], coeffs [B, 12], and the family's condition where it has
     one, uint8 [B, 1, H, W]. Outputs float32 [B, C, H, W]: sample_next, prediction. ``fused`` puts the operators of
-    ``kernels`` into it, each a node with a body of standard operators.
+    ``kernels`` into it, each a node with a body of standard operators. ``precision`` "fp16" or "bf16" is what the
+    networks compute in, see ``in_half_precision``; any other leaves the graph in float32.
     """
     state = torch.randn(2, *family.sample_shape)
     inputs = [state, *(torch.randn_like(state) for _ in STEP_INPUTS[1:-1]), torch.rand(2, 12)]
-    return export_graph(Step(family), inputs, STEP_INPUTS, STEP_OUTPUTS, family, opset, fused)
+    return export_graph(Step(family), inputs, STEP_INPUTS, STEP_OUTPUTS, family, opset, fused, precision)
 
 
-def finish_graph(family: Family, opset: int = OPSET, fused: bool = True) -> onnx.ModelProto:
+def finish_graph(family: Family, opset: int = OPSET, fused: bool = True, precision: str = "fp32") -> onnx.ModelProto:
     """The last state, sample float32 [B, C, H, W], and the condition where there is one -> the family's outputs."""
     names = [output.name for output in family.outputs]
-    return export_graph(
-        Finish(family), [torch.randn(2, *family.sample_shape)], ("sample",), names, family, opset, fused
-    )
+    state = torch.randn(2, *family.sample_shape)
+    return export_graph(Finish(family), [state], ("sample",), names, family, opset, fused, precision)
 
 
 def export_graph(
@@ -68,6 +71,7 @@ def export_graph(
     family: Family,
     opset: int,
     fused: bool,
+    precision: str,
 ) -> onnx.ModelProto:
     """Export with a dynamic batch, and check the result."""
     if family.condition is not None:
@@ -79,6 +83,9 @@ def export_graph(
     with quiet():
         if fused:
             module, _ = fuse(module, example, shapes)
+        if precision in DTYPES:
+            module = in_half_precision(module, example, shapes, precision)
+        if isinstance(module, GraphModule):
             (shapes,) = shapes  # the arguments are no longer behind one *inputs
         program = torch.onnx.export(
             module,
@@ -93,10 +100,19 @@ def export_graph(
         )
     assert program is not None
     model = program.model_proto
+    forget_origins(model)
     if fused:
         add_functions(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def forget_origins(model: onnx.ModelProto) -> None:
+    """Drop the lines of source code that the exporter notes at every node: a bundle's digest is that of its content."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """How far an engine is from PyTorch: at every step of real trajectories, at random states, and end to end."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,19 +8,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from serving.engines import StepEngine, Trajectory
+from export import Progress, silent
+from serving.engines import Engine, StepEngine, Trajectory
 from serving.noise import draw
 from serving.solvers import COLUMNS, HISTORY, SOLVERS, solver_table
 from training.family import Family
 
-BATCH = 3  # not the batch that the graphs were exported with
+BATCH = 3  # samples that are compared; not the batch that the graphs were exported with
 LONGEST = 20  # rows of a trajectory that is followed
 
 Float32 = NDArray[np.float32]
 Figures = dict[str, Any]
+End = tuple[Float32, Mapping[str, NDArray[Any]]]  # the last state, and the outputs by name
 
 
-def measure_parity(family: Family, engine: StepEngine, progress: Callable[[str], None] = lambda line: None) -> Figures:
+def measure_parity(family: Family, engine: StepEngine, progress: Progress = silent, batch: int = BATCH) -> Figures:
     """Run PyTorch and the engine side by side, fp32, on the same noise.
 
     Along each trajectory the engine gets PyTorch's state at every row, so the figures of a row are that row's own; end
@@ -33,14 +35,14 @@ def measure_parity(family: Family, engine: StepEngine, progress: Callable[[str],
         What ``parity.json`` holds: ``batch``; ``random`` and ``step``, the worst of any row, by tensor; ``end_to_end``,
         the worst of any trajectory, by output, with ``state`` for the last state; ``trajectories`` with each row.
     """
-    condition = random_condition(family)
+    condition = random_condition(family, batch)
     trajectories = []
     for solver, steps in followed(family):
         progress(f"comparing {steps} steps of {solver} with PyTorch")
-        trajectories.append(compare_trajectory(family, engine, solver, steps, condition))
+        trajectories.append(compare_trajectory(family, engine, solver, steps, condition, batch))
     return {
-        "batch": BATCH,
-        "random": compare_random(family, engine, condition) if trajectories else {},
+        "batch": batch,
+        "random": compare_random(family, engine, condition, batch) if trajectories else {},
         "step": worst([row for each in trajectories for row in each["rows"]], ("sample_next", "prediction")),
         "end_to_end": worst([trajectory["end_to_end"] for trajectory in trajectories]),
         "trajectories": trajectories,
@@ -57,10 +59,10 @@ def followed(family: Family) -> list[tuple[str, int]]:
 
 
 def compare_trajectory(
-    family: Family, engine: StepEngine, solver: str, steps: int, condition: NDArray[np.uint8] | None
+    family: Family, engine: StepEngine, solver: str, steps: int, condition: NDArray[np.uint8] | None, batch: int
 ) -> Figures:
     table = solver_table(solver, family.preset.schedule, steps)
-    noises = [stacked_noise(family, number) for number in range(len(table) + 1)]
+    noises = [stacked_noise(family, number, batch) for number in range(len(table) + 1)]
     rows = []
     state = noises[0]
     for k, (inputs, outputs) in enumerate(torch_trajectory(family, table, noises, condition)):
@@ -69,20 +71,56 @@ def compare_trajectory(
         got = engine.step(sample, tuple(history), noise, coeffs, condition)
         rows.append({"row": k, "t": table[k, 0], **compare_step(got, outputs, coeffs)})
 
-    trajectory = Trajectory(
-        start=noises[0],
-        lengths=np.full(BATCH, len(table)),
-        coeffs=np.repeat(table[:, None].astype(np.float32), BATCH, axis=1),
-        noise=lambda row: noises[row + 1],
-        condition=condition,
-    )
-    last, finished = engine.generate(trajectory)
-    expected = run(family.finish, state, condition)
-    end_to_end = {"state": largest_difference(last, state)}
-    for output, value in zip(family.outputs, expected, strict=True):
-        difference = share_different if output.labels else largest_difference
-        end_to_end[output.name] = difference(finished[output.name], value)
+    ends = engine.generate(whole_trajectory(table, noises, condition, np.arange(batch)))
+    names = [output.name for output in family.outputs]
+    expected = dict(zip(names, run(family.finish, state, condition), strict=True))
+    end_to_end = compare_ends(family, ends, (state, expected))
     return {"solver": solver, "steps": steps, "end_to_end": end_to_end, "rows": rows}
+
+
+def compare_engines(
+    family: Family, engine: Engine, reference: Engine, batches: Sequence[int], progress: Progress = silent
+) -> Figures:
+    """How far two engines end up from one another, by output as in ``end_to_end``: the worst of any batch size.
+
+    A TensorRT plan has kernels of its own for each batch size, so each draws samples: the reference's, in turn.
+    """
+    solver, steps = followed(family)[0]
+    progress(f"drawing samples with {steps} steps of {solver} on ONNX Runtime")
+    table = solver_table(solver, family.preset.schedule, steps)
+    noises = [stacked_noise(family, number, BATCH) for number in range(len(table) + 1)]
+    condition = random_condition(family, BATCH)
+    state, outputs = reference.generate(whole_trajectory(table, noises, condition, np.arange(BATCH)))
+    ends = []
+    for done, batch in enumerate(batches):
+        progress(f"comparing a batch of {batch} with them", done, len(batches))
+        rows = np.arange(batch) % BATCH
+        got = engine.generate(whole_trajectory(table, noises, condition, rows))
+        expected = state[rows], {name: values[rows] for name, values in outputs.items()}
+        ends.append(compare_ends(family, got, expected))
+    return worst(ends)
+
+
+def whole_trajectory(
+    table: NDArray[np.float64], noises: list[Float32], condition: NDArray[np.uint8] | None, rows: NDArray[np.intp]
+) -> Trajectory:
+    """All steps of a solver's table for these rows of the noises' batch."""
+    return Trajectory(
+        start=noises[0][rows],
+        lengths=np.full(len(rows), len(table)),
+        coeffs=np.repeat(table[:, None].astype(np.float32), len(rows), axis=1),
+        noise=lambda row: noises[row + 1][rows],
+        condition=None if condition is None else condition[rows],
+    )
+
+
+def compare_ends(family: Family, got: End, expected: End) -> Figures:
+    """The difference of last states, as "state", and of each output."""
+    figures = {"state": largest_difference(got[0], expected[0])}
+    for output in family.outputs:
+        difference = share_different if output.labels else largest_difference
+        figures[output.name] = difference(got[1][output.name], expected[1][output.name])
+    return figures
 
 
 def torch_trajectory(
@@ -92,18 +130,18 @@ def torch_trajectory(
     sample = noises[0]
     history = [np.zeros_like(sample)] * HISTORY
     for row, noise in zip(table, noises[1:], strict=True):
-        coeffs = np.repeat(row[None].astype(np.float32), BATCH, axis=0)
+        coeffs = np.repeat(row[None].astype(np.float32), len(sample), axis=0)
         inputs = [sample, *history, noise, coeffs]
         outputs = run(family.step, *inputs, condition)
         yield inputs, outputs
         sample, history = outputs[0], [outputs[1], *history[:-1]]
 
 
-def compare_random(family: Family, engine: StepEngine, condition: NDArray[np.uint8] | None) -> Figures:
+def compare_random(family: Family, engine: StepEngine, condition: NDArray[np.uint8] | None, batch: int) -> Figures:
     """One step on standard normal states and history, each sample of the batch at a row of its own."""
     table = solver_table(family.preset.default_solver, family.preset.schedule, family.preset.default_steps)
-    sample, *history, noise = (stacked_noise(family, number) for number in range(HISTORY + 2))
-    coeffs = table[np.linspace(0, len(table) - 1, BATCH).astype(int)].astype(np.float32)
+    sample, *history, noise = (stacked_noise(family, number, batch) for number in range(HISTORY + 2))
+    coeffs = table[np.linspace(0, len(table) - 1, batch).astype(int)].astype(np.float32)
     got = engine.step(sample, tuple(history), noise, coeffs, condition)
     outputs = run(family.step, sample, *history, noise, coeffs, condition)
     return compare_step(got, outputs, coeffs)
@@ -124,20 +162,20 @@ def run(function: Callable[..., tuple[Tensor, ...]], *arrays: NDArray[Any] | Non
         return [out.numpy() for out in function(*(torch.from_numpy(a) for a in arrays if a is not None))]
 
 
-def stacked_noise(family: Family, number: int) -> Float32:
-    noise = np.empty((BATCH, *family.sample_shape), np.float32)
+def stacked_noise(family: Family, number: int, batch: int) -> Float32:
+    noise = np.empty((batch, *family.sample_shape), np.float32)
     for seed, sample in enumerate(noise):
         draw(seed, family.name, number, out=sample)
     return noise
 
 
-def random_condition(family: Family) -> NDArray[np.uint8] | None:
+def random_condition(family: Family, batch: int) -> NDArray[np.uint8] | None:
     """Blocks of every class."""
     if family.condition is None:
         return None
     channels, height, width = family.condition.shape
     coarse = np.random.default_rng(0).integers(
-        family.condition.classes, size=(BATCH, channels, -(-height // 8), -(-width // 8)), dtype=np.uint8
+        family.condition.classes, size=(batch, channels, -(-height // 8), -(-width // 8)), dtype=np.uint8
     )
     return np.ascontiguousarray(np.kron(coarse, np.ones((8, 8), np.uint8))[..., :height, :width])
 

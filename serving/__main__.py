@@ -80,11 +80,14 @@ def up(
 @click.option("--steps", type=int, help="Steps of the solver.  [default: the model's own]")
 @click.option("--solver", help="How to take them.  [default: the model's own]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the samples.")
-@click.option("--force", is_flag=True, help="Replace the samples that are in the folder.")
+@click.option("--force", is_flag=True, help="Replace the samples in the folder.")
 @click.option("--protocol", type=click.Choice(list(DEFAULT_URLS)), default="grpc")
 @click.option("--url", help="HOST:PORT of the server.  [default: port 8001 (grpc) or 8000 (http) of this machine]")
 @click.option(
-    "--timeout", type=click.FloatRange(0, min_open=True), default=300.0, help="Seconds that one batch may take."
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=300.0,
+    help="Seconds that a request may take, waiting for those before it included.",
 )
 @click.option(
     "--wait", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a server that is still coming up."

@@ -166,6 +166,8 @@ class SampleClient(Client):
         self.failures: tuple[type[Exception], ...] = (InferenceServerException, OSError)
         if protocol == "http":
             self.failures += (import_module("geventhttpclient.response").HTTPParseError,)
+            hub = import_module("gevent").get_hub()
+            hub.NOT_ERROR = (*hub.NOT_ERROR, *self.failures)  # raised again where they are awaited; not to be printed
         self._client = self._triton.InferenceServerClient(self.url, **self._connection())
 
     def _connection(self) -> dict[str, Any]:
@@ -184,7 +186,9 @@ class SampleClient(Client):
         deadline = time.monotonic() + timeout
         while not self._holds(self._client.is_model_ready, model):
             if time.monotonic() > deadline:
-                raise SamplingError(f"{self.url} is not ready to serve {model} after {timeout:g} s", 504)
+                live = self._holds(self._client.is_server_live)
+                reason = "serves other models, or is loading it" if live else "start a server with python -m serving up"
+                raise SamplingError(f"{self.url} is not ready to serve {model} after {timeout:g} s: {reason}", 504)
             time.sleep(0.2)
 
     def _draw(

@@ -108,6 +108,17 @@ def check_destination(folder: Path, replace: bool = False) -> None:
         raise FileExistsError(f"{folder} exists and holds no samples: choose another folder")
     if not replace:
         raise FileExistsError(f"{folder} holds samples already: choose another folder, or replace them with --force")
+    if others := sorted({path.name for path in folder.iterdir()} - _written_names(folder)):
+        raise FileExistsError(f"{folder} holds {others[0]} beside samples, and would lose it: choose another folder")
+
+
+def _written_names(folder: Path) -> set[str]:
+    """What write_samples may have put into a folder of samples."""
+    try:
+        outputs = json.loads((folder / PROVENANCE).read_text())["outputs"]
+        return {"pairs.npz", SHEET, PROVENANCE, "overlays", *(f"{output['name']}s" for output in outputs)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def write_samples(samples: Samples, folder: Path, replace: bool = False) -> list[str]:

@@ -1,5 +1,6 @@
 """Start NVIDIA's Triton Inference Server on a model repository and stay with it until it ends."""
 
+import errno
 import http.client
 import importlib.util
 import os
@@ -83,10 +84,10 @@ class Address:
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind(place)
             except OSError as error:
-                raise ServerError(
-                    f"cannot listen on {self.host} port {port}: {error.strerror}; "
-                    f"stop the program that uses it or choose another with {option}"
-                ) from None
+                advice = f"stop the program that uses it or choose another with {option}"
+                if error.errno != errno.EADDRINUSE:
+                    advice = f"--host must be an address of this machine, and {option} one that you may listen on"
+                raise ServerError(f"cannot listen on {self.host} port {port}: {error.strerror}; {advice}") from None
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,9 @@ class TritonServer:
         return code if code >= 0 else 128 - code
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
-        """Passes the signal on; requests under way are finished first. A second call ends the server at once."""
+        """Passes the signal on; requests under way have 30 seconds to finish. A second call ends the server at once."""
+        if not self._stopping:
+            self._show("Stopping; requests under way have 30 seconds")
         self._process.send_signal(signal.SIGKILL if self._stopping else signal_number)
         self._stopping = True
 

@@ -109,7 +109,10 @@ def _check_steps(schedule: Schedule, steps: int) -> None:
 
 
 def _leading(schedule: Schedule, steps: int) -> NDArray[np.int64]:
-    """The first `steps` multiples of T // steps, from the largest down to 0."""
+    """The first `steps` multiples of T // steps, from the largest down to 0, as diffusers' "leading" spacing.
+
+    Where `steps` is no divisor of T the largest is well below T, and there the trajectory starts.
+    """
     _check_steps(schedule, steps)
     return np.arange(steps)[::-1] * (schedule.num_train_timesteps // steps)
 

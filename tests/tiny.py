@@ -120,6 +120,11 @@ def write_tiny_bundle(
     return folder
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def _step(channels: int, condition: Condition | None) -> onnx.ModelProto:
     text = STEP.format(
         opset=OPSET,

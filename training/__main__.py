@@ -43,7 +43,7 @@ def assignment(_context: click.Context, _parameter: click.Parameter, values: tup
 @click.option("--data",             required=True,                                    help="A folder (images/ and masks/, or mini-MIAS), or 'phantom'.")
 @click.option("--out",              required=True, type=click.Path(path_type=Path),   help="The run's folder.")
 @click.option("--init",             type=click.Path(path_type=Path),                  help="Start from the weights of this checkpoint of the same networks.")
-@click.option("--resume",           is_flag=True,                                     help="Go on from the newest checkpoint in --out; the other options stay as they were.")
+@click.option("--resume",           is_flag=True,                                     help="Go on from the newest checkpoint in --out; give the other options as before.")
 @click.option("--steps",            type=click.IntRange(1),                           help="Optimiser steps in each phase, instead of the preset's.")
 @click.option("--batch",            type=click.IntRange(1),                           help="Samples a step and process, instead of the preset's.")
 @click.option("--seed",             default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of the weights, the order of the data and the noise.")

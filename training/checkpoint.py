@@ -48,8 +48,9 @@ def save_checkpoint(
     Raises:
         CheckpointError: it cannot be written; what was there is untouched.
     """
-    aside = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("writing", "old"))
+    for left_over in (aside, old):
+        shutil.rmtree(left_over, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         described = {"format": FORMAT, "model": family.name, **config, "preset": dataclasses.asdict(family.preset)}
@@ -57,12 +58,16 @@ def save_checkpoint(
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, aside / "model.safetensors")
         if training is not None:
             torch.save(dict(training), aside / "training.pt")
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
         aside.rename(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for left_over in (aside, old):
+            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -83,7 +88,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise CheckpointError(f"{file} is not JSON: {error}") from error
     found = config.get("format") if isinstance(config, dict) else None
     if found != FORMAT:

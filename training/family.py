@@ -14,6 +14,9 @@ from kernels.solver_step import solver_step
 from serving.bundle import Condition, Output
 from serving.solvers import Schedule, solver_table
 
+# Of diffusers.optimization.get_scheduler, those that need nothing but the numbers of warm-up and of all steps.
+LR_SCHEDULES = ("constant", "constant_with_warmup", "cosine", "linear", "polynomial")
+
 Batch = Mapping[str, Tensor]
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,13 +33,22 @@ class Preset:
     batch: int
     steps: tuple[int, ...]  # of the optimiser, in each phase
     learning_rate: float
-    lr_schedule: str  # a name diffusers.optimization.get_scheduler knows
+    lr_schedule: str  # one of LR_SCHEDULES
     ema_decay: float
 
     def __post_init__(self) -> None:
         for name, value in {"size": self.size, "batch": self.batch, "steps": min(self.steps, default=0)}.items():
             if value < 1:
                 raise ValueError(f"preset field {name!r} is {value}; it must be at least 1")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"preset field 'clip' is {self.clip}; it must be above 0, or null for none")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"preset field 'ema_decay' is {self.ema_decay}; it must be at least 0 and below 1")
+        if not self.learning_rate >= 0:
+            raise ValueError(f"preset field 'learning_rate' is {self.learning_rate}; it must be at least 0")
+        if self.lr_schedule not in LR_SCHEDULES:
+            known = ", ".join(LR_SCHEDULES)
+            raise ValueError(f"preset field 'lr_schedule' is {self.lr_schedule!r}; allowed are {known}")
         solver_table(self.default_solver, self.schedule, self.default_steps)  # says so if they do not go together
 
     def replaced(self, fields: Mapping[str, Any]) -> "Preset":

@@ -266,8 +266,9 @@ def checkpoint(family: Family, trainer: Phase, run: Run, step: int) -> None:
         )
     for old in sorted(folder.parent.glob("[0-9]*"))[: -run.keep]:
         old.rename(old.with_name(f".{old.name}.old"))
-    for left_over in folder.parent.glob(".*"):
-        shutil.rmtree(left_over)
+    for pattern in (".*.old", ".*.writing"):
+        for left_over in folder.parent.glob(pattern):
+            shutil.rmtree(left_over)
 
 
 def load_training_state(out: Path) -> dict[str, Any]:

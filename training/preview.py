@@ -30,7 +30,8 @@ def save_preview(family: Family, dataset: Dataset[Any], file: Path) -> None:
     device = next(family.parameters()).device
     condition = None
     if family.condition is not None:
-        condition = torch.stack([dataset[k]["mask"] for k in range(COUNT)]).to(device)
+        pairs = len(dataset)  # type: ignore[arg-type]
+        condition = torch.stack([dataset[k % pairs]["mask"] for k in range(COUNT)]).to(device)
     tensors = family.sample(
         list(torch.from_numpy(noises).to(device)), preset.default_solver, preset.default_steps, condition
     )

@@ -21,7 +21,7 @@ from benchmarks.latency.rows import ROWS, YARDSTICK, Case
 from benchmarks.latency.workers import RowError
 from benchmarks.tables import wide_console
 from serving.bundle import REPOSITORY, Bundle, BundleError, bundle_folder, file_digest, load_bundle
-from serving.solvers import SOLVERS
+from serving.solvers import SOLVERS, solver_table
 from training.checkpoint import CheckpointError, find_checkpoint, shipped_checkpoint
 
 PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "tritonclient", "nvidia-pytriton", "numpy")
@@ -29,9 +29,7 @@ PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "tritonclient", "nvid
 
 @click.command()
 @click.option("--model", required=True, help="A model that has been built.")
-@click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="The one it was built from; without it, the one medgen ships."
-)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The one it was built from, where that has moved.")
 @click.option("--repository", default=REPOSITORY, type=click.Path(path_type=Path), help="The Triton model repository.")
 @click.option("--steps", default=8, show_default=True, type=click.IntRange(1), help="Steps of the solver.")
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(1), help="Samples drawn at a time.")
@@ -74,6 +72,8 @@ def latency(
     Every row runs in a process of its own; in each round all rows draw one batch, in random order. Exit code 1 if a
     row's samples are not those of the others.
     """
+    if json_file and not json_file.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {json_file.parent}", param_hint="--json")
     try:
         bundle = load_bundle(bundle_folder(repository, model))
         case = make_case(bundle, checkpoint, repository, steps, batch, solver)
@@ -99,13 +99,24 @@ def latency(
 
 
 def make_case(bundle: Bundle, checkpoint: Path | None, repository: Path, steps: int, batch: int, solver: str) -> Case:
-    """Raises ValueError if the checkpoint's weights are not the bundle's."""
+    """Raises ValueError if the checkpoint's weights are not the bundle's, or the solver does not fit the model."""
     manifest = bundle.manifest
-    folder = find_checkpoint(checkpoint or shipped_checkpoint(manifest.model))
+    if manifest.schedule is not None:
+        solver_table(solver, manifest.schedule, steps)
+    folder = find_checkpoint(checkpoint or built_from(bundle))
     if file_digest(folder / "model.safetensors") != manifest.checkpoint.get("digest"):
         raise ValueError(f"{bundle.folder} was not built from {folder}: give --checkpoint the one it was built from")
     threads = psutil.cpu_count(logical=False) or 1  # what ONNX Runtime takes by itself
     return Case(manifest.model, folder.resolve(), repository.resolve(), solver, steps, batch, threads)
+
+
+def built_from(bundle: Bundle) -> Path:
+    """The checkpoint that a bundle was compared with when it was built, or the one that medgen ships."""
+    try:
+        recorded = Path(json.loads((bundle.folder / "parity.json").read_text())["checkpoint"])
+    except (OSError, ValueError, KeyError):
+        return shipped_checkpoint(bundle.manifest.model)
+    return recorded if recorded.is_dir() else shipped_checkpoint(bundle.manifest.model)
 
 
 def progress_bar() -> Progress:

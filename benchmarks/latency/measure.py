@@ -24,7 +24,8 @@ class Figures:
     """One row; seconds are per sample. None: not known, or not measured for the reason in ``note``.
 
     ratio_to_eager: the yardstick's time over this row's, the median over the rounds. network_share: of the time, in the
-    networks. max_difference: from the yardstick's outputs, absolute; label_difference: share of the pixels of masks.
+    networks. max_difference: from the yardstick's outputs, as a share of their range; label_difference: share of the
+    pixels of masks.
     """
 
     name: str

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.latency.command import make_case
 from benchmarks.latency.rows import ROWS, Case
-from benchmarks.latency.workers import RowError, Worker
+from benchmarks.latency.workers import RowNotPossibleError, Worker
 from serving.bundle import REPOSITORY, BundleError, bundle_folder, load_bundle
 from training.checkpoint import CheckpointError
 from training.models import family_names
@@ -29,7 +29,7 @@ def worker(request: pytest.FixtureRequest, case: Case) -> Iterator[Worker]:
     try:
         with Worker(ROWS[request.param], case) as opened:
             yield opened
-    except RowError as error:
+    except RowNotPossibleError as error:
         pytest.skip(str(error))
 
 

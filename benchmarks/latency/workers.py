@@ -17,6 +17,10 @@ class RowError(Exception):
     """A row cannot be measured; the message says why."""
 
 
+class RowNotPossibleError(RowError):
+    """A row cannot do what the case asks for."""
+
+
 @dataclass(frozen=True, eq=False)
 class Round:
     """One batch: how long it took, how long its networks took (None if unknown), and what came out.
@@ -100,7 +104,7 @@ def serve(connection: Connection, place: str, case: Case) -> None:
         except EOFError:
             raise
         except NotPossibleError as error:
-            connection.send(RowError(str(error)))
+            connection.send(RowNotPossibleError(str(error)))
         except Exception as error:
             (reason, *_) = str(error).strip().splitlines() or [""]
             connection.send(RowError(f"{type(error).__name__}: {reason}"))

@@ -10,11 +10,14 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny import contents
 from tiny_pig import FIELDS, SIZE, tiny_pig
 
+from export import BuildError
 from export.__main__ import main
-from export.build import BuildError, Options, Tolerance, build, written_aside
+from export.build import Options, build, written_aside
 from export.parity import measure_parity
+from export.precision import Tolerance
 from serving.bundle import Bundle, bundle_folder, load_bundle
 from serving.engines import open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
@@ -25,10 +28,6 @@ from training.checkpoint import save_checkpoint
 
 STEPS = FIELDS["default_steps"]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
@@ -69,6 +68,12 @@ class TestBundle:
         for name in ("config.pbtxt", "1/model.py"):
             assert (folder / name).read_bytes() == (ROOT / "model_repository" / "pig" / name).read_bytes()
         assert not list(folder.glob("1/.bundle-*"))
+
+    def test_the_graphs_say_nothing_of_where_they_were_made(self, built):
+        for name in ("step", "finish"):
+            content = built.engine_path(name).read_bytes()
+            assert b".py" not in content
+            assert str(ROOT).encode() not in content
 
     def test_samples_are_pytorchs(self, built):
         """Seed 3 through the bundle, and by hand in PyTorch on the noise that serving draws."""
@@ -147,7 +152,7 @@ class TestFailures:
 
     def test_missed_tolerance_leaves_no_bundle(self, exported, checkpoint, tmp_path):
         with pytest.raises(BuildError, match="differs from PyTorch"):
-            build("pig", checkpoint, tmp_path, Options(tolerance=Tolerance(step=1e-12)))
+            build("pig", checkpoint, tmp_path, Options(tolerance=Tolerance(1e-12, 1e-3)))
         assert not bundle_folder(tmp_path, "pig").exists()
         assert {file.name for file in (tmp_path / "pig" / "1").iterdir()} == {"model.py"}
 
@@ -170,7 +175,7 @@ class TestFailures:
             check=False,
         )
         assert result.returncode == 1
-        assert "cannot write the bundle" in result.stderr.strip().splitlines()[-1]
+        assert "a file of the bundle cannot be written: File too large" in result.stderr.strip().splitlines()[-1]
         assert "Traceback" not in result.stderr
         assert contents(repository) == before
 

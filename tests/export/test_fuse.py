@@ -143,6 +143,18 @@ def test_a_family_step():
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_functions_are_found_as_modules_are():
+    class Functions(nn.Module):
+        def forward(self, x, weight, bias):
+            short = F.silu(torch.group_norm(x, 2, weight, bias))
+            return short + F.silu(F.group_norm(x, 4, weight, bias, eps=0.1), inplace=True)
+
+    inputs = torch.randn(2, 16, 3, 3), torch.rand(16), torch.rand(16)
+    module, counts = fuse(Functions(), inputs, None)
+    assert counts == {"group_norm_silu": 2, "attention": 0}
+    torch.testing.assert_close(module(*inputs), Functions()(*inputs), atol=1e-5, rtol=1e-5)
+
+
 class Other(nn.Module):
     """What looks alike, but is not what the operators compute."""
 

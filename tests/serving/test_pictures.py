@@ -148,6 +148,10 @@ def test_files_are_never_lost(tmp_path: Path) -> None:
     assert len(list((out / "images").iterdir())) == 3
     write_samples(pairs(1), out, replace=True)
     assert len(list((out / "images").iterdir())) == 1
+    (out / "notes.txt").write_text("...")
+    with pytest.raises(FileExistsError, match=r"holds notes.txt beside samples"):
+        write_samples(pairs(1), out, replace=True)
+    assert (out / "notes.txt").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples", "thesis"]
 
 

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from serving.solvers import COLUMNS, HISTORY, SOLVERS, Schedule, ddim, solver_table
 
@@ -254,6 +254,19 @@ def test_euler_is_the_formula(steps: int) -> None:
     table = solver_table("euler", FLOW, steps)
     assert_same(trajectory(table, sample, replayed(outs)), theirs)
     np.testing.assert_allclose(column(table, "t"), 999 * np.arange(steps) / steps)
+
+
+@every_steps
+def test_euler_is_that_of_diffusers(steps: int) -> None:
+    """There the time runs from 1, noise, to 0, and networks predict noise - data."""
+    sample, outs, _ = arbitrary(steps)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
+    x, theirs = torch.from_numpy(sample), []
+    for t, out in zip(scheduler.timesteps, outs, strict=True):
+        x = scheduler.step(torch.from_numpy(-out), t, x).prev_sample
+        theirs.append(x.numpy())
+    assert_same(trajectory(solver_table("euler", FLOW, steps), sample, replayed(outs)), theirs)
 
 
 @every_steps

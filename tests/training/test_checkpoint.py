@@ -97,7 +97,7 @@ class TestLoad:
         [
             ({"model": "gan"}, "model 'gan' is unknown"),
             ({"preset": {"depth": 3}}, "preset field 'depth' is unknown"),
-            ({"preset": {"norm_groups": 3}}, "num_channels"),
+            ({"preset": {"norm_groups": 3}}, "preset field 'norm_groups' is 3"),
         ],
     )
     def test_a_config_that_describes_no_model_is_named(self, saved, fields, message):

@@ -58,7 +58,12 @@ class TestFit:
             (["--set", "size=wide"], "preset field 'size' is 'wide'; it must be int, like "),
             (["--set", "size=33"], "preset field 'size' is 33; these widths halve it 1 times"),
             (["--set", "attention=[2]"], "preset field 'attention' is (2,); the levels are (0, 1)"),
-            (["--set", "norm_groups=3"], "divisible by"),
+            (["--set", "layers=0"], "preset field 'layers' is 0; it must be at least 1"),
+            (["--set", "norm_groups=3"], "preset field 'norm_groups' is 3; it must divide each of the widths (8, 16)"),
+            (["--set", "clip=-1.0"], "preset field 'clip' is -1.0; it must be above 0, or null for none"),
+            (["--set", "ema_decay=7.0"], "preset field 'ema_decay' is 7.0; it must be at least 0 and below 1"),
+            (["--set", "learning_rate=-1.0"], "preset field 'learning_rate' is -1.0; it must be at least 0"),
+            (["--set", "lr_schedule=foo"], "preset field 'lr_schedule' is 'foo'; allowed are constant, "),
             (["--set", "default_solver=euler"], "euler"),
             (["--data", "nowhere"], "'nowhere' is no folder"),
             (["--data", "phantom:0"], "COUNT must be 1 or more"),
@@ -136,10 +141,10 @@ class TestReplaced:
     preset = PRESETS["paper"]
 
     def test_fields_change_as_json_gives_them(self):
-        fields = {"size": SIZE, "clip": 2, "widths": [8, 16, 24], "attention": [1], "antithetic": False}
+        fields = {"size": SIZE, "clip": 2, "widths": [32, 64, 96], "attention": [1], "antithetic": False}
         changed = self.preset.replaced(json.loads(json.dumps({**fields, "schedule": {"prediction": "v"}})))
         assert (changed.size, changed.clip, changed.antithetic) == (SIZE, 2, False)
-        assert (changed.widths, changed.attention) == ((8, 16, 24), (1,))
+        assert (changed.widths, changed.attention) == ((32, 64, 96), (1,))
         assert changed.schedule.prediction == "v"
         assert changed.schedule.beta_end == self.preset.schedule.beta_end
         assert changed.replaced({"clip": None}).clip is None

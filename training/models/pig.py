@@ -37,6 +37,12 @@ class PigPreset(Preset):
         levels, halvings = range(len(self.widths)), len(self.widths) - 1
         if self.size % 2**halvings:
             raise ValueError(f"preset field 'size' is {self.size}; these widths halve it {halvings} times")
+        if self.layers < 1:
+            raise ValueError(f"preset field 'layers' is {self.layers}; it must be at least 1")
+        if self.norm_groups < 1 or any(width % self.norm_groups for width in self.widths):
+            raise ValueError(
+                f"preset field 'norm_groups' is {self.norm_groups}; it must divide each of the widths {self.widths}"
+            )
         if not set(self.attention) <= set(levels):
             raise ValueError(f"preset field 'attention' is {self.attention}; the levels are {tuple(levels)}")
 
@@ -119,7 +125,7 @@ class Pig(Family):
         """What the generator sees of the guider's estimate of the mask."""
         if self.preset.clip is not None:
             x0 = x0.clamp(-self.preset.clip, self.preset.clip)
-        wanted = "always" if self.training else ("always", "sampling")
+        wanted = ("always",) if self.training else ("always", "sampling")
         return binarise(x0) if self.preset.binarise_guide in wanted else x0
 
     def network(self, sample: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:

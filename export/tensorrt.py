@@ -1,0 +1,232 @@
+"""ONNX graphs -> TensorRT plans for the GPU that is here, with TensorRT 10.7 or newer. Not measured on hardware."""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsInt
+
+import onnx
+
+from export import BuildError, Progress
+from kernels.language import INSTALLED
+from kernels.onnx_functions import DOMAIN, split_large_groups
+from kernels.plugin import register_plugins
+from serving.bundle import Manifest, buckets
+from serving.engines.device import Device
+from training.fit import stop_requests
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What TensorRT may be told.
+
+    workspace: GiB of GPU memory that a layer may use while it runs, None for all there is. hardware_compatibility:
+    which other GPUs the plans run on, one of ``COMPATIBILITY``.
+    """
+
+    workspace: float | None = None
+    hardware_compatibility: str = "none"
+
+
+def describe_target(max_batch: int, options: PlanOptions) -> dict[str, Any]:
+    """A manifest's target for plans that are built here and now.
+
+    Raises BuildError if TensorRT is not installed or is a version that does not do, EngineError if there is no GPU.
+    """
+    try:
+        import tensorrt as trt
+    except ImportError as error:
+        raise BuildError(f"TensorRT is not installed: pip install tensorrt ({error})") from None
+    version = trt.__version__
+    major, minor = (int(number) for number in version.split(".")[:2])
+    if (major, minor) < (10, 7) or (major, minor) == (10, 14):
+        raise BuildError(f"TensorRT is {version}; plugins need 10.7 or newer, and not 10.14: pip install -U tensorrt")
+    if options.hardware_compatibility.upper() not in trt.HardwareCompatibilityLevel.__members__:
+        raise BuildError(f"TensorRT {version} has no hardware compatibility {options.hardware_compatibility}")
+    device = Device()
+    return {
+        "name": "tensorrt",
+        "tensorrt": version,
+        "gpu": device.name,
+        "compute_capability": ".".join(map(str, device.compute_capability)),
+        "driver": driver_version(),
+        "hardware_compatibility": options.hardware_compatibility,
+        "buckets": list(buckets(max_batch)),
+    }
+
+
+def driver_version() -> str:
+    """NVIDIA's driver, such as "580.65.06"."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
+
+
+def build_plans(
+    graphs: Mapping[str, onnx.ModelProto], manifest: Manifest, options: PlanOptions, progress: Progress
+) -> dict[str, bytes]:
+    """Files of plans, such as "step.plan", of graphs by name, with one optimisation profile for each bucket.
+
+    The manifest has the target that ``describe_target`` gave. Ctrl-C stops TensorRT and raises KeyboardInterrupt.
+    Raises BuildError if TensorRT cannot build a graph, naming the node if it is one that it does not know.
+    """
+    return {
+        f"{name}.plan": build_plan(name, prepared(graph), manifest, options, progress) for name, graph in graphs.items()
+    }
+
+
+def prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in the form that TensorRT takes."""
+    graph = onnx.ModelProto.FromString(graph.SerializeToString())
+    split_large_groups(graph)
+    nodes = []
+    for node in graph.graph.node:
+        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.UINT8:  # TensorRT has it for floats alone
+            between = f"{node.output[0]}_float"
+            nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [between], to=onnx.TensorProto.FLOAT))
+            node.input[0] = between
+        nodes.append(node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    return graph
+
+
+def build_plan(
+    name: str, graph: onnx.ModelProto, manifest: Manifest, options: PlanOptions, progress: Progress
+) -> bytes:
+    import tensorrt as trt
+
+    if any(node.domain == DOMAIN for node in graph.graph.node):
+        register(manifest.target)
+    log = make_log()
+    builder = trt.Builder(log)
+    network = builder.create_network(network_flags())
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(graph.SerializeToString()):
+        raise BuildError(f"TensorRT cannot read the {name} graph: {parser_errors(parser)}")
+    config = builder.create_builder_config()
+    (config.set_flag if manifest.precision == "tf32" else config.clear_flag)(trt.BuilderFlag.TF32)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
+    level = trt.HardwareCompatibilityLevel.__members__[options.hardware_compatibility.upper()]
+    config.hardware_compatibility_level = level
+    for bucket in buckets(manifest.max_batch):
+        profile = builder.create_optimization_profile()
+        for k in range(network.num_inputs):
+            tensor = network.get_input(k)
+            shape = tensor.shape
+            shape[0] = bucket
+            profile.set_shape(tensor.name, shape, shape, shape)
+        config.add_optimization_profile(profile)
+    timings = timings_file(manifest.target)
+    use_timings(config, timings)
+    with stop_requests() as stops:
+        monitor = make_monitor(f"building {name}.plan", progress, stops)  # TensorRT does not keep it alive
+        config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+    keep_timings(config, timings)
+    if stops:
+        raise KeyboardInterrupt
+    if plan is None:
+        raise BuildError(f"TensorRT cannot build the {name} plan: {in_plain_words(log.errors)}")
+    return bytes(plan)
+
+
+def register(target: Mapping[str, Any]) -> None:
+    """Have TensorRT find the fused operators, compiled for the oldest GPU that the plans are to run on."""
+    if not INSTALLED:
+        raise BuildError("the fused operators need Triton: pip install triton, or build with --no-fuse")
+    capability = int(target["compute_capability"].replace(".", ""))
+    register_plugins(80 if target["hardware_compatibility"] == "ampere_plus" else capability)
+
+
+def network_flags() -> int:
+    """Those that this TensorRT has: 11 knows nothing but strong types, and 10.7 no order of plugins."""
+    import tensorrt as trt
+
+    known = trt.NetworkDefinitionCreationFlag.__members__
+    return sum(1 << int(known[name]) for name in ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS") if name in known)
+
+
+def parser_errors(parser: "trt.OnnxParser") -> str:
+    errors = [parser.get_error(k) for k in range(parser.num_errors)]
+    return "; ".join(f"node {error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
+
+
+def in_plain_words(errors: list[str]) -> str:
+    said = "; ".join(errors[-3:]) or "it does not say why"
+    if re.search(r"out of memory|OutOfMemory|could not be allocated", said, re.IGNORECASE):
+        return f"the GPU is out of memory; a smaller --workspace or --max-batch takes less ({said})"
+    return said
+
+
+def timings_file(target: Mapping[str, Any]) -> Path:
+    """Where TensorRT's timings of kernels are kept from build to build."""
+    name = re.sub(r"[^a-z0-9.]+", "-", f"{target['gpu']} tensorrt {target['tensorrt']}".lower())
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgen" / f"{name}.timings"
+
+
+def use_timings(config: "trt.IBuilderConfig", file: Path) -> None:
+    kept = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+    if kept is None or not config.set_timing_cache(kept, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def keep_timings(config: "trt.IBuilderConfig", file: Path) -> None:
+    aside = file.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):  # without them the next build takes longer, that is all
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(bytes(config.get_timing_cache().serialize()))
+        aside.replace(file)
+
+
+def make_log() -> Any:
+    """A logger for TensorRT that keeps its errors, which its calls do not return."""
+    import tensorrt as trt
+
+    severities = trt.ILogger.Severity
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            if severity in (severities.INTERNAL_ERROR, severities.ERROR):
+                self.errors.append(msg)
+
+    return Log()
+
+
+def make_monitor(line: str, progress: Progress, stops: list[int]) -> "trt.IProgressMonitor":
+    """Passes on how far TensorRT is, and ends its work once there is something in ``stops``."""
+    import tensorrt as trt
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt) -> None:
+            self.steps[phase_name] = int(num_steps)
+            progress(f"{line}: {phase_name}", 0, int(num_steps))
+
+        def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
+            progress(f"{line}: {phase_name}", int(step) + 1, self.steps[phase_name])
+            return not stops
+
+        def phase_finish(self, phase_name: str) -> None:
+            del self.steps[phase_name]
+
+    return Monitor()
