@@ -74,31 +74,16 @@ def build(
         EngineError: there is no GPU for TensorRT, or the engines do not run here.
         OSError: the bundle cannot be written.
     """
-    opset = options.opset or (BF16_OPSET if options.precision == "bf16" else OPSET)
-    if options.precision == "bf16" and opset < BF16_OPSET:
-        raise BuildError(f"--opset {opset} has no bf16 convolutions; bf16 needs {BF16_OPSET} or more")
-    if options.target == "onnx" and options.plan != tensorrt.PlanOptions():
-        raise BuildError("--workspace and --hardware-compatibility are for --target tensorrt")
     tolerance = options.tolerance or TOLERANCES[options.precision]
-    target: dict[str, Any] = {"name": "onnx"}
-    if options.target == "tensorrt":
-        target = tensorrt.describe_target(options.max_batch, options.plan)
-
+    target = describe_target(options)
     progress(f"loading {checkpoint}")
     family, config = load_checkpoint(checkpoint)
     if family.name != model:
         raise BuildError(f"{checkpoint} holds a {family.name}; --model is {model}")
     prepare_repository(repository, model)
-    manifest = describe(family, config, options, {**target, "opset": opset, "fused": options.fused})
+    manifest = describe(family, config, options, target)
     with written_aside(bundle_folder(repository, model)) as folder:
-        graphs = {}
-        for name, graph in (("step", step_graph), ("finish", finish_graph)):
-            progress(f"exporting the {name} graph")
-            graphs[name] = graph(family, opset, options.fused, options.precision)
-        files = {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
-        if options.target == "tensorrt":
-            files = tensorrt.build_plans(graphs, manifest, options.plan, progress)
-        bundle = write_bundle(folder, manifest, files)
+        bundle, graphs = write_engines(folder, family, manifest, options, progress)
         engine = open_built(bundle)
         figures = measure_parity(family, engine, progress, min(BATCH, options.max_batch))
         if options.target == "tensorrt":
@@ -111,6 +96,19 @@ def build(
         manifest = dataclasses.replace(bundle.manifest, parity={**parity, "tolerance": limits})
         (folder / MANIFEST).write_text(manifest.to_json())
     return load_bundle(bundle_folder(repository, model))
+
+
+def describe_target(options: Options) -> dict[str, Any]:
+    """A manifest's target; raises BuildError if the options do not go together or TensorRT cannot build here."""
+    opset = options.opset or (BF16_OPSET if options.precision == "bf16" else OPSET)
+    if options.precision == "bf16" and opset < BF16_OPSET:
+        raise BuildError(f"--opset {opset} has no bf16 convolutions; bf16 needs {BF16_OPSET} or more")
+    if options.target == "onnx" and options.plan != tensorrt.PlanOptions():
+        raise BuildError("--workspace and --hardware-compatibility are for --target tensorrt")
+    target: dict[str, Any] = {"name": "onnx"}
+    if options.target == "tensorrt":
+        target = tensorrt.describe_target(options.max_batch, options.plan)
+    return {**target, "opset": opset, "fused": options.fused}
 
 
 def describe(family: Family, config: Mapping[str, Any], options: Options, target: Mapping[str, Any]) -> Manifest:
@@ -137,6 +135,21 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
             **{name: importlib.metadata.version(name) for name in TOOLS},
         },
     )
+
+
+def write_engines(
+    folder: Path, family: Family, manifest: Manifest, options: Options, progress: Progress = silent
+) -> tuple[Bundle, dict[str, onnx.ModelProto]]:
+    """A bundle that nothing has been compared with yet, and the graphs that it was made from."""
+    graphs = {}
+    for name, graph in (("step", step_graph), ("finish", finish_graph)):
+        progress(f"exporting the {name} graph")
+        graphs[name] = graph(family, manifest.target["opset"], options.fused, options.precision)
+    if options.target == "tensorrt":
+        files = tensorrt.build_plans(graphs, manifest, options.plan, progress)
+    else:
+        files = {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
+    return write_bundle(folder, manifest, files), graphs
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:

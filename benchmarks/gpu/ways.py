@@ -1,11 +1,14 @@
 """The ways to draw the same samples from the same weights on a GPU."""
 
+import atexit
 import copy
 import dataclasses
+import functools
+import shutil
+import tempfile
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +18,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from benchmarks.latency.schedulers import make_scheduler
+from export.build import Options, describe, describe_target, write_engines
 from export.fuse import fuse
 from export.graphs import Step
 from export.precision import DTYPES, in_half_precision
+from serving.bundle import Bundle
 from serving.engines import Trajectory, open_engine
 from serving.solvers import HISTORY, solver_table
 from training.family import Family, Network
@@ -134,7 +139,7 @@ class FusedStep:
 
 def graph_of(module: nn.Module, example: tuple[Tensor, ...], work: Work) -> GraphModule:
     graph, _ = fuse(module.eval(), example, None)
-    return graph if work.precision == "fp32" else in_half_precision(graph, example, work.precision)
+    return graph if work.precision == "fp32" else in_half_precision(graph, example, None, work.precision)
 
 
 class Captured:
@@ -171,9 +176,8 @@ class Served:
     target = "onnx"
 
     def __init__(self, work: Work) -> None:
-        with TemporaryDirectory() as folder:
-            bundle = untested_bundle(work, self.target, Path(folder))
-            self.engine = open_engine(bundle, work.start.device.index or 0)
+        bundle = untested_bundle(work.family, work.precision, self.target)
+        self.engine = open_engine(bundle, work.start.device.index or 0)
         self.steps = work.steps
         self.once, self.twice = trajectory(work), trajectory(dataclasses.replace(work, steps=2 * work.steps))
 
@@ -188,6 +192,24 @@ class Served:
 
 class ServedByTensorRT(Served):
     target = "tensorrt"
+
+
+@functools.cache
+def untested_bundle(family: Family, precision: str, target: str) -> Bundle:
+    """What `export build` would make, for every batch that is measured; here each way is compared anyway."""
+    options = Options(target, precision)
+    family = copy.deepcopy(family).cpu()
+    manifest = describe(family, {}, options, describe_target(options))
+    bundle, _ = write_engines(Path(tempfile.mkdtemp(dir=scratch())), family, manifest, options)
+    return bundle
+
+
+@functools.cache
+def scratch() -> str:
+    """A folder that goes with this process."""
+    folder = tempfile.mkdtemp(prefix="medgen-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def trajectory(work: Work) -> Trajectory:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from tiny_pig import tiny_pig
 
 from benchmarks.gpu import command, trajectories
-from benchmarks.gpu.ways import WAYS, Diffusers, FusedStep, Work
+from benchmarks.gpu.ways import WAYS, Diffusers, FusedStep, Served, Work
 
 CPU = torch.device("cpu")
 
@@ -31,8 +31,8 @@ def work(precision="fp32", **fields):
 @pytest.mark.parametrize("precision", trajectories.PRECISIONS)
 def test_all_ways_draw_the_same(precision):
     expected = trajectories.host(Diffusers(work()).run())
-    for way in (Diffusers, FusedStep):
-        state = way(work(precision)).run()
+    for way in (Diffusers, FusedStep, *([] if precision == "bf16" else [Served])):  # no CPU runs bf16 graphs
+        state = torch.as_tensor(way(work(precision)).run())
         assert state.dtype == torch.float32
         off = trajectories.distance(trajectories.host(state), expected)
         assert off < trajectories.DRIFT[precision]
