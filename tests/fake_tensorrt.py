@@ -27,6 +27,7 @@ class Recording:
     flags: list[int] = field(default_factory=list)  # of networks
     configs: list["FakeConfig"] = field(default_factory=list)
     models: list[onnx.ModelProto] = field(default_factory=list)
+    went_on: list[bool] = field(default_factory=list)  # whether the monitor let a build go on after its first step
     capabilities: list[int] = field(default_factory=list)  # plugins were registered for
 
 
@@ -145,9 +146,11 @@ def tensorrt_recorded(shape: tuple[int, int, int], sizes: list[int]) -> Iterator
                     self.log.log(trt.ILogger.Severity.WARNING, "never mind")
                     self.log.log(trt.ILogger.Severity.ERROR, message)
                 plan = recording.make_plan(network.model)
-                goes_on = monitor.step_complete("Building", 0) and monitor.step_complete("Building", 1)
+                recording.went_on.append(monitor.step_complete("Building", 0))
+                if recording.went_on[-1]:
+                    monitor.step_complete("Building", 1)
                 monitor.phase_finish("Building")
-                return plan if goes_on else None
+                return plan if recording.went_on[-1] else None
 
         for name, thing in {
             "OnnxParser": Parser,

@@ -198,6 +198,7 @@ class TestFailures:
 
         trt.make_plan = interrupted
         self.fails(repository, checkpoint, None, KeyboardInterrupt)
+        assert trt.went_on == [True, True, False]
         assert timings(tmp_path)[1] == b"timed;" * 3  # what was measured so far is kept
         assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
