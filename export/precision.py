@@ -152,14 +152,16 @@ class _Casts:
     def cast(self, value: Node, dtype: torch.dtype) -> Node:
         if "tensor_meta" not in value.meta or not _dtype(value).is_floating_point:
             return value
+        is_weight = value.op == "get_attr"
+        if is_weight and _dtype(value) == dtype:
+            return value
         if (value, dtype) not in self.made:
             with value.graph.inserting_after(value):
-                self.made[value, dtype] = self._weight(value, dtype) or value.graph.call_method("to", (value, dtype))
+                made = self._weight(value, dtype) if is_weight else value.graph.call_method("to", (value, dtype))
+            self.made[value, dtype] = made
         return self.made[value, dtype]
 
-    def _weight(self, value: Node, dtype: torch.dtype) -> Node | None:
-        if value.op != "get_attr" or dtype == _dtype(value):
-            return None
+    def _weight(self, value: Node, dtype: torch.dtype) -> Node:
         tensor = attrgetter(str(value.target))(self.module).detach()
         name = f"{value.target}_{dtype}".replace(".", "_")
         self.module.register_parameter(name, nn.Parameter(tensor.to(dtype), requires_grad=False))

@@ -110,6 +110,7 @@ def build_plan(
     if any(node.domain == DOMAIN for node in graph.graph.node):
         register(manifest.target)
     log = make_log()
+    trt.init_libnvinfer_plugins(log, "")
     builder = trt.Builder(log)
     network = builder.create_network(network_flags())
     parser = trt.OnnxParser(network, log)

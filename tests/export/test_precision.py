@@ -182,6 +182,8 @@ def test_every_form_of_product_and_island(precision):
     assert seen["aten.einsum.default"] == [half]
     for island in ("group_norm.default", "layer_norm.default", "softmax.int", "scaled_dot_product_attention.default"):
         assert seen[f"aten.{island}"] == [full], island
+    casts = [node.args[0] for node in module.graph.nodes if node.op == "call_method"]
+    assert not [value for value in casts if value.op == "get_attr"]  # weights are kept in half precision, not converted
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, atol=0.1, rtol=0.05)
