@@ -26,16 +26,16 @@ class Stack(NamedTuple):
 
 def read_stacks(recording: Recording, problems: Problems) -> dict[str, Stack] | None:
     """The stack of every frame, by its name, or None and what is wrong with either file added to ``problems``."""
-    image = mask = None
+    images = mask = None
     with problems.of(recording.image):
         image, affine = _read(recording.image, recording.frames)
         _check_orientation(image, affine)
         images = {name: _grey_levels(_moment(image, frame)) for name, frame in recording.frames.items()}
     with problems.of(recording.mask):
         mask, mask_affine = _read(recording.mask, recording.frames)
+    if images is None or mask is None:
+        return None
     with problems.of(recording.mask):
-        if image is None or mask is None:
-            return None
         if mask.shape != image.shape:
             raise BadFileError(f"has the shape {mask.shape}, but its image {image.shape}")
         if not np.allclose(mask_affine, affine, atol=MATCHING):
