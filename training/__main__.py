@@ -40,7 +40,7 @@ def assignment(_context: click.Context, _parameter: click.Parameter, values: tup
 @click.option("--model",            required=True, type=click.Choice(family_names()), help="The model family.")
 @click.option("--preset",           default="small", show_default=True,               help="One of the family's presets.")
 @click.option("--set", "fields",    multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Change a field of the preset, as in --set size=128.")
-@click.option("--data",             required=True,                                    help="A folder (images/ and masks/, or mini-MIAS), or 'phantom'.")
+@click.option("--data",             required=True,                                    help="A folder (images/ and masks/, mini-MIAS, ACDC or M&Ms), or 'phantom'.")
 @click.option("--out",              required=True, type=click.Path(path_type=Path),   help="The run's folder.")
 @click.option("--init",             type=click.Path(path_type=Path),                  help="Start from the weights of this checkpoint of the same networks.")
 @click.option("--resume",           is_flag=True,                                     help="Go on from the newest checkpoint in --out; give the other options as before.")

@@ -1,4 +1,4 @@
-"""Data sets of (image, mask) pairs: folders of two layouts, and phantoms drawn from a seed."""
+"""Data sets of (image, mask) pairs: folders of four layouts, and phantoms drawn from a seed."""
 
 import re
 from pathlib import Path
@@ -10,28 +10,30 @@ from training.data.loaded import DataError
 from training.data.mias import load_mias
 from training.data.pairs import load_pairs
 from training.data.phantom import Phantoms
+from training.data.recordings import holds_recordings
 
 __all__ = ["SPLITS", "DataError", "open_dataset"]
 
 SPLITS = ("train", "validation", "all")
 PHANTOM_COUNT = 50_000
 ACCEPTED = (
-    "a folder of pairs (images/ and masks/), the mini-MIAS folder (mdbNNN.pgm and Info.txt), or 'phantom' or "
-    "'phantom:COUNT'; ./phantom is a folder of that name"
+    "a folder of pairs (images/ and masks/), the mini-MIAS folder (mdbNNN.pgm and Info.txt), ACDC (patientNNN/), "
+    "M&Ms (Training/ and its CSV), or 'phantom' or 'phantom:COUNT'; ./phantom is a folder of that name"
 )
 
 
 def open_dataset(source: str, size: int, split: str = "train", skip_bad: bool = False) -> Dataset[dict[str, Tensor]]:
     """Open the data set that ``source`` names; a folder is read whole, so its errors come before training.
 
-    Items are {"image": float32 [1, size, size] in [-1, 1], "mask": uint8 [1, size, size], 0 or 1}.
+    Items are {"image": float32 [1, size, size] in [-1, 1], "mask": uint8 [1, size, size]}; masks of lesions hold 0 or
+    1, masks of hearts 0 background, 1 LV, 2 MYO or 3 RV.
 
     Args:
         source: a folder, recognised by what it holds, "phantom" or "phantom:COUNT".
         size: rows and columns of an item.
-        split: "train", "validation" or "all". mini-MIAS is split by patient. A folder of pairs says nothing of
-            patients: it is not split, and has no "validation". Phantoms are without end: "validation" draws as many
-            others, and "all" is "train".
+        split: "train", "validation" or "all". mini-MIAS, ACDC and M&Ms are split by patient. A folder of pairs says
+            nothing of patients: it is not split, and has no "validation". Phantoms are without end: "validation" draws
+            as many others, and "all" is "train".
         skip_bad: leave out, and log, files that cannot be used.
 
     Raises:
@@ -53,4 +55,10 @@ def open_dataset(source: str, size: int, split: str = "train", skip_bad: bool = 
         return load_pairs(folder, size, skip_bad)
     if (folder / "Info.txt").is_file() and any(folder.glob("mdb*.pgm")):
         return load_mias(folder, size, split, skip_bad)
+    if holds_recordings(folder):
+        try:
+            from training.data.cardiac import load_cardiac
+        except ModuleNotFoundError as missing:
+            raise DataError(f"{folder}: NIfTI files need {missing.name}: pip install 'medgen[train]'") from missing
+        return load_cardiac(folder, size, split, skip_bad)
     raise DataError(f"{source!r} holds no data set; accepted are {ACCEPTED}")

@@ -107,6 +107,17 @@ def fit_mask(mask: Bools, size: int) -> tuple[NDArray[np.uint8], int]:
     return fitted.astype(np.uint8), len(lost)
 
 
+def fit_classes(classes: NDArray[np.uint8], size: int, count: int) -> NDArray[np.uint8]:
+    """Class indices below ``count`` [H, W] as [size, size], laid out like ``fit_image``.
+
+    A pixel gets the class with the greatest share of its area; of equal shares the highest, never the background 0.
+    """
+    square = _centred_in_square(classes)
+    weights = _overlaps(len(square), size)
+    shares = [weights @ (square == index).astype(np.float32) @ weights.T for index in reversed(range(count))]
+    return (count - 1 - np.argmax(shares, axis=0)).astype(np.uint8)
+
+
 def _centred_in_square(pixels: NDArray[Any]) -> NDArray[Any]:
     side = max(pixels.shape)
     missing = [side - extent for extent in pixels.shape]

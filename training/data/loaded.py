@@ -23,9 +23,10 @@ class DataError(Exception):
 
 
 class LoadedPairs(Dataset[dict[str, Tensor]]):
-    """Decoded (image, mask) pairs: items are {"image": float32 [1, S, S] in [-1, 1], "mask": uint8 [1, S, S], 0 or 1}.
+    """Decoded (image, mask) pairs: items are {"image": float32 [1, S, S] in [-1, 1], "mask": uint8 [1, S, S]}.
 
-    Five bytes a pixel stay in memory; loader processes that are forked share them. ``names`` are the files' stems.
+    Masks hold class indices: 0 and 1 of a lesion, 0 to 3 of a heart. Five bytes a pixel stay in memory; loader
+    processes that are forked share them. ``names`` are the files' stems, with the slice where a file holds several.
     """
 
     def __init__(self, names: Sequence[str], images: Sequence[Floats], masks: Sequence[NDArray[np.uint8]]) -> None:

@@ -1,0 +1,445 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from training.data import open_dataset, prepared
+from training.data.cardiac import assign, load_cardiac
+from training.data.heart import PIXEL, SIDE, prepare
+from training.data.images import fit_classes
+from training.data.loaded import DataError, LoadedPairs
+from training.data.nifti import Stack
+from training.data.recordings import Recording
+
+SPACING = (2.0, 2.5, 8.0)
+SHAPE = (84, 70, 4)
+X, Y, Z = np.indices(SHAPE)
+BACKGROUND, LV, MYO, RV = range(4)
+GREY = np.array([60, 400, 120, 300])
+ACDC_ON_DISK = np.array([0, 3, 2, 1], np.uint8)  # by our label
+TABLE = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> Path:
+    home = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    return home
+
+
+def draw_labels(x: float = 46, y: float = 34) -> np.ndarray:
+    """An LV of 20 mm radius in a MYO ring of 28 mm around voxel (x, y), RV at smaller x, in the slices 1 to 3."""
+    distance = np.hypot((X - x) * SPACING[0], (Y - y) * SPACING[1])
+    beside = np.hypot((X - x + 16) * SPACING[0], (Y - y - 2) * SPACING[1])
+    labels = np.where(distance < 20, LV, np.where(distance < 28, MYO, np.where(beside < 22, RV, BACKGROUND)))
+    return np.where(Z > 0, labels, BACKGROUND).astype(np.uint8)
+
+
+def draw_image(labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    return (GREY[labels] + np.random.default_rng(seed).normal(0, 8, labels.shape)).clip(1).astype(np.float32)
+
+
+LABELS = draw_labels()
+IMAGE = draw_image(LABELS)
+
+
+def write(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, np.diag([*SPACING, 1]) if affine is None else affine), path)
+
+
+def write_acdc(home: Path, frame: int = 1, image: np.ndarray = IMAGE, labels: np.ndarray = LABELS, **mask) -> None:
+    stem = home / f"{home.name}_frame{frame:02d}"
+    write(Path(f"{stem}.nii.gz"), image)
+    write(Path(f"{stem}_gt.nii.gz"), ACDC_ON_DISK[labels], **mask)
+
+
+def write_mnms(home: Path, ed: int = 2, es: int = 0, frames: int = 3) -> None:
+    """Only the frames ED and ES have labels; the others' images are flat."""
+    image, labels = np.full((*SHAPE, frames), 7, np.float32), np.zeros((*SHAPE, frames), np.uint8)
+    for frame in (ed, es):
+        image[..., frame], labels[..., frame] = IMAGE, LABELS
+    oblique = np.diag([*SPACING, 1]) * [1, -1, 1, 1]
+    oblique[:3, :3] = [[0.8, 0.6, 0], [-0.6, 0.8, 0], [0, 0, 1]] @ oblique[:3, :3]
+    write(home / f"{home.name}_sa.nii.gz", image, oblique)
+    write(home / f"{home.name}_sa_gt.nii.gz", labels, oblique)
+
+
+def write_table(folder: Path, *rows: str) -> None:
+    (folder / TABLE).write_text("\n".join([",External code,VendorName,Vendor,Centre,ED,ES,Age", *rows]) + "\n")
+
+
+@pytest.fixture(params=["acdc", "mnms"])
+def folder(request, tmp_path) -> Path:
+    """One patient with two moments."""
+    if request.param == "acdc":
+        home = tmp_path / "training" / "patient007"
+        write_acdc(home, 1)
+        write_acdc(home, 12)
+        (home / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: DCM\nNbFrame: 30\n")
+        (home / "patient007_4d.nii.gz").write_bytes(b"not looked at")
+    else:
+        write_mnms(tmp_path / "Training" / "Labeled" / "A0S9V9")
+        write_mnms(tmp_path / "Training" / "Unlabeled" / "B0S9V9")
+        write_table(tmp_path, "0,A0S9V9,Siemens,A,1,2,0,50", "1,B0S9V9,Siemens,A,1,2,0,50")
+    return tmp_path
+
+
+def arrays(pairs: LoadedPairs, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    return pairs[index]["image"][0].numpy(), pairs[index]["mask"][0].numpy()
+
+
+class TestPublishedLayouts:
+    def test_both_become_the_same_pairs_with_the_same_labels(self, folder):
+        pairs = load_cardiac(folder, 64, "all")
+        assert len(pairs) == 6
+        assert {key: (value.dtype, value.shape) for key, value in pairs[0].items()} == {
+            "image": (torch.float32, (1, 64, 64)),
+            "mask": (torch.uint8, (1, 64, 64)),
+        }
+        for index in range(6):
+            image, mask = arrays(pairs, index)
+            background, lv, myo, rv = (image[mask == label].mean() for label in range(4))
+            assert lv > rv + 0.2 > myo + 0.4 > background + 0.4
+            assert ndimage.center_of_mass(mask == RV)[1] < ndimage.center_of_mass(mask == LV)[1] - 8
+
+    def test_names_say_patient_moment_and_slice_and_slices_without_structures_are_left_out(self, folder):
+        moments = {"training": ("patient007_frame01", "patient007_frame12"), "Training": ("A0S9V9_ED", "A0S9V9_ES")}
+        part = next(path.name for path in folder.iterdir() if path.is_dir())
+        expected = [f"{moment}_slice{level:02d}" for moment in moments[part] for level in (1, 2, 3)]
+        assert list(load_cardiac(folder, 32, "all").names) == expected
+
+    def test_both_are_recognised(self, folder):
+        assert len(open_dataset(str(folder), 32, "all")) == 6
+
+    def test_a_patients_folders_alone_are_acdc(self, folder):
+        if (folder / "training").is_dir():
+            assert len(open_dataset(str(folder / "training"), 32, "all")) == 6
+
+
+class TestPreparation:
+    @pytest.mark.parametrize("size", [128, 64])
+    def test_a_known_point_is_where_it_must_be_in_image_and_mask(self, tmp_path, size):
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[30:60, 20:50, 2] = RV  # its middle, voxel (44.5, 34.5), becomes the middle of the picture
+        labels[48:56, 24:32, 2] = LV
+        image = np.where(labels == LV, 900, 100) + draw_image(np.zeros_like(labels))
+        write_acdc(tmp_path / "patient001", image=image, labels=labels)
+        seen, mask = arrays(load_cardiac(tmp_path, size, "all"))
+        away = (np.array([27.5, 51.5]) - [34.5, 44.5]) * [SPACING[1], SPACING[0]] / PIXEL
+        expected = (away + SIDE / 2) * size / SIDE - 0.5
+        assert ndimage.center_of_mass(mask == LV) == pytest.approx(expected, abs=0.5)
+        assert ndimage.center_of_mass((seen + 1) * (seen > 0)) == pytest.approx(expected, abs=0.3)
+
+    def test_pixels_are_one_and_a_quarter_millimetres(self):
+        area = (prepare(Stack(IMAGE, LABELS, SPACING)).masks[0] == LV).sum() * PIXEL**2
+        assert area == pytest.approx(np.pi * 20**2, rel=0.05)
+
+    def test_every_slice_is_centred_on_its_own_structures(self):
+        apart = np.where(Z == 2, draw_labels(52, 30), draw_labels())
+        for mask in prepare(Stack(draw_image(apart), apart, SPACING)).masks:
+            rows, columns = mask.nonzero()
+            middle = (rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2
+            assert middle == pytest.approx(((SIDE - 1) / 2, (SIDE - 1) / 2), abs=1)
+
+    def test_the_first_and_the_last_percent_are_clipped(self):
+        for image in prepare(Stack(IMAGE, LABELS, SPACING)).images:
+            assert image.min() == -1
+            assert image.max() == 1
+            assert (image == -1).mean() == pytest.approx(0.01, abs=0.001)
+            assert (image == 1).mean() == pytest.approx(0.01, abs=0.001)
+
+    def test_the_bias_field_is_removed(self):
+        shade = np.exp(X / SHAPE[0] - Y / SHAPE[1]).astype(np.float32)
+        plain, shaded = (prepare(Stack(IMAGE * field, LABELS, SPACING)) for field in (np.float32(1), shade))
+        heart = plain.masks != BACKGROUND
+        assert np.abs(shaded.images - plain.images)[heart].mean() < 0.05  # 0.18 if it stays
+
+    def test_what_lies_beyond_the_stack_is_black_and_background(self):
+        at_the_edge = draw_labels(x=74, y=60)
+        heart = prepare(Stack(draw_image(at_the_edge), at_the_edge, SPACING))
+        assert (heart.images[:, -10:, -10:] == -1).all()
+        assert (heart.masks[:, -10:, -10:] == BACKGROUND).all()
+
+
+def test_a_smaller_class_map_has_the_class_with_most_of_each_pixel():
+    classes = np.array([[0, 0, 1, 1], [0, 3, 1, 2], [0, 0, 2, 2], [1, 1, 2, 3]], np.uint8)
+    assert fit_classes(classes, 2, 4).tolist() == [[0, 1], [1, 2]]
+    assert np.array_equal(fit_classes(classes, 4, 4), classes)
+
+
+def recording(path: str) -> Recording:
+    return Recording(Path(path).parent.name, Path("/data") / path, Path("/data/mask"), {"a": None}, (0, 1, 2, 3))
+
+
+class TestSplit:
+    def test_patients_are_drawn_whole_and_whichever_others_are_there(self):
+        recordings = [recording(f"patient{n:03d}/{frame}.nii.gz") for n in range(200) for frame in (1, 2)]
+        parts = assign(recordings, Path("/data"), 0.2, seed=0)
+        assert parts[::2] == parts[1::2]
+        assert 25 < parts[::2].count("validation") < 55
+        assert assign(recordings[100:], Path("/data"), 0.2, seed=0) == parts[100:]
+        assert assign(recordings, Path("/data"), 0.2, seed=1) != parts
+
+    def test_published_parts_are_kept(self):
+        parts = ["Training/Labeled", "Validation", "Testing"]
+        recordings = [recording(f"{part}/C{n}/a.nii.gz") for part in parts for n in range(20)]
+        assert assign(recordings, Path("/data"), 0.5, seed=0) == ["train"] * 20 + ["validation"] * 20 + ["testing"] * 20
+
+    def test_a_split_reads_its_own_part(self, tmp_path):
+        for part, patient in {"training": "patient001", "testing": "patient101"}.items():
+            write_acdc(tmp_path / part / patient)
+        train = load_cardiac(tmp_path, 32, "train", validation_fraction=0)
+        assert {name[:10] for name in train.names} == {"patient001"}
+        assert {name[:10] for name in load_cardiac(tmp_path, 32, "all").names} == {"patient001", "patient101"}
+        with pytest.raises(DataError, match="no slice of the validation split can be used"):
+            load_cardiac(tmp_path, 32, "validation", validation_fraction=0)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def with_nan() -> np.ndarray:
+    return np.where((X == 3) & (Y == 3), np.nan, IMAGE)
+
+
+def with_label_4() -> np.ndarray:
+    return np.where((X == 3) & (Y == 3), 4, ACDC_ON_DISK[LABELS]).astype(np.uint8)
+
+
+def sheared() -> np.ndarray:
+    affine = np.diag([*SPACING, 1])
+    affine[0, 1] = 1
+    return affine
+
+
+def shifted() -> np.ndarray:
+    affine = np.diag([*SPACING, 1])
+    affine[0, 3] = 1
+    return affine
+
+
+WIDE = np.where((X < 83) & (Y > 30) & (Y < 40), LV, 0).astype(np.uint8)
+# what is broken on a good frame: (how, the file at fault, what is said of it)
+BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "no mask": (lambda stem: Path(f"{stem}_gt.nii.gz").unlink(), "_gt", "is missing"),
+    "no image": (lambda stem: Path(f"{stem}.nii.gz").unlink(), "", "is missing"),
+    "short image": (lambda stem: cut_short(Path(f"{stem}.nii.gz")), "", "cannot be read ("),
+    "short mask": (lambda stem: cut_short(Path(f"{stem}_gt.nii.gz")), "_gt", "cannot be read ("),
+    "other shape": (
+        lambda stem: write(Path(f"{stem}_gt.nii.gz"), LABELS[:-1]),
+        "_gt",
+        "has the shape (83, 70, 4), but its image (84, 70, 4)",
+    ),
+    "other place": (
+        lambda stem: write(Path(f"{stem}_gt.nii.gz"), LABELS, shifted()),
+        "_gt",
+        "lies elsewhere than its image: their affines differ",
+    ),
+    "label 4": (
+        lambda stem: write(Path(f"{stem}_gt.nii.gz"), with_label_4()),
+        "_gt",
+        "holds the labels 0, 1, 2, 3, 4; 0 to 3 are known",
+    ),
+    "no label": (
+        lambda stem: write(Path(f"{stem}_gt.nii.gz"), np.zeros_like(LABELS)),
+        "_gt",
+        "is empty: no structure is marked",
+    ),
+    "no grey": (lambda stem: write(Path(f"{stem}.nii.gz"), np.zeros_like(IMAGE)), "", "is empty: every voxel is 0"),
+    "nan": (lambda stem: write(Path(f"{stem}.nii.gz"), with_nan()), "", "holds NaN or infinity"),
+    "4-D": (
+        lambda stem: write(Path(f"{stem}.nii.gz"), IMAGE[..., None].repeat(2, 3)),
+        "",
+        "has the shape (84, 70, 4, 2); it must be (x, y, slice)",
+    ),
+    "slices first": (
+        lambda stem: write(Path(f"{stem}.nii.gz"), IMAGE.T, np.diag([8.0, 2.5, 2.0, 1])),
+        "",
+        "has 4 x 70 x 84 voxels of 8 x 2.5 x 2 mm; its axes must be x, y, slice",
+    ),
+    "sheared": (lambda stem: write(Path(f"{stem}.nii.gz"), IMAGE, sheared()), "", "has axes that are not at right"),
+    "too wide": (
+        lambda stem: write(Path(f"{stem}_gt.nii.gz"), WIDE),
+        "_gt",
+        "marks structures over 166 mm of slice 0; 160 mm are cut out",
+    ),
+    "a blank slice": (
+        lambda stem: write(Path(f"{stem}.nii.gz"), np.where(Z == 2, 0, IMAGE)),
+        "_gt",
+        "marks structures in slice 2, where its image is blank",
+    ),
+}
+
+
+class TestBadFiles:
+    @pytest.fixture
+    def bad(self, tmp_path) -> dict[str, str]:
+        """A good patient, one for every way to be bad, and what must be said of each."""
+        write_acdc(tmp_path / "patient000")
+        said = {}
+        for number, (damage, suffix, reason) in enumerate(BROKEN.values(), start=1):
+            home = tmp_path / f"patient{number:03d}"
+            write_acdc(home)
+            damage(home / f"{home.name}_frame01")
+            said[f"{home.name}/{home.name}_frame01{suffix}.nii.gz"] = reason
+        return said
+
+    def test_one_error_names_every_file_and_its_reason(self, tmp_path, bad):
+        with pytest.raises(DataError) as caught:
+            load_cardiac(tmp_path, 32, "all")
+        first, *lines = str(caught.value).split("\n")
+        assert f"mend these ({len(bad)})" in first
+        found = dict(line.strip().split(" ", 1) for line in lines)
+        assert found.keys() == bad.keys()
+        for path, reason in bad.items():
+            assert found[path].startswith(reason), path
+
+    def test_skip_bad_keeps_the_good_and_reports_the_rest(self, tmp_path, bad, caplog):
+        assert {name[:10] for name in load_cardiac(tmp_path, 32, "all", skip_bad=True).names} == {"patient000"}
+        assert all(f"  {path} {reason}" in caplog.text for path, reason in bad.items())
+
+    @pytest.mark.parametrize(
+        ("info", "reason"),
+        [
+            ("ED: 1\nES: 12\n", "patient001/patient001_frame12.nii.gz is missing"),
+            ("ED: 1\n", "patient001/Info.cfg does not name the frames ED and ES"),
+        ],
+    )
+    def test_acdc_frames_that_info_cfg_names_must_be_there(self, tmp_path, info, reason):
+        write_acdc(tmp_path / "patient001")
+        (tmp_path / "patient001" / "Info.cfg").write_text(info)
+        with pytest.raises(DataError, match=reason):
+            load_cardiac(tmp_path, 32, "all")
+
+    def test_a_patient_without_frames_is_named(self, tmp_path):
+        (tmp_path / "patient001").mkdir()
+        with pytest.raises(DataError, match="patient001 holds no frame"):
+            load_cardiac(tmp_path, 32, "all")
+
+    @pytest.mark.parametrize(
+        ("row", "reason"),
+        [
+            ("0,OTHER,Siemens,A,1,2,0,50", f"A0/A0_sa.nii.gz has no row in {TABLE}"),
+            ("0,A0,Siemens,A,1,,0,50", r"opendataset.csv has the frames \['', '0'\] for A0; these are no numbers"),
+            ("0,A0,Siemens,A,1,3,0,50", "A0/A0_sa.nii.gz has no frame 3; there are 3, counted from 0"),
+            ("0,A0,Siemens,A,1,1,0,50", "A0/A0_sa.nii.gz is empty: every voxel is 7"),
+        ],
+    )
+    def test_mnms_frames_must_be_named_and_be_there(self, tmp_path, row, reason):
+        write_mnms(tmp_path / "Validation" / "A0")
+        write_table(tmp_path, row)
+        with pytest.raises(DataError, match=reason):
+            load_cardiac(tmp_path, 32, "all")
+
+
+class TestCache:
+    @pytest.fixture
+    def prepared_of(self, monkeypatch) -> list[Stack]:
+        """What ``prepare`` was called with."""
+        calls: list[Stack] = []
+        monkeypatch.setattr(prepared, "prepare", lambda stack: calls.append(stack) or prepare(stack))
+        return calls
+
+    @pytest.fixture
+    def home(self, tmp_path) -> Path:
+        write_acdc(tmp_path / "patient001")
+        return tmp_path
+
+    def test_a_stack_is_prepared_once_for_every_size(self, home, prepared_of):
+        first, again, smaller = (load_cardiac(home, size, "all") for size in (128, 128, 32))
+        assert len(prepared_of) == 1
+        assert torch.equal(first[2]["image"], again[2]["image"])
+        assert torch.equal(first[2]["mask"], again[2]["mask"])
+        assert first.names == again.names == smaller.names
+
+    def test_a_changed_file_or_setting_is_prepared_anew(self, home, prepared_of, monkeypatch):
+        load_cardiac(home, 32, "all")
+        write_acdc(home / "patient001", image=draw_image(LABELS, seed=1))
+        load_cardiac(home, 32, "all")
+        assert len(prepared_of) == 2
+        monkeypatch.setattr(prepared, "SETTINGS", ("other",))
+        load_cardiac(home, 32, "all")
+        assert len(prepared_of) == 3
+
+    def test_what_was_interrupted_leaves_nothing_and_what_was_done_stays(self, home, cache, prepared_of, monkeypatch):
+        write_acdc(home / "patient002")
+        save = np.savez
+
+        def interrupted(file, **given):
+            if "patient002" in given["names"][0]:
+                file.write(b"PK")
+                raise KeyboardInterrupt
+            save(file, **given)
+
+        monkeypatch.setattr(np, "savez", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load_cardiac(home, 32, "all")
+        (kept,) = (cache / "medgen" / "hearts").iterdir()
+        assert kept.name.startswith("patient001-")
+        monkeypatch.undo()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        assert len(load_cardiac(home, 32, "all")) == 6
+
+    def test_a_broken_cache_file_is_made_anew(self, home, cache, prepared_of):
+        load_cardiac(home, 32, "all")
+        (kept,) = (cache / "medgen" / "hearts").iterdir()
+        cut_short(kept)
+        load_cardiac(home, 32, "all")
+        load_cardiac(home, 32, "all")
+        assert len(prepared_of) == 2
+
+
+def test_only_nifti_data_needs_its_libraries(tmp_path):
+    write_acdc(tmp_path / "patient001")
+    program = f"""
+import sys
+sys.modules.update(nibabel=None, SimpleITK=None, monai=None)
+from training.data import DataError, open_dataset
+assert len(open_dataset("phantom:2", 32)) == 2
+try:
+    open_dataset({str(tmp_path)!r}, 32)
+except DataError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "NIfTI files need SimpleITK: pip install 'medgen[train]'" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> LoadedPairs:
+    folder = tmp_path_factory.mktemp("acdc")
+    for patient in ("patient001", "patient014"):  # the last one's slices lie far apart
+        (folder / patient).symlink_to(Path(os.environ["MEDGEN_DATA"]) / "acdc" / patient)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return load_cardiac(folder, 128, "all")
+
+
+@pytest.mark.skipif("MEDGEN_DATA" not in os.environ, reason="MEDGEN_DATA names no folder with the real acdc/")
+class TestPublishedStacks:
+    def test_nearly_every_slice_is_a_pair(self, real):
+        assert len(real) > 30
+
+    def test_blood_is_brighter_than_muscle(self, real):
+        for image, mask in (arrays(real, index) for index in range(len(real))):
+            if (mask == LV).any() and (mask == MYO).any():
+                assert image[mask == LV].mean() > image[mask == MYO].mean()
+
+    def test_the_lv_lies_in_the_ring_of_myo_and_the_rv_to_the_left(self, real):
+        inside, left = [], []
+        for _, mask in (arrays(real, index) for index in range(len(real))):
+            if (mask == LV).any() and (mask == MYO).any():
+                inside.append((ndimage.binary_fill_holes(mask == MYO) & (mask == LV)).sum() / (mask == LV).sum())
+            if (mask == LV).any() and (mask == RV).any():
+                left.append(ndimage.center_of_mass(mask == RV)[1] < ndimage.center_of_mass(mask == LV)[1])
+        assert np.mean(np.array(inside) > 0.99) > 0.95
+        assert np.mean(left) > 0.95
