@@ -8,9 +8,11 @@ from typing import Any
 import click
 import torch
 from accelerate import PartialState
+from torch.utils.data import Dataset
 
 from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, pack, read_config
 from training.data import DataError, open_dataset
+from training.data.loaded import LoadedPairs
 from training.family import Family
 from training.fit import Interrupted, Run, fit
 from training.models import family_names, load_family
@@ -91,7 +93,9 @@ def fit_command(
             now = {"model": model, **config, "preset": dataclasses.asdict(chosen)}
             check_unchanged(read_config(find_checkpoint(out)), json.loads(json.dumps(now)))
         run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every)
-        checkpoint = fit(untrained, open_dataset(data, chosen.size, skip_bad=skip_bad), run, resume)
+        dataset = open_dataset(data, chosen.size, skip_bad=skip_bad)
+        check_classes(untrained, dataset, data)
+        checkpoint = fit(untrained, dataset, run, resume)
     except (CheckpointError, DataError, OSError, ValueError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
     except Interrupted as stopped:
@@ -112,6 +116,15 @@ def start_from(checkpoint: Path, untrained: Family) -> str:
         raise ValueError(f"--init is {checkpoint}, a {trained.name} of other networks than this preset's")
     untrained.load_state_dict(trained.state_dict())
     return config["digest"]
+
+
+def check_classes(family: Family, dataset: Dataset[Any], data: str) -> None:
+    """A model learns the classes that it has."""
+    known = max((len(output.labels) for output in family.outputs), default=0)
+    if family.condition is not None:
+        known = family.condition.classes
+    if isinstance(dataset, LoadedPairs) and dataset.highest_class >= known:
+        raise ValueError(f"--data {data} has masks of {dataset.highest_class + 1} classes; {family.name} has {known}")
 
 
 def check_unchanged(then: dict[str, Any], now: dict[str, Any]) -> None:

@@ -1,13 +1,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from tiny_pig import SET_OPTIONS, SIZE, tiny_pig
 
+import training.__main__
 from training.__main__ import main
 from training.checkpoint import find_checkpoint, load_checkpoint
+from training.data.loaded import LoadedPairs
 from training.models import family_names
 from training.models.pig import PRESETS
 
@@ -86,6 +89,12 @@ class TestFit:
     def test_it_does_not_start_from_other_networks(self, run, tmp_path):
         line = the_line(train(*FIT, "--out", str(tmp_path), "--init", str(run), "--set", "layers=2"))
         assert f"--init is {run}, a pig of other networks than this preset's" in line
+
+    def test_masks_of_other_classes_are_refused(self, tmp_path, monkeypatch):
+        hearts = LoadedPairs(["a"], [np.zeros((SIZE, SIZE), np.float32)], [np.full((SIZE, SIZE), 3, np.uint8)])
+        monkeypatch.setattr(training.__main__, "open_dataset", lambda *_, **__: hearts)
+        line = the_line(train(*FIT, "--out", str(tmp_path / "run")))
+        assert "--data phantom:4 has masks of 4 classes; pig has 2" in line
 
     def test_an_existing_run_is_left_alone(self, run):
         before = find_checkpoint(run).stat().st_mtime_ns

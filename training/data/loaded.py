@@ -36,6 +36,10 @@ class LoadedPairs(Dataset[dict[str, Tensor]]):
             for image, mask in zip(images, masks, strict=True)
         ]
 
+    @property
+    def highest_class(self) -> int:
+        return max(int(item["mask"].max()) for item in self.items)
+
     def __len__(self) -> int:
         return len(self.items)
 
