@@ -302,7 +302,7 @@ class TritonServer:
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """Passes the signal on; requests under way have 30 seconds to finish. A second call ends the server at once."""
-        if not self._stopping:
+        if self._ready and not self._stopping:
             self._show("Stopping; requests under way have 30 seconds")
         self._process.send_signal(signal.SIGKILL if self._stopping else signal_number)
         self._stopping = True

@@ -197,10 +197,11 @@ class TestFailures:
             return model.SerializeToString()
 
         trt.make_plan = interrupted
+        before = signal.getsignal(signal.SIGINT)
         self.fails(repository, checkpoint, None, KeyboardInterrupt)
         assert trt.went_on == [True, True, False]
         assert timings(tmp_path)[1] == b"timed;" * 3  # what was measured so far is kept
-        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) == before
 
     @pytest.mark.parametrize("value", [1e-2, np.nan])
     def test_a_plan_that_draws_something_else(self, trt, repository, checkpoint, value):
