@@ -90,13 +90,16 @@ def gpu(
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
     }
+    out = out or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', report['gpu'].lower())}.json"
     if chosen := [name for name in KERNELS if not only or name in only]:
         report |= kernels.measure_all(chosen, deadline)
+        write(report, out)
     if ways := [name for name in WAYS if not only or name in only]:
         groups = trajectories.groups(size, batch, precision)
-        report["trajectories"] = trajectories.measure_all(ways, groups, torch.device("cuda"), deadline)
-    out = out or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', report['gpu'].lower())}.json"
-    write(report, out)
+        report["trajectories"] = []
+        for rows in trajectories.measure_all(ways, groups, torch.device("cuda"), deadline):
+            report["trajectories"] += rows
+            write(report, out)  # group by group: the next one may fail, or take too long
     console = wide_console()
     if "kernels" in report:
         console.print(kernels.table(report))

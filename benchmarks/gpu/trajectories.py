@@ -39,8 +39,8 @@ def groups(sizes: Sequence[int], batches: Sequence[int], precisions: Sequence[st
 
 def measure_all(
     names: Sequence[str], groups: Sequence[Group], device: torch.device, deadline: float
-) -> list[dict[str, Any]]:
-    """A row for each way and group: PIG's `paper` preset with random weights, ddim, 20 steps.
+) -> Iterator[list[dict[str, Any]]]:
+    """Group after group, a row for each way: PIG's `paper` preset with random weights, ddim, 20 steps.
 
     Within a group all ways are prepared and then run in turn, and ``ratio_to_eager`` is to the yardstick of the same
     group and rounds, which is always measured. What has not begun by the deadline has a note instead of figures.
@@ -48,11 +48,10 @@ def measure_all(
     names = [name for name in WAYS if name in names or name == YARDSTICK]
     families: dict[int, Family] = {}
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    rows = []
     for size, batch, precision in track(groups, description="trajectories"):
         key = {"size": size, "batch": batch, "precision": precision, "steps": STEPS}
         if time.monotonic() > deadline:
-            rows += [{"name": name, **key, **unmeasured("there was no time left")} for name in names]
+            yield [{"name": name, **key, **unmeasured("there was no time left")} for name in names]
             continue
         if size not in families:
             families[size] = random_pig(size).to(device)
@@ -60,8 +59,7 @@ def measure_all(
         start = torch.randn(batch, *families[size].sample_shape, generator=generator).to(device)
         with torch.no_grad():
             found = measure_group(Work(families[size], precision, start, STEPS), names, deadline)
-        rows += [{"name": name, **key, **found[name]} for name in names]
-    return rows
+        yield [{"name": name, **key, **found[name]} for name in names]
 
 
 def random_pig(size: int) -> Family:
@@ -80,6 +78,7 @@ def measure_group(work: Work, names: Sequence[str], deadline: float) -> dict[str
             figures[name] = unmeasured("there was no time left")
             continue
         try:
+            gc.collect()
             torch.cuda.empty_cache()  # so that no way is given what another has freed
             before = used_memory(work.start.device)
             way = WAYS[name](work)
@@ -91,6 +90,9 @@ def measure_group(work: Work, names: Sequence[str], deadline: float) -> dict[str
             (reason, *_) = str(error).strip().splitlines() or [""]
             figures[name] = unmeasured(f"{type(error).__name__}: {reason}")
 
+    if YARDSTICK not in ways:
+        reason = figures[YARDSTICK]["note"]
+        return {name: unmeasured(f"{YARDSTICK} was not: {reason}") for name in names}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(1 + ROUNDS):
         for name, way in ways.items():
@@ -127,7 +129,6 @@ def used_memory(device: torch.device) -> int:
     """Bytes of the GPU that are taken. What a way has taken it keeps, so after its first run this is its peak."""
     if device.type != "cuda":
         return 0
-    gc.collect()
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
     return total - free

@@ -23,9 +23,12 @@ from export.fuse import fuse
 from export.graphs import Step
 from export.precision import DTYPES, in_half_precision
 from serving.bundle import Bundle
-from serving.engines import Trajectory, open_engine
+from serving.engines import EngineError, Trajectory, open_engine
+from serving.engines.gpu import GpuEngine
 from serving.solvers import HISTORY, solver_table
 from training.family import Family, Network
+
+MAX_BATCH = 16  # of bundles: one serves the batches that are measured
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,8 +100,12 @@ class Diffusers:
 
 
 class Compiled(Diffusers):
+    def __init__(self, work: Work) -> None:
+        torch._dynamo.reset()  # after a few shapes and types it would leave the networks as they are
+        super().__init__(work)
+
     def prepared(self, network: nn.Module) -> Network:
-        compiled: Network = torch.compile(network, mode="max-autotune")
+        compiled: Network = torch.compile(network, mode="max-autotune", dynamic=False)
         return compiled
 
 
@@ -120,7 +127,10 @@ class FusedStep:
         self.work = work
         self.zeros = torch.zeros_like(work.start)
         self.step = graph_of(Step(work.family), (work.start, *[self.zeros] * (HISTORY + 1), work.table[0]), work)
-        self.only_networks = graph_of(Networks(work.family), (work.start, work.table[0]), work)
+
+    @cached_property
+    def only_networks(self) -> GraphModule:
+        return graph_of(Networks(self.work.family), (self.work.start, self.work.table[0]), self.work)
 
     def run(self) -> Tensor:
         state, history = self.work.start, (self.zeros,) * HISTORY
@@ -146,16 +156,16 @@ class Captured:
     """The same as one CUDA graph from the first noise to the outputs."""
 
     def __init__(self, work: Work) -> None:
-        step = FusedStep(work)
-        self.replay, self.result = captured(step.run)
-        self.networks, _ = captured(step.networks)
+        self.step = FusedStep(work)  # its weights are read by the graph, which does not keep them
+        self.replay, self.result = captured(self.step.run)
 
     def run(self) -> Tensor:
         self.replay()
         return self.result
 
     def network_seconds(self, timed: Callable[[Callable[[], Any]], float]) -> float:
-        return timed(self.networks)
+        networks, _ = captured(self.step.networks)
+        return timed(networks)
 
 
 def captured(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -176,8 +186,10 @@ class Served:
     target = "onnx"
 
     def __init__(self, work: Work) -> None:
-        bundle = untested_bundle(work.family, work.precision, self.target)
+        bundle = untested_bundle(work.family, work.precision, self.target, max(MAX_BATCH, len(work.start)))
         self.engine = open_engine(bundle, work.start.device.index or 0)
+        if work.start.is_cuda and not isinstance(self.engine, GpuEngine):
+            raise EngineError("ONNX Runtime has no CUDA provider that works here")
         self.steps = work.steps
         self.once, self.twice = trajectory(work), trajectory(dataclasses.replace(work, steps=2 * work.steps))
 
@@ -195,9 +207,9 @@ class ServedByTensorRT(Served):
 
 
 @functools.cache
-def untested_bundle(family: Family, precision: str, target: str) -> Bundle:
-    """What `export build` would make, for every batch that is measured; here each way is compared anyway."""
-    options = Options(target, precision)
+def untested_bundle(family: Family, precision: str, target: str, max_batch: int) -> Bundle:
+    """What `export build` would make, without its comparisons; here each way is compared anyway."""
+    options = Options(target, precision, max_batch)
     family = copy.deepcopy(family).cpu()
     manifest = describe(family, {}, options, describe_target(options))
     bundle, _ = write_engines(Path(tempfile.mkdtemp(dir=scratch())), family, manifest, options)

@@ -1,6 +1,7 @@
 """A GPU through NVIDIA's cuda-python, as much of it as serving needs: memory, one stream, and graphs of its work."""
 
 import ctypes
+import gc
 import math
 import weakref
 from collections.abc import Callable
@@ -154,12 +155,18 @@ class Device:
     def capture(self, enqueue: Callable[[], None]) -> "Graph":
         """What ``enqueue`` puts on the stream, as a graph; none of it runs now."""
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._call("cuStreamBeginCapture", self.stream, mode)
+        collecting = gc.isenabled()
+        gc.disable()  # memory that is given back meanwhile would spoil the capture
         try:
-            enqueue()
-        except BaseException:
-            self._driver.cuStreamEndCapture(self.stream)  # else the stream would take no other work
-            raise
+            self._call("cuStreamBeginCapture", self.stream, mode)
+            try:
+                enqueue()
+            except BaseException:
+                self._driver.cuStreamEndCapture(self.stream)  # else the stream would take no other work
+                raise
+        finally:
+            if collecting:
+                gc.enable()
         recorded = self._call("cuStreamEndCapture", self.stream)
         try:
             return Graph(self, self._call("cuGraphInstantiate", recorded, 0))

@@ -22,6 +22,11 @@ def tiny(monkeypatch):
     monkeypatch.setattr(trajectories, "ROUNDS", 1)
 
 
+def measured(*arguments):
+    (rows,) = trajectories.measure_all(*arguments)
+    return rows
+
+
 def work(precision="fp32", **fields):
     family = tiny_pig(**fields)
     return Work(family, precision, torch.randn(2, *family.sample_shape, generator=torch.Generator().manual_seed(0)), 3)
@@ -41,7 +46,7 @@ def test_all_ways_draw_the_same(precision):
 
 @pytest.mark.usefixtures("tiny")
 def test_figures():
-    (eager, fused) = trajectories.measure_all(["medgen-pytorch"], [(32, 2, "fp32")], CPU, time.monotonic() + 600)
+    (eager, fused) = measured(["medgen-pytorch"], [(32, 2, "fp32")], CPU, time.monotonic() + 600)
     assert [eager["name"], fused["name"]] == ["diffusers-eager", "medgen-pytorch"]
     assert eager["ratio_to_eager"] == 1
     assert eager["distance"] == 0
@@ -56,11 +61,11 @@ def test_what_fails_or_comes_too_late_has_a_reason(monkeypatch):
         raise RuntimeError("no such engine\nand more")
 
     monkeypatch.setitem(WAYS, "medgen-pytorch", fail)
-    eager, failed = trajectories.measure_all(["medgen-pytorch"], [(32, 1, "fp32")], CPU, time.monotonic() + 600)
+    eager, failed = measured(["medgen-pytorch"], [(32, 1, "fp32")], CPU, time.monotonic() + 600)
     assert eager["ms_per_sample"] > 0
     assert failed["note"] == "RuntimeError: no such engine"
 
-    late = trajectories.measure_all(["medgen-pytorch"], [(32, 1, "fp32")], CPU, time.monotonic() - 1)
+    late = measured(["medgen-pytorch"], [(32, 1, "fp32")], CPU, time.monotonic() - 1)
     assert [row["note"] for row in late] == ["there was no time left"] * 2
     assert list(trajectories.notes({"trajectories": [failed, *late]})) == [
         "medgen-pytorch: 1 not measured, as RuntimeError: no such engine",
@@ -78,7 +83,7 @@ def test_drift_and_nan_are_failures(monkeypatch, bad):
             return state + bad * state
 
     monkeypatch.setitem(WAYS, "medgen-pytorch", Drifting)
-    eager, drifting = trajectories.measure_all(["medgen-pytorch"], [(32, 1, "bf16")], CPU, time.monotonic() + 600)
+    eager, drifting = measured(["medgen-pytorch"], [(32, 1, "bf16")], CPU, time.monotonic() + 600)
     assert not eager["wrong"]
     assert drifting["wrong"]
 
