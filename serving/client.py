@@ -167,7 +167,8 @@ class SampleClient(Client):
         if protocol == "http":
             self.failures += (import_module("geventhttpclient.response").HTTPParseError,)
             hub = import_module("gevent").get_hub()
-            hub.NOT_ERROR = (*hub.NOT_ERROR, *self.failures)  # raised again where they are awaited; not to be printed
+            # Raised again where they are awaited; not to be printed too.
+            hub.NOT_ERROR = tuple({*hub.NOT_ERROR, *self.failures})
         self._client = self._triton.InferenceServerClient(self.url, **self._connection())
 
     def _connection(self) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def gpu(
     console = wide_console()
     if "kernels" in report:
         console.print(kernels.table(report))
+        if late := report["kernels_without_time"]:
+            click.echo(f"{late} rows of kernels not measured, as there was no time left")
     if "trajectories" in report:
         console.print(trajectories.table(report))
         for note in trajectories.notes(report):

@@ -88,6 +88,9 @@ def test_report(cases, monkeypatch, tmp_path):
     assert {found["kernel"] for found in report["kernels"]} == {"attention"}
     assert list(out.parent.iterdir()) == [out]
 
+    result = CliRunner().invoke(main, ["gpu", "--only", "attention", "--out", str(out), "--minutes", "0"])
+    assert "rows of kernels not measured, as there was no time left" in result.output
+
     monkeypatch.setattr(kernels, "measure", lambda case, ceilings: row(case, ceilings) | {"wrong": True})
     result = CliRunner().invoke(main, ["gpu", "--only", "attention", "--out", str(out)])
     assert result.exit_code == 1
