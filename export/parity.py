@@ -11,7 +11,7 @@ from torch import Tensor
 from export import Progress, silent
 from serving.engines import Engine, StepEngine, Trajectory
 from serving.noise import draw
-from serving.solvers import COLUMNS, HISTORY, SOLVERS, solver_table
+from serving.solvers import COLUMNS, HISTORY, SOLVERS, solver_table, solvers_for
 from training.family import Family
 
 BATCH = 3  # samples that are compared; not the batch that the graphs were exported with
@@ -52,8 +52,7 @@ def measure_parity(family: Family, engine: StepEngine, progress: Progress = sile
 def followed(family: Family) -> list[tuple[str, int]]:
     """The default solver, and the first that draws noise: together they use every input of the step graph."""
     default = family.preset.default_solver
-    kind = SOLVERS[default].kind
-    stochastic = [name for name, solver in SOLVERS.items() if solver.kind == kind and solver.stochastic]
+    stochastic = [name for name in solvers_for(family.preset.schedule) if SOLVERS[name].stochastic]
     names = dict.fromkeys([default, *stochastic[:1]])
     return [(name, min(family.preset.default_steps, LONGEST)) for name in names]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Condition, Manifest
-from serving.solvers import SOLVERS, Schedule, solver_table
+from serving.solvers import solver_table, solvers_for
 
 
 class BadRequest(ValueError):  # noqa: N818  HTTP's name for it
@@ -71,7 +71,7 @@ def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tupl
     if schedule is None:
         return None, 0
     solver = parameters.get("solver", manifest.default_solver)
-    allowed_solvers = _solvers(schedule)
+    allowed_solvers = solvers_for(schedule)
     if not isinstance(solver, str) or solver not in allowed_solvers:
         raise BadRequest(f"solver is {_shown(solver)}; allowed for {manifest.model} are {', '.join(allowed_solvers)}")
     steps = parameters.get("steps", manifest.default_steps)
@@ -85,10 +85,6 @@ def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tupl
     except ValueError as error:
         raise BadRequest(f"steps is {steps} with solver {solver!r}: {error}") from None
     return solver, steps
-
-
-def _solvers(schedule: Schedule) -> list[str]:
-    return [name for name, solver in SOLVERS.items() if solver.kind == schedule.process]
 
 
 def _condition(manifest: Manifest, condition: NDArray[Any] | None, rows: int) -> NDArray[np.uint8] | None:

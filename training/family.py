@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from kernels.solver_step import solver_step
 from serving.bundle import Condition, Output
@@ -18,7 +19,7 @@ from serving.solvers import Schedule, solver_table
 LR_SCHEDULES = ("constant", "constant_with_warmup", "cosine", "linear", "polynomial")
 
 Batch = Mapping[str, Tensor]
-Network = Callable[[Tensor, Tensor], Tensor]
+Network = Callable[..., Tensor]  # (input [B, C, H, W], t) or (input, t, condition)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Preset:
     steps: tuple[int, ...]  # of the optimiser, in each phase
     learning_rate: float
     lr_schedule: str  # one of LR_SCHEDULES
+    weight_decay: float  # of AdamW; with 0 it is Adam
     ema_decay: float
 
     def __post_init__(self) -> None:
@@ -44,8 +46,9 @@ class Preset:
             raise ValueError(f"preset field 'clip' is {self.clip}; it must be above 0, or null for none")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"preset field 'ema_decay' is {self.ema_decay}; it must be at least 0 and below 1")
-        if not self.learning_rate >= 0:
-            raise ValueError(f"preset field 'learning_rate' is {self.learning_rate}; it must be at least 0")
+        for name, rate in {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}.items():
+            if not rate >= 0:
+                raise ValueError(f"preset field {name!r} is {rate}; it must be at least 0")
         if self.lr_schedule not in LR_SCHEDULES:
             known = ", ".join(LR_SCHEDULES)
             raise ValueError(f"preset field 'lr_schedule' is {self.lr_schedule!r}; allowed are {known}")
@@ -131,12 +134,21 @@ class Family(nn.Module):
         """The part of the model whose weights this phase learns."""
         raise NotImplementedError
 
+    def begin(self, phase: str, dataset: Dataset[Any]) -> None:
+        """Called before the first step of a phase: a place to look at the data with what earlier phases learned.
+
+        What it finds is kept in buffers, which checkpoints hold.
+        """
+
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:
         """A scalar; every random number comes from ``generator`` (on the CPU), so a run can be repeated."""
         raise NotImplementedError
 
     def networks(self) -> dict[str, nn.Module]:
-        """Each network alone, as ``(input [B, C, H, W], t [B]) -> tensor``: what is exported without medgen's step."""
+        """Each network alone: what is exported without medgen's step.
+
+        ``(input [B, C, H, W], t [B]) -> tensor`` or, where the family has a condition, ``(input, t, condition)``.
+        """
         raise NotImplementedError
 
     def scheduler_step(

@@ -145,6 +145,8 @@ def fit(family: Family, dataset: Dataset, run: Run, resume: bool = False) -> Pat
         for phase, end in zip(family.phases, ends, strict=True):
             if step >= end:
                 continue
+            if state is None or state["phase"] != phase:
+                family.begin(phase, dataset)
             trainer = Phase(family, phase, accelerator, state)
             state = None
             sampler = Shuffled(
@@ -194,7 +196,7 @@ class Phase:
         self.module = family.trainable(phase)
         family.train().requires_grad_(False)
         self.parameters = list(self.module.requires_grad_(True).parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, lr=preset.learning_rate)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=preset.learning_rate, weight_decay=preset.weight_decay)
         self.schedule = get_scheduler(
             preset.lr_schedule,
             self.optimizer,

@@ -5,13 +5,14 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from serving.solvers import COLUMNS, HISTORY, SOLVERS, Schedule, ddim, solver_table
+from serving.solvers import COLUMNS, HISTORY, SOLVERS, Schedule, ddim, solver_table, solvers_for
 
 SHAPE = (2, 1, 4, 4)
 LINEAR = ("linear", 1000, 1e-4, 0.02)
@@ -175,6 +176,20 @@ def test_dpmpp_is_that_of_diffusers(schedule: Schedule, steps: int, clip: float,
     assert_same(trajectory(table, sample, replayed(outs), clip), theirs)
 
 
+@every_clip
+@every_steps
+def test_dpmpp_of_a_flow_is_that_of_diffusers(steps: int, clip: float) -> None:
+    """There the time runs from 1, noise, to 0, and networks predict noise - data."""
+    sample, outs, _ = arbitrary(steps)
+    scheduler = (ClippedDPMSolver if clip < math.inf else DPMSolverMultistepScheduler)(
+        prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    theirs = diffusers_states(scheduler, sample, -outs, lambda out, t, state, i: scheduler.step(out, t, state))
+    assert_same(trajectory(solver_table("dpmpp_2m", FLOW, steps), sample, replayed(outs), clip), theirs)
+
+
 # Against the papers
 
 
@@ -281,7 +296,7 @@ def test_midpoint_is_the_formula(steps: int) -> None:
     np.testing.assert_allclose(column(table, "t"), 999 * np.arange(2 * steps) / (2 * steps))
 
 
-@pytest.mark.parametrize("name", ["euler", "midpoint"])
+@pytest.mark.parametrize("name", solvers_for(FLOW))
 def test_flow_estimates_data_along_the_straight_path(name: str) -> None:
     data, noise, _ = np.random.default_rng(0).standard_normal((3, 16))
     table = solver_table(name, FLOW, 6)
@@ -363,7 +378,7 @@ def test_diffusion_solver_has_its_order(name: str, order: int, prediction: str) 
     np.testing.assert_allclose(orders(errors), order, atol=0.15)
 
 
-@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("midpoint", 3)])
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("dpmpp_2m", 2), ("midpoint", 3)])
 def test_flow_solver_has_its_order_on_gaussian_data(name: str, order: int) -> None:
     """midpoint gains an order here: for dx/dt = x V'/(2V), V quadratic in t, the h^3 of its local error is nought."""
     errors = [error_on_the_way(name, FLOW, steps) for steps in (32, 64, 128, 256)]
@@ -385,10 +400,15 @@ def test_third_estimate_of_dpmpp_pays() -> None:
     assert error_on_the_way("dpmpp_3m", schedule, 256) < error_on_the_way("dpmpp_2m", schedule, 256) / 2.5
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_3m", "ipndm", "euler", "midpoint"])
+@pytest.mark.parametrize(
+    ("name", "prediction"),
+    [
+        *product(("ddim", "dpmpp_2m", "dpmpp_3m", "ipndm"), ("epsilon", "v")),
+        *product(("euler", "midpoint", "dpmpp_2m"), ["velocity"]),
+    ],
+)
 def test_samples_approach_the_exact_ones(name: str, prediction: str) -> None:
-    schedule = FLOW if SOLVERS[name].kind == "flow" else fine_schedule(prediction)
+    schedule = FLOW if prediction == "velocity" else fine_schedule(prediction)
     errors = [error_at_the_end(name, schedule, steps) for steps in (8, 32, 128, 512)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.01
@@ -423,9 +443,7 @@ def test_ddpm_samples_are_distributed_like_the_data(schedule: Schedule) -> None:
 @pytest.mark.parametrize("schedule", [SMALL, SMALL_V, SMALL_FLOW], ids=lambda s: s.prediction)
 def test_tables_of_every_length(schedule: Schedule) -> None:
     last = schedule.num_train_timesteps - 1
-    for name, solver in SOLVERS.items():
-        if solver.kind != schedule.process:
-            continue
+    for name in solvers_for(schedule):
         for steps in range(1, schedule.num_train_timesteps + 1):
             table = solver_table(name, schedule, steps)
             assert table.shape == (2 * steps if name == "midpoint" else steps, len(COLUMNS))
@@ -435,12 +453,15 @@ def test_tables_of_every_length(schedule: Schedule) -> None:
             assert np.isfinite(table.astype(np.float32)).all()
             t = column(table, "t")
             assert ((t >= 0) & (t <= last)).all()
-            assert (np.diff(t) > 0).all() if solver.kind == "flow" else (np.diff(t) < 0).all()
-            assert column(table, "s").any() == (solver.stochastic and steps > 1)
+            assert (np.diff(t) > 0).all() if schedule.process == "flow" else (np.diff(t) < 0).all()
+            assert column(table, "s").any() == (SOLVERS[name].stochastic and steps > 1)
 
 
-@pytest.mark.parametrize("schedule", [SMALL, SMALL_V], ids=lambda s: s.prediction)
-@pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if solver.kind == "diffusion"])
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [*product(solvers_for(SMALL), [SMALL, SMALL_V]), ("dpmpp_2m", SMALL_FLOW)],
+    ids=lambda value: getattr(value, "prediction", value),
+)
 def test_last_row_lands_on_the_clipped_estimate(name: str, schedule: Schedule) -> None:
     for steps in (1, 2, 3, 14, 15, 40):
         last = dict(zip(COLUMNS, solver_table(name, schedule, steps)[-1], strict=True))
@@ -454,16 +475,14 @@ def test_last_row_of_euler_lands_on_the_estimate() -> None:
 
 
 def test_first_row_needs_no_history_and_no_row_more_than_there_is() -> None:
-    for name, solver in SOLVERS.items():
-        schedule = SMALL_FLOW if solver.kind == "flow" else SMALL_V
+    for schedule, name in ((schedule, name) for schedule in (SMALL_FLOW, SMALL_V) for name in solvers_for(schedule)):
         history = solver_table(name, schedule, 6)[:, -HISTORY:]
         assert not np.triu(history[:HISTORY]).any()
 
 
 def test_all_timesteps_are_used_when_as_many_steps_are_asked_for() -> None:
-    for name, solver in SOLVERS.items():
-        if solver.kind == "diffusion":
-            assert column(solver_table(name, SMALL, 40), "t").tolist() == list(range(39, -1, -1))
+    for name in solvers_for(SMALL):
+        assert column(solver_table(name, SMALL, 40), "t").tolist() == list(range(39, -1, -1))
 
 
 def test_ddim_with_full_noise_is_ddpm() -> None:
@@ -480,9 +499,8 @@ def test_tables_are_cached() -> None:
 
 def test_smallest_schedule_works() -> None:
     only = Schedule("linear", 1, 0.5, 0.5, "epsilon")
-    for name, solver in SOLVERS.items():
-        if solver.kind == "diffusion":
-            assert solver_table(name, only, 1)[0, COLUMNS.index("b")] == pytest.approx(1)
+    for name in solvers_for(only):
+        assert solver_table(name, only, 1)[0, COLUMNS.index("b")] == pytest.approx(1)
 
 
 # Errors
@@ -497,7 +515,7 @@ def test_unknown_solver_is_named_and_the_others_listed() -> None:
 
 @pytest.mark.parametrize(("name", "schedule"), [("euler", SMALL), ("midpoint", SMALL_V), ("ddim", SMALL_FLOW)])
 def test_solver_of_the_other_process_is_refused(name: str, schedule: Schedule) -> None:
-    allowed = "euler, midpoint" if schedule.kind == "flow" else "ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm"
+    allowed = "dpmpp_2m, euler, midpoint" if schedule.kind == "flow" else "ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm"
     with pytest.raises(ValueError, match=f"{schedule.kind} schedule must be one of {allowed}, not '{name}'"):
         solver_table(name, schedule, 8)
     with pytest.raises(ValueError, match="flow"):
@@ -505,9 +523,12 @@ def test_solver_of_the_other_process_is_refused(name: str, schedule: Schedule) -
 
 
 @pytest.mark.parametrize("steps", [0, -1, 41, 10**9, 8.0, "8", math.nan, None])
-@pytest.mark.parametrize("name", SOLVERS)
-def test_steps_out_of_range_are_refused(name: str, steps: object) -> None:
-    schedule = SMALL_FLOW if SOLVERS[name].kind == "flow" else SMALL
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [*product(solvers_for(SMALL), [SMALL]), *product(solvers_for(SMALL_FLOW), [SMALL_FLOW])],
+    ids=lambda value: getattr(value, "kind", value),
+)
+def test_steps_out_of_range_are_refused(name: str, schedule: Schedule, steps: object) -> None:
     solver_table(name, schedule, 8)  # a cached answer must not serve 8.0
     with pytest.raises(ValueError, match=f"steps must be an integer from 1 to 40, not {steps!r}"):
         solver_table(name, schedule, steps)

@@ -17,34 +17,17 @@ from torch import Tensor, nn
 from serving.bundle import Output
 from serving.solvers import Schedule
 from training.family import Batch, Family, Network, Preset
+from training.noising import draw_timesteps, levels, noised
+from training.unets import UNetPreset, diffusers_unet
 
 
 @dataclasses.dataclass(frozen=True)
-class PigPreset(Preset):
-    """Adds the shape of both networks and what the paper leaves open."""
+class PigPreset(UNetPreset):
+    """Adds what the paper leaves open."""
 
-    widths: tuple[int, ...]
-    attention: tuple[int, ...]  # levels of ``widths``, counted from 0
-    layers: int
-    head_dim: int
-    norm_groups: int
     binarise_guide: Literal["never", "sampling", "always"]  # the authors' code does it only when sampling
     antithetic: bool  # half of a batch at t, the other half at T-1-t
     lesion_weight: bool  # weigh the generator's loss by the sigmoid of the mask estimate
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        levels, halvings = range(len(self.widths)), len(self.widths) - 1
-        if self.size % 2**halvings:
-            raise ValueError(f"preset field 'size' is {self.size}; these widths halve it {halvings} times")
-        if self.layers < 1:
-            raise ValueError(f"preset field 'layers' is {self.layers}; it must be at least 1")
-        if self.norm_groups < 1 or any(width % self.norm_groups for width in self.widths):
-            raise ValueError(
-                f"preset field 'norm_groups' is {self.norm_groups}; it must divide each of the widths {self.widths}"
-            )
-        if not set(self.attention) <= set(levels):
-            raise ValueError(f"preset field 'attention' is {self.attention}; the levels are {tuple(levels)}")
 
 
 EPSILON = Schedule(kind="linear", num_train_timesteps=1024, beta_start=1e-4, beta_end=0.02, prediction="epsilon")
@@ -57,12 +40,12 @@ PRESETS = {
     "paper": PigPreset(                         # 7,125,409 parameters a network
         size=512, widths=(32, 32, 64, 64, 128, 128), attention=(5,),   layers=2, head_dim=128, norm_groups=32,
         schedule=EPSILON, clip=None, default_solver="ddim",     default_steps=256,
-        batch=6,  steps=(186_000, 186_000), learning_rate=2e-4, lr_schedule="constant", ema_decay=0.9999,
+        batch=6,  steps=(186_000, 186_000), learning_rate=2e-4, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999,
         binarise_guide="sampling", antithetic=True, lesion_weight=True),
     "small": PigPreset(                         # 1,818,465 parameters a network
         size=64,  widths=(16, 32, 64, 96),           attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
         schedule=V,       clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
-        batch=8,  steps=(4_500, 9_500),     learning_rate=1e-3, lr_schedule="cosine",   ema_decay=0.999,
+        batch=8,  steps=(4_500, 9_500),     learning_rate=1e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
         binarise_guide="never",    antithetic=True, lesion_weight=True),
 }
 # fmt: on
@@ -70,21 +53,8 @@ PRESETS = {
 
 def unet(preset: PigPreset) -> UNet2DModel:
     """One of the two networks: [noisy, guide] [B, 2, H, W] and t [B] -> noise or v [B, 1, H, W]."""
-    levels = range(len(preset.widths))
-    kinds = ["Attn" if level in preset.attention else "" for level in levels]
-    return UNet2DModel(
-        sample_size=preset.size,
-        in_channels=2,
-        out_channels=1,
-        block_out_channels=preset.widths,
-        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
-        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-        layers_per_block=preset.layers,
-        attention_head_dim=preset.head_dim,
-        norm_num_groups=preset.norm_groups,
-        norm_eps=1e-6,
-        downsample_padding=0,  # pads right and below only, as the authors' stride-2 convolutions do
-    )
+    # pads right and below only, as the authors' stride-2 convolutions do
+    return diffusers_unet(preset, in_channels=2, out_channels=1, norm_eps=1e-6, downsample_padding=0)
 
 
 def binarise(x0: Tensor) -> Tensor:
@@ -102,7 +72,6 @@ class Pig(Family):
     phases: ClassVar[tuple[str, ...]] = ("guider", "generator")
 
     preset: PigPreset
-    alphas_cumprod: Tensor
 
     def __init__(self, preset: PigPreset) -> None:
         super().__init__()
@@ -114,9 +83,6 @@ class Pig(Family):
         self.outputs = (
             Output("mask", "uint8", shape, low=0, high=1, labels=("background", "lesion")),
             Output("image", "float32", shape, low=0.0, high=1.0, labels=()),
-        )
-        self.register_buffer(
-            "alphas_cumprod", torch.from_numpy(preset.schedule.alphas_cumprod).float(), persistent=False
         )
 
     # --- one denoising step (the paper's Algorithm 2) ---
@@ -148,39 +114,26 @@ class Pig(Family):
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:
         """The guider's loss is Algorithm 1; the generator learns on the frozen guider's estimate at the same t."""
-        x0, y0 = batch["mask"] * 2.0 - 1.0, batch["image"]
-        t = self.draw_timesteps(len(x0), generator).to(x0.device)
-        noise_x, noise_y = torch.randn(2, *x0.shape, generator=generator).to(x0.device)
-        alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        x, y = alpha * x0 + sigma * noise_x, alpha * y0 + sigma * noise_y
+        schedule = self.preset.schedule
+        data = torch.cat([batch["mask"] * 2.0 - 1.0, batch["image"]], dim=1)
+        t = draw_timesteps(schedule, len(data), generator, self.preset.antithetic).to(data.device)
+        noise = torch.randn(data.shape, generator=generator).to(data.device)
+        state, target = noised(schedule, data, noise, t)
+        (x, y), (target_x, target_y) = state.chunk(2, dim=1), target.chunk(2, dim=1)
         if phase == "guider":
-            out = self.guider(torch.cat([x, y], dim=1), t).sample.float()
-            return F.mse_loss(out, self.target(x0, noise_x, alpha, sigma))
+            return F.mse_loss(self.guider(state, t).sample.float(), target_x)
         with torch.no_grad():
-            out = self.guider(torch.cat([x, y], dim=1), t).sample.float()
-            guide = self.guide(self.estimate(x, out, alpha, sigma))
+            guide = self.guide(self.estimate(x, self.guider(state, t).sample.float(), t))
         out = self.generator(torch.cat([y, guide], dim=1), t).sample.float()
-        error = (out - self.target(y0, noise_y, alpha, sigma)).square()
+        error = (out - target_y).square()
         return (error * guide.sigmoid()).mean() if self.preset.lesion_weight else error.mean()
 
-    def target(self, data: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What a network is to predict."""
-        return noise if self.preset.schedule.prediction == "epsilon" else alpha * noise - sigma * data
-
-    def estimate(self, noisy: Tensor, out: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def estimate(self, noisy: Tensor, out: Tensor, t: Tensor) -> Tensor:
         """The data, given what a network predicted."""
+        alpha, sigma = levels(self.preset.schedule, t)
         if self.preset.schedule.prediction == "epsilon":
             return (noisy - sigma * out) / alpha
         return alpha * noisy - sigma * out
-
-    def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """int64 [count], uniform on 0 .. T-1."""
-        total = self.preset.schedule.num_train_timesteps
-        if not self.preset.antithetic:
-            return torch.randint(total, (count,), generator=generator)
-        half = torch.randint(total, ((count + 1) // 2,), generator=generator)
-        return torch.cat([half, total - 1 - half])[:count]
 
     # --- the loop as users write it by hand ---
 

@@ -1,0 +1,63 @@
+"""Every family small enough to train in a test."""
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.family import Batch, Family
+from training.models import family_names, load_family
+
+SIZE = 32
+STEPS = 2
+UNET = {"size": SIZE, "widths": [8, 16], "attention": [1], "layers": 1, "head_dim": 8, "norm_groups": 4}
+FIELDS: dict[str, dict[str, Any]] = {
+    "pig": {},
+    "cmr_mask": {},
+    "cmr_ddpm_image": {"mask_dropout": 0.5},
+    "cmr_ldm_image": {"autoencoder_widths": [8, 16], "codes": 16, "spade_channels": 8},
+    "cmr_flow_image": {"control_channels": 8, "transformer_layers": 1, "resblock_updown": True},
+}
+FAMILIES = family_names()
+
+
+def fields_of(name: str) -> dict[str, Any]:
+    return {**UNET, "default_steps": STEPS, **FIELDS[name]}
+
+
+def set_options(name: str) -> list[str]:
+    """The same on the command line."""
+    return [word for field, value in fields_of(name).items() for word in ("--set", f"{field}={json.dumps(value)}")]
+
+
+def tiny_family(name: str, **fields: Any) -> Family:
+    """An untrained model in eval mode, the same at every call; layers that begin as zeros have weights too."""
+    family = load_family(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(20)
+        model = family(family.presets["small"].replaced({**fields_of(name), **fields})).eval()
+        for weight in model.parameters():
+            if not weight.any() and weight.ndim > 1:
+                torch.nn.init.normal_(weight, std=0.05)
+    return model
+
+
+def classes_of(family: Family) -> int:
+    return family.condition.classes if family.condition else max(len(output.labels) for output in family.outputs)
+
+
+def random_batch(count: int, seed: int = 0, classes: int = 2) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(2, count, 1, SIZE // 8, SIZE // 8, generator=generator)
+    image, mask = coarse.repeat_interleave(8, -1).repeat_interleave(8, -2)
+    return {"image": image * 2 - 1, "mask": (mask * classes).to(torch.uint8)}
+
+
+def random_state(family: Family, count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, *family.sample_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_condition(family: Family, count: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """A mask for each sample, or nothing for the families that take none."""
+    return (random_batch(count, seed, family.condition.classes)["mask"],) if family.condition else ()

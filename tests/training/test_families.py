@@ -1,0 +1,168 @@
+"""What every family promises, whatever it draws."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from tiny_families import FAMILIES, FIELDS, classes_of, random_batch, random_condition, random_state, tiny_family
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from serving.solvers import SOLVERS, Schedule, solver_table, solvers_for
+from training.family import Family
+
+STEPS = 6
+
+
+def test_every_family_is_tested():
+    assert FIELDS.keys() == set(FAMILIES)
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def family(request: pytest.FixtureRequest) -> Family:
+    return tiny_family(request.param)
+
+
+class ReversedEuler:
+    """diffusers' Euler on a flow: its time runs from 1, noise, to 0, and its networks predict noise - data."""
+
+    def __init__(self, steps: int) -> None:
+        self.scheduler = FlowMatchEulerDiscreteScheduler()
+        self.scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)])
+        self.scheduler.sigmas = self.scheduler.sigmas.double()
+        self.timesteps = [999.0 * k / steps for k in range(steps)]
+        self.theirs = dict(zip(self.timesteps, self.scheduler.timesteps, strict=True))
+
+    def step(self, out: Tensor, t: Tensor, sample: Tensor) -> object:
+        return self.scheduler.step(-out, self.theirs[t.item()], sample)
+
+
+def scheduler_of(schedule: Schedule, clip: float | None) -> tuple[str, DDIMScheduler | ReversedEuler]:
+    """A solver and what diffusers has for it, in float64."""
+    if schedule.process == "flow":
+        return "euler", ReversedEuler(STEPS)
+    betas = torch.linspace(schedule.beta_start, schedule.beta_end, schedule.num_train_timesteps, dtype=torch.double)
+    scheduler = DDIMScheduler(
+        schedule.num_train_timesteps,
+        clip_sample=clip is not None,
+        clip_sample_range=clip or 1.0,
+        prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[schedule.prediction],
+    )
+    scheduler.alphas_cumprod = (1 - betas).cumprod(0)
+    scheduler.set_timesteps(STEPS)
+    return "ddim", scheduler
+
+
+class TestStep:
+    @torch.no_grad()
+    def test_trajectory_is_that_of_the_diffusers_loop(self, family):
+        family = tiny_family(family.name).double()
+        solver, scheduler = scheduler_of(family.preset.schedule, family.preset.clip)
+        table = torch.tensor(solver_table(solver, family.preset.schedule, STEPS))
+        condition = random_condition(family, 3)
+        ours = theirs = random_state(family, 3).double()
+        zeros = torch.zeros_like(ours)
+        for row, t in zip(table, scheduler.timesteps, strict=True):
+            ours, _ = family.step(ours, zeros, zeros, zeros, zeros, row.expand(3, -1), *condition)
+            theirs = family.scheduler_step(
+                family.networks(), scheduler, torch.as_tensor(t), theirs, *(condition or (None,))
+            )
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
+
+    def test_a_row_does_not_depend_on_its_mates(self, family):
+        solver = family.preset.default_solver
+        coeffs = torch.tensor(solver_table(solver, family.preset.schedule, 8)).float()[[2, 5, 7]]
+        inputs = [random_state(family, 3, seed) for seed in range(5)] + [coeffs, *random_condition(family, 3)]
+        others = [random_state(family, 3, seed) for seed in range(10, 15)] + [
+            coeffs.flip(0),
+            *random_condition(family, 3, seed=1),
+        ]
+        for mixed, tensor in zip(others, inputs, strict=True):
+            mixed[1] = tensor[1]
+        with torch.no_grad():
+            step, other_step = family.step(*inputs), family.step(*others)
+        for tensor, mixed in zip(step, other_step, strict=True):
+            assert torch.equal(tensor[1], mixed[1])
+            assert not torch.equal(tensor[0], mixed[0])
+
+    def test_every_solver_that_fits_draws_the_outputs_that_are_named(self, family):
+        for solver in solvers_for(family.preset.schedule):
+            rows = len(solver_table(solver, family.preset.schedule, 3))
+            noises = [random_state(family, 2, seed) for seed in range(rows + 1)]
+            drawn = family.sample(
+                noises if SOLVERS[solver].stochastic else noises[:1], solver, 3, *random_condition(family, 2)
+            )
+            for tensor, output in zip(drawn, family.outputs, strict=True):
+                assert tensor.shape == (2, *output.shape)
+                assert str(tensor.dtype) == f"torch.{output.dtype}"
+                assert output.low <= tensor.min() <= tensor.max() <= output.high
+
+    def test_the_condition_matters_in_every_place(self, family):
+        if family.condition is None:
+            assert not random_condition(family, 1)
+            return
+        state, (mask,) = random_state(family, 1), random_condition(family, 1)
+        other = mask.clone()
+        other[..., :8, :8] = (other[..., :8, :8] + 1) % family.condition.classes
+        t = torch.full((1, 12), 300.0)
+        with torch.no_grad():
+            changed = (family.network(state, t, other) - family.network(state, t, mask)).abs()
+        assert changed.max() > 1e-3
+        corner = family.sample_shape[-1] // 4
+        assert changed[..., :corner, :corner].mean() > 2 * changed.mean()
+
+
+class TestLoss:
+    def loss(self, family: Family, phase: str, seed: int = 0) -> Tensor:
+        return family.loss(phase, random_batch(4, 0, classes_of(family)), torch.Generator().manual_seed(seed))
+
+    def test_it_depends_on_the_generator_alone(self, family):
+        for phase in family.phases:
+            torch.manual_seed(1)
+            first = self.loss(family, phase).item()
+            torch.manual_seed(2)
+            untouched = torch.get_rng_state()
+            assert self.loss(family, phase).item() == first
+            assert torch.equal(torch.get_rng_state(), untouched)
+            draws = phase != "autoencoder"
+            assert (self.loss(family, phase, seed=1).item() != first) == draws
+
+    def test_a_phase_has_gradients_for_its_own_network_alone(self, family):
+        for phase in family.phases:
+            family = tiny_family(family.name)
+            family.train().requires_grad_(False)
+            learning = list(family.trainable(phase).requires_grad_(True).parameters())
+            self.loss(family, phase).backward()
+            assert all(weight.grad is not None for weight in learning)
+            assert sum(weight.grad is not None for weight in family.parameters()) == len(learning)
+
+    def test_training_lowers_it(self, family):
+        family = tiny_family(family.name)
+        for phase in family.phases:
+            family.begin(phase, Repeated(family))
+            family.train().requires_grad_(False)
+            learning = family.trainable(phase).requires_grad_(True)
+            optimizer = torch.optim.Adam(learning.parameters(), 3e-3)
+            before = self.mean_loss(family, phase)
+            for seed in range(40):
+                optimizer.zero_grad()
+                self.loss(family, phase, seed).backward()
+                optimizer.step()
+            assert self.mean_loss(family, phase) < 0.8 * before, phase
+
+    @torch.no_grad()
+    def mean_loss(self, family: Family, phase: str) -> float:
+        return sum(self.loss(family, phase, seed).item() for seed in range(100, 120))
+
+
+class Repeated(Dataset):
+    """One batch of random pairs."""
+
+    def __init__(self, family: Family) -> None:
+        batch = random_batch(4, 0, classes_of(family))
+        self.items = [{name: tensor[k] for name, tensor in batch.items()} for k in range(4)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.items[index]

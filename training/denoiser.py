@@ -1,0 +1,61 @@
+"""Families whose step holds one network."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.family import Batch, Family, Network
+from training.noising import draw_timesteps, noised
+
+
+class Denoiser(Family):
+    """A family with one network, which its last phase trains to predict what ``noised`` says."""
+
+    phases: ClassVar[tuple[str, ...]] = ("denoiser",)
+
+    denoiser: nn.Module  # (state [B, C, H, W], t [B]) or, with a condition, (state, t, mask uint8 [B, 1, H, W])
+
+    def data(self, batch: Batch) -> Tensor:
+        """The states [B, C, H, W] that a batch has without noise."""
+        raise NotImplementedError
+
+    def training_condition(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The mask that the network is trained under, or nothing."""
+        return ()
+
+    def network(self, sample: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:
+        out: Tensor = self.denoiser(sample, coeffs[:, 0], *given(condition))
+        return out
+
+    def trainable(self, phase: str) -> nn.Module:
+        return self.denoiser
+
+    def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:
+        data = self.data(batch)
+        t = draw_timesteps(self.preset.schedule, len(data), generator).to(data.device)
+        noise = torch.randn(data.shape, generator=generator).to(data.device)
+        state, target = noised(self.preset.schedule, data, noise, t)
+        out = self.denoiser(state, t, *self.training_condition(batch, generator))
+        return F.mse_loss(out.float(), target)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"denoiser": self.denoiser}
+
+    def scheduler_step(
+        self,
+        networks: Mapping[str, Network],
+        scheduler: Any,
+        t: Tensor,
+        sample: Tensor,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        out = networks["denoiser"](sample, t.expand(len(sample)), *given(condition))
+        state: Tensor = scheduler.step(out, t, sample).prev_sample
+        return state
+
+
+def given(condition: Tensor | None) -> tuple[Tensor, ...]:
+    return () if condition is None else (condition,)

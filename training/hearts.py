@@ -1,0 +1,65 @@
+"""What the cardiac families have in common: the classes of their masks, and what they take and give.
+
+Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Cardiac MRI Generation": a mask model draws
+the classes, and one of three image models the picture under them.
+"""
+
+import torch
+from torch import Tensor
+
+from serving.bundle import Condition, Output
+from training.data.heart import PIXEL, SIDE
+from training.data.recordings import LABELS
+from training.denoiser import Denoiser
+from training.family import Batch
+
+CLASSES = len(LABELS)
+
+
+def one_hot(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Class indices uint8 [B, 1, H, W] -> [B, 4, H, W] of 0 and 1."""
+    classes = torch.arange(CLASSES, dtype=torch.float32, device=mask.device).view(1, -1, 1, 1)
+    return (mask.float() == classes).to(dtype)  # float32, as TensorRT compares no uint8
+
+
+def without_classes(mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """The mask uint8 [B, 1, H, W] with each class of each sample turned into background with this probability.
+
+    Konz et al. 2024 (arXiv 2402.05210), mask-ablated training; they draw once for a whole batch.
+    """
+    kept = torch.rand(len(mask), CLASSES, generator=generator).to(mask.device) >= share
+    return mask * kept.gather(1, mask.flatten(1).long()).view(mask.shape)
+
+
+def mask_output(size: int) -> Output:
+    return Output("mask", "uint8", (1, size, size), low=0, high=CLASSES - 1, labels=LABELS)
+
+
+def image_output(size: int) -> Output:
+    return Output("image", "float32", (1, size, size), low=0.0, high=1.0, labels=())
+
+
+class HeartPainter(Denoiser):
+    """An image under a mask. ``mask_dropout`` is the share of classes that training leaves out of the masks."""
+
+    mask_dropout: float
+
+    def describe(self, size: int, mask_dropout: float) -> None:
+        """Say what goes in and out, for images of ``size`` rows and columns."""
+        if not 0 <= mask_dropout <= 1:
+            raise ValueError(f"preset field 'mask_dropout' is {mask_dropout}; it must be from 0 to 1")
+        self.mask_dropout = mask_dropout
+        self.sample_shape = (1, size, size)
+        self.condition = Condition("mask", (1, size, size), CLASSES)
+        self.outputs = (image_output(size),)
+
+    def data(self, batch: Batch) -> Tensor:
+        return batch["image"]
+
+    def training_condition(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        if not self.mask_dropout:
+            return (batch["mask"],)
+        return (without_classes(batch["mask"], self.mask_dropout, generator),)
+
+    def finish(self, sample: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        return ((sample / 2 + 0.5).clamp(0, 1),)

@@ -1,0 +1,95 @@
+"""cmr_flow_image: short-axis cardiac MRI under a mask, drawn by flow matching.
+
+Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Cardiac MRI Generation", section IV.C.2.c: a
+velocity network on the straight path from noise to image (Lipman et al. 2023, arXiv 2210.02747), steered by a ControlNet
+(Zhang et al. 2023, arXiv 2302.05543). The authors give it the mask as one channel of class indices, we as one channel
+for each class; and time as they do, as 0 .. 999, but not rounded.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+from monai.networks.nets import ControlNet, DiffusionModelUNet
+from torch import Tensor, nn
+
+from serving.solvers import Schedule
+from training.family import Preset
+from training.hearts import CLASSES, HeartPainter, one_hot
+from training.unets import UNetPreset, monai_options
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowPreset(UNetPreset):
+    mask_dropout: float
+    control_channels: int  # of the mask's embedding
+    transformer_layers: int  # of each attention, which is MONAI's spatial transformer; 0: plain self-attention
+    resblock_updown: bool  # residual blocks change the resolution, not convolutions
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.control_channels < 1:
+            raise ValueError(f"preset field 'control_channels' is {self.control_channels}; it must be at least 1")
+        if self.transformer_layers < 0:
+            raise ValueError(f"preset field 'transformer_layers' is {self.transformer_layers}; it must be at least 0")
+        if self.transformer_layers and len({self.widths[level] for level in self.attention}) != 1:
+            raise ValueError(
+                f"preset field 'attention' is {self.attention}; transformers need levels of one and the same width"
+            )
+
+
+FLOW = Schedule(kind="flow", num_train_timesteps=1000, beta_start=0.0, beta_end=0.0, prediction="velocity")
+
+# fmt: off
+PRESETS = {
+    "paper": FlowPreset(                        # 63.09 M + 30.12 M parameters
+        size=128, widths=(32, 64, 128, 256), attention=(3,),   layers=2, head_dim=256, norm_groups=32,
+        schedule=FLOW, clip=None, default_solver="midpoint", default_steps=50,
+        batch=8, steps=(34_000,), learning_rate=2.5e-5, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999,
+        mask_dropout=0.0, control_channels=16, transformer_layers=6, resblock_updown=True),
+    "small": FlowPreset(                        # 1.82 M + 0.76 M parameters
+        size=64,  widths=(16, 32, 64, 96),   attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
+        schedule=FLOW, clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
+        batch=8, steps=(9_000,),  learning_rate=1e-3,   lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
+        mask_dropout=0.0, control_channels=16, transformer_layers=0, resblock_updown=False),
+}
+# fmt: on
+
+
+class Controlled(nn.Module):
+    """The UNet and its ControlNet as one network."""
+
+    def __init__(self, preset: FlowPreset) -> None:
+        super().__init__()
+        options = {**monai_options(preset), "resblock_updown": preset.resblock_updown}
+        if preset.transformer_layers:  # without a text to attend to, cross-attention is to the features themselves
+            width = preset.widths[preset.attention[0]]
+            options |= {"with_conditioning": True, "cross_attention_dim": width}
+            options |= {"transformer_num_layers": preset.transformer_layers}
+        self.unet = DiffusionModelUNet(in_channels=1, out_channels=1, **options)
+        self.control = ControlNet(
+            in_channels=1,
+            conditioning_embedding_in_channels=CLASSES,
+            conditioning_embedding_num_channels=(preset.control_channels,),  # one entry: it keeps the mask's size
+            **options,
+        )
+
+    def forward(self, state: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+        down, middle = self.control(state, t, one_hot(mask, state.dtype))
+        out: Tensor = self.unet(
+            state, t, down_block_additional_residuals=tuple(down), mid_block_additional_residual=middle
+        )
+        return out
+
+
+class CmrFlowImage(HeartPainter):
+    """The state is the image in [-1, 1]."""
+
+    name: ClassVar[str] = "cmr_flow_image"
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
+
+    def __init__(self, preset: FlowPreset) -> None:
+        super().__init__()
+        self.preset = preset
+        self.describe(preset.size, preset.mask_dropout)
+        self.denoiser = Controlled(preset)

@@ -1,0 +1,51 @@
+"""cmr_mask: masks of the heart's structures in short-axis cardiac MRI, drawn by a diffusion model.
+
+Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Cardiac MRI Generation", section IV.C.1. The
+state is a mask as one-hot channels in [-1, 1]; the largest is the class.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from torch import Tensor
+
+from serving.solvers import Schedule
+from training.denoiser import Denoiser
+from training.family import Batch, Preset
+from training.hearts import CLASSES, mask_output, one_hot
+from training.unets import UNetPreset, monai_options
+
+# fmt: off
+PRESETS = {
+    "paper": UNetPreset(                        # 63.15 M parameters
+        size=128, widths=(64, 128, 256, 512), attention=(2, 3), layers=2, head_dim=32, norm_groups=32,
+        schedule=Schedule("linear", 1000, 1e-4, 0.02, "epsilon"), clip=1.0, default_solver="ddpm", default_steps=1000,
+        batch=8, steps=(135_000,), learning_rate=1e-4, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999),
+    "small": UNetPreset(                         # 1.82 M parameters
+        size=64,  widths=(16, 32, 64, 96),    attention=(2, 3), layers=1, head_dim=32, norm_groups=8,
+        schedule=Schedule("linear", 1000, 1e-4, 0.02, "v"),       clip=1.0, default_solver="dpmpp_2m", default_steps=20,
+        batch=8, steps=(9_000,),   learning_rate=1e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999),
+}
+# fmt: on
+
+
+class CmrMask(Denoiser):
+    """The state has a channel for each class."""
+
+    name: ClassVar[str] = "cmr_mask"
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
+
+    def __init__(self, preset: UNetPreset) -> None:
+        super().__init__()
+        self.preset = preset
+        self.denoiser = DiffusionModelUNet(in_channels=CLASSES, out_channels=CLASSES, **monai_options(preset))
+        self.sample_shape = (CLASSES, preset.size, preset.size)
+        self.outputs = (mask_output(preset.size),)
+
+    def data(self, batch: Batch) -> Tensor:
+        return one_hot(batch["mask"]) * 2 - 1
+
+    def finish(self, sample: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        return (sample.argmax(dim=1, keepdim=True).to(torch.uint8),)

@@ -1,0 +1,43 @@
+"""What a denoiser is trained on: data at a random noise level, and what it is to predict there."""
+
+import torch
+from torch import Tensor
+
+from serving.solvers import Schedule
+
+
+def draw_timesteps(schedule: Schedule, count: int, generator: torch.Generator, antithetic: bool = True) -> Tensor:
+    """What a network is told of ``count`` noise levels: uniform int64 on 0 .. T-1, for a flow float32 from 0 to T-1.
+
+    antithetic: half of them are drawn, the other half lie as far from the other end, which evens out the loss.
+    """
+    drawn = (count + 1) // 2 if antithetic else count
+    last = schedule.num_train_timesteps - 1
+    if schedule.process == "flow":
+        t = torch.rand(drawn, generator=generator) * last
+    else:
+        t = torch.randint(last + 1, (drawn,), generator=generator)
+    return torch.cat([t, last - t])[:count] if antithetic else t
+
+
+def noised(schedule: Schedule, data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The states of data [B, C, H, W] at t [B], and the output that is right there, both [B, C, H, W].
+
+    Diffusion: Ho et al. 2020 (arXiv 2006.11239), eq. 4, with noise as the target, or v of Salimans and Ho 2022 (arXiv
+    2202.00512), appendix D. A flow: the straight path of Lipman et al. 2023 (arXiv 2210.02747), eq. 22 and 23, with no
+    noise left in the data.
+    """
+    alpha, sigma = levels(schedule, t.to(data.device))
+    state = alpha * data + sigma * noise
+    if schedule.prediction == "epsilon":
+        return state, noise
+    return state, alpha * noise - sigma * data if schedule.prediction == "v" else data - noise
+
+
+def levels(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma of t [B], each float32 [B, 1, 1, 1]."""
+    if schedule.process == "flow":
+        alpha = (t / (schedule.num_train_timesteps - 1)).view(-1, 1, 1, 1)
+        return alpha, 1 - alpha
+    alpha_bar = torch.from_numpy(schedule.alphas_cumprod).to(t.device)[t].view(-1, 1, 1, 1)
+    return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()

@@ -1,0 +1,73 @@
+"""The shape of a UNet as preset fields, and the library's networks of that shape."""
+
+import dataclasses
+from typing import Any
+
+from diffusers import UNet2DModel
+
+from training.family import Preset
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetPreset(Preset):
+    """Adds the shape of a family's UNets."""
+
+    widths: tuple[int, ...]
+    attention: tuple[int, ...]  # levels of ``widths``, counted from 0
+    layers: int
+    head_dim: int
+    norm_groups: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        levels, halvings = range(len(self.widths)), len(self.widths) - 1
+        if self.unet_size % 2**halvings:
+            raise ValueError(
+                f"preset field 'size' is {self.size}; these widths halve {self.unet_size} pixels {halvings} times"
+            )
+        if self.layers < 1:
+            raise ValueError(f"preset field 'layers' is {self.layers}; it must be at least 1")
+        if self.norm_groups < 1 or any(width % self.norm_groups for width in self.widths):
+            raise ValueError(
+                f"preset field 'norm_groups' is {self.norm_groups}; it must divide each of the widths {self.widths}"
+            )
+        if not set(self.attention) <= set(levels):
+            raise ValueError(f"preset field 'attention' is {self.attention}; the levels are {tuple(levels)}")
+        if self.head_dim < 1 or any(self.widths[level] % self.head_dim for level in self.attention):
+            raise ValueError(
+                f"preset field 'head_dim' is {self.head_dim}; it must divide the widths of the levels with attention"
+            )
+
+    @property
+    def unet_size(self) -> int:
+        """Rows and columns of the states."""
+        return self.size
+
+
+def diffusers_unet(preset: UNetPreset, in_channels: int, out_channels: int, **options: Any) -> UNet2DModel:
+    """diffusers' UNet of this shape: (input [B, in_channels, H, W], t [B]) -> ``sample`` [B, out_channels, H, W]."""
+    kinds = ["Attn" if level in preset.attention else "" for level in range(len(preset.widths))]
+    return UNet2DModel(
+        sample_size=preset.unet_size,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        block_out_channels=preset.widths,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        layers_per_block=preset.layers,
+        attention_head_dim=preset.head_dim,
+        norm_num_groups=preset.norm_groups,
+        **options,
+    )
+
+
+def monai_options(preset: UNetPreset) -> dict[str, Any]:
+    """What MONAI's diffusion networks of this shape are made with."""
+    return {
+        "spatial_dims": 2,
+        "num_res_blocks": preset.layers,
+        "channels": preset.widths,
+        "attention_levels": tuple(level in preset.attention for level in range(len(preset.widths))),
+        "num_head_channels": preset.head_dim,
+        "norm_num_groups": preset.norm_groups,
+    }
