@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from serving.bundle import MANIFEST, REPOSITORY, bundle_folder
+from serving.chain import CONFIG, ChainError, read_chain
 
 PACKAGES = Path(__file__).resolve().parent.parent
 STUB = "triton_python_backend_stub"
@@ -170,22 +171,39 @@ def _check_libraries(program: Path, environment: Mapping[str, str]) -> None:
         )
 
 
-def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str], list[str]]:
-    """Names of the models to serve and of those passed over because nothing has been built for them.
+def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str], dict[str, str]]:
+    """Names of the models to serve, and those passed over, each with the model that has not been built for it.
 
+    A chain is served with its stages, and passed over if one of them has not been built.
     Raises ServerError if a wanted model is unknown or not built, or if there is nothing to serve.
     """
-    known = sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))
+    known = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
     if not known:
-        raise ServerError(f"{repository} is no model repository: it holds no MODEL/config.pbtxt")
+        raise ServerError(f"{repository} is no model repository: it holds no MODEL/{CONFIG}")
     wanted = tuple(wanted)
     if strangers := [name for name in wanted if name not in known]:
         raise ServerError(f"no model {strangers[0]!r} in {repository}; it holds {', '.join(known)}")
-    unbuilt = [name for name in wanted or known if not (bundle_folder(repository, name) / MANIFEST).is_file()]
-    built = [name for name in wanted or known if name not in unbuilt]
+    unbuilt, built = {}, []
+    for name in wanted or known:
+        stages = _stages(repository, name)
+        if missing := [stage for stage in stages if not (bundle_folder(repository, stage) / MANIFEST).is_file()]:
+            unbuilt[name] = missing[0]
+        else:
+            built += [model for model in dict.fromkeys([*stages, name]) if model not in built]
     if unbuilt and (wanted or not built):
-        raise ServerError(f"model {unbuilt[0]} has not been built: run {build_command(repository, unbuilt[0])}")
+        name, missing_one = next(iter(unbuilt.items()))
+        needed = "" if name == missing_one else f", which {name} needs,"
+        raise ServerError(f"model {missing_one}{needed} has not been built: run {build_command(repository, name)}")
     return built, unbuilt
+
+
+def _stages(repository: Path, model: str) -> list[str]:
+    """The models that answer for a model: those of a chain, or itself."""
+    try:
+        chain = read_chain(repository, model)
+    except ChainError as error:
+        raise ServerError(str(error)) from None
+    return [stage.model for stage in chain.stages] if chain else [model]
 
 
 def build_command(repository: Path, model: str) -> str:
