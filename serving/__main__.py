@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from serving.bundle import REPOSITORY
 from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, SamplingError
 from serving.masks import MaskFileError, read_masks
+from serving.nifti import NiftiError, check_nifti
 from serving.pictures import check_destination, write_samples
 from serving.samples import Samples
 from serving.server import Address, ServerError, TritonServer, build_command, find_models
@@ -91,6 +92,7 @@ def up(
     help="Masks for an image model: the pairs.npz of other samples, or an .npy of uint8 [N, H, W] or [N, 1, H, W].",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the samples.")
+@click.option("--nifti", is_flag=True, help="Write NIfTI files too, with sidecars that name labels and origin.")
 @click.option("--force", is_flag=True, help="Replace the samples in the folder.")
 @click.option("--protocol", type=click.Choice(list(DEFAULT_URLS)), default="grpc")
 @click.option("--url", help="HOST:PORT of the server.  [default: port 8001 (grpc) or 8000 (http) of this machine]")
@@ -115,6 +117,7 @@ def sample(
     mask_solver: str | None,
     condition_file: Path | None,
     out: Path,
+    nifti: bool,
     force: bool,
     protocol: str,
     url: str | None,
@@ -129,6 +132,8 @@ def sample(
     """
     try:
         check_destination(out, force)
+        if nifti:
+            check_nifti()
         condition = None if condition_file is None else read_masks(condition_file)
         count = count or (16 if condition is None else len(condition))
         solving = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
@@ -138,8 +143,8 @@ def sample(
             began = time.monotonic()
             samples = _with_progress(client, model, count, seed=seed, **solving, condition=condition)
             seconds = time.monotonic() - began
-        names = write_samples(samples, out, force)
-    except (SamplingError, MaskFileError, OSError) as error:
+        names = write_samples(samples, out, force, nifti)
+    except (SamplingError, MaskFileError, NiftiError, OSError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{count} samples of {model} in {seconds:.1f} s, {count / seconds:.2f} a second")
     click.echo(f"{out}: {', '.join(names)}")

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -74,6 +75,29 @@ def test_all_ways_to_sample_write_the_same_files(
     record = json.loads((tmp_path / "grpc" / "provenance.json").read_text())
     for sample in record["samples"]:
         assert [(facts["solver"], facts["steps"]) for facts in sample.get("stages", [sample])] == taken
+
+
+@pytest.mark.parametrize("model", ["tiny", "cmr_flow"])
+def test_nifti_files_hold_the_pairs(live: Live, tmp_path: Path, model: str) -> None:
+    out = tmp_path / "samples"
+    result = serving("sample", "--model", model, "--count", 2, "--url", live.url("grpc"), "--nifti", "--out", out)
+    assert ", nifti/, overlays/" in result.output
+    with np.load(out / "pairs.npz") as pairs:
+        for name in ("mask", "image"):
+            for row, seed in enumerate(pairs["seed"]):
+                voxels = np.asanyarray(nibabel.load(out / "nifti" / f"{seed:06d}_{name}.nii.gz").dataobj)
+                np.testing.assert_array_equal(voxels[..., 0].T, pairs[name][row, 0])
+    record = json.loads((out / "provenance.json").read_text())
+    sidecar = json.loads((out / "nifti" / "000001_mask.json").read_text())
+    assert sidecar["provenance"] == record["samples"][1]
+    assert list(sidecar["labels"].values()) == record["outputs"][0]["labels"]
+
+
+def test_nifti_without_nibabel_is_refused_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "pip install 'medgen[nifti]'" in refused("sample", "--model", "tiny", "--nifti", "--out", tmp_path / "out")
 
 
 def test_images_under_the_masks_of_other_samples(live: Live, tmp_path: Path) -> None:
