@@ -87,6 +87,28 @@ def add_gated_model(repository: Path, name: str, queue: int) -> None:
     (folder / "config.pbtxt").write_text(re.sub(r"max_queue_size: \d+", f"max_queue_size: {queue}", config))
 
 
+ALONE = """
+platform: "ensemble"
+input [{{ name: "seed" data_type: TYPE_INT64 dims: [-1, 1] }}]
+output [
+  {{ name: "image" data_type: TYPE_FP32 dims: [-1, 1, -1, -1] }},
+  {{ name: "provenance" data_type: TYPE_STRING dims: [-1, 1] }}
+]
+ensemble_scheduling {{ step [{{
+  model_name: "{stage}"
+  model_version: -1
+  input_map {{ key: "seed" value: "seed" }}
+  output_map {{ key: "image" value: "image" }}
+  output_map {{ key: "provenance" value: "provenance" }}
+}}] }}
+"""
+
+
+def add_chain_of_one(repository: Path, name: str, stage: str) -> None:
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(ALONE.format(stage=stage))
+
+
 def eventually(holds: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
     deadline = time.monotonic() + patience
     while not holds():

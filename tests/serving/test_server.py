@@ -244,9 +244,10 @@ def test_each_request_of_a_batch_gets_its_own_answer(live: Live, local: LocalCli
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_overload_is_answered_at_once(live: Live, local: LocalClient, protocol: str) -> None:
+@pytest.mark.parametrize("model", ["tiny_busy", "tiny_busy_chain"])
+def test_overload_is_answered_at_once(live: Live, protocol: str, model: str) -> None:
     """While the model does nothing at all, every request that finds the queue full has its 503."""
-    model, count = "tiny_busy", 10
+    count = 10
     with ThreadPoolExecutor(count) as threads:
 
         def draw() -> str | int:
@@ -256,7 +257,7 @@ def test_overload_is_answered_at_once(live: Live, local: LocalClient, protocol: 
                 return error.status()
             return 200
 
-        with live.closed(model) as waiting:
+        with live.closed("tiny_busy") as waiting:
             answers = [threads.submit(draw)]
             eventually(waiting.exists, "the model has the first in hand")
             answers += [threads.submit(draw) for _ in range(count - 1)]
@@ -267,8 +268,9 @@ def test_overload_is_answered_at_once(live: Live, local: LocalClient, protocol: 
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_client_asks_an_overloaded_server_again(live: Live, local: LocalClient, protocol: str) -> None:
-    model, refusals = "tiny_busy", []
+@pytest.mark.parametrize("model", ["tiny_busy", "tiny_busy_chain"])
+def test_the_client_asks_an_overloaded_server_again(live: Live, local: LocalClient, protocol: str, model: str) -> None:
+    refusals = []
 
     def draw(timeout: float, count: int) -> Samples:
         with live.client(protocol, timeout) as client:
@@ -277,7 +279,7 @@ def test_the_client_asks_an_overloaded_server_again(live: Live, local: LocalClie
             return client.sample(model, count, seed=50)
 
     with ThreadPoolExecutor(12) as threads:
-        with live.closed(model):
+        with live.closed("tiny_busy"):
             patient = [threads.submit(draw, PATIENCE, 3 * MAX_BATCH) for _ in range(4)]
             eventually(lambda: len(refusals) >= 8, "they are refused, more than once each")
             with pytest.raises(SamplingError, match="queue") as refusal:
