@@ -249,7 +249,7 @@ class SampleClient(Client):
             answer = under_way.popleft().answer()
             parts.append({name: answer.as_numpy(name) for name in names})
             if progress is not None:
-                progress(sum(len(part["provenance"]) for part in parts), len(seeds))
+                progress(sum(len(part[names[0]]) for part in parts), len(seeds))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
         try:
             if chain:
@@ -361,9 +361,9 @@ def _as_described(arrays: Arrays, names: Mapping[str, str], condition: NDArray[n
     facts = json.loads(arrays[names[PROVENANCE]][0, 0])
     outputs = tuple(decoded(Output, fields, "outputs") for fields in facts.get("outputs", ()))
     samples = _of_stage(arrays, names, outputs)
-    return (
-        samples if condition is None else under(decoded(Condition, facts["condition"], "condition"), condition, samples)
-    )
+    if condition is None:
+        return samples
+    return under(decoded(Condition, facts.get("condition"), "condition"), condition, samples)
 
 
 def _of_stage(arrays: Arrays, names: Mapping[str, str], described: Sequence[Output]) -> Samples:

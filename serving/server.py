@@ -21,8 +21,8 @@ from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 
-from serving.bundle import MANIFEST, REPOSITORY, bundle_folder
-from serving.chain import CONFIG, ChainError, read_chain
+from serving.bundle import MANIFEST, REPOSITORY, BundleError, Manifest, bundle_folder
+from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
 
 PACKAGES = Path(__file__).resolve().parent.parent
 STUB = "triton_python_backend_stub"
@@ -175,7 +175,8 @@ def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str]
     """Names of the models to serve, and those passed over, each with the model that has not been built for it.
 
     A chain is served with its stages, and passed over if one of them has not been built.
-    Raises ServerError if a wanted model is unknown or not built, or if there is nothing to serve.
+    Raises ServerError if a wanted model is unknown or not built, if the stages of a chain do not fit together, or if
+    there is nothing to serve.
     """
     known = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
     if not known:
@@ -185,10 +186,13 @@ def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str]
         raise ServerError(f"no model {strangers[0]!r} in {repository}; it holds {', '.join(known)}")
     unbuilt, built = {}, []
     for name in wanted or known:
-        stages = _stages(repository, name)
+        chain = _chain(repository, name)
+        stages = [stage.model for stage in chain.stages] if chain else [name]
         if missing := [stage for stage in stages if not (bundle_folder(repository, stage) / MANIFEST).is_file()]:
             unbuilt[name] = missing[0]
         else:
+            if chain:
+                _check_chain(repository, chain)
             built += [model for model in dict.fromkeys([*stages, name]) if model not in built]
     if unbuilt and (wanted or not built):
         name, missing_one = next(iter(unbuilt.items()))
@@ -197,13 +201,26 @@ def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str]
     return built, unbuilt
 
 
-def _stages(repository: Path, model: str) -> list[str]:
-    """The models that answer for a model: those of a chain, or itself."""
+def _chain(repository: Path, model: str) -> Chain | None:
     try:
-        chain = read_chain(repository, model)
+        return read_chain(repository, model)
     except ChainError as error:
         raise ServerError(str(error)) from None
-    return [stage.model for stage in chain.stages] if chain else [model]
+
+
+def _check_chain(repository: Path, chain: Chain) -> None:
+    """Triton itself loads stages that do not fit, and then every request fails."""
+    manifests = {}
+    for stage in chain.stages:
+        file = bundle_folder(repository, stage.model) / MANIFEST
+        try:
+            manifests[stage.model] = Manifest.from_json(file.read_bytes())
+        except (BundleError, OSError) as error:
+            raise ServerError(f"{file.parent}: {error}") from None
+    try:
+        check_stages(chain, manifests)
+    except ChainError as error:
+        raise ServerError(f"{error}; {build_command(repository, chain.model)} with checkpoints that fit") from None
 
 
 def build_command(repository: Path, model: str) -> str:

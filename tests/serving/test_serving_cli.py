@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from live import CHECKOUT, PATIENCE, Live, add_chains, add_model, free_ports, processes, start
 from PIL import Image
+from tiny import write_tiny_bundle
 
 from serving.__main__ import main
 from serving.bundle import REPOSITORY, bundle_folder
@@ -214,6 +215,17 @@ def test_a_chain_is_served_with_its_stages_or_not_at_all(tmp_path: Path) -> None
     said = refused("up", "--repository", tmp_path, "--model", "cmr_flow")
     command = f"python -m export build --model cmr_flow --repository {tmp_path}"
     assert f"model cmr_flow_image, which cmr_flow needs, has not been built: run {command}" in said
+
+
+def test_a_chain_whose_stages_do_not_fit_is_not_served(tmp_path: Path) -> None:
+    add_chains(tmp_path)
+    write_tiny_bundle(bundle_folder(tmp_path, "cmr_mask"), model="cmr_mask", sample_shape=(4, 24, 24))
+    said = refused("up", "--repository", tmp_path, "--model", "cmr_flow")
+    assert "chain cmr_flow: cmr_mask draws mask as uint8 [1, 24, 24] of 4 classes; cmr_flow_image needs uint8" in said
+    assert find_models(tmp_path, ["cmr_mask"]) == (["cmr_mask"], {})
+    (bundle_folder(tmp_path, "cmr_mask") / "manifest.json").write_text('{"schema": 1}')
+    said = refused("up", "--repository", tmp_path, "--model", "cmr_flow")
+    assert f"{bundle_folder(tmp_path, 'cmr_mask')}: manifest.json: schema is 1" in said
 
 
 def test_without_triton_there_is_a_line_to_type(
