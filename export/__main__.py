@@ -14,16 +14,19 @@ from rich.table import Table
 
 from export import BuildError
 from export.build import Options, build, check, limited, open_built
+from export.chain import Built, build_chain, by_model
 from export.graphs import BF16_OPSET, OPSET
 from export.parity import BATCH, measure_parity
 from export.precision import TOLERANCES, Tolerance
 from export.tensorrt import COMPATIBILITY, PlanOptions
 from serving.bundle import REPOSITORY, Bundle, BundleError, Manifest, bundle_folder, load_bundle
+from serving.chain import check_stages, find_chains
 from serving.engines import EngineError
 from training.checkpoint import CheckpointError, load_checkpoint, shipped_checkpoint
 from training.models import family_names
 
 FAILURES = (BuildError, BundleError, CheckpointError, EngineError)
+CHAINS = find_chains(REPOSITORY)
 REPOSITORY_OPTION = click.option(
     "--repository", default=REPOSITORY, type=click.Path(path_type=Path), help="The Triton model repository."
 )
@@ -52,8 +55,8 @@ def main() -> None:
 
 # fmt: off
 @main.command("build")
-@click.option("--model",      required=True, type=click.Choice(family_names()),                    help="The model family.")
-@click.option("--checkpoint", type=click.Path(path_type=Path),                                     help="A run or checkpoint folder; without it, the one medgen ships.")
+@click.option("--model",      required=True, type=click.Choice([*family_names(), *CHAINS]),         help="The model family, or a chain: all of its stages.")
+@click.option("--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path),       help="A run or checkpoint folder; without it, the one medgen ships. Of a chain, one for each stage; those that are built already may be left out, and are kept.")
 @REPOSITORY_OPTION
 @click.option("--target",     default="onnx", show_default=True, type=click.Choice(["onnx", "tensorrt"]), help="What runs the engines.")
 @click.option("--precision",  default="fp32", show_default=True, type=click.Choice([*TOLERANCES]), help="What the networks compute in; tf32 is for GPUs alone.")
@@ -66,7 +69,7 @@ def main() -> None:
 @click.option("--hardware-compatibility", default=COMPATIBILITY[0], show_default=True, type=click.Choice(COMPATIBILITY), help="Other GPUs that TensorRT's plans are to run on; they are slower for it.")
 def build_command(
     model: str,
-    checkpoint: Path | None,
+    checkpoints: tuple[Path, ...],
     repository: Path,
     target: str,
     precision: str,
@@ -79,7 +82,6 @@ def build_command(
     hardware_compatibility: str,
 ) -> None:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle into the model repository."""
-    checkpoint = checkpoint or shipped_checkpoint(model)
     limits = TOLERANCES[precision]
     if tolerance is not None:
         limits = replace(limits, step=tolerance)
@@ -96,9 +98,14 @@ def build_command(
                 bar.remove_task(task)
             bar.add_task(line, total=total, completed=done)
 
-        bundle = build(model, checkpoint, repository, options, show)
-    click.echo(f"{bundle.folder} is built from {checkpoint}")
-    print_report(bundle)
+        if model in CHAINS:
+            stages = build_chain(CHAINS[model], checkpoints, repository, options, show)
+        else:
+            source = by_model(checkpoints, [model]).get(model) or shipped_checkpoint(model)
+            stages = [Built(build(model, source, repository, options, show), source)]
+    for bundle, checkpoint in stages:
+        click.echo(f"{bundle.folder} is {'kept as it was' if checkpoint is None else f'built from {checkpoint}'}")
+        print_report(bundle)
 
 
 # fmt: on
@@ -107,7 +114,7 @@ def build_command(
 @main.command("list")
 @REPOSITORY_OPTION
 def list_command(repository: Path) -> None:
-    """The model families, and which of them the repository has a bundle of."""
+    """The model families and chains, and which of them the repository has bundles of."""
     if not repository.is_dir():
         raise BundleError(f"--repository is {repository}, which is no folder")
     table = Table("model", "bundle", "preset", "default", "precision", "target")
@@ -123,23 +130,51 @@ def list_command(repository: Path) -> None:
             name, bundle.digest[:12], manifest.preset, default_sampling(manifest), manifest.precision, target(manifest)
         )
     Console().print(table)
+    if CHAINS:
+        Console().print(chain_table(repository))
+
+
+def chain_table(repository: Path) -> Table:
+    table = Table("chain", "stages", "bundles")
+    for name, chain in CHAINS.items():
+        stages = [stage.model for stage in chain.stages]
+        missing = [stage for stage in stages if not bundle_folder(repository, stage).exists()]
+        table.add_row(name, ", ".join(stages), f"{missing[0]} is not built" if missing else "all built")
+    return table
 
 
 @main.command("inspect")
 @click.argument("bundle", metavar="BUNDLE")
 @REPOSITORY_OPTION
 def inspect_command(bundle: str, repository: Path) -> None:
-    """What BUNDLE (a folder, or a model's name) holds."""
-    print_report(open_bundle(bundle, repository))
+    """What BUNDLE (a folder, or the name of a model or chain) holds."""
+    for found in open_bundles(bundle, repository):
+        print_report(found)
 
 
 @main.command("verify")
 @click.argument("bundle", metavar="BUNDLE")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Also compare the engines with this checkpoint.")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Also compare the engines with this checkpoint; of a chain, one for each stage that is to be compared.",
+)
 @REPOSITORY_OPTION
-def verify_command(bundle: str, checkpoint: Path | None, repository: Path) -> None:
-    """Check BUNDLE (a folder, or a model's name): digests, graphs and, given a checkpoint, parity with PyTorch."""
-    found = open_bundle(bundle, repository)
+def verify_command(bundle: str, checkpoints: tuple[Path, ...], repository: Path) -> None:
+    """Check BUNDLE (a folder, or the name of a model or chain).
+
+    That is its digests and graphs, whether a chain's stages fit together and, given a checkpoint, parity with PyTorch.
+    """
+    bundles = {found.manifest.model: found for found in open_bundles(bundle, repository)}
+    given = by_model(checkpoints, [*bundles])
+    for model, found in bundles.items():
+        verify(found, given.get(model))
+
+
+def verify(found: Bundle, checkpoint: Path | None) -> None:
+    """Raises what FAILURES are, or prints what is good."""
     paths = [found.engine_path(name) for name in found.manifest.engines]
     for path in paths:
         if path.suffix == ".onnx":
@@ -156,8 +191,14 @@ def verify_command(bundle: str, checkpoint: Path | None, repository: Path) -> No
     Console().print(parity_table(figures, manifest))
 
 
-def open_bundle(bundle: str, repository: Path) -> Bundle:
-    return load_bundle(bundle_folder(repository, bundle) if bundle in family_names() else Path(bundle))
+def open_bundles(bundle: str, repository: Path) -> list[Bundle]:
+    """One, or those of a chain's stages, which fit together."""
+    if bundle not in CHAINS:
+        return [load_bundle(bundle_folder(repository, bundle) if bundle in family_names() else Path(bundle))]
+    stages = [stage.model for stage in CHAINS[bundle].stages]
+    bundles = [load_bundle(bundle_folder(repository, stage)) for stage in stages]
+    check_stages(CHAINS[bundle], dict(zip(stages, (found.manifest for found in bundles), strict=True)))
+    return bundles
 
 
 def print_report(bundle: Bundle) -> None:

@@ -7,8 +7,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,28 +74,54 @@ def build(
         EngineError: there is no GPU for TensorRT, or the engines do not run here.
         OSError: the bundle cannot be written.
     """
-    tolerance = options.tolerance or TOLERANCES[options.precision]
+    return build_all({model: checkpoint}, repository, options, progress)[model]
+
+
+def build_all(
+    checkpoints: Mapping[str, Path],
+    repository: Path = REPOSITORY,
+    options: Options = Options(),
+    progress: Progress = silent,
+    check_manifests: Callable[[Mapping[str, Manifest]], object] = lambda _: None,
+) -> dict[str, Bundle]:
+    """Build several models' bundles from their checkpoints, all or none; see ``build``.
+
+    check_manifests: called with what the bundles will say of themselves, before the work; may raise.
+    """
     target = describe_target(options)
-    progress(f"loading {checkpoint}")
-    family, config = load_checkpoint(checkpoint)
-    if family.name != model:
-        raise BuildError(f"{checkpoint} holds a {family.name}; --model is {model}")
-    prepare_repository(repository, model)
-    manifest = describe(family, config, options, target)
-    with written_aside(bundle_folder(repository, model)) as folder:
-        bundle, graphs = write_engines(folder, family, manifest, options, progress)
-        engine = open_built(bundle)
-        figures = measure_parity(family, engine, progress, min(BATCH, options.max_batch))
-        if options.target == "tensorrt":
-            figures["onnx"] = compare_with_onnx(family, engine, bundle, graphs, progress)
-        check(figures, tolerance, manifest)
-        figures["checkpoint"] = str(find_checkpoint(checkpoint).absolute())
-        (folder / "parity.json").write_text(json.dumps(figures, indent=1) + "\n")
-        parity = {name: figures[name] for name in KINDS if name in figures}
-        limits = {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None}
-        manifest = dataclasses.replace(bundle.manifest, parity={**parity, "tolerance": limits})
-        (folder / MANIFEST).write_text(manifest.to_json())
-    return load_bundle(bundle_folder(repository, model))
+    loaded = {}
+    for model, checkpoint in checkpoints.items():
+        progress(f"loading {checkpoint}")
+        family, config = load_checkpoint(checkpoint)
+        if family.name != model:
+            raise BuildError(f"{checkpoint} holds a {family.name}; --model is {model}")
+        loaded[model] = family, describe(family, config, options, target)
+    check_manifests({model: manifest for model, (_, manifest) in loaded.items()})
+    with ExitStack() as all_or_none:
+        for model, (family, manifest) in loaded.items():
+            prepare_repository(repository, model)
+            folder = all_or_none.enter_context(written_aside(bundle_folder(repository, model)))
+            write_compared(folder, family, manifest, checkpoints[model], options, progress)
+    return {model: load_bundle(bundle_folder(repository, model)) for model in checkpoints}
+
+
+def write_compared(
+    folder: Path, family: Family, manifest: Manifest, checkpoint: Path, options: Options, progress: Progress
+) -> None:
+    """Fill a folder with a bundle that has been compared with PyTorch and is within the tolerance."""
+    tolerance = options.tolerance or TOLERANCES[options.precision]
+    bundle, graphs = write_engines(folder, family, manifest, options, progress)
+    engine = open_built(bundle)
+    figures = measure_parity(family, engine, progress, min(BATCH, options.max_batch))
+    if options.target == "tensorrt":
+        figures["onnx"] = compare_with_onnx(family, engine, bundle, graphs, progress)
+    check(figures, tolerance, manifest)
+    figures["checkpoint"] = str(find_checkpoint(checkpoint).absolute())
+    (folder / "parity.json").write_text(json.dumps(figures, indent=1) + "\n")
+    parity = {name: figures[name] for name in KINDS if name in figures}
+    limits = {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None}
+    manifest = dataclasses.replace(bundle.manifest, parity={**parity, "tolerance": limits})
+    (folder / MANIFEST).write_text(manifest.to_json())
 
 
 def describe_target(options: Options) -> dict[str, Any]:
@@ -210,7 +236,7 @@ def limited(
 
 
 def prepare_repository(repository: Path, model: str) -> None:
-    """Give the repository this model's config.pbtxt and model.py, if it has none yet."""
+    """Give the repository the folder of a model or chain as it is in this checkout, if it has none yet."""
     ours = REPOSITORY / model
     if not ours.is_dir():
         raise BuildError(f"{ours} is missing: a model family needs its folder in model_repository")

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from serving.bundle import REPOSITORY
 from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, SamplingError
+from serving.masks import MaskFileError, read_masks
+from serving.nifti import NiftiError, check_nifti
 from serving.pictures import check_destination, write_samples
 from serving.samples import Samples
 from serving.server import Address, ServerError, TritonServer, build_command, find_models
@@ -54,8 +56,9 @@ def up(
     address = Address(host, http_port, grpc_port, metrics_port)
     try:
         names, unbuilt = find_models(repository, models)
-        for name in unbuilt:
-            console.print(f"{name}: not built, so not served; {build_command(repository, name)} builds it")
+        for name, missing in unbuilt.items():
+            what = "not built" if missing == name else f"{missing} is not built"
+            console.print(f"{name}: {what}, so not served; {build_command(repository, name)} builds it")
         with TritonServer(repository, names, address, console.out, verbose) as server:
             server.stop_on(signal.SIGINT, signal.SIGTERM)
             with console.status(f"Loading {', '.join(names)}"):
@@ -73,13 +76,23 @@ def up(
 
 @main.command()
 @click.option("--model", required=True, help="The model to ask.")
-@click.option("--count", type=click.IntRange(1), default=16, help="How many samples.")
+@click.option("--count", type=click.IntRange(1), help="How many samples.  [default: 16, or one for each mask]")
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed of the first; each next one has the next seed."
 )
 @click.option("--steps", type=int, help="Steps of the solver.  [default: the model's own]")
 @click.option("--solver", help="How to take them.  [default: the model's own]")
+@click.option("--mask-steps", type=int, help="Steps of a chain's mask stage.  [default: as --steps]")
+@click.option("--mask-solver", help="How it takes them.  [default: as --solver]")
+@click.option(
+    "--condition",
+    "condition_file",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Masks for an image model: the pairs.npz of other samples, or an .npy of uint8 [N, H, W] or [N, 1, H, W].",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the samples.")
+@click.option("--nifti", is_flag=True, help="Write NIfTI files too, with sidecars that name labels and origin.")
 @click.option("--force", is_flag=True, help="Replace the samples in the folder.")
 @click.option("--protocol", type=click.Choice(list(DEFAULT_URLS)), default="grpc")
 @click.option("--url", help="HOST:PORT of the server.  [default: port 8001 (grpc) or 8000 (http) of this machine]")
@@ -96,11 +109,15 @@ def up(
 @repository_option
 def sample(
     model: str,
-    count: int,
+    count: int | None,
     seed: int,
     steps: int | None,
     solver: str | None,
+    mask_steps: int | None,
+    mask_solver: str | None,
+    condition_file: Path | None,
     out: Path,
+    nifti: bool,
     force: bool,
     protocol: str,
     url: str | None,
@@ -115,14 +132,19 @@ def sample(
     """
     try:
         check_destination(out, force)
+        if nifti:
+            check_nifti()
+        condition = None if condition_file is None else read_masks(condition_file)
+        count = count or (16 if condition is None else len(condition))
+        solving = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
         with LocalClient(repository) if local else SampleClient(url, protocol, timeout) as client:
             if wait and isinstance(client, SampleClient):
                 client.wait_until_ready(model, wait)
             began = time.monotonic()
-            samples = _with_progress(client, model, count, seed=seed, steps=steps, solver=solver)
+            samples = _with_progress(client, model, count, seed=seed, **solving, condition=condition)
             seconds = time.monotonic() - began
-        names = write_samples(samples, out, force)
-    except (SamplingError, OSError) as error:
+        names = write_samples(samples, out, force, nifti)
+    except (SamplingError, MaskFileError, NiftiError, OSError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{count} samples of {model} in {seconds:.1f} s, {count / seconds:.2f} a second")
     click.echo(f"{out}: {', '.join(names)}")

@@ -3,17 +3,20 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from serving.solvers import Schedule, solver_table
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 DTYPES = ("uint8", "int16", "int32", "int64", "float32")
+
+Described = TypeVar("Described")
 
 
 class BundleError(Exception):
@@ -24,7 +27,8 @@ class BundleError(Exception):
 class Output:
     """One named output of the finish graph, of one of ``DTYPES``; ``shape`` is that of one sample.
 
-    ``low`` and ``high`` are the values an output can take; ``labels`` names the classes of a mask, from 0 up.
+    ``low`` and ``high`` are the values an output can take; ``labels`` names the classes of a mask, from 0 up;
+    ``spacing`` is how far rows, and columns, are apart in mm, where the pixels of a picture have a known size.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Output:
     low: float
     high: float
     labels: tuple[str, ...] = ()
+    spacing: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +111,8 @@ class Manifest:
         for k, output in enumerate(self.outputs):
             if output.dtype not in DTYPES:
                 yield f"outputs[{k}].dtype is {output.dtype!r}; allowed are {', '.join(DTYPES)}"
+            if output.spacing is not None and not all(0 < side < math.inf for side in output.spacing):
+                yield f"outputs[{k}].spacing is {list(output.spacing)}; both must be above 0 mm"
         if not self.outputs:
             yield "outputs is empty"
         if self.max_batch < 1:
@@ -188,6 +195,11 @@ def _check_file(path: Path, sha256: str, model: str) -> None:
 
 def _build_command(model: str = "NAME") -> str:
     return f"build it with: python -m export build --model {model}"
+
+
+def decoded(kind: type[Described], fields: Any, what: str) -> Described:
+    """The inverse of ``dataclasses.asdict`` after JSON; raises ``BundleError`` naming the field of ``what``."""
+    return _decode(kind, fields, what)
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:

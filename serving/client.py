@@ -3,10 +3,12 @@
 import abc
 import json
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -14,14 +16,18 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
+from google.protobuf import json_format
 from numpy.typing import NDArray
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from serving.bundle import REPOSITORY, BundleError, Output, bundle_folder, load_bundle
+from serving.bundle import REPOSITORY, BundleError, Condition, Output, bundle_folder, decoded, load_bundle
+from serving.chain import PROVENANCE, SEED, Chain, ChainError, chain_of, read_chain
+from serving.chain_sampler import ChainSampler
 from serving.engines import EngineError
 from serving.requests import BadRequest, parse_request
 from serving.sampler import Sampler
-from serving.samples import Samples
+from serving.samples import Samples, joined, under
 
 DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
 # Enough that the server always has a batch waiting.
@@ -34,6 +40,9 @@ HTTP_STATUS = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
+NO_CONDITION = "a condition was given; {} takes none"
+# What Triton says before the reason: the place in a chain, and an id that nobody gave.
+PREFIXES = re.compile(r"^(in ensemble '[^']*', )?(\[request id: <id_unknown>\] )?")
 
 Progress = Callable[[int, int], object]
 AnyClient = TypeVar("AnyClient", bound="Client")
@@ -73,21 +82,21 @@ class Client(abc.ABC):
         seeds: Sequence[int] | None = None,
         steps: int | None = None,
         solver: str | None = None,
+        mask_steps: int | None = None,
+        mask_solver: str | None = None,
         condition: NDArray[np.uint8] | None = None,
         progress: Progress | None = None,
     ) -> Samples:
         """Samples of `count` seeds from `seed` up, or of the given `seeds`, in that order; any number of them.
 
-        steps, solver: the model's own unless given. condition: uint8 [N, 1, H, W], a mask per sample, for a model that
-        wants them. progress: called with (samples done, samples in all).
+        steps, solver: the model's own unless given; of a chain, every stage's. mask_steps, mask_solver: those of a
+        chain's mask stage. condition: uint8 [N, 1, H, W], a mask per sample, for a model that wants them; the samples
+        hold it too. progress: called with (samples done, samples in all).
         Raises SamplingError.
         """
-        parameters = {name: value for name, value in {"steps": steps, "solver": solver}.items() if value is not None}
-        arrays, outputs = self._draw(model, _seed_column(count, seed, seeds), parameters, condition, progress)
-        provenance = [json.loads(text) for text in arrays["provenance"][:, 0]]
-        for facts in provenance:
-            facts.pop("outputs", None)
-        return Samples({output.name: arrays[output.name] for output in outputs}, provenance, outputs)
+        given = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
+        parameters = {name: value for name, value in given.items() if value is not None}
+        return self._draw(model, _seed_column(count, seed, seeds), parameters, condition, progress)
 
     @abc.abstractmethod
     def _draw(
@@ -97,8 +106,8 @@ class Client(abc.ABC):
         parameters: dict[str, Any],
         condition: NDArray[np.uint8] | None,
         progress: Progress | None,
-    ) -> tuple[Arrays, tuple[Output, ...]]:
-        """Every output and "provenance" for seeds [N, 1], and what the outputs mean."""
+    ) -> Samples:
+        """The samples of seeds [N, 1]."""
 
 
 def _seed_column(count: int | None, seed: int, seeds: Sequence[int] | None) -> NDArray[np.int64]:
@@ -120,6 +129,7 @@ class LocalClient(Client):
     def __init__(self, repository: Path = REPOSITORY) -> None:
         self._repository = repository
         self._samplers: dict[str, Sampler] = {}
+        self._chains: dict[str, ChainSampler] = {}
 
     def _draw(
         self,
@@ -128,20 +138,42 @@ class LocalClient(Client):
         parameters: dict[str, Any],
         condition: NDArray[np.uint8] | None,
         progress: Progress | None,
-    ) -> tuple[Arrays, tuple[Output, ...]]:
+    ) -> Samples:
         try:
-            if model not in self._samplers:
-                self._samplers[model] = Sampler(load_bundle(bundle_folder(self._repository, model)))
-            sampler = self._samplers[model]
+            if chain := self._chains.get(model) or self._open_chain(model):
+                if condition is not None:
+                    raise SamplingError(NO_CONDITION.format(model), 400)
+                arrays = chain.sample(seeds, parameters, progress)
+                manifests = chain.manifests
+                stages = [
+                    _of_stage(arrays, stage.outputs, manifests[stage.model].outputs) for stage in chain.chain.stages
+                ]
+                return joined(model, stages)
+            sampler = self._sampler(model)
             manifest = sampler.bundle.manifest
-            request = parse_request(manifest, seeds, parameters, condition)
-            return sampler.sample([request], progress)[0], manifest.outputs
+            (arrays,) = sampler.sample([parse_request(manifest, seeds, parameters, condition)], progress)
+            samples = _of_stage(arrays, {name: name for name in arrays}, manifest.outputs)
+            if condition is None or manifest.condition is None:
+                return samples
+            return under(manifest.condition, condition, samples)
         except BadRequest as error:
             raise SamplingError(str(error), 400) from None
         except BundleError as error:
             raise SamplingError(str(error), 404) from None
         except EngineError as error:
             raise SamplingError(str(error), 500) from error
+
+    def _sampler(self, model: str) -> Sampler:
+        if model not in self._samplers:
+            self._samplers[model] = Sampler(load_bundle(bundle_folder(self._repository, model)))
+        return self._samplers[model]
+
+    def _open_chain(self, model: str) -> ChainSampler | None:
+        if chain := read_chain(self._repository, model):
+            self._chains[model] = ChainSampler(
+                chain, {stage.model: self._sampler(stage.model) for stage in chain.stages}
+            )
+        return self._chains.get(model)
 
 
 class SampleClient(Client):
@@ -199,11 +231,13 @@ class SampleClient(Client):
         parameters: dict[str, Any],
         condition: NDArray[np.uint8] | None,
         progress: Progress | None,
-    ) -> tuple[Arrays, tuple[Output, ...]]:
+    ) -> Samples:
         config = self._config(model)
-        columns = {"seed": seeds, **_condition_column(config, condition, len(seeds))}
-        names = [output["name"] for output in config["output"]]
-        size = int(config["max_batch_size"])
+        columns = {SEED: seeds, **_condition_column(config, condition, len(seeds))}
+        names = [output.name for output in config.output]
+        chain = _chain(config)
+        configs = [self._config(stage.model) for stage in chain.stages] if chain else [config]
+        size = min(one.max_batch_size for one in configs)
         starts = deque(range(0, len(seeds), size))
         under_way: deque[_Call] = deque()
         parts: list[Arrays] = []
@@ -215,15 +249,21 @@ class SampleClient(Client):
             answer = under_way.popleft().answer()
             parts.append({name: answer.as_numpy(name) for name in names})
             if progress is not None:
-                progress(sum(len(part["provenance"]) for part in parts), len(seeds))
+                progress(sum(len(part[names[0]]) for part in parts), len(seeds))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        return arrays, tuple(_output(fields) for fields in json.loads(arrays["provenance"][0, 0])["outputs"])
+        try:
+            if chain:
+                return joined(model, [_as_described(arrays, stage.outputs) for stage in chain.stages])
+            return _as_described(arrays, {name: name for name in names}, condition)
+        except BundleError as error:
+            raise SamplingError(f"the server's medgen is of another version than this one: {error}", 500) from None
 
-    def _config(self, model: str) -> dict[str, Any]:
+    def _config(self, model: str) -> ModelConfig:
         try:
             if self.protocol == "http":
-                return self._client.get_model_config(model)
-            return self._client.get_model_config(model, as_json=True, **self._limit)["config"]
+                fields = self._client.get_model_config(model)
+                return json_format.ParseDict(fields, ModelConfig(), ignore_unknown_fields=True)
+            return self._client.get_model_config(model, **self._limit).config
         except self.failures as failure:
             raise self.explain(failure) from None
 
@@ -251,7 +291,7 @@ class SampleClient(Client):
         if isinstance(failure, InferenceServerException):
             name = str(failure.status()).removeprefix("StatusCode.")
             status = int(name) if name.isdigit() else HTTP_STATUS.get(name, 500)
-            message = str(failure.message()).removeprefix("[request id: <id_unknown>] ")
+            message = PREFIXES.sub("", str(failure.message()))
         else:
             status, message = 504 if isinstance(failure, TimeoutError) else 503, str(failure)
         if status == 504:
@@ -298,16 +338,39 @@ def _is_address(url: str) -> bool:
         return False
 
 
-def _condition_column(config: Mapping[str, Any], condition: NDArray[np.uint8] | None, rows: int) -> Arrays:
+def _chain(config: ModelConfig) -> Chain | None:
+    try:
+        return chain_of(config)
+    except ChainError as error:
+        raise SamplingError(str(error), 500) from None
+
+
+def _condition_column(config: ModelConfig, condition: NDArray[np.uint8] | None, rows: int) -> Arrays:
     if condition is None:
         return {}  # the server says what is missing
-    names = [given["name"] for given in config["input"] if given["name"] != "seed"]
+    names = [given.name for given in config.input if given.name != SEED]
     if not names:
-        raise SamplingError(f"a condition was given; {config['name']} takes none", 400)
+        raise SamplingError(NO_CONDITION.format(config.name), 400)
     if len(condition) != rows:
         raise SamplingError(f"{names[0]} has {len(condition)} rows; it must have {rows}, one per sample", 400)
     return {names[0]: condition}
 
 
-def _output(fields: dict[str, Any]) -> Output:
-    return Output(**{**fields, "shape": tuple(fields["shape"]), "labels": tuple(fields["labels"])})
+def _as_described(arrays: Arrays, names: Mapping[str, str], condition: NDArray[np.uint8] | None = None) -> Samples:
+    """The samples of a stage, which a server describes beside its provenance."""
+    facts = json.loads(arrays[names[PROVENANCE]][0, 0])
+    outputs = tuple(decoded(Output, fields, "outputs") for fields in facts.get("outputs", ()))
+    samples = _of_stage(arrays, names, outputs)
+    if condition is None:
+        return samples
+    return under(decoded(Condition, facts.get("condition"), "condition"), condition, samples)
+
+
+def _of_stage(arrays: Arrays, names: Mapping[str, str], described: Sequence[Output]) -> Samples:
+    """The samples of one stage; names: what its outputs are called among the arrays."""
+    provenance = [json.loads(text) for text in arrays[names[PROVENANCE]][:, 0]]
+    for facts in provenance:
+        for name in ("outputs", "condition"):
+            facts.pop(name, None)
+    outputs = [replace(output, name=names[output.name]) for output in described if names.get(output.name) in arrays]
+    return Samples({output.name: arrays[output.name] for output in outputs}, provenance, tuple(outputs))

@@ -1,4 +1,4 @@
-"""Samples as files to look at and to train on: PNG folders, a contact sheet, pairs.npz and provenance.json."""
+"""Samples as files to look at and to train on: PNG, a contact sheet, pairs.npz, provenance.json and NIfTI."""
 
 import dataclasses
 import json
@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from serving.nifti import write_nifti
 from serving.samples import Samples
 
 Bytes = NDArray[np.uint8]
 
 PROVENANCE = "provenance.json"
 SHEET = "sheet.png"
+NIFTI = "nifti"
 SHEET_LIMIT = 100
 TILE_WIDTH = 192
 CAPTION_HEIGHT = 18
@@ -116,17 +118,17 @@ def _written_names(folder: Path) -> set[str]:
     """What write_samples may have put into a folder of samples."""
     try:
         outputs = json.loads((folder / PROVENANCE).read_text())["outputs"]
-        return {"pairs.npz", SHEET, PROVENANCE, "overlays", *(f"{output['name']}s" for output in outputs)}
+        return {"pairs.npz", SHEET, PROVENANCE, "overlays", NIFTI, *(f"{output['name']}s" for output in outputs)}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
 
-def write_samples(samples: Samples, folder: Path, replace: bool = False) -> list[str]:
+def write_samples(samples: Samples, folder: Path, replace: bool = False, nifti: bool = False) -> list[str]:
     """Writes samples to a new folder, whole or not at all, and returns the names of what it holds.
 
     pairs.npz: every output [N, ...] as it came, and seed [N]. masks/, images/ and overlays/ (images with outlines): one
     8-bit PNG per sample, named by its seed. sheet.png: an overview. provenance.json: what made each sample, and what
-    the outputs mean. Raises FileExistsError as check_destination does.
+    the outputs mean. nifti/, if asked for: see write_nifti. Raises FileExistsError as check_destination does.
     """
     folder = folder.resolve()
     check_destination(folder, replace)
@@ -140,6 +142,8 @@ def write_samples(samples: Samples, folder: Path, replace: bool = False) -> list
                 picture.save(unfinished / name / f"{seed:06d}.png")
         if drawings(samples, 0):
             contact_sheet(samples).save(unfinished / SHEET)
+        if nifti:
+            write_nifti(samples, unfinished / NIFTI)
         record = {"outputs": [dataclasses.asdict(output) for output in samples.outputs], "samples": samples.provenance}
         (unfinished / PROVENANCE).write_text(json.dumps(record, indent=1) + "\n")
         _put_in_place(unfinished, folder)

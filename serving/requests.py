@@ -1,7 +1,7 @@
 """What one request asks for, checked in full before any work is done."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from serving.bundle import Condition, Manifest
 from serving.solvers import solver_table, solvers_for
+
+COMMON = ("steps", "solver")
 
 
 class BadRequest(ValueError):  # noqa: N818  HTTP's name for it
@@ -39,7 +41,10 @@ def parse_request(
 
     Args:
         seed: int64 [N, 1], N >= 1, every value from 0 to 2**63 - 1.
-        parameters: "steps" (int) and "solver" (str), both optional: the manifest has defaults.
+        parameters: "steps" (int) and "solver" (str), both optional: the manifest has defaults. All stages of a chain
+            get the same parameters. A model that can be its first, for it draws one output out of nothing, takes
+            those named after that output, "mask_steps" and "mask_solver", over the common ones; a model under a
+            condition lets pass those named after its condition.
         condition: uint8 [N, *shape] of class indices, where the manifest has a condition.
 
     Raises ``BadRequest`` for anything else.
@@ -63,28 +68,62 @@ def _seeds(seed: NDArray[Any]) -> NDArray[np.int64]:
 
 def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tuple[str | None, int]:
     schedule = manifest.schedule
-    known = () if schedule is None else ("steps", "solver")
+    known = _known(manifest)
     for name, value in parameters.items():
-        if name not in known:
-            allowed = f"allowed are {' and '.join(known)}" if known else f"{manifest.model} takes none"
+        if name not in (*known, *_not_for_us(manifest)):
+            allowed = f"allowed are {_listed(known)}" if known else f"{manifest.model} takes none"
             raise BadRequest(f"parameter {_shown(name)} (value {_shown(value)}) is unknown; {allowed}")
     if schedule is None:
         return None, 0
-    solver = parameters.get("solver", manifest.default_solver)
-    allowed_solvers = solvers_for(schedule)
-    if not isinstance(solver, str) or solver not in allowed_solvers:
-        raise BadRequest(f"solver is {_shown(solver)}; allowed for {manifest.model} are {', '.join(allowed_solvers)}")
-    steps = parameters.get("steps", manifest.default_steps)
+    name, solver, advice = _given(manifest, parameters, "solver", manifest.default_solver)
+    allowed = solvers_for(schedule)
+    if not isinstance(solver, str) or solver not in allowed:
+        raise BadRequest(f"{name} is {_shown(solver)}; allowed for {manifest.model} are {', '.join(allowed)}{advice}")
+    name, steps, advice = _given(manifest, parameters, "steps", manifest.default_steps)
     last = schedule.num_train_timesteps
     if type(steps) is not int:
-        raise BadRequest(f"steps is {_shown(steps)}, a {type(steps).__name__}; it must be an integer from 1 to {last}")
+        kind = type(steps).__name__
+        raise BadRequest(f"{name} is {_shown(steps)}, a {kind}; it must be an integer from 1 to {last}{advice}")
     if not 1 <= steps <= last:
-        raise BadRequest(f"steps is {_shown(steps)}; it must be from 1 to {last}")
+        raise BadRequest(f"{name} is {_shown(steps)}; it must be from 1 to {last}{advice}")
     try:
         solver_table(solver, schedule, steps)
     except ValueError as error:
-        raise BadRequest(f"steps is {steps} with solver {solver!r}: {error}") from None
+        raise BadRequest(f"{name} is {steps} with solver {solver!r}: {error}") from None
     return solver, steps
+
+
+def _known(manifest: Manifest) -> list[str]:
+    """Parameters that the model heeds."""
+    return [] if manifest.schedule is None else [*COMMON, *_named_after(_first_of_a_chain(manifest))]
+
+
+def _not_for_us(manifest: Manifest) -> list[str]:
+    """Parameters for the stage before, which draws the condition."""
+    return [] if manifest.condition is None else _named_after(manifest.condition.name)
+
+
+def _first_of_a_chain(manifest: Manifest) -> str | None:
+    """The name of the model's output if it can be the condition of the next stage."""
+    return manifest.outputs[0].name if manifest.condition is None and len(manifest.outputs) == 1 else None
+
+
+def _named_after(tensor: str | None) -> list[str]:
+    return [f"{tensor}_{name}" for name in COMMON] if tensor else []
+
+
+def _given(manifest: Manifest, parameters: Mapping[str, Any], name: str, default: Any) -> tuple[str, Any, str]:
+    """A parameter under the name by which it was given, its value, and what helps if the value does not fit."""
+    output = _first_of_a_chain(manifest)
+    own = f"{output}_{name}"
+    if output and own in parameters:
+        return own, parameters[own], ""
+    advice = f"; {own} is for {manifest.model} alone" if output and name in parameters else ""
+    return name, parameters.get(name, default), advice
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _condition(manifest: Manifest, condition: NDArray[Any] | None, rows: int) -> NDArray[np.uint8] | None:

@@ -1,19 +1,22 @@
 """Samples, whoever drew them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import Output
+from serving.bundle import Condition, Output
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
     """N samples: row i of every array belongs to provenance[i].
 
-    arrays: one array [N, ...] per output, by name. provenance: model, bundle digest, seed, solver and steps of each.
-    outputs: what the arrays mean, in the order of the manifest.
+    arrays: one array [N, ...] per output, by name. provenance: model, bundle digest, seed, solver and steps of each; of
+    a chain model, seed and "stages", which holds the same for every stage. outputs: what the arrays mean, in the order
+    of the manifest or of the stages; the masks that a client gave as a condition come first.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -26,3 +29,21 @@ class Samples:
     @property
     def seeds(self) -> list[int]:
         return [facts["seed"] for facts in self.provenance]
+
+
+def under(condition: Condition, masks: NDArray[np.uint8], samples: Samples) -> Samples:
+    """The samples with the masks [N, 1, H, W] that they were drawn under."""
+    spacings = [output.spacing for output in samples.outputs if output.shape == condition.shape]
+    mask = Output(condition.name, "uint8", condition.shape, 0, condition.classes - 1, spacing=(*spacings, None)[0])
+    return Samples({mask.name: masks, **samples.arrays}, samples.provenance, (mask, *samples.outputs))
+
+
+def joined(chain: str, stages: Sequence[Samples]) -> Samples:
+    """What a chain drew, from what its stages drew for the same seeds."""
+    seeds = stages[0].seeds
+    provenance = [
+        {"model": chain, "seed": seed, "stages": list(facts)}
+        for seed, *facts in zip(seeds, *(stage.provenance for stage in stages), strict=True)
+    ]
+    arrays = {name: values for stage in stages for name, values in stage.arrays.items()}
+    return Samples(arrays, provenance, tuple(output for stage in stages for output in stage.outputs))

@@ -21,7 +21,8 @@ from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 
-from serving.bundle import MANIFEST, REPOSITORY, bundle_folder
+from serving.bundle import MANIFEST, REPOSITORY, BundleError, Manifest, bundle_folder
+from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
 
 PACKAGES = Path(__file__).resolve().parent.parent
 STUB = "triton_python_backend_stub"
@@ -170,22 +171,56 @@ def _check_libraries(program: Path, environment: Mapping[str, str]) -> None:
         )
 
 
-def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str], list[str]]:
-    """Names of the models to serve and of those passed over because nothing has been built for them.
+def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str], dict[str, str]]:
+    """Names of the models to serve, and those passed over, each with the model that has not been built for it.
 
-    Raises ServerError if a wanted model is unknown or not built, or if there is nothing to serve.
+    A chain is served with its stages, and passed over if one of them has not been built.
+    Raises ServerError if a wanted model is unknown or not built, if the stages of a chain do not fit together, or if
+    there is nothing to serve.
     """
-    known = sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))
+    known = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
     if not known:
-        raise ServerError(f"{repository} is no model repository: it holds no MODEL/config.pbtxt")
+        raise ServerError(f"{repository} is no model repository: it holds no MODEL/{CONFIG}")
     wanted = tuple(wanted)
     if strangers := [name for name in wanted if name not in known]:
         raise ServerError(f"no model {strangers[0]!r} in {repository}; it holds {', '.join(known)}")
-    unbuilt = [name for name in wanted or known if not (bundle_folder(repository, name) / MANIFEST).is_file()]
-    built = [name for name in wanted or known if name not in unbuilt]
+    unbuilt, built = {}, []
+    for name in wanted or known:
+        chain = _chain(repository, name)
+        stages = [stage.model for stage in chain.stages] if chain else [name]
+        if missing := [stage for stage in stages if not (bundle_folder(repository, stage) / MANIFEST).is_file()]:
+            unbuilt[name] = missing[0]
+        else:
+            if chain:
+                _check_chain(repository, chain)
+            built += [model for model in dict.fromkeys([*stages, name]) if model not in built]
     if unbuilt and (wanted or not built):
-        raise ServerError(f"model {unbuilt[0]} has not been built: run {build_command(repository, unbuilt[0])}")
+        name, missing_one = next(iter(unbuilt.items()))
+        needed = "" if name == missing_one else f", which {name} needs,"
+        raise ServerError(f"model {missing_one}{needed} has not been built: run {build_command(repository, name)}")
     return built, unbuilt
+
+
+def _chain(repository: Path, model: str) -> Chain | None:
+    try:
+        return read_chain(repository, model)
+    except ChainError as error:
+        raise ServerError(str(error)) from None
+
+
+def _check_chain(repository: Path, chain: Chain) -> None:
+    """Triton itself loads stages that do not fit, and then every request fails."""
+    manifests = {}
+    for stage in chain.stages:
+        file = bundle_folder(repository, stage.model) / MANIFEST
+        try:
+            manifests[stage.model] = Manifest.from_json(file.read_bytes())
+        except (BundleError, OSError) as error:
+            raise ServerError(f"{file.parent}: {error}") from None
+    try:
+        check_stages(chain, manifests)
+    except ChainError as error:
+        raise ServerError(f"{error}; {build_command(repository, chain.model)} with checkpoints that fit") from None
 
 
 def build_command(repository: Path, model: str) -> str:

@@ -53,7 +53,8 @@ class BundleModel:
         device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         self.sampler = Sampler(bundle, open_engine(bundle, device))
         # What a client must know to draw the outputs, and Triton's own metadata cannot say.
-        self.outputs = [dataclasses.asdict(output) for output in bundle.manifest.outputs]
+        fields = dataclasses.asdict(bundle.manifest)
+        self.described = {name: fields[name] for name in ("outputs", "condition")}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answers every request for itself: a bad one, or one that fails, does no harm to those in its batch.
@@ -87,6 +88,6 @@ class BundleModel:
 
     def _response(self, samples: Mapping[str, NDArray[Any]]) -> Any:
         facts = [json.loads(text) for text in samples["provenance"][:, 0]]
-        provenance = [[json.dumps({**fact, "outputs": self.outputs}).encode()] for fact in facts]
+        provenance = [[json.dumps({**fact, **self.described}).encode()] for fact in facts]
         arrays = {**samples, "provenance": np.array(provenance, object)}
         return pb.InferenceResponse([pb.Tensor(name, values) for name, values in arrays.items()])

@@ -13,14 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny import write_tiny_bundle
+from tiny import FLOW, write_tiny_bundle
 
 from serving.bundle import REPOSITORY, Condition, bundle_folder
 from serving.client import SampleClient
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CONDITION = Condition("anatomy", (1, 16, 16), classes=4)
+MASK = Condition("mask", (1, 16, 16), classes=4)
 MAX_BATCH = 8
+CHAIN_BATCH = 5  # of cmr_flow's second stage, and so of cmr_flow
 PATIENCE = 150.0  # these tests may share two cores with a training run
 
 GATED_MODEL = '''
@@ -57,12 +59,25 @@ def cannot_do_13(sample):
 
 
 def add_model(repository: Path, name: str, **tiny: object) -> Path:
-    """The files that are committed for pig, with a tiny bundle."""
-    shutil.copytree(
-        REPOSITORY / "pig", repository / name, ignore=shutil.ignore_patterns("bundle", ".bundle*", "__pycache__")
-    )
-    write_tiny_bundle(bundle_folder(repository, name), model=name, max_batch=MAX_BATCH, **tiny)
+    """The files that are committed for a model, or else for pig, with a tiny bundle."""
+    copy_committed(name if (REPOSITORY / name).is_dir() else "pig", repository / name)
+    write_tiny_bundle(bundle_folder(repository, name), **{"model": name, "max_batch": MAX_BATCH, **tiny})
     return repository / name
+
+
+def copy_committed(name: str, folder: Path) -> None:
+    shutil.copytree(REPOSITORY / name, folder, ignore=shutil.ignore_patterns("bundle", ".bundle*", "__pycache__"))
+
+
+def add_chains(repository: Path) -> None:
+    """cmr_ddpm and cmr_flow as they are committed, with tiny bundles whose largest batches differ."""
+    add_model(repository, "cmr_mask", sample_shape=(4, 16, 16))
+    add_model(repository, "cmr_ddpm_image", sample_shape=(1, 16, 16), condition=MASK)
+    add_model(
+        repository, "cmr_flow_image", sample_shape=(1, 16, 16), condition=MASK, schedule=FLOW, max_batch=CHAIN_BATCH
+    )
+    for chain in ("cmr_ddpm", "cmr_flow"):
+        copy_committed(chain, repository / chain)
 
 
 def add_gated_model(repository: Path, name: str, queue: int) -> None:
@@ -70,6 +85,28 @@ def add_gated_model(repository: Path, name: str, queue: int) -> None:
     (folder / "1" / "model.py").write_text(GATED_MODEL)
     config = (folder / "config.pbtxt").read_text()
     (folder / "config.pbtxt").write_text(re.sub(r"max_queue_size: \d+", f"max_queue_size: {queue}", config))
+
+
+ALONE = """
+platform: "ensemble"
+input [{{ name: "seed" data_type: TYPE_INT64 dims: [-1, 1] }}]
+output [
+  {{ name: "image" data_type: TYPE_FP32 dims: [-1, 1, -1, -1] }},
+  {{ name: "provenance" data_type: TYPE_STRING dims: [-1, 1] }}
+]
+ensemble_scheduling {{ step [{{
+  model_name: "{stage}"
+  model_version: -1
+  input_map {{ key: "seed" value: "seed" }}
+  output_map {{ key: "image" value: "image" }}
+  output_map {{ key: "provenance" value: "provenance" }}
+}}] }}
+"""
+
+
+def add_chain_of_one(repository: Path, name: str, stage: str) -> None:
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(ALONE.format(stage=stage))
 
 
 def eventually(holds: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"serving.bundle", "serving.noise", "serving.pictures", "serving.samples", "serving.solvers"}
+LEAVES = {f"serving.{name}" for name in ("bundle", "nifti", "noise", "pictures", "samples", "solvers")}
 ALLOWED = {
     "kernels": set(),
     "serving": set(),

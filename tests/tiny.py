@@ -11,6 +11,7 @@ from serving.solvers import COLUMNS, Schedule
 
 OPSET = 18
 HIDDEN = 8
+LABELS = ("background", "LV", "MYO", "RV")
 LINEAR = Schedule(kind="linear", num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, prediction="epsilon")
 FLOW = Schedule(kind="flow", num_train_timesteps=1000, beta_start=0.0, beta_end=0.0, prediction="velocity")
 
@@ -73,6 +74,14 @@ finish ({state} sample) => (float[B,1,H,W] image) {{
 }}
 """
 
+FINISH_MASK = """
+<ir_version: 9, opset_import: ["": {opset}]>
+finish ({state} sample) => (uint8[B,1,H,W] mask) {{
+  largest = ArgMax <axis = 1> (sample)
+  mask = Cast <to = 2> (largest)
+}}
+"""
+
 
 def write_tiny_bundle(
     folder: Path,
@@ -85,7 +94,8 @@ def write_tiny_bundle(
 ) -> Path:
     """Write a bundle into ``folder`` (the bundle's own, made if need be) and return it.
 
-    Two channels give the outputs "mask" and "image", one channel "image" alone. Without a schedule there is no step.
+    Two channels give the outputs "mask" and "image", one channel "image" alone, more a "mask" of as many classes
+    alone. Without a schedule there is no step.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +106,8 @@ def write_tiny_bundle(
         onnx.checker.check_model(graph, full_check=True)
         onnx.save(graph, folder / f"{name}.onnx")
     shape = (1, *sample_shape[1:])
-    mask = Output("mask", "uint8", shape, low=0, high=1, labels=("background", "lesion"))
+    labels = LABELS[: sample_shape[0]] if sample_shape[0] > 2 else ("background", "lesion")
+    mask = Output("mask", "uint8", shape, low=0, high=len(labels) - 1, labels=labels)
     image = Output("image", "float32", shape, low=0.0, high=1.0, labels=())
     solver = None if schedule is None else "euler" if schedule.kind == "flow" else "dpmpp_2m"
     manifest = Manifest(
@@ -104,7 +115,7 @@ def write_tiny_bundle(
         preset="tiny",
         sample_shape=sample_shape,
         condition=condition,
-        outputs=(mask, image) if sample_shape[0] == 2 else (image,),
+        outputs={1: (image,), 2: (mask, image)}.get(sample_shape[0], (mask,)),
         schedule=schedule,
         default_solver=solver,
         default_steps=0 if schedule is None else 4,
@@ -157,7 +168,10 @@ def _step(channels: int, condition: Condition | None) -> onnx.ModelProto:
 
 
 def _finish(channels: int) -> onnx.ModelProto:
-    text = (FINISH if channels == 2 else FINISH_IMAGE).format(opset=OPSET, state=f"float[B,{channels},H,W]")
+    finish = {1: FINISH_IMAGE, 2: FINISH}.get(channels, FINISH_MASK)
+    text = finish.format(opset=OPSET, state=f"float[B,{channels},H,W]")
+    if channels > 2:
+        return _with_constants(text)
     constants = {"zero": np.array(0.0), "one": np.array(1.0), "two": np.array(2.0), "a_half": np.array(0.5)}
     if channels == 2:
         constants["halves"] = np.array([1, 1])

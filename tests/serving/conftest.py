@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
-from live import CONDITION, Live, add_gated_model, add_model, running
+from live import CONDITION, Live, add_chain_of_one, add_chains, add_gated_model, add_model, running
 
 from serving.client import LocalClient
 
@@ -16,12 +16,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """One server for all tests, with models tiny, tiny_conditional, and two gated ones."""
+    """One server for all tests, with models tiny, tiny_conditional, two gated ones, and three chains."""
     repository = tmp_path_factory.mktemp("repository")
     add_model(repository, "tiny")
     add_model(repository, "tiny_conditional", sample_shape=(1, 16, 16), condition=CONDITION)
     add_gated_model(repository, "tiny_gated", queue=128)
     add_gated_model(repository, "tiny_busy", queue=2)
+    add_chain_of_one(repository, "tiny_busy_chain", "tiny_busy")
+    add_chains(repository)
     with running(repository) as server:
         yield server
 

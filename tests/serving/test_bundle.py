@@ -47,6 +47,7 @@ def test_a_bundle_loads_with_the_digest_of_its_manifest(folder):
     [
         {},
         {"condition": Condition("mask", (1, 16, 16), 4)},
+        {"outputs": (Output("image", "float32", (1, 16, 16), 0, 1, spacing=(1.25, 1.5)),)},
         {"schedule": FLOW, "default_solver": "euler"},
         {"schedule": None, "default_solver": None, "default_steps": 0, "engines": {"finish": EngineFile("f", "00")}},
         {"parity": {"step": {"max": 1e-6, "tolerances": [1, None, "x"]}}},
@@ -69,7 +70,7 @@ def test_a_missing_field_is_named(folder, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, "schema is 2; this version of medgen reads schema 1"),
+        ({"schema": 1}, "schema is 1; this version of medgen reads schema 2"),
         ({"schema": None}, "schema is None"),
         ({"colour": 1}, "colour is not a field"),
         ({"model": 7}, "model is 7; it must be a string"),
@@ -80,6 +81,8 @@ def test_a_missing_field_is_named(folder, name):
         ({"sample_shape": [2, 16, 1.5]}, r"sample_shape\[2\] is 1.5; it must be an integer"),
         ({"outputs": []}, "outputs is empty"),
         ({"outputs__0__dtype": "float99"}, r"outputs\[0\].dtype is 'float99'; allowed are uint8, "),
+        ({"outputs__1__spacing": [1.25]}, r"outputs\[1\].spacing has 1 items; it must have 2"),
+        ({"outputs__1__spacing": [1.25, 0]}, r"outputs\[1\].spacing is \[1.25, 0\]; both must be above 0 mm"),
         ({"outputs__1__low": "0"}, r"outputs\[1\].low is '0'; it must be a number"),
         ({"engines__step": {"file": "step.onnx"}}, "engines.step.sha256 is missing"),
         ({"engines__step__file": "../step.onnx"}, "engines.step.file is '../step.onnx'"),

@@ -16,17 +16,18 @@ def client(request: pytest.FixtureRequest, live: Live) -> Iterator[Client]:
         yield client
 
 
+@pytest.mark.parametrize("model", ["tiny", "cmr_flow"])
 @pytest.mark.parametrize("count", [1, MAX_BATCH, MAX_BATCH + 1, 7 * MAX_BATCH + 3])
-def test_any_count_in_the_order_of_the_seeds(live: Live, client: Client, count: int) -> None:
+def test_any_count_in_the_order_of_the_seeds(live: Live, client: Client, count: int, model: str) -> None:
     done = []
-    samples = client.sample("tiny", count, seed=100, steps=3, progress=lambda *counts: done.append(counts))
+    samples = client.sample(model, count, seed=100, steps=3, progress=lambda *counts: done.append(counts))
     assert samples.seeds == list(range(100, 100 + count))
     assert len(samples) == count
     assert done == sorted(done)
     assert done[-1] == (count, count)
     assert samples.arrays["mask"].shape == samples.arrays["image"].shape == (count, 1, 16, 16)
     assert (samples.arrays["mask"].dtype, samples.arrays["image"].dtype) == (np.uint8, np.float32)
-    last = client.sample("tiny", seeds=[99 + count], steps=3)
+    last = client.sample(model, seeds=[99 + count], steps=3)
     for name, values in last.arrays.items():
         np.testing.assert_array_equal(samples.arrays[name][-1], values[0])
 
@@ -38,6 +39,41 @@ def test_provenance_and_outputs_are_those_of_the_bundle(live: Live, client: Clie
     assert samples.provenance == [{**facts, "seed": 2**63 - 1}, {**facts, "seed": 4}]
     assert samples.outputs == bundle.manifest.outputs
     assert samples.outputs[0] == Output("mask", "uint8", (1, 16, 16), 0, 1, ("background", "lesion"))
+
+
+def test_a_chain_says_what_each_of_its_stages_did(live: Live, client: Client) -> None:
+    samples = client.sample("cmr_flow", seeds=[5, 2**40], steps=2, solver="midpoint", mask_steps=7, mask_solver="ddim")
+    mask, image = (load_bundle(bundle_folder(live.repository, f"cmr_{name}")) for name in ("mask", "flow_image"))
+    stages = [
+        {"model": "cmr_mask", "bundle": mask.digest, "solver": "ddim", "steps": 7},
+        {"model": "cmr_flow_image", "bundle": image.digest, "solver": "midpoint", "steps": 2},
+    ]
+    assert samples.provenance == [
+        {"model": "cmr_flow", "seed": seed, "stages": [{**facts, "seed": seed} for facts in stages]}
+        for seed in (5, 2**40)
+    ]
+    assert samples.outputs == (*mask.manifest.outputs, *image.manifest.outputs)
+    assert list(samples.arrays) == ["mask", "image"]
+
+
+def test_a_chain_draws_what_its_stages_draw_one_by_one(client: Client) -> None:
+    both = client.sample("cmr_flow", 7, steps=4, mask_steps=3)
+    masks = client.sample("cmr_mask", 7, steps=3).arrays["mask"]
+    assert len(np.unique(masks)) == 4, "masks that are all alike would show nothing"
+    assert len({mask.tobytes() for mask in masks}) == 7
+    under_them = client.sample("cmr_flow_image", 7, steps=4, mask_steps=3, condition=masks)
+    for name, values in both.arrays.items():
+        np.testing.assert_array_equal(under_them.arrays[name], values)
+    under_others = client.sample("cmr_flow_image", 7, steps=4, condition=masks[::-1])
+    assert (under_others.arrays["image"] != both.arrays["image"]).mean() > 0.1
+
+
+def test_a_condition_comes_back_with_the_samples(client: Client) -> None:
+    masks = np.random.default_rng(4).integers(0, 3, (2, *CONDITION.shape), np.uint8)
+    samples = client.sample("tiny_conditional", 2, condition=masks)
+    assert [output.name for output in samples.outputs] == list(samples.arrays) == ["anatomy", "image"]
+    assert samples.outputs[0] == Output("anatomy", "uint8", CONDITION.shape, 0, CONDITION.classes - 1)
+    np.testing.assert_array_equal(samples.arrays["anatomy"], masks)
 
 
 def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
@@ -61,7 +97,16 @@ def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
         ({"count": 1, "steps": 1001}, "steps is 1001; it must be from 1 to 1000", 400),
         ({"count": 1, "solver": "magic"}, "solver is 'magic'; allowed for tiny are ddpm", 400),
         ({"count": 1, "condition": np.zeros((1, 1, 16, 16), np.uint8)}, "tiny takes none", 400),
+        ({"count": 1, "mask_steps": 3}, "'mask_steps' .* is unknown; allowed are steps and solver", 400),
         ({"model": "nobody", "count": 1}, "nobody", 404),
+        (
+            {"model": "cmr_flow", "count": 1, "condition": np.zeros((1, 1, 16, 16), np.uint8)},
+            "cmr_flow takes none",
+            400,
+        ),
+        ({"model": "cmr_flow", "count": 9, "solver": "midpoint"}, "allowed for cmr_mask are ddpm.*; mask_solver", 400),
+        ({"model": "cmr_flow", "count": 9, "solver": "ddim"}, "allowed for cmr_flow_image are .*euler, midpoint", 400),
+        ({"model": "cmr_flow", "count": 9, "mask_steps": 1001}, "^mask_steps is 1001; it must be from 1 to 1000$", 400),
         ({"model": "tiny_conditional", "count": 1}, "anatomy", 400),
         (
             {"model": "tiny_conditional", "count": 9, "condition": np.zeros((8, 1, 16, 16), np.uint8)},

@@ -21,6 +21,11 @@ def conditional(manifest):
     return dataclasses.replace(manifest, condition=Condition("mask", (1, 16, 16), classes=4))
 
 
+@pytest.fixture(scope="module")
+def first(manifest):
+    return dataclasses.replace(manifest, outputs=manifest.outputs[:1])
+
+
 def refusal(*args):
     with pytest.raises(BadRequest) as error:
         parse_request(*args)
@@ -112,6 +117,45 @@ def test_a_model_without_steps_takes_no_parameters(manifest):
     request = parse_request(gan, SEED, {})
     assert (request.solver, request.steps) == (None, 0)
     assert refusal(gan, SEED, {"steps": 4}) == "parameter 'steps' (value 4) is unknown; tiny takes none"
+
+
+def test_the_first_of_a_chain_has_parameters_of_its_own(first):
+    request = parse_request(first, SEED, {"steps": 9, "solver": "midpoint", "mask_steps": 3, "mask_solver": "ddim"})
+    assert (request.solver, request.steps) == ("ddim", 3)
+    request = parse_request(first, SEED, {"steps": 9, "mask_solver": "ddim"})
+    assert (request.solver, request.steps) == ("ddim", 9)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"solver": "euler"}, "solver is 'euler'; allowed for tiny are {}; mask_solver is for tiny alone"),
+        ({"mask_solver": "euler"}, "mask_solver is 'euler'; allowed for tiny are {}"),
+        ({"mask_solver": 3, "solver": "ddim"}, "mask_solver is 3; allowed for tiny are {}"),
+        ({"steps": 0}, "steps is 0; it must be from 1 to 1000; mask_steps is for tiny alone"),
+        ({"mask_steps": 0}, "mask_steps is 0; it must be from 1 to 1000"),
+        ({"mask_steps": "3", "steps": 3}, "mask_steps is '3', a str; it must be an integer from 1 to 1000"),
+        (
+            {"image_steps": 3},
+            "parameter 'image_steps' (value 3) is unknown; allowed are steps, solver, mask_steps and mask_solver",
+        ),
+    ],
+)
+def test_what_is_wrong_with_them_is_said_by_the_name_that_was_given(first, parameters, message):
+    solvers = "ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm"
+    assert refusal(first, SEED, parameters) == message.format(solvers)
+
+
+def test_a_conditioned_model_leaves_them_to_the_stage_before(conditional):
+    request = parse_request(conditional, SEED, {"steps": 2, "mask_steps": "9", "mask_solver": "euler"}, MASK)
+    assert (request.solver, request.steps) == ("dpmpp_2m", 2)
+    expected = "parameter 'anatomy_steps' (value 2) is unknown; allowed are steps and solver"
+    assert refusal(conditional, SEED, {"anatomy_steps": 2}, MASK) == expected
+
+
+def test_a_model_of_several_outputs_is_the_first_of_no_chain(manifest):
+    expected = "parameter 'mask_steps' (value 2) is unknown; allowed are steps and solver"
+    assert refusal(manifest, SEED, {"mask_steps": 2}) == expected
 
 
 def test_a_condition_is_taken(conditional):

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from live import CONDITION, MAX_BATCH, PATIENCE, Live, add_model, eventually, processes, running, start
+from live import CHAIN_BATCH, CONDITION, MAX_BATCH, PATIENCE, Live, add_model, eventually, processes, running, start
 from numpy.typing import NDArray
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -24,7 +24,7 @@ from serving.client import Client, LocalClient, SamplingError
 from serving.samples import Samples
 
 PROTOCOLS = ("grpc", "http")
-SOLVERS = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "ipndm")
+DIFFUSIONS, FLOWS = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "ipndm"), ("euler", "midpoint")
 SEEDS = np.arange(2)[:, None]
 
 
@@ -32,9 +32,9 @@ def anatomy(seed: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, CONDITION.classes, CONDITION.shape, np.uint8)
 
 
-def ask(client: Client, model: str, seeds: list[int], steps: int, solver: str) -> Samples:
+def ask(client: Client, model: str, seeds: list[int], parameters: dict[str, Any]) -> Samples:
     condition = np.stack([anatomy(seed) for seed in seeds]) if model == "tiny_conditional" else None
-    return client.sample(model, seeds=seeds, steps=steps, solver=solver, condition=condition)
+    return client.sample(model, seeds=seeds, condition=condition, **parameters)
 
 
 def assert_same(samples: Samples, row: int, alone: Samples) -> None:
@@ -44,18 +44,46 @@ def assert_same(samples: Samples, row: int, alone: Samples) -> None:
     assert samples.provenance[row] == alone.provenance[0]
 
 
-@pytest.mark.parametrize("model", ["tiny", "tiny_conditional"])
+class Sort(NamedTuple):
+    """What may be asked of a model: the largest batch, solvers, those of a mask stage, and the models that answer."""
+
+    rows: int
+    solvers: tuple[str, ...]
+    mask_solvers: tuple[str, ...]
+    stages: tuple[str, ...]
+
+    def parameters(self, dice: random.Random) -> dict[str, Any]:
+        chosen = {"steps": dice.choice([2, 3, 5, 12, 20]), "solver": dice.choice(self.solvers)}
+        if self.mask_solvers:
+            own = {"mask_steps": dice.choice([1, 4, 9]), "mask_solver": dice.choice(self.mask_solvers)}
+            shared = ["mask_steps", *(["mask_solver"] if self.solvers == self.mask_solvers else [])]
+            chosen |= {name: value for name, value in own.items() if name not in shared or dice.random() < 0.5}
+        return chosen
+
+
+SORTS = {
+    "tiny": Sort(MAX_BATCH, DIFFUSIONS, (), ("tiny",)),
+    "tiny_conditional": Sort(MAX_BATCH, DIFFUSIONS, (), ("tiny_conditional",)),
+    "cmr_ddpm": Sort(MAX_BATCH, DIFFUSIONS, DIFFUSIONS, ("cmr_mask", "cmr_ddpm_image")),
+    "cmr_flow": Sort(CHAIN_BATCH, FLOWS, DIFFUSIONS, ("cmr_mask", "cmr_flow_image")),
+}
+
+
+@pytest.mark.parametrize("model", SORTS)
 def test_a_sample_is_the_same_whoever_shares_its_batch(live: Live, local: LocalClient, model: str) -> None:
-    dice = random.Random(model)
+    dice, sort = random.Random(model), SORTS[model]
     asked = [
-        ([dice.choice([0, 1, 2, 3, 5, 8, 2**40 + 1, 2**63 - 1]) for _ in range(dice.randint(1, MAX_BATCH - 1))],
-         dice.choice([2, 3, 5, 12, 20]), dice.choice(SOLVERS))
+        ([dice.choice([0, 1, 2, 3, 5, 8, 2**40 + 1, 2**63 - 1]) for _ in range(dice.randint(1, sort.rows - 1))],
+         sort.parameters(dice))
         for _ in range(300)
     ]  # fmt: skip
-    requests = live.metric("request_success", model)
-    executions = live.metric("exec_count", model)
+    counted = ("request_success", "exec_count")
+    before = {(name, stage): live.metric(name, stage) for name in counted for stage in sort.stages}
 
-    def ask_several(several: list[tuple[list[int], int, str]]) -> list[Samples]:
+    def since(name: str, stage: str) -> float:
+        return live.metric(name, stage) - before[name, stage]
+
+    def ask_several(several: list[tuple[list[int], dict[str, Any]]]) -> list[Samples]:
         with live.client(dice.choice(PROTOCOLS)) as client:
             return [ask(client, model, *one) for one in several]
 
@@ -63,16 +91,17 @@ def test_a_sample_is_the_same_whoever_shares_its_batch(live: Live, local: LocalC
         shares = [asked[first::12] for first in range(12)]
         answers = list(threads.map(ask_several, shares))
 
-    alone = cache(lambda *one: ask(local, model, [one[0]], *one[1:]))
+    alone = cache(lambda seed, parameters: ask(local, model, [seed], dict(parameters)))
     for share, samples_of_share in zip(shares, answers, strict=True):
-        for (seeds, steps, solver), samples in zip(share, samples_of_share, strict=True):
+        for (seeds, parameters), samples in zip(share, samples_of_share, strict=True):
             assert samples.seeds == seeds
             for row, seed in enumerate(seeds):
-                assert_same(samples, row, alone(seed, steps, solver))
+                assert_same(samples, row, alone(seed, tuple(parameters.items())))
     eventually(
-        lambda: live.metric("request_success", model) - requests == len(asked), "Triton has counted all requests"
+        lambda: all(since("request_success", stage) == len(asked) for stage in sort.stages),
+        "Triton has counted all requests",
     )
-    assert live.metric("exec_count", model) - executions < 0.9 * len(asked), (
+    assert all(since("exec_count", stage) < 0.9 * len(asked) for stage in sort.stages), (
         "the batcher merged next to nothing, so this test showed next to nothing"
     )
 
@@ -107,21 +136,43 @@ BAD = {
     "unknown solver": ({"seed": SEEDS}, {"solver": "magic"}, ["solver is 'magic'", "ddpm, ddim, dpmpp_2m"]),
     "solver of a flow": ({"seed": SEEDS}, {"solver": "midpoint"}, ["solver is 'midpoint'", "ddpm, ddim, dpmpp_2m"]),
     "solver as a number": ({"seed": SEEDS}, {"solver": 3}, ["solver is 3", "ddpm, ddim, dpmpp_2m"]),
-    "unknown parameter": ({"seed": SEEDS}, {"stepps": 20}, ["'stepps'", "20", "steps and solver"]),
+    "unknown parameter": ({"seed": SEEDS}, {"stepps": 20}, ["'stepps'", "20", "allowed are steps"]),
 }
 MASKS = np.stack([anatomy(0), anatomy(1)])
 NAN = np.full(MASKS.shape, np.nan, np.float32)
-BAD_CONDITION = {
-    "no condition": ({"seed": SEEDS}, {}, ["anatomy"]),
-    "NaN": ({"seed": SEEDS, "anatomy": NAN}, {}, ["'anatomy'", "FP32", "UINT8"]),
-    "a class too many": ({"seed": SEEDS, "anatomy": MASKS + 1}, {}, ["anatomy holds class 4", "0 to 3"]),
-    "size": ({"seed": SEEDS, "anatomy": MASKS[..., :8]}, {}, ["'anatomy'", "[-1,1,16,16]", "[2,1,16,8]"]),
-    "too few": ({"seed": SEEDS, "anatomy": MASKS[:1]}, {}, ["batch size does not match"]),
-    "bad steps with a good one": ({"seed": SEEDS, "anatomy": MASKS}, {"steps": 1001}, ["steps is 1001", "1 to 1000"]),
+CONDITIONS = {"tiny_conditional": "anatomy", "cmr_ddpm_image": "mask"}
+
+
+def bad_condition(name: str) -> dict[str, Any]:
+    return {
+        "no condition": ({"seed": SEEDS}, {}, [name]),
+        "NaN": ({"seed": SEEDS, name: NAN}, {}, [f"'{name}'", "FP32", "UINT8"]),
+        "a class too many": ({"seed": SEEDS, name: MASKS + 1}, {}, [f"{name} holds class 4", "0 to 3"]),
+        "size": ({"seed": SEEDS, name: MASKS[..., :8]}, {}, [f"'{name}'", "[-1,1,16,16]", "[2,1,16,8]"]),
+        "too few": ({"seed": SEEDS, name: MASKS[:1]}, {}, ["batch size does not match"]),
+        "bad steps with a good one": ({"seed": SEEDS, name: MASKS}, {"steps": 1001}, ["steps is 1001", "1 to 1000"]),
+        "unknown parameter": ({"seed": SEEDS, name: MASKS}, {"stepps": 1}, ["'stepps'", "steps and solver"]),
+    }
+
+
+BAD_CHAIN = {
+    "more rows than the second stage holds": ({"seed": np.arange(6)[:, None]}, {}, ["<= 5", "'cmr_flow_image'"]),
+    "mask from the client": ({"seed": SEEDS, "mask": MASKS}, {}, ["mask"]),
+    "solver of the second stage": ({"seed": SEEDS}, {"solver": "midpoint"}, ["'midpoint'", "cmr_mask", "mask_solver"]),
+    "solver of the first stage": ({"seed": SEEDS}, {"solver": "ddim"}, ["'ddim'", "cmr_flow_image", "euler, midpoint"]),
+    "no mask_steps": ({"seed": SEEDS}, {"mask_steps": 0}, ["mask_steps is 0", "from 1 to 1000"]),
+    "mask_steps as text": ({"seed": SEEDS}, {"mask_steps": "9"}, ["mask_steps is '9'", "integer from 1 to 1000"]),
+    "unknown mask_solver": ({"seed": SEEDS}, {"mask_solver": "euler"}, ["mask_solver is 'euler'", "cmr_mask", "ddim"]),
+    "image_steps": ({"seed": SEEDS}, {"image_steps": 4}, ["'image_steps'", "mask_steps and mask_solver"]),
 }
 ALL_BAD = [
     pytest.param(model, *case, id=f"{model}: {name}")
-    for model, cases in (("tiny", BAD), ("tiny_conditional", BAD_CONDITION))
+    for model, cases in {
+        "tiny": BAD,
+        "cmr_ddpm": BAD,
+        "cmr_flow": BAD_CHAIN,
+        **{model: bad_condition(condition) for model, condition in CONDITIONS.items()},
+    }.items()
     for name, case in cases.items()
 ]
 
@@ -141,9 +192,9 @@ def test_bad_input_is_refused_and_does_no_harm(
         infer(live, protocol, model, inputs, parameters)
     assert refusal.value.status() == {"http": "400", "grpc": "StatusCode.INVALID_ARGUMENT"}[protocol]
     assert [word for word in named if word not in refusal.value.message()] == []
-    good = {"seed": SEEDS, **({"anatomy": MASKS} if model == "tiny_conditional" else {})}
+    good = {"seed": SEEDS, **({CONDITIONS[model]: MASKS} if model in CONDITIONS else {})}
     result = infer(live, protocol, model, good, {"steps": 3})
-    expected = local.sample(model, 2, steps=3, condition=good.get("anatomy"))
+    expected = local.sample(model, 2, steps=3, condition=MASKS if model in CONDITIONS else None)
     np.testing.assert_array_equal(result.as_numpy("image"), expected.arrays["image"])
 
 
@@ -193,9 +244,10 @@ def test_each_request_of_a_batch_gets_its_own_answer(live: Live, local: LocalCli
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_overload_is_answered_at_once(live: Live, local: LocalClient, protocol: str) -> None:
+@pytest.mark.parametrize("model", ["tiny_busy", "tiny_busy_chain"])
+def test_overload_is_answered_at_once(live: Live, protocol: str, model: str) -> None:
     """While the model does nothing at all, every request that finds the queue full has its 503."""
-    model, count = "tiny_busy", 10
+    count = 10
     with ThreadPoolExecutor(count) as threads:
 
         def draw() -> str | int:
@@ -205,7 +257,7 @@ def test_overload_is_answered_at_once(live: Live, local: LocalClient, protocol: 
                 return error.status()
             return 200
 
-        with live.closed(model) as waiting:
+        with live.closed("tiny_busy") as waiting:
             answers = [threads.submit(draw)]
             eventually(waiting.exists, "the model has the first in hand")
             answers += [threads.submit(draw) for _ in range(count - 1)]
@@ -216,8 +268,9 @@ def test_overload_is_answered_at_once(live: Live, local: LocalClient, protocol: 
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_client_asks_an_overloaded_server_again(live: Live, local: LocalClient, protocol: str) -> None:
-    model, refusals = "tiny_busy", []
+@pytest.mark.parametrize("model", ["tiny_busy", "tiny_busy_chain"])
+def test_the_client_asks_an_overloaded_server_again(live: Live, local: LocalClient, protocol: str, model: str) -> None:
+    refusals = []
 
     def draw(timeout: float, count: int) -> Samples:
         with live.client(protocol, timeout) as client:
@@ -226,7 +279,7 @@ def test_the_client_asks_an_overloaded_server_again(live: Live, local: LocalClie
             return client.sample(model, count, seed=50)
 
     with ThreadPoolExecutor(12) as threads:
-        with live.closed(model):
+        with live.closed("tiny_busy"):
             patient = [threads.submit(draw, PATIENCE, 3 * MAX_BATCH) for _ in range(4)]
             eventually(lambda: len(refusals) >= 8, "they are refused, more than once each")
             with pytest.raises(SamplingError, match="queue") as refusal:

@@ -7,13 +7,16 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from live import CHECKOUT, PATIENCE, Live, add_model, free_ports, processes, start
+from live import CHECKOUT, PATIENCE, Live, add_chains, add_model, free_ports, processes, start
+from PIL import Image
+from tiny import write_tiny_bundle
 
 from serving.__main__ import main
-from serving.bundle import REPOSITORY
+from serving.bundle import REPOSITORY, bundle_folder
 from serving.server import find_installation, find_models
 
 
@@ -38,17 +41,30 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_all_ways_to_sample_write_the_same_files(live: Live, tmp_path: Path) -> None:
-    asked = ["sample", "--model", "tiny", "--count", 11, "--seed", 7, "--steps", 6, "--solver", "dpmpp_2m"]
+@pytest.mark.parametrize(
+    ("model", "options", "taken"),
+    [
+        ("tiny", ["--solver", "dpmpp_2m"], [("dpmpp_2m", 6)]),
+        (
+            "cmr_flow",
+            ["--solver", "midpoint", "--mask-solver", "ddim", "--mask-steps", 4],
+            [("ddim", 4), ("midpoint", 6)],
+        ),
+    ],
+)
+def test_all_ways_to_sample_write_the_same_files(
+    live: Live, tmp_path: Path, model: str, options: list[object], taken: list[tuple[str, int]]
+) -> None:
+    asked = ["sample", "--model", model, "--count", 11, "--seed", 7, "--steps", 6, *options]
     ways = {
         "local": ["--local", "--repository", live.repository],
         "grpc": ["--url", live.url("grpc")],
         "http": ["--protocol", "http", "--url", live.url("http")],
     }
-    for way, options in ways.items():
-        result = serving(*asked, *options, "--out", tmp_path / way)
+    for way, where in ways.items():
+        result = serving(*asked, *where, "--out", tmp_path / way)
         assert result.exit_code == 0, result.output
-        assert "11 samples of tiny in" in result.output
+        assert f"11 samples of {model} in" in result.output
         assert f"{tmp_path / way}: images/, masks/, overlays/, pairs.npz, provenance.json, sheet.png" in result.output
     files = sorted(path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*") if path.is_file())
     assert len(files) == 3 + 3 * 11
@@ -58,7 +74,76 @@ def test_all_ways_to_sample_write_the_same_files(live: Live, tmp_path: Path) -> 
     with np.load(tmp_path / "http" / "pairs.npz") as pairs:
         assert pairs["seed"].tolist() == list(range(7, 18))
     record = json.loads((tmp_path / "grpc" / "provenance.json").read_text())
-    assert {(facts["solver"], facts["steps"]) for facts in record["samples"]} == {("dpmpp_2m", 6)}
+    for sample in record["samples"]:
+        assert [(facts["solver"], facts["steps"]) for facts in sample.get("stages", [sample])] == taken
+
+
+@pytest.mark.parametrize("model", ["tiny", "cmr_flow"])
+def test_nifti_files_hold_the_pairs(live: Live, tmp_path: Path, model: str) -> None:
+    out = tmp_path / "samples"
+    result = serving("sample", "--model", model, "--count", 2, "--url", live.url("grpc"), "--nifti", "--out", out)
+    assert ", nifti/, overlays/" in result.output
+    with np.load(out / "pairs.npz") as pairs:
+        for name in ("mask", "image"):
+            for row, seed in enumerate(pairs["seed"]):
+                voxels = np.asanyarray(nibabel.load(out / "nifti" / f"{seed:06d}_{name}.nii.gz").dataobj)
+                np.testing.assert_array_equal(voxels[..., 0].T, pairs[name][row, 0])
+    record = json.loads((out / "provenance.json").read_text())
+    sidecar = json.loads((out / "nifti" / "000001_mask.json").read_text())
+    assert sidecar["provenance"] == record["samples"][1]
+    assert list(sidecar["labels"].values()) == record["outputs"][0]["labels"]
+
+
+def test_nifti_without_nibabel_is_refused_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "pip install 'medgen[nifti]'" in refused("sample", "--model", "tiny", "--nifti", "--out", tmp_path / "out")
+
+
+def test_images_under_the_masks_of_other_samples(live: Live, tmp_path: Path) -> None:
+    asked = ["sample", "--local", "--repository", live.repository]
+    assert serving(*asked, "--model", "cmr_flow", "--count", 6, "--out", tmp_path / "chain").exit_code == 0
+    pairs = np.load(tmp_path / "chain" / "pairs.npz")
+    np.save(tmp_path / "masks.npy", pairs["mask"][:, 0])
+    for file in (tmp_path / "chain" / "pairs.npz", tmp_path / "masks.npy"):
+        result = serving(
+            *asked, "--model", "cmr_flow_image", "--condition", file, "--out", tmp_path / "image", "--force"
+        )
+        assert result.exit_code == 0, result.output
+        assert "6 samples of cmr_flow_image" in result.output
+        for name, values in np.load(tmp_path / "image" / "pairs.npz").items():
+            np.testing.assert_array_equal(values, pairs[name])
+        chain, image = (Image.open(tmp_path / folder / "sheet.png").tobytes() for folder in ("chain", "image"))
+        assert chain == image, "the masks are outlined alike"
+
+
+@pytest.mark.parametrize(
+    ("name", "masks", "said"),
+    [
+        ("masks.npy", np.zeros((2, 16, 16)), "masks.npy holds float64 values; masks must be uint8"),
+        ("masks.npy", np.full((2, 1, 16, 16), 4, np.uint8), "mask holds class 4; allowed are 0 to 3"),
+        ("masks.npy", np.zeros((2, 1, 16, 8), np.uint8), "mask has shape [2, 1, 16, 8]; it must be uint8 of shape"),
+        ("masks.npy", np.zeros((16, 16), np.uint8), "shape [16, 16]; it must be [N, H, W] or [N, 1, H, W]"),
+        ("masks.npy", np.zeros((0, 16, 16), np.uint8), "shape [0, 16, 16]; it must be"),
+        ("masks.npy", np.array([None]), "masks.npy is no .npz or .npy of masks"),
+        ("masks.npy", b"PNG", "masks.npy is no .npz or .npy of masks"),
+        ("masks.npz", b"PK\x03\x04", "masks.npz is no .npz or .npy of masks"),
+        ("pairs.npz", {"image": np.zeros(3), "seed": np.zeros(3)}, "has no array 'mask'; it holds image, seed"),
+        ("masks.npy", np.zeros((3, 16, 16), np.uint8), "mask has shape [3, 1, 16, 16]; it must be uint8 of shape [2,"),
+    ],
+)
+def test_masks_that_will_not_do(live: Live, tmp_path: Path, name: str, masks: object, said: str) -> None:
+    file = tmp_path / name
+    if isinstance(masks, bytes):
+        file.write_bytes(masks)
+    elif isinstance(masks, dict):
+        np.savez(file, **masks)
+    else:
+        np.save(file, masks, allow_pickle=True)
+    asked = ["sample", "--model", "cmr_ddpm_image", "--local", "--repository", live.repository, "--condition", file]
+    assert said in refused(*asked, "--out", tmp_path / "samples", "--count", 2)
+    assert not (tmp_path / "samples").exists()
 
 
 def test_samples_are_replaced_only_when_asked(repository: Path, tmp_path: Path) -> None:
@@ -113,8 +198,34 @@ def test_what_cannot_be_served_is_named(repository: Path, tmp_path: Path) -> Non
 
 
 def test_models_without_a_bundle_are_passed_over(repository: Path) -> None:
-    assert find_models(repository) == (["tiny"], ["pig"])
-    assert find_models(repository, ["tiny"]) == (["tiny"], [])
+    assert find_models(repository) == (["tiny"], {"pig": "pig"})
+    assert find_models(repository, ["tiny"]) == (["tiny"], {})
+
+
+def test_a_chain_is_served_with_its_stages_or_not_at_all(tmp_path: Path) -> None:
+    add_chains(tmp_path)
+    add_model(tmp_path, "tiny")
+    assert find_models(tmp_path, ["cmr_flow"]) == (["cmr_mask", "cmr_flow_image", "cmr_flow"], {})
+    everything = {"cmr_mask", "cmr_ddpm_image", "cmr_ddpm", "cmr_flow_image", "cmr_flow", "tiny"}
+    assert set(find_models(tmp_path)[0]) == everything
+    shutil.rmtree(bundle_folder(tmp_path, "cmr_flow_image"))
+    built, unbuilt = find_models(tmp_path)
+    assert set(built) == everything - {"cmr_flow_image", "cmr_flow"}
+    assert unbuilt == {"cmr_flow": "cmr_flow_image", "cmr_flow_image": "cmr_flow_image"}
+    said = refused("up", "--repository", tmp_path, "--model", "cmr_flow")
+    command = f"python -m export build --model cmr_flow --repository {tmp_path}"
+    assert f"model cmr_flow_image, which cmr_flow needs, has not been built: run {command}" in said
+
+
+def test_a_chain_whose_stages_do_not_fit_is_not_served(tmp_path: Path) -> None:
+    add_chains(tmp_path)
+    write_tiny_bundle(bundle_folder(tmp_path, "cmr_mask"), model="cmr_mask", sample_shape=(4, 24, 24))
+    said = refused("up", "--repository", tmp_path, "--model", "cmr_flow")
+    assert "chain cmr_flow: cmr_mask draws mask as uint8 [1, 24, 24] of 4 classes; cmr_flow_image needs uint8" in said
+    assert find_models(tmp_path, ["cmr_mask"]) == (["cmr_mask"], {})
+    (bundle_folder(tmp_path, "cmr_mask") / "manifest.json").write_text('{"schema": 1}')
+    said = refused("up", "--repository", tmp_path, "--model", "cmr_flow")
+    assert f"{bundle_folder(tmp_path, 'cmr_mask')}: manifest.json: schema is 1" in said
 
 
 def test_without_triton_there_is_a_line_to_type(

@@ -1,0 +1,83 @@
+"""A chain is built when its stages are: those whose checkpoints are given, beside those that are there already."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from export import BuildError, Progress, silent
+from export.build import Options, build_all, prepare_repository
+from serving.bundle import Bundle, Manifest, bundle_folder, load_bundle
+from serving.chain import Chain, check_stages
+from training.checkpoint import CheckpointError, find_checkpoint, read_config, shipped_checkpoint
+
+
+class Built(NamedTuple):
+    """A stage's bundle, and the checkpoint that it was built from just now; None if it was there and was kept."""
+
+    bundle: Bundle
+    checkpoint: Path | None
+
+
+def by_model(checkpoints: Iterable[Path], models: Sequence[str]) -> dict[str, Path]:
+    """Checkpoints by the names of their models, which they know themselves.
+
+    Raises:
+        CheckpointError: one is missing or broken.
+        BuildError: one is of none of ``models``, or two are of the same.
+    """
+    found: dict[str, Path] = {}
+    for checkpoint in checkpoints:
+        model = str(read_config(find_checkpoint(checkpoint)).get("model"))
+        if model not in models:
+            raise BuildError(f"{checkpoint} holds a {model}; wanted is {' or '.join(models)}")
+        if model in found:
+            raise BuildError(f"{found[model]} and {checkpoint} both hold a {model}; name one")
+        found[model] = checkpoint
+    return found
+
+
+def build_chain(
+    chain: Chain,
+    checkpoints: Sequence[Path],
+    repository: Path,
+    options: Options,
+    progress: Progress = silent,
+) -> list[Built]:
+    """Build the stages whose checkpoints are given, all or none of them, and keep the others.
+
+    A stage that has neither a checkpoint nor a bundle gets the checkpoint that medgen ships, if it ships one. The
+    repository gets the chain's own folder.
+
+    Raises:
+        BuildError: a stage has nothing to be built from, or a checkpoint is of no stage; and as ``build`` does.
+        ChainError: a stage draws masks of another size or other classes than the next one takes.
+        BundleError: a bundle that would be kept is broken.
+        CheckpointError, EngineError, OSError: as ``build`` does.
+    """
+    models = [stage.model for stage in chain.stages]
+    given = by_model(checkpoints, models)
+    kept = {}
+    for model in models:
+        if model in given:
+            continue
+        if (folder := bundle_folder(repository, model)).exists():
+            kept[model] = load_bundle(folder)
+        else:
+            given[model] = _shipped(chain, model)
+
+    def fit(new: Mapping[str, Manifest]) -> None:
+        check_stages(chain, {**{model: bundle.manifest for model, bundle in kept.items()}, **new})
+
+    wanted = {model: given[model] for model in models if model in given}
+    built = build_all(wanted, repository, options, progress, fit)
+    prepare_repository(repository, chain.model)
+    return [Built(built[model], given[model]) if model in built else Built(kept[model], None) for model in models]
+
+
+def _shipped(chain: Chain, model: str) -> Path:
+    try:
+        return shipped_checkpoint(model)
+    except CheckpointError:
+        raise BuildError(
+            f"{chain.model} needs {model}, which has not been built: name a checkpoint of it with --checkpoint"
+        ) from None

@@ -1,0 +1,5 @@
+from serving.triton_model import BundleModel
+
+
+class TritonPythonModel(BundleModel):
+    """Serves the bundle beside this file."""

@@ -1,0 +1,105 @@
+"""Chains: models that Triton runs one after the other for one request, as an ensemble's config.pbtxt says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from serving.bundle import BundleError, Manifest, Output
+
+CONFIG = "config.pbtxt"
+SEED, PROVENANCE = "seed", "provenance"
+
+
+class ChainError(BundleError):
+    """A chain cannot be run as its config.pbtxt says; the message names the chain, and the stage if it is one."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model of a chain: which of the chain's tensors its inputs are, and which its outputs become."""
+
+    model: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Its stages, in the order in which they run, and which of the tensors a client gets."""
+
+    model: str
+    stages: tuple[Stage, ...]
+    outputs: tuple[str, ...]
+
+
+def find_chains(repository: Path) -> dict[str, Chain]:
+    """The chains of a model repository by their names; raises ChainError as read_chain does."""
+    names = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
+    return {name: chain for name in names if (chain := read_chain(repository, name))}
+
+
+def read_chain(repository: Path, model: str) -> Chain | None:
+    """The chain of that name, or None if the model is none or is not there.
+
+    Raises ChainError if config.pbtxt cannot be read, or as chain_of does.
+    """
+    file = repository / model / CONFIG
+    try:
+        # What is unknown here a newer Triton may know.
+        config = text_format.Parse(file.read_text(), ModelConfig(), allow_unknown_field=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ChainError(f"{file} cannot be read: {error}") from None
+    config.name = model
+    return chain_of(config)
+
+
+def chain_of(config: ModelConfig) -> Chain | None:
+    """The chain that a model's configuration describes, or None if it describes a single model.
+
+    Raises ChainError if a stage draws from other seeds than the client's, takes what no stage before it gives, or keeps
+    its provenance from the client.
+    """
+    if config.platform != "ensemble":
+        return None
+    stages = tuple(
+        Stage(step.model_name, dict(step.input_map), dict(step.output_map)) for step in config.ensemble_scheduling.step
+    )
+    given = {SEED}
+    outputs = tuple(tensor.name for tensor in config.output)
+    for stage in stages:
+        if stage.inputs.get(SEED) != SEED:
+            raise ChainError(f"chain {config.name}: {stage.model} must take {SEED!r} as its {SEED!r}")
+        if missing := sorted(set(stage.inputs.values()) - given):
+            raise ChainError(f"chain {config.name}: {stage.model} takes {missing[0]!r}, which nothing before it gives")
+        if stage.outputs.get(PROVENANCE) not in outputs:
+            raise ChainError(f"chain {config.name}: the provenance of {stage.model} is none of its outputs")
+        given |= set(stage.outputs.values())
+    if not stages:
+        raise ChainError(f"chain {config.name} has no stages")
+    return Chain(config.name, stages, outputs)
+
+
+def check_stages(chain: Chain, manifests: Mapping[str, Manifest]) -> None:
+    """Raise ChainError if a stage is conditioned on something else than what a stage before it draws.
+
+    manifests: of every stage, by its model's name.
+    """
+    drawn: dict[str | None, tuple[str, Output]] = {}
+    for stage in chain.stages:
+        manifest = manifests[stage.model]
+        if (condition := manifest.condition) is not None:
+            if (tensor := stage.inputs.get(condition.name)) not in drawn:
+                raise ChainError(f"chain {chain.model}: no stage draws the {condition.name} that {stage.model} needs")
+            source, output = drawn[tensor]
+            wanted = f"uint8 {list(condition.shape)} of {condition.classes} classes"
+            found = f"{output.dtype} {list(output.shape)} of {len(output.labels)} classes"
+            if found != wanted:
+                raise ChainError(
+                    f"chain {chain.model}: {source} draws {output.name} as {found}; {stage.model} needs {wanted}"
+                )
+        drawn |= {stage.outputs[o.name]: (stage.model, o) for o in manifest.outputs if o.name in stage.outputs}

@@ -1,0 +1,172 @@
+"""Building, listing and checking a chain: its stages together, or none of them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import contents
+from tiny_chain import PRESET, TinyImage, TinyMask, register, write_checkpoint
+
+from export.__main__ import main
+from export.parity import measure_parity
+from serving.bundle import REPOSITORY, bundle_folder, load_bundle
+from serving.client import LocalClient
+from serving.server import find_models
+from training.family import Preset
+
+STAGES = ("cmr_mask", "cmr_ddpm_image")
+
+
+class ThreeClasses(TinyMask):
+    def __init__(self, preset: Preset) -> None:
+        super().__init__(preset, classes=3)
+
+
+@pytest.fixture(autouse=True)
+def families(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, TinyMask, TinyImage)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    return {family.name: write_checkpoint(folder / family.name, family(PRESET)) for family in (TinyMask, TinyImage)}
+
+
+@pytest.fixture(scope="module")
+def built(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository that holds the chain."""
+    repository = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        register(patch, TinyMask, TinyImage)
+        said = build(repository, *reversed(checkpoints.values()))
+    for stage in STAGES:
+        assert f"{bundle_folder(repository, stage)} is built from {checkpoints[stage]}" in said
+    assert said.index("cmr_mask, preset") < said.index("cmr_ddpm_image, preset")
+    return repository
+
+
+@pytest.fixture
+def repository(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, where exporting, which takes a while, gives what it gave before."""
+    for name in ("step", "finish"):
+        monkeypatch.setattr(f"export.build.{name}_graph", exported(built, name))
+    return shutil.copytree(built, tmp_path / "repository")
+
+
+def exported(built: Path, name: str) -> Callable[..., onnx.ModelProto]:
+    return lambda family, *_: onnx.load(bundle_folder(built, family.name) / f"{name}.onnx")
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 1, result.output
+    return result.stderr.strip().splitlines()[-1]
+
+
+def build(repository: Path, *checkpoints: Path, say: Callable[..., str] = run, options: tuple[object, ...] = ()) -> str:
+    named = [word for checkpoint in checkpoints for word in ("--checkpoint", checkpoint)]
+    return say("build", "--model", "cmr_ddpm", "--repository", repository, *named, *options)
+
+
+def test_a_chain_is_built_from_the_checkpoints_of_its_stages(repository: Path, checkpoints: dict[str, Path]) -> None:
+    config = (REPOSITORY / "cmr_ddpm" / "config.pbtxt").read_bytes()
+    assert contents(repository / "cmr_ddpm") == {"config.pbtxt": config, "1/.gitkeep": b""}
+    assert find_models(repository) == ([*STAGES, "cmr_ddpm"], {})
+    samples = LocalClient(repository).sample("cmr_ddpm", 3)
+    assert [output.spacing for output in samples.outputs] == [(1.25, 1.25), (1.25, 1.25)]
+    assert "all built" in run("list", "--repository", repository)
+    assert [stage in run("inspect", "cmr_ddpm", "--repository", repository) for stage in STAGES] == [True, True]
+    image = checkpoints["cmr_ddpm_image"]
+    checked = run("verify", "cmr_ddpm", "--repository", repository, "--checkpoint", image)
+    assert checked.count("digests and graphs are good") == 2
+    assert checked.count("end to end") == 2, "the state and the image; the mask model's checkpoint was not given"
+
+
+def test_stages_that_are_built_already_are_kept(repository: Path, checkpoints: dict[str, Path]) -> None:
+    before = load_bundle(bundle_folder(repository, "cmr_mask")).digest
+    said = build(repository, checkpoints["cmr_ddpm_image"], options=("--max-batch", 3))
+    assert f"{bundle_folder(repository, 'cmr_mask')} is kept as it was" in said
+    assert load_bundle(bundle_folder(repository, "cmr_mask")).digest == before
+    assert load_bundle(bundle_folder(repository, "cmr_ddpm_image")).manifest.max_batch == 3
+    assert build(repository).count("is kept as it was") == 2
+
+
+def test_a_stage_without_bundle_and_checkpoint_is_named(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+    repository = tmp_path / "empty"
+    said = build(repository, checkpoints["cmr_mask"], say=refused)
+    assert "cmr_ddpm needs cmr_ddpm_image, which has not been built: name a checkpoint of it with --checkpoint" in said
+    assert not repository.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "size", "drawn"),
+    [(ThreeClasses, 16, "[1, 16, 16] of 3 classes"), (TinyMask, 24, "[1, 24, 24] of 4 classes")],
+)
+@pytest.mark.parametrize("new", [STAGES[1:], ()], ids=["both new", "second kept"])
+def test_stages_that_do_not_fit_change_nothing(
+    repository: Path,
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: type[TinyMask],
+    size: int,
+    drawn: str,
+    new: tuple[str, ...],
+) -> None:
+    before = contents(repository)
+    register(monkeypatch, wrong, TinyImage)
+    other = write_checkpoint(tmp_path / "other", wrong(PRESET.replaced({"size": size})))
+    said = build(repository, other, *(checkpoints[stage] for stage in new), say=refused)
+    assert f"cmr_mask draws mask as uint8 {drawn}; cmr_ddpm_image needs uint8 [1, 16, 16] of 4 classes" in said
+    assert contents(repository) == before
+
+
+def test_a_stage_that_fails_leaves_all_as_they_were(
+    repository: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one, when the first is ready."""
+    before = contents(repository)
+
+    def spoiled(family, *rest):
+        figures = measure_parity(family, *rest)
+        return figures if family.name == "cmr_mask" else {**figures, "step": {"sample_next": 1.0}}
+
+    monkeypatch.setattr("export.build.measure_parity", spoiled)
+    said = build(repository, *checkpoints.values(), say=refused, options=("--max-batch", 2))
+    assert "differs from PyTorch by 1.00e+00" in said
+    assert contents(repository) == before
+
+
+def test_checkpoints_that_belong_to_no_stage_or_twice_to_one(
+    repository: Path, checkpoints: dict[str, Path], checkpoint: Path
+) -> None:
+    said = build(repository, checkpoint, say=refused)
+    assert f"{checkpoint} holds a pig; wanted is cmr_mask or cmr_ddpm_image" in said
+    mask = checkpoints["cmr_mask"]
+    assert f"{mask} and {mask} both hold a cmr_mask; name one" in build(repository, mask, mask, say=refused)
+    said = refused("build", "--model", "pig", "--repository", repository, "--checkpoint", mask)
+    assert f"{mask} holds a cmr_mask; wanted is pig" in said
+
+
+def test_a_chain_that_is_not_built(tmp_path: Path) -> None:
+    listed = run("list", "--repository", tmp_path)
+    assert "cmr_mask is not built" in listed
+    assert "cmr_mask" in refused("inspect", "cmr_flow", "--repository", tmp_path)
+
+
+def test_a_chain_of_bundles_that_do_not_fit_is_not_verified(repository: Path) -> None:
+    manifest = bundle_folder(repository, "cmr_mask") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"RV"', '"RV", "scar"'))
+    assert "of 5 classes; cmr_ddpm_image needs" in refused("verify", "cmr_ddpm", "--repository", repository)

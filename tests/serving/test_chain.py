@@ -1,0 +1,103 @@
+"""What config.pbtxt says of a chain, and what cannot be a chain."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from live import add_chains
+from tiny import write_tiny_bundle
+
+from serving.bundle import REPOSITORY, Condition, Output, bundle_folder, load_bundle
+from serving.chain import ChainError, Stage, check_stages, find_chains, read_chain
+from serving.client import LocalClient, SamplingError
+
+CHAINS = ("cmr_ddpm", "cmr_flow", "cmr_ldm")
+
+
+@pytest.fixture
+def edited(tmp_path: Path):
+    """cmr_flow's configuration with one piece of text replaced."""
+
+    def edit(old: str, new: str) -> Path:
+        shutil.copytree(REPOSITORY / "cmr_flow", tmp_path / "cmr_flow", dirs_exist_ok=True)
+        text = (REPOSITORY / "cmr_flow" / "config.pbtxt").read_text()
+        assert old in text
+        (tmp_path / "cmr_flow" / "config.pbtxt").write_text(text.replace(old, new))
+        return tmp_path
+
+    return edit
+
+
+def test_this_checkout_has_these_chains() -> None:
+    chains = find_chains(REPOSITORY)
+    for name in CHAINS:
+        chain = chains[name]
+        assert chain.model == name
+        assert chain.outputs == ("mask", "image", "mask_provenance", "provenance")
+        assert chain.stages == (
+            Stage("cmr_mask", {"seed": "seed"}, {"mask": "mask", "provenance": "mask_provenance"}),
+            Stage(f"{name}_image", {"seed": "seed", "mask": "mask"}, {"image": "image", "provenance": "provenance"}),
+        )
+
+
+def test_what_is_no_chain(tmp_path: Path) -> None:
+    assert read_chain(REPOSITORY, "pig") is None
+    assert read_chain(REPOSITORY, "nobody") is None
+    assert find_chains(tmp_path) == {}
+
+
+def test_fields_of_a_newer_triton_do_no_harm(edited) -> None:
+    chain = read_chain(edited("max_batch_size: 0", "max_batch_size: 0 warp_factor: 9"), "cmr_flow")
+    assert chain == read_chain(REPOSITORY, "cmr_flow")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('input_map { key: "mask" value: "mask" }', 'input_map { key: "mask" value: "musk" }',
+         "chain cmr_flow: cmr_flow_image takes 'musk', which nothing before it gives"),
+        ('input_map { key: "seed" value: "seed" }', "", "chain cmr_flow: cmr_mask must take 'seed' as its 'seed'"),
+        ('output_map { key: "provenance" value: "mask_provenance" }', "",
+         "chain cmr_flow: the provenance of cmr_mask is none of its outputs"),
+        ('{ name: "provenance"', '{ name: "origin"',
+         "the provenance of cmr_flow_image is none of its outputs"),
+        ('platform: "ensemble"', 'platform: "ensemble', r"config\.pbtxt cannot be read: 3:11"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_chain_is_explained(edited, old: str, new: str, message: str) -> None:
+    with pytest.raises(ChainError, match=message):
+        read_chain(edited(old, new), "cmr_flow")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"outputs": (Output("mask", "uint8", (1, 16, 16), 0, 1, ("background", "LV")),)},
+         r"chain cmr_flow: cmr_mask draws mask as uint8 \[1, 16, 16\] of 2 classes; cmr_flow_image needs uint8 "
+         r"\[1, 16, 16\] of 4 classes"),
+        ({"outputs": (Output("mask", "uint8", (1, 32, 32), 0, 3, tuple("abcd")),)}, r"uint8 \[1, 32, 32\] of 4 "),
+        ({"outputs": (Output("mask", "int16", (1, 16, 16), 0, 3, tuple("abcd")),)}, r"int16 \[1, 16, 16\] of 4 "),
+        ({"outputs": (Output("shape", "uint8", (1, 16, 16), 0, 3, tuple("abcd")),)},
+         "no stage draws the mask that cmr_flow_image needs"),
+        ({"condition": Condition("torso", (1, 16, 16), 4)}, "no stage draws the torso that cmr_mask needs"),
+    ],
+)  # fmt: skip
+def test_stages_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    add_chains(tmp_path)
+    chain = read_chain(tmp_path, "cmr_flow")
+    manifests = {stage.model: load_bundle(bundle_folder(tmp_path, stage.model)).manifest for stage in chain.stages}
+    check_stages(chain, manifests)
+    manifests["cmr_mask"] = replace(manifests["cmr_mask"], **changes)
+    with pytest.raises(ChainError, match=message):
+        check_stages(chain, manifests)
+
+
+def test_a_client_here_does_not_draw_from_stages_that_do_not_fit(tmp_path: Path) -> None:
+    add_chains(tmp_path)
+    write_tiny_bundle(bundle_folder(tmp_path, "cmr_mask"), model="cmr_mask", sample_shape=(3, 16, 16))
+    with pytest.raises(SamplingError, match="of 3 classes; cmr_ddpm_image needs"):
+        LocalClient(tmp_path).sample("cmr_ddpm", 1)
+    shutil.rmtree(bundle_folder(tmp_path, "cmr_mask"))
+    with pytest.raises(SamplingError, match=r"no bundle at .*cmr_mask/1/bundle; build it with"):
+        LocalClient(tmp_path).sample("cmr_ddpm", 1)
