@@ -278,3 +278,9 @@ def solver_table(name: str, schedule: Schedule, steps: int) -> Array:
     table = SOLVERS[name].table(schedule, steps)
     table.flags.writeable = False
     return table
+
+
+def longest_table(schedule: Schedule) -> int:
+    """Rows of the longest table that a solver has for this schedule."""
+    fitting = [name for name, solver in SOLVERS.items() if solver.kind == schedule.process]
+    return max(len(solver_table(name, schedule, schedule.num_train_timesteps)) for name in fitting)

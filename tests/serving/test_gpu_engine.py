@@ -96,7 +96,7 @@ def assert_same_bits(one, two):
         assert (one[name].dtype, one[name].tobytes()) == (two[name].dtype, two[name].tobytes()), name
 
 
-@pytest.mark.parametrize("limits", [{}, {"MOST_ROWS": 8, "NOISE_BYTES": 40_000, "MOST_GRAPHS": 3}], ids=["", "small"])
+@pytest.mark.parametrize("limits", [{}, {"MOST_ROWS": 8, "NOISE_BYTES": 40_000, "KEPT_ROWS": 20}], ids=["", "small"])
 @pytest.mark.parametrize(
     "options",
     [{}, {"schedule": FLOW}, {"condition": MASK, "sample_shape": (1, 16, 16)}, {"schedule": None}],
@@ -127,7 +127,7 @@ def test_samples_are_those_of_the_cpu(target, options, limits, tmp_path, cuda, t
             assert_same_bits(one, two)
 
 
-@pytest.mark.parametrize("lengths", [[1], [70, 3], [5, 5, 5], [130, 64, 9, 1, 1]])
+@pytest.mark.parametrize("lengths", [[1], [270, 3], [5, 5, 5], [600, 256, 9, 1, 1]])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_the_last_state_and_the_outputs_are_those_of_the_loop_on_the_host(tiny, tensorrt, lengths, stochastic):
     expected = OnnxRuntimeEngine(tiny).generate(trajectory(lengths, stochastic=stochastic))
@@ -227,7 +227,7 @@ def test_a_trajectory_is_one_upload_one_launch_and_one_wait(tiny, cuda):
         "cuCtxSetCurrent",
         *["cuMemsetD8Async"] * 5,  # the first state and the history
         "cuMemcpyHtoDAsync",  # the start
-        "cuEventSynchronize",  # long passed: it is the mark of the trajectory before
+        "cuEventSynchronize",  # long passed: the coefficients of the trajectory before
         "cuMemcpyHtoDAsync",  # all coefficients
         "cuEventRecord",
         "cuGraphLaunch",
@@ -236,6 +236,44 @@ def test_a_trajectory_is_one_upload_one_launch_and_one_wait(tiny, cuda):
     ]
     (launch,) = cuda.named("cuGraphLaunch")
     assert launch[1:] == (1000 + 1, FakeCuda.STREAM)
+
+
+def test_coefficients_of_a_long_trajectory_are_uploaded_once(tiny, cuda):
+    """More rows than a graph has: those of the next graph move to where it reads them, on the GPU."""
+    engine = RecordingEngine(tiny)
+    engine.generate(trajectory([600, 270]))
+    cuda.calls.clear()
+    engine.generate(trajectory([600, 270], seed=1))
+    begun, table, *after = [call for call in cuda.calls if call[0].startswith(("cuMemcpy", "cuGraphLaunch"))]
+    assert [call[3] for call in (begun, table)] == [2 * 2048, 600 * 256]
+    front = table[1]
+    assert after[:5] == [
+        ("cuGraphLaunch", 1001, FakeCuda.STREAM),
+        ("cuMemcpyDtoDAsync", front, front + 256 * 256, 256 * 256, FakeCuda.STREAM),
+        ("cuGraphLaunch", 1001, FakeCuda.STREAM),
+        ("cuMemcpyDtoDAsync", front, front + 512 * 256, 88 * 256, FakeCuda.STREAM),
+        ("cuGraphLaunch", 1002, FakeCuda.STREAM),
+    ]
+    assert [name for name, *_ in after[5:]] == ["cuMemcpyDtoHAsync"] * 3
+    assert [call[0] for call in cuda.named("cuEventSynchronize", "cuStreamSynchronize")] == [
+        "cuEventSynchronize",  # before the first launch, for the trajectory before
+        "cuStreamSynchronize",  # for the outputs
+    ]
+
+
+@pytest.mark.parametrize("rows", [20, 250, 256])
+def test_usual_trajectories_are_one_graph(tiny, cuda, rows):
+    engine = RecordingEngine(tiny)
+    engine.generate(trajectory([rows]))
+    assert len(cuda.named("cuGraphLaunch")) == 1
+
+
+def test_there_is_room_for_the_longest_table(tmp_path, cuda):
+    """Two rows for each of 1000 steps, of a flow."""
+    engine = RecordingEngine(load_bundle(write_tiny_bundle(tmp_path, max_batch=2, schedule=FLOW)))
+    engine.generate(trajectory([2000, 2000]))
+    with pytest.raises(EngineError, match=r"a trajectory of 2001 rows; this bundle.s solvers have 2000"):
+        engine.generate(trajectory([2001]))
 
 
 def test_a_capture_holds_every_row_and_the_finish(tiny, cuda):
@@ -262,7 +300,7 @@ def test_noise_is_sent_in_bounded_parts(tiny, cuda, monkeypatch):
 
 
 def test_few_graphs_are_kept(tiny, cuda, monkeypatch):
-    monkeypatch.setattr(gpu, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(gpu, "KEPT_ROWS", 9)
     engine = RecordingEngine(tiny)
     for rows in (3, 4, 3, 5):
         engine.generate(trajectory([rows]))
