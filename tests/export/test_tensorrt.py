@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 
 import numpy as np
 import onnx
@@ -202,6 +203,12 @@ class TestFailures:
         assert trt.went_on == [True, True, False]
         assert timings(tmp_path)[1] == b"timed;" * 3  # what was measured so far is kept
         assert signal.getsignal(signal.SIGINT) == before
+
+    def test_no_time_left(self, trt, repository, checkpoint, tmp_path):
+        message = "there was no time left to build the step plan"
+        self.fails(repository, checkpoint, message, plan=PlanOptions(deadline=time.monotonic()))
+        assert trt.went_on == [True, True, False]
+        assert timings(tmp_path)[1] == b"timed;" * 3
 
     @pytest.mark.parametrize("value", [1e-2, np.nan])
     def test_a_plan_that_draws_something_else(self, trt, repository, checkpoint, value):
