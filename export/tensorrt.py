@@ -19,11 +19,13 @@ from kernels.onnx_functions import DOMAIN, split_large_groups
 from kernels.plugin import register_plugins
 from serving.bundle import Manifest, buckets
 from serving.engines.device import Device
+from serving.engines.memory import in_plain_words
 from training.fit import stop_requests
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
+LESS = "a smaller --workspace or --max-batch takes less"
 COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 
 
@@ -151,7 +153,7 @@ def build_plan(
     if plan is None and time.monotonic() >= options.deadline:
         raise BuildError(f"there was no time left to build the {name} plan")
     if plan is None:
-        raise BuildError(f"TensorRT cannot build the {name} plan: {in_plain_words(log.errors)}")
+        raise BuildError(f"TensorRT cannot build the {name} plan: {in_plain_words('; '.join(log.errors[-3:]), LESS)}")
     return bytes(plan)
 
 
@@ -174,13 +176,6 @@ def network_flags() -> int:
 def parser_errors(parser: "trt.OnnxParser") -> str:
     errors = [parser.get_error(k) for k in range(parser.num_errors)]
     return "; ".join(f"node {error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
-
-
-def in_plain_words(errors: list[str]) -> str:
-    said = "; ".join(errors[-3:]) or "it does not say why"
-    if re.search(r"out of memory|OutOfMemory|could not be allocated", said, re.IGNORECASE):
-        return f"the GPU is out of memory; a smaller --workspace or --max-batch takes less ({said})"
-    return said
 
 
 def timings_file(target: Mapping[str, Any]) -> Path:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from serving.engines import EngineError
+from serving.engines.memory import TAKE_LESS
 
 PLAIN_WORDS = {
-    "CUDA_ERROR_OUT_OF_MEMORY": "it is out of memory; end what else uses it, or build the bundle with a smaller batch",
+    "CUDA_ERROR_OUT_OF_MEMORY": f"it is out of memory; {TAKE_LESS}",
     "CUDA_ERROR_NO_DEVICE": "the driver sees no GPU",
     "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel left its memory; this process cannot use the GPU any more",
     "CUDA_ERROR_LAUNCH_FAILED": "a kernel crashed; this process cannot use the GPU any more",

@@ -7,6 +7,8 @@ import sys
 import pytest
 from tiny import write_tiny_bundle
 
+from serving.engines.memory import TAKE_LESS
+
 pytest.importorskip("cuda.bindings", reason="cuda-python is in the extra gpu")
 
 PROGRAM = """
@@ -36,8 +38,11 @@ assert np.array_equal(state, start)
 image = engine.outputs["image"]
 tensor = StridedMemoryView.from_dlpack(image, stream_ptr=-1)
 assert (tensor.ptr, tensor.shape, tensor.dtype, tensor.device_id) == (image.address, (3, 1, 16, 16), np.float32, 0)
+capsule = image.__dlpack__(stream=1, max_version=(1, 0))  # as PyTorch asks for it
 print("end", flush=True)
 del tensor, image, engine
+print("held", flush=True)
+del capsule
 try:
     device._call("cuMemAlloc", 1 << 62)
 except EngineError as error:
@@ -113,8 +118,8 @@ def test_calls_pass_through_the_real_bindings(tmp_path):
     assert generated == EXPECTED
     assert closed.count("destroy executable 0xb0\n") == 2
     assert all(f"destroy event {mark}\n" in closed for mark in ("0xe0", "0xe1"))
-    assert closed.count("free\n") == 2 + 4 + 1 + 2 + 2  # states, ring, no noise, outputs, and two tables of rows
+    before, _, after = closed.partition("held\n")
+    assert before.count("free\n") == 2 + 4 + 1 + 1 + 2  # states, ring, no noise, mask, and two tables of rows
+    assert after.count("free\n") == 1  # the image, once nobody has it
     assert closed.count("free pinned\n") == 2
-    assert closed.endswith(
-        "GPU 0: it is out of memory; end what else uses it, or build the bundle with a smaller batch (cuMemAlloc)\n"
-    )
+    assert closed.endswith(f"GPU 0: it is out of memory; {TAKE_LESS} (cuMemAlloc)\n")

@@ -2,16 +2,22 @@
 
 import dataclasses
 import itertools
+import json
 import logging
+import re
+import shlex
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from click.core import ParameterSource
 from fake_cuda import CUresult, FakeCuda, installed
 from fake_engines import FakeCudaSession, FakeTensorRT, as_tensorrt
 from tiny import FLOW, write_tiny_bundle
 
+from export.__main__ import build_command
 from serving.bundle import Condition, buckets, load_bundle
 from serving.engines import EngineError, Trajectory, gpu, open_engine
 from serving.engines.device import Device
@@ -340,6 +346,41 @@ def test_arrays_say_where_they_are(tiny, cuda):
     assert image.__dlpack_device__() == (2, 0)
 
 
+def test_the_readme_shows_how_others_use_them(tiny, cuda, onnxruntime_gpu, monkeypatch):
+    """Its example runs on stand-ins that read the memory where the array says it is."""
+
+    class GPUArray:
+        def __init__(self, shape, dtype, allocator=None, base=None, gpudata=None, strides=None, order="C"):
+            assert base is not None  # keeps the memory
+            self.values = cuda.array(gpudata, shape, dtype)
+
+    def asarray(array):
+        interface = array.__cuda_array_interface__
+        return cuda.array(interface["data"][0], interface["shape"], interface["typestr"])
+
+    stubs = {
+        "torch": {"from_dlpack": lambda array: array.__dlpack_device__()},
+        "cupy": {"asarray": asarray},
+        "pycuda": {},
+        "pycuda.autoprimaryctx": {},
+        "pycuda.gpuarray": {"GPUArray": GPUArray},
+    }
+    for name, content in stubs.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("serving.bundle.bundle_folder", lambda repository, name: tiny.folder)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "pycuda" in block)
+    found = {}
+    exec(example, found)
+    (samples,) = found["samples"]
+    assert found["tensor"] == (2, 0)
+    assert samples["image"].any()
+    for values in (found["array"], found["gpu_array"].values):
+        np.testing.assert_array_equal(values, samples["image"])
+
+
 # --- what goes wrong ---
 
 
@@ -390,6 +431,22 @@ def test_a_run_that_fails_does_not_spoil_the_next(tiny, tensorrt, what):
     assert np.array_equal(engine.generate(trajectory([2]))[0], expected[0])
 
 
+def test_out_of_memory_is_said_in_plain_words(tiny, tensorrt, onnxruntime_gpu, monkeypatch):
+    words = r"the GPU is out of memory; end what else uses it, or build the bundle with a smaller --max-batch \({}\)"
+    engine = open_engine(as_tensorrt(tiny))
+    tensorrt.refuses, tensorrt.says = "run", "Error Code 2: OutOfMemory"
+    with pytest.raises(EngineError, match=words.format("Error Code 2: OutOfMemory")):
+        engine.generate(trajectory([3]))
+
+    def fail(*_):
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 9")
+
+    engine = open_engine(tiny)
+    monkeypatch.setattr(FakeCudaSession, "run_with_iobinding", fail)
+    with pytest.raises(EngineError, match=words.format("Failed to allocate .* of size 9")):
+        engine.generate(trajectory([3]))
+
+
 def test_a_plan_that_does_not_load_is_named(tiny, tensorrt):
     tensorrt.refuses = "deserialize"
     with pytest.raises(EngineError, match=r"TensorRT cannot load .*finish\.onnx: no deserialize today"):
@@ -407,13 +464,16 @@ def test_without_tensorrt(tiny, monkeypatch):
         open_engine(as_tensorrt(tiny))
 
 
-REBUILD = "build them here with: python -m export build --model tiny --target tensorrt"
+REBUILD = r"build them here with: python -m export build --model tiny --target tensorrt --precision fp32 --max-batch 6"
 
 
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ({"tensorrt": "10.13.0.35"}, rf"of TensorRT 10\.13\.0\.35, and here is 11\.4\.0\.106: {REBUILD}"),
+        (
+            {"tensorrt": "10.13.0.35"},
+            rf"of TensorRT 10\.13\.0\.35, and here is 11\.4\.0\.106: pip install tensorrt==10\.13\.0\.35, or {REBUILD}",
+        ),
         ({"gpu": "NVIDIA H100"}, rf"for NVIDIA H100 .*, and here is NVIDIA H200 \(9\.0\): {REBUILD}"),
         (
             {"gpu": "NVIDIA L4", "compute_capability": "8.9", "hardware_compatibility": "same_compute_capability"},
@@ -424,6 +484,32 @@ REBUILD = "build them here with: python -m export build --model tiny --target te
 def test_a_plan_for_something_else_says_so(tiny, tensorrt, target, words):
     with pytest.raises(EngineError, match=words):
         open_engine(as_tensorrt(tiny, **target))
+
+
+def test_the_command_that_rebuilds_makes_a_bundle_like_the_one_there_is(tiny, tensorrt):
+    (tiny.folder / "parity.json").write_text(json.dumps({"checkpoint": "/runs/my pig"}))
+    target = {"gpu": "NVIDIA L4", "compute_capability": "8.9", "hardware_compatibility": "same_compute_capability"}
+    bundle = as_tensorrt(tiny, fused=False, **target)
+    manifest = dataclasses.replace(bundle.manifest, model="pig", precision="fp16")
+    bundle = dataclasses.replace(bundle, manifest=manifest)
+    with pytest.raises(EngineError) as caught:
+        open_engine(bundle)
+    _, command = str(caught.value).split("build them here with: python -m export build ")
+    context = build_command.make_context("build", shlex.split(command))
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+    }
+    assert given == {
+        "model": "pig",
+        "target": "tensorrt",
+        "precision": "fp16",
+        "max_batch": 6,
+        "hardware_compatibility": "same_compute_capability",
+        "fused": False,
+        "checkpoint": Path("/runs/my pig"),
+    }
 
 
 @pytest.mark.parametrize("kind", ["ampere_plus", "same_compute_capability"])
