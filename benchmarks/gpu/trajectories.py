@@ -24,6 +24,7 @@ BATCHES = (1, 16, 4)
 PRECISIONS = ("fp16", "bf16", "fp32")
 STEPS = 20
 ROUNDS = 7
+PARTS = ("step_ms_per_sample", "outside_networks")
 LATE = "there was no time left"
 
 # |x - x_eager_fp32| / |x_eager_fp32| of the last state beyond which a way computes something else. On a CPU PyTorch's
@@ -108,21 +109,26 @@ def measure_group(work: Work, names: Sequence[str], took: dict[str, float]) -> d
             "rounds": len(eager),
             "ms_per_sample": 1e3 * whole / len(work.start),
             "ratio_to_eager": statistics.median(eager),
-            **outside_networks(way, whole, work),
+            **parts(way, whole, work),
             "wrong": not figures[name]["distance"] <= DRIFT[work.precision],
         }
     return figures
 
 
-def outside_networks(way: Way, whole: float, work: Work) -> dict[str, Any]:
-    """The share of ``whole`` that is not ``way.network_seconds``, or a note why there is none."""
+def parts(way: Way, whole: float, work: Work) -> dict[str, Any]:
+    """The time of a step, and the share of ``whole`` that is not ``way.network_seconds``; or a note why not."""
+
+    def timed(call: Callable[[], Any]) -> float:
+        return median_seconds(call, work)
+
+    nothing = dict.fromkeys(PARTS)
     if time.monotonic() > work.deadline:
-        return {"outside_networks": None, "note": LATE}
+        return {**nothing, "note": LATE}
     try:
-        networks = way.network_seconds(lambda call: median_seconds(call, work))
+        step, networks = way.step_seconds(timed), way.network_seconds(timed)
     except Exception as error:  # it may have to build something for it
-        return {"outside_networks": None, "note": in_a_line(error)}
-    return {"outside_networks": 1 - networks / whole}
+        return {**nothing, "note": in_a_line(error)}
+    return {"step_ms_per_sample": 1e3 * step / len(work.start), "outside_networks": 1 - networks / whole}
 
 
 def rounds(deadline: float) -> Iterator[None]:
@@ -138,7 +144,7 @@ def in_a_line(error: Exception) -> str:
 
 
 def unmeasured(reason: str) -> dict[str, Any]:
-    nothing = dict.fromkeys(("ms_per_sample", "ratio_to_eager", "outside_networks", "peak_mib", "distance"))
+    nothing = dict.fromkeys(("ms_per_sample", "ratio_to_eager", *PARTS, "peak_mib", "distance"))
     return {**nothing, "wrong": False, "note": reason}
 
 
@@ -177,7 +183,7 @@ def median_seconds(call: Callable[[], Any], work: Work) -> float:
 def table(report: dict[str, Any]) -> Table:
     title = f"{report['gpu']}: PIG `paper`, ddim, {STEPS} steps"
     found = Table("", "size", "batch", "type", title=title)
-    for heading in ("ms/sample", "vs eager", "outside networks", "peak MiB", "from fp32"):
+    for heading in ("ms/sample", "of it a step", "vs eager", "outside networks", "peak MiB", "from fp32"):
         found.add_column(heading, justify="right")
     for row in report["trajectories"]:
         if row["ms_per_sample"] is None:
@@ -186,6 +192,7 @@ def table(report: dict[str, Any]) -> Table:
             row["name"],
             *(str(row[key]) for key in ("size", "batch", "precision")),
             f"{row['ms_per_sample']:.2f}",
+            "" if row["step_ms_per_sample"] is None else f"{row['step_ms_per_sample']:.3f}",
             f"{row['ratio_to_eager']:.2f}x",
             "" if row["outside_networks"] is None else f"{row['outside_networks']:.1%}",
             f"{row['peak_mib']:.0f}",
@@ -201,4 +208,4 @@ def notes(report: dict[str, Any]) -> Iterator[str]:
         (row["name"], row["ms_per_sample"] is None, row["note"]) for row in report["trajectories"] if row.get("note")
     )
     for (name, nothing, reason), count in reasons.items():
-        yield f"{name}: {count} {'' if nothing else 'times outside networks '}not measured, as {reason}"
+        yield f"{name}: {count} {'' if nothing else 'steps and networks '}not measured, as {reason}"

@@ -61,6 +61,10 @@ class Way(Protocol):
         """The last state; the outputs are computed too. On a GPU the work may still be under way."""
         ...
 
+    def step_seconds(self, timed: Timed) -> float:
+        """What one step takes, with the update of the solver or scheduler."""
+        ...
+
     def network_seconds(self, timed: Timed) -> float:
         """What the networks alone take, run as often as in ``run`` and in the same way.
 
@@ -92,14 +96,23 @@ class Diffusers:
 
         return run
 
-    def run(self) -> Tensor:
-        preset, state = self.work.family.preset, self.work.start
+    def scheduler(self) -> Any:
+        preset = self.work.family.preset
         scheduler = make_scheduler(self.work.solver, preset.schedule, preset.clip, self.work.steps, len(self.loop))
         assert scheduler is not None
+        return scheduler
+
+    def run(self) -> Tensor:
+        state, scheduler = self.work.start, self.scheduler()
         for t in scheduler.timesteps:
             state = self.work.family.scheduler_step(self.loop, scheduler, t, state)
         self.work.family.finish(state)
         return state
+
+    def step_seconds(self, timed: Timed) -> float:
+        scheduler = self.scheduler()
+        t = scheduler.timesteps[0]
+        return timed(lambda: self.work.family.scheduler_step(self.loop, scheduler, t, self.work.start))
 
     def networks(self, inputs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         for _ in self.work.table:
@@ -152,6 +165,12 @@ class FusedStep:
         self.work.family.finish(state)
         return state
 
+    def one_step(self) -> None:
+        self.step(self.work.start, *(self.zeros,) * (HISTORY + 1), self.work.table[0])
+
+    def step_seconds(self, timed: Timed) -> float:
+        return timed(self.one_step)
+
     def networks(self) -> None:
         for coeffs in self.work.table:
             self.only_networks(self.work.start, coeffs)
@@ -175,6 +194,10 @@ class Captured:
     def run(self) -> Tensor:
         self.replay()
         return self.result
+
+    def step_seconds(self, timed: Timed) -> float:
+        replay, _ = captured(self.step.one_step)
+        return timed(replay)
 
     def network_seconds(self, timed: Timed) -> float:
         replay, _ = captured(self.step.networks)
@@ -202,6 +225,7 @@ class Served:
         self.work = work
         self.engine = self.opened(step_graph)
         self.trajectory = trajectory(work)
+        self.twice = trajectory(dataclasses.replace(work, steps=2 * work.steps))
 
     def opened(self, step: Export) -> GpuEngine:
         """The engine of what `export build` would make for this batch alone, with this step, and without comparing."""
@@ -224,11 +248,16 @@ class Served:
         state, _ = self.engine.generate(self.trajectory)
         return state
 
+    def step_seconds(self, timed: Timed) -> float:
+        return self.all_steps(self.engine, timed) / self.trajectory.rows
+
     def network_seconds(self, timed: Timed) -> float:
-        """Of an engine whose step is the networks alone: what it takes longer for twice as many steps."""
-        engine = self.opened(networks_graph)
-        twice = trajectory(dataclasses.replace(self.work, steps=2 * self.work.steps))
-        return timed(lambda: engine.generate(twice)) - timed(lambda: engine.generate(self.trajectory))
+        """Of an engine whose step is the networks alone."""
+        return self.all_steps(self.opened(networks_graph), timed)
+
+    def all_steps(self, engine: GpuEngine, timed: Timed) -> float:
+        """What a trajectory of twice as many steps takes longer: transfers and finish are in both."""
+        return timed(lambda: engine.generate(self.twice)) - timed(lambda: engine.generate(self.trajectory))
 
 
 class ServedByTensorRT(Served):

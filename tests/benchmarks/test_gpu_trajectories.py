@@ -94,13 +94,17 @@ class Counted:
 
 
 @torch.no_grad()
-def test_networks_are_timed_alone_and_as_often_as_in_a_trajectory(monkeypatch, on_cpu):
+def test_steps_are_timed_and_networks_alone_and_as_often_as_in_a_trajectory(monkeypatch, on_cpu):
     eager, fused, graph = Diffusers(work()), FusedStep(work()), Captured(work())
     eager.run()
     guider = eager.loop["guider"] = Counted(eager.loop["guider"])
     assert eager.network_seconds(calls_of(guider)) == STEPS
-    monkeypatch.setattr(fused, "step", None)
+    assert eager.step_seconds(calls_of(guider)) == 1
     for step, way in ((fused, fused), (graph.step, graph)):
+        whole = Counted(step.step)
+        monkeypatch.setattr(step, "step", whole)
+        assert way.step_seconds(calls_of(whole)) == 1
+        monkeypatch.setattr(step, "step", None)
         networks = Counted(step.only_networks)
         monkeypatch.setattr(step, "only_networks", networks)
         assert way.network_seconds(calls_of(networks)) == STEPS
@@ -119,7 +123,7 @@ def test_engines_time_networks_without_the_update(kind, monkeypatch, engines):
     monkeypatch.setattr(fake_engines, "run", steps)
     assert way.network_seconds(calls_of(steps)) == STEPS
     assert kinds == {("sample", "coeffs"), ("sample",)}  # networks, and the finish
-    way.run()
+    assert way.step_seconds(calls_of(steps)) == 1
     assert len(kinds) == 3
     if kind is ServedByTensorRT:
         operators = [{node.op_type for node in model.graph.node} for model in engines.models]
@@ -158,6 +162,9 @@ class Clock:
                 passes(running)
                 return self.work.start
 
+            def step_seconds(self, timed):
+                return timed(lambda: passes(running / 10))
+
             def network_seconds(self, timed):
                 return timed(lambda: passes(networks))
 
@@ -176,6 +183,7 @@ def clock(monkeypatch):
 def test_shares_and_ratios_are_of_what_was_timed():
     eager, fused = measured(["medgen-pytorch"], [(32, 4, "fp32")], CPU, math.inf)
     assert (eager["ms_per_sample"], fused["ms_per_sample"]) == (500, 125)
+    assert (eager["step_ms_per_sample"], fused["step_ms_per_sample"]) == pytest.approx((50, 12.5))
     assert (eager["ratio_to_eager"], fused["ratio_to_eager"]) == (1, 4)
     assert (eager["outside_networks"], fused["outside_networks"]) == pytest.approx((0.25, 0.2))
 
@@ -196,8 +204,8 @@ def test_after_the_deadline_there_is_one_round_and_no_timing_of_networks(clock, 
     for row in rows:
         assert row["ms_per_sample"] > 0
         assert row["rounds"] == 1
-        assert row["outside_networks"] is None
-    assert "diffusers-eager: 1 times outside networks not measured, as there was no time left" in trajectories.notes(
+        assert (row["step_ms_per_sample"], row["outside_networks"]) == (None, None)
+    assert "diffusers-eager: 1 steps and networks not measured, as there was no time left" in trajectories.notes(
         {"trajectories": rows}
     )
     report = {"gpu": "NVIDIA Test", "trajectories": rows}
