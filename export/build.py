@@ -171,11 +171,16 @@ def write_engines(
     for name, graph in (("step", step_graph), ("finish", finish_graph)):
         progress(f"exporting the {name} graph")
         graphs[name] = graph(family, manifest.target["opset"], options.fused, options.precision)
-    if options.target == "tensorrt":
-        files = tensorrt.build_plans(graphs, manifest, options.plan, progress)
-    else:
-        files = {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
-    return write_bundle(folder, manifest, files), graphs
+    return write_bundle(folder, manifest, engine_files(graphs, manifest, options.plan, progress)), graphs
+
+
+def engine_files(
+    graphs: Mapping[str, onnx.ModelProto], manifest: Manifest, plan: tensorrt.PlanOptions, progress: Progress = silent
+) -> dict[str, bytes]:
+    """What the manifest's target runs, by file name."""
+    if manifest.target["name"] == "tensorrt":
+        return tensorrt.build_plans(graphs, manifest, plan, progress)
+    return {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:

@@ -1,9 +1,11 @@
 """ONNX graphs -> TensorRT plans for the GPU that is here, with TensorRT 10.7 or newer. Not measured on hardware."""
 
+import math
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,13 @@ from kernels.onnx_functions import DOMAIN, split_large_groups
 from kernels.plugin import register_plugins
 from serving.bundle import Manifest, buckets
 from serving.engines.device import Device
+from serving.engines.memory import in_plain_words
 from training.fit import stop_requests
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
+LESS = "a smaller --workspace or --max-batch takes less"
 COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 
 
@@ -30,11 +34,13 @@ class PlanOptions:
     """What TensorRT may be told.
 
     workspace: GiB of GPU memory that a layer may use while it runs, None for all there is. hardware_compatibility:
-    which other GPUs the plans run on, one of ``COMPATIBILITY``.
+    which other GPUs the plans run on, one of ``COMPATIBILITY``. deadline: by ``time.monotonic``, when a build that is
+    not done is given up.
     """
 
     workspace: float | None = None
     hardware_compatibility: str = "none"
+    deadline: float = math.inf
 
 
 def describe_target(max_batch: int, options: PlanOptions) -> dict[str, Any]:
@@ -79,7 +85,8 @@ def build_plans(
     """Files of plans, such as "step.plan", of graphs by name, with one optimisation profile for each bucket.
 
     The manifest has the target that ``describe_target`` gave. Ctrl-C stops TensorRT and raises KeyboardInterrupt.
-    Raises BuildError if TensorRT cannot build a graph, naming the node if it is one that it does not know.
+    Raises BuildError if TensorRT cannot build a graph, naming the node if it is one that it does not know, and if there
+    was no time left.
     """
     return {
         f"{name}.plan": build_plan(name, prepared(graph), manifest, options, progress) for name, graph in graphs.items()
@@ -122,7 +129,7 @@ def build_plan(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
     level = trt.HardwareCompatibilityLevel.__members__[options.hardware_compatibility.upper()]
     config.hardware_compatibility_level = level
-    for bucket in buckets(manifest.max_batch):
+    for bucket in manifest.target["buckets"]:
         profile = builder.create_optimization_profile()
         for k in range(network.num_inputs):
             tensor = network.get_input(k)
@@ -133,14 +140,20 @@ def build_plan(
     timings = timings_file(manifest.target)
     use_timings(config, timings)
     with stop_requests() as stops:
-        monitor = make_monitor(f"building {name}.plan", progress, stops)  # TensorRT does not keep it alive
+
+        def goes_on() -> bool:
+            return not stops and time.monotonic() < options.deadline
+
+        monitor = make_monitor(f"building {name}.plan", progress, goes_on)  # TensorRT does not keep it alive
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
     keep_timings(config, timings)
     if stops:
         raise KeyboardInterrupt
+    if plan is None and time.monotonic() >= options.deadline:
+        raise BuildError(f"there was no time left to build the {name} plan")
     if plan is None:
-        raise BuildError(f"TensorRT cannot build the {name} plan: {in_plain_words(log.errors)}")
+        raise BuildError(f"TensorRT cannot build the {name} plan: {in_plain_words('; '.join(log.errors[-3:]), LESS)}")
     return bytes(plan)
 
 
@@ -163,13 +176,6 @@ def network_flags() -> int:
 def parser_errors(parser: "trt.OnnxParser") -> str:
     errors = [parser.get_error(k) for k in range(parser.num_errors)]
     return "; ".join(f"node {error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
-
-
-def in_plain_words(errors: list[str]) -> str:
-    said = "; ".join(errors[-3:]) or "it does not say why"
-    if re.search(r"out of memory|OutOfMemory|could not be allocated", said, re.IGNORECASE):
-        return f"the GPU is out of memory; a smaller --workspace or --max-batch takes less ({said})"
-    return said
 
 
 def timings_file(target: Mapping[str, Any]) -> Path:
@@ -210,8 +216,8 @@ def make_log() -> Any:
     return Log()
 
 
-def make_monitor(line: str, progress: Progress, stops: list[int]) -> "trt.IProgressMonitor":
-    """Passes on how far TensorRT is, and ends its work once there is something in ``stops``."""
+def make_monitor(line: str, progress: Progress, goes_on: Callable[[], bool]) -> "trt.IProgressMonitor":
+    """Passes on how far TensorRT is, and ends its work once it is not to go on."""
     import tensorrt as trt
 
     class Monitor(trt.IProgressMonitor):
@@ -225,7 +231,7 @@ def make_monitor(line: str, progress: Progress, stops: list[int]) -> "trt.IProgr
 
         def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
             progress(f"{line}: {phase_name}", int(step) + 1, self.steps[phase_name])
-            return not stops
+            return goes_on()
 
         def phase_finish(self, phase_name: str) -> None:
             del self.steps[phase_name]

@@ -299,3 +299,8 @@ def solver_table(name: str, schedule: Schedule, steps: int) -> Array:
     table = SOLVERS[name].table(schedule, steps)
     table.flags.writeable = False
     return table
+
+
+def longest_table(schedule: Schedule) -> int:
+    """Rows of the longest table that a solver has for this schedule."""
+    return max(len(solver_table(name, schedule, schedule.num_train_timesteps)) for name in solvers_for(schedule))

@@ -48,7 +48,7 @@ class FakeCuda:
         self._on_host: set[int] = set()
         self._queue: list[Work] = []
         self._captured: list[Work] | None = None
-        self._marked = 0
+        self._marks: dict[int, int] = {}  # how much of the queue is before each
         self.graphs: dict[int, list[Work]] = {}
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
@@ -88,7 +88,7 @@ class FakeCuda:
     def _run(self, count: int | None = None) -> None:
         assert self._captured is None, "waiting is not allowed while work is captured"
         done, self._queue = self._queue[:count], self._queue[len(self._queue[:count]) :]
-        self._marked = max(0, self._marked - len(done))
+        self._marks = {mark: max(0, before - len(done)) for mark, before in self._marks.items()}
         for work in done:
             work()
 
@@ -121,8 +121,12 @@ class FakeCuda:
     def _cuStreamCreate(self, _: int) -> int:
         return self.STREAM
 
-    def _cuEventCreate(self, _: int) -> str:
-        return "event"
+    def _cuEventCreate(self, _: int) -> int:
+        self._marks[number := len(self.named("cuEventCreate"))] = 0
+        return number
+
+    def _cuEventDestroy(self, mark: int) -> None:
+        del self._marks[mark]
 
     def _cuMemAlloc(self, nbytes: int) -> int:
         return self._new(nbytes)
@@ -152,16 +156,20 @@ class FakeCuda:
     def _copy(self, target: int, values: NDArray[np.uint8]) -> None:
         self.array(target, values.shape, np.uint8)[:] = values
 
+    def _cuMemcpyDtoDAsync(self, target: int, source: int, nbytes: int, _: int) -> None:
+        assert abs(target - source) >= nbytes, "a copy onto itself"
+        self.enqueue(lambda: self._copy(target, self.array(source, (nbytes,), np.uint8)))
+
     def _cuMemcpyDtoHAsync(self, target: int, source: int, nbytes: int, _: int) -> None:
         self.enqueue(
             lambda: ctypes.memmove(target, self.array(source, (nbytes,), np.uint8).ctypes.data, nbytes) and None
         )
 
-    def _cuEventRecord(self, _: str, __: int) -> None:
-        self._marked = len(self._queue)
+    def _cuEventRecord(self, mark: int, _: int) -> None:
+        self._marks[mark] = len(self._queue)
 
-    def _cuEventSynchronize(self, _: str) -> None:
-        self._run(self._marked)
+    def _cuEventSynchronize(self, mark: int) -> None:
+        self._run(self._marks[mark])
 
     def _cuStreamSynchronize(self, _: int) -> None:
         self._run()

@@ -60,7 +60,7 @@ class FakeTensorRT(ModuleType):
     def __init__(self, cuda: FakeCuda, shape: tuple[int, int, int], sizes: list[int]) -> None:
         super().__init__("tensorrt")
         self.cuda, self.sizes, self.shape = cuda, sizes, shape
-        self.refuses = ""
+        self.refuses = self.says = ""
 
     def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
         return True
@@ -76,7 +76,7 @@ class FakeTensorRT(ModuleType):
 
     def _may(self, what: str) -> bool:
         if self.refuses == what:
-            self.logger.log(1, f"no {what} today")
+            self.logger.log(1, self.says or f"no {what} today")
         return self.refuses != what
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from serving.bundle import Condition, Output
-from training.data.heart import PIXEL, SIDE
 from training.data.recordings import LABELS
 from training.denoiser import Denoiser
 from training.family import Batch

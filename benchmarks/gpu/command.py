@@ -55,7 +55,7 @@ ROW_KEYS = {
     default=9.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="What has not begun by then is left out, and said to be.",
+    help="What has not begun by then is left out, and said to be, and a TensorRT build that is not done given up.",
 )
 @click.option(
     "--out",

@@ -24,6 +24,8 @@ BATCHES = (1, 16, 4)
 PRECISIONS = ("fp16", "bf16", "fp32")
 STEPS = 20
 ROUNDS = 7
+PARTS = ("step_ms_per_sample", "outside_networks")
+LATE = "there was no time left"
 
 # |x - x_eager_fp32| / |x_eager_fp32| of the last state beyond which a way computes something else. On a CPU PyTorch's
 # own networks in half precision are 4e-4 (fp16) and 4e-3 (bf16) away.
@@ -43,22 +45,24 @@ def measure_all(
     """Group after group, a row for each way: PIG's `paper` preset with random weights, ddim, 20 steps.
 
     Within a group all ways are prepared and then run in turn, and ``ratio_to_eager`` is to the yardstick of the same
-    group and rounds, which is always measured. What has not begun by the deadline has a note instead of figures.
+    group and rounds, which is always measured. A way that could not be prepared by the deadline, going by the longest
+    that it took so far, has a note instead of figures; and after the deadline there are fewer rounds.
     """
     names = [name for name in WAYS if name in names or name == YARDSTICK]
     families: dict[int, Family] = {}
+    took: dict[str, float] = {}
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     for size, batch, precision in track(groups, description="trajectories"):
         key = {"size": size, "batch": batch, "precision": precision, "steps": STEPS}
         if time.monotonic() > deadline:
-            yield [{"name": name, **key, **unmeasured("there was no time left")} for name in names]
+            yield [{"name": name, **key, **unmeasured(LATE)} for name in names]
             continue
         if size not in families:
             families[size] = random_pig(size).to(device)
         generator = torch.Generator().manual_seed(0)
         start = torch.randn(batch, *families[size].sample_shape, generator=generator).to(device)
         with torch.no_grad():
-            found = measure_group(Work(families[size], precision, start, STEPS), names, deadline)
+            found = measure_group(Work(families[size], precision, start, STEPS, deadline=deadline), names, took)
         yield [{"name": name, **key, **found[name]} for name in names]
 
 
@@ -68,14 +72,15 @@ def random_pig(size: int) -> Family:
         return Pig(dataclasses.replace(PRESETS["paper"], size=size)).eval()
 
 
-def measure_group(work: Work, names: Sequence[str], deadline: float) -> dict[str, dict[str, Any]]:
-    """The figures of each way, by name."""
-    reference = host(WAYS[YARDSTICK](Work(work.family, "fp32", work.start, work.steps, work.solver)).run())
+def measure_group(work: Work, names: Sequence[str], took: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """The figures of each way, by name; ``took`` has the longest that each took to be prepared so far, in seconds."""
+    reference = host(WAYS[YARDSTICK](dataclasses.replace(work, precision="fp32")).run())
     ways: dict[str, Way] = {}
     figures: dict[str, dict[str, Any]] = {}
     for name in names:
-        if time.monotonic() > deadline:
-            figures[name] = unmeasured("there was no time left")
+        began = time.monotonic()
+        if began + took.get(name, 0) > work.deadline:
+            figures[name] = unmeasured(LATE)
             continue
         try:
             gc.collect()
@@ -87,31 +92,59 @@ def measure_group(work: Work, names: Sequence[str], deadline: float) -> dict[str
             figures[name] = {"distance": distance(result, reference), "peak_mib": peak / 2**20}
             ways[name] = way
         except Exception as error:  # a row that cannot be measured must not cost the others theirs
-            (reason, *_) = str(error).strip().splitlines() or [""]
-            figures[name] = unmeasured(f"{type(error).__name__}: {reason}")
+            figures[name] = unmeasured(in_a_line(error))
+        took[name] = max(took.get(name, 0), time.monotonic() - began)
 
     if YARDSTICK not in ways:
         reason = figures[YARDSTICK]["note"]
         return {name: unmeasured(f"{YARDSTICK} was not: {reason}") for name in names}
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(1 + ROUNDS):
+    for _ in rounds(work.deadline):
         for name, way in ways.items():
             times[name].append(seconds(way.run, work.start.device))
     for name, way in ways.items():
         whole = statistics.median(times[name][1:])
         eager = [a / b for a, b in zip(times[YARDSTICK][1:], times[name][1:], strict=True)]
-        networks = way.network_seconds(lambda call: median_seconds(call, work.start.device))
         figures[name] |= {
+            "rounds": len(eager),
             "ms_per_sample": 1e3 * whole / len(work.start),
             "ratio_to_eager": statistics.median(eager),
-            "outside_networks": 1 - len(work.table) * networks / whole,
+            **parts(way, whole, work),
             "wrong": not figures[name]["distance"] <= DRIFT[work.precision],
         }
     return figures
 
 
+def parts(way: Way, whole: float, work: Work) -> dict[str, Any]:
+    """The time of a step, and the share of ``whole`` that is not ``way.network_seconds``; or a note why not."""
+
+    def timed(call: Callable[[], Any]) -> float:
+        return median_seconds(call, work)
+
+    nothing = dict.fromkeys(PARTS)
+    if time.monotonic() > work.deadline:
+        return {**nothing, "note": LATE}
+    try:
+        step, networks = way.step_seconds(timed), way.network_seconds(timed)
+    except Exception as error:  # it may have to build something for it
+        return {**nothing, "note": in_a_line(error)}
+    return {"step_ms_per_sample": 1e3 * step / len(work.start), "outside_networks": 1 - networks / whole}
+
+
+def rounds(deadline: float) -> Iterator[None]:
+    """One to warm up and ROUNDS to measure; once the deadline has passed no more, but one at least."""
+    for done in range(1 + ROUNDS):
+        if done < 2 or time.monotonic() < deadline:
+            yield
+
+
+def in_a_line(error: Exception) -> str:
+    (reason, *_) = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {reason}"
+
+
 def unmeasured(reason: str) -> dict[str, Any]:
-    nothing = dict.fromkeys(("ms_per_sample", "ratio_to_eager", "outside_networks", "peak_mib", "distance"))
+    nothing = dict.fromkeys(("ms_per_sample", "ratio_to_eager", *PARTS, "peak_mib", "distance"))
     return {**nothing, "wrong": False, "note": reason}
 
 
@@ -143,14 +176,14 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def median_seconds(call: Callable[[], Any], device: torch.device) -> float:
-    return statistics.median([seconds(call, device) for _ in range(2 + ROUNDS)][2:])
+def median_seconds(call: Callable[[], Any], work: Work) -> float:
+    return statistics.median([seconds(call, work.start.device) for _ in rounds(work.deadline)][1:])
 
 
 def table(report: dict[str, Any]) -> Table:
     title = f"{report['gpu']}: PIG `paper`, ddim, {STEPS} steps"
     found = Table("", "size", "batch", "type", title=title)
-    for heading in ("ms/sample", "vs eager", "outside networks", "peak MiB", "from fp32"):
+    for heading in ("ms/sample", "of it a step", "vs eager", "outside networks", "peak MiB", "from fp32"):
         found.add_column(heading, justify="right")
     for row in report["trajectories"]:
         if row["ms_per_sample"] is None:
@@ -159,8 +192,9 @@ def table(report: dict[str, Any]) -> Table:
             row["name"],
             *(str(row[key]) for key in ("size", "batch", "precision")),
             f"{row['ms_per_sample']:.2f}",
+            "" if row["step_ms_per_sample"] is None else f"{row['step_ms_per_sample']:.3f}",
             f"{row['ratio_to_eager']:.2f}x",
-            f"{row['outside_networks']:.1%}",
+            "" if row["outside_networks"] is None else f"{row['outside_networks']:.1%}",
             f"{row['peak_mib']:.0f}",
             f"{row['distance']:.1e}" + (" WRONG" if row["wrong"] else ""),
             style="red" if row["wrong"] else None,
@@ -170,6 +204,8 @@ def table(report: dict[str, Any]) -> Table:
 
 def notes(report: dict[str, Any]) -> Iterator[str]:
     """A line for each reason that rows were not measured for, and how many they are."""
-    reasons = Counter((row["name"], row["note"]) for row in report["trajectories"] if row.get("note"))
-    for (name, reason), count in reasons.items():
-        yield f"{name}: {count} not measured, as {reason}"
+    reasons = Counter(
+        (row["name"], row["ms_per_sample"] is None, row["note"]) for row in report["trajectories"] if row.get("note")
+    )
+    for (name, nothing, reason), count in reasons.items():
+        yield f"{name}: {count} {'' if nothing else 'steps and networks '}not measured, as {reason}"

@@ -1,41 +1,43 @@
 """The ways to draw the same samples from the same weights on a GPU."""
 
-import atexit
 import copy
 import dataclasses
 import functools
-import shutil
+import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from benchmarks.latency.schedulers import make_scheduler
-from export.build import Options, describe, describe_target, write_engines
+from export.build import Options, describe, describe_target, engine_files, write_bundle
 from export.fuse import fuse
-from export.graphs import Step
+from export.graphs import Step, export_graph, finish_graph, step_graph
 from export.precision import DTYPES, in_half_precision
-from serving.bundle import Bundle
+from export.tensorrt import PlanOptions
 from serving.engines import EngineError, Trajectory, open_engine
 from serving.engines.gpu import GpuEngine
-from serving.solvers import HISTORY, solver_table
+from serving.solvers import COLUMNS, HISTORY, solver_table
 from training.family import Family, Network
 
-MAX_BATCH = 16  # of bundles: one serves the batches that are measured
+Timed = Callable[[Callable[[], Any]], float]  # the seconds of a call
+Export = Callable[[Family, int, bool, str], onnx.ModelProto]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Work:
     """What every way does: ``steps`` of a deterministic solver from ``start`` [B, C, H, W], float32 on the device.
 
-    family: float32, in eval mode, on the device. precision: "fp32", "fp16" or "bf16", of the networks.
+    family: float32, in eval mode, on the device. precision: "fp32", "fp16" or "bf16", of the networks. deadline: by
+    ``time.monotonic``, when TensorRT is to give up what it builds.
     """
 
     family: Family
@@ -43,6 +45,7 @@ class Work:
     start: Tensor
     steps: int
     solver: str = "ddim"
+    deadline: float = math.inf
 
     @cached_property
     def table(self) -> Tensor:
@@ -58,8 +61,16 @@ class Way(Protocol):
         """The last state; the outputs are computed too. On a GPU the work may still be under way."""
         ...
 
-    def network_seconds(self, timed: Callable[[Callable[[], Any]], float]) -> float:
-        """What the networks of one step take, in this way; ``timed`` gives the seconds of a call."""
+    def step_seconds(self, timed: Timed) -> float:
+        """What one step takes, with the update of the solver or scheduler."""
+        ...
+
+    def network_seconds(self, timed: Timed) -> float:
+        """What the networks alone take, run as often as in ``run`` and in the same way.
+
+        They begin with states and end with their results in float32. Whatever else is in ``run`` is outside of them:
+        the solver's or scheduler's update, the finish, and for engines the transfers from and to the host.
+        """
         ...
 
 
@@ -85,18 +96,32 @@ class Diffusers:
 
         return run
 
-    def run(self) -> Tensor:
-        preset, state = self.work.family.preset, self.work.start
+    def scheduler(self) -> Any:
+        preset = self.work.family.preset
         scheduler = make_scheduler(self.work.solver, preset.schedule, preset.clip, self.work.steps, len(self.loop))
         assert scheduler is not None
+        return scheduler
+
+    def run(self) -> Tensor:
+        state, scheduler = self.work.start, self.scheduler()
         for t in scheduler.timesteps:
             state = self.work.family.scheduler_step(self.loop, scheduler, t, state)
         self.work.family.finish(state)
         return state
 
-    def network_seconds(self, timed: Callable[[Callable[[], Any]], float]) -> float:
+    def step_seconds(self, timed: Timed) -> float:
+        scheduler = self.scheduler()
+        t = scheduler.timesteps[0]
+        return timed(lambda: self.work.family.scheduler_step(self.loop, scheduler, t, self.work.start))
+
+    def networks(self, inputs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for _ in self.work.table:
+            for name, given in inputs.items():
+                self.loop[name](*given)
+
+    def network_seconds(self, timed: Timed) -> float:
         inputs = dict(self.seen)
-        return timed(lambda: [self.loop[name](*given) for name, given in inputs.items()])
+        return timed(lambda: self.networks(inputs))
 
 
 class Compiled(Diffusers):
@@ -116,8 +141,8 @@ class Networks(nn.Module):
         super().__init__()
         self.family = family
 
-    def forward(self, sample: Tensor, coeffs: Tensor) -> tuple[Tensor]:
-        return (self.family.network(sample, coeffs),)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
+        return (self.family.network(*inputs),)
 
 
 class FusedStep:
@@ -140,10 +165,17 @@ class FusedStep:
         self.work.family.finish(state)
         return state
 
-    def networks(self) -> None:
-        self.only_networks(self.work.start, self.work.table[0])
+    def one_step(self) -> None:
+        self.step(self.work.start, *(self.zeros,) * (HISTORY + 1), self.work.table[0])
 
-    def network_seconds(self, timed: Callable[[Callable[[], Any]], float]) -> float:
+    def step_seconds(self, timed: Timed) -> float:
+        return timed(self.one_step)
+
+    def networks(self) -> None:
+        for coeffs in self.work.table:
+            self.only_networks(self.work.start, coeffs)
+
+    def network_seconds(self, timed: Timed) -> float:
         return timed(self.networks)
 
 
@@ -163,9 +195,13 @@ class Captured:
         self.replay()
         return self.result
 
-    def network_seconds(self, timed: Callable[[Callable[[], Any]], float]) -> float:
-        networks, _ = captured(self.step.networks)
-        return timed(networks)
+    def step_seconds(self, timed: Timed) -> float:
+        replay, _ = captured(self.step.one_step)
+        return timed(replay)
+
+    def network_seconds(self, timed: Timed) -> float:
+        replay, _ = captured(self.step.networks)
+        return timed(replay)
 
 
 def captured(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -186,20 +222,42 @@ class Served:
     target = "onnx"
 
     def __init__(self, work: Work) -> None:
-        bundle = untested_bundle(work.family, work.precision, self.target, max(MAX_BATCH, len(work.start)))
-        self.engine = open_engine(bundle, work.start.device.index or 0)
-        if work.start.is_cuda and not isinstance(self.engine, GpuEngine):
+        self.work = work
+        self.engine = self.opened(step_graph)
+        self.trajectory = trajectory(work)
+        self.twice = trajectory(dataclasses.replace(work, steps=2 * work.steps))
+
+    def opened(self, step: Export) -> GpuEngine:
+        """The engine of what `export build` would make for this batch alone, with this step, and without comparing."""
+        work, batch = self.work, len(self.work.start)
+        options = Options(self.target, work.precision, batch, plan=PlanOptions(deadline=work.deadline))
+        target = describe_target(options)
+        if "buckets" in target:
+            target["buckets"] = [batch]
+        manifest = describe(work.family, {}, options, target)
+        given = target["opset"], target["fused"], work.precision
+        graphs = {"step": exported(step, work.family, *given), "finish": exported(finish_graph, work.family, *given)}
+        with tempfile.TemporaryDirectory(prefix="medgen-") as folder:
+            bundle = write_bundle(Path(folder), manifest, engine_files(graphs, manifest, options.plan))
+            engine = open_engine(bundle, work.start.device.index or 0)
+        if not isinstance(engine, GpuEngine):
             raise EngineError("ONNX Runtime has no CUDA provider that works here")
-        self.steps = work.steps
-        self.once, self.twice = trajectory(work), trajectory(dataclasses.replace(work, steps=2 * work.steps))
+        return engine
 
     def run(self) -> NDArray[np.float32]:
-        state, _ = self.engine.generate(self.once)
+        state, _ = self.engine.generate(self.trajectory)
         return state
 
-    def network_seconds(self, timed: Callable[[Callable[[], Any]], float]) -> float:
-        """A row more costs one step; the solver's update is in its graph and counted with it."""
-        return (timed(lambda: self.engine.generate(self.twice)) - timed(self.run)) / self.steps
+    def step_seconds(self, timed: Timed) -> float:
+        return self.all_steps(self.engine, timed) / self.trajectory.rows
+
+    def network_seconds(self, timed: Timed) -> float:
+        """Of an engine whose step is the networks alone."""
+        return self.all_steps(self.opened(networks_graph), timed)
+
+    def all_steps(self, engine: GpuEngine, timed: Timed) -> float:
+        """What a trajectory of twice as many steps takes longer: transfers and finish are in both."""
+        return timed(lambda: engine.generate(self.twice)) - timed(lambda: engine.generate(self.trajectory))
 
 
 class ServedByTensorRT(Served):
@@ -207,21 +265,16 @@ class ServedByTensorRT(Served):
 
 
 @functools.cache
-def untested_bundle(family: Family, precision: str, target: str, max_batch: int) -> Bundle:
-    """What `export build` would make, without its comparisons; here each way is compared anyway."""
-    options = Options(target, precision, max_batch)
-    family = copy.deepcopy(family).cpu()
-    manifest = describe(family, {}, options, describe_target(options))
-    bundle, _ = write_engines(Path(tempfile.mkdtemp(dir=scratch())), family, manifest, options)
-    return bundle
+def exported(export: Export, family: Family, opset: int, fused: bool, precision: str) -> onnx.ModelProto:
+    return export(copy.deepcopy(family).cpu(), opset, fused, precision)
 
 
-@functools.cache
-def scratch() -> str:
-    """A folder that goes with this process."""
-    folder = tempfile.mkdtemp(prefix="medgen-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def networks_graph(family: Family, opset: int, fused: bool, precision: str) -> onnx.ModelProto:
+    """The step graph without the solver's update: what the networks give takes the place of the next state."""
+    inputs = [torch.randn(2, *family.sample_shape), torch.rand(2, len(COLUMNS))]
+    return export_graph(
+        Networks(family), inputs, ("sample", "coeffs"), ("sample_next",), family, opset, fused, precision
+    )
 
 
 def trajectory(work: Work) -> Trajectory:

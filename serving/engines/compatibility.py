@@ -1,22 +1,25 @@
 """Whether a TensorRT plan can run here; a plan is for the TensorRT, and mostly the GPU, that it was built with."""
 
-from collections.abc import Mapping
-from typing import Any
+import json
+import shlex
 
+from serving.bundle import Bundle
 from serving.engines import EngineError
 
 
-def check_version(target: Mapping[str, Any], version: str, model: str) -> None:
-    """Raises EngineError if the plans of a manifest's target are of another TensorRT than ``version``."""
-    if version != target["tensorrt"]:
+def check_version(bundle: Bundle, version: str) -> None:
+    """Raises EngineError if the bundle's plans are of another TensorRT than ``version``."""
+    built = bundle.manifest.target["tensorrt"]
+    if version != built:
         raise EngineError(
-            f"the plans of {model} are of TensorRT {target['tensorrt']}, and here is {version}: {_rebuild(model)}, "
-            f"or pip install tensorrt=={target['tensorrt']}"
+            f"the plans of {bundle.manifest.model} are of TensorRT {built}, and here is {version}: "
+            f"pip install tensorrt=={built}, or {rebuild(bundle)}"
         )
 
 
-def check_gpu(target: Mapping[str, Any], gpu: str, compute_capability: tuple[int, int], model: str) -> None:
-    """Raises EngineError if the plans of a manifest's target do not run on a GPU of this name and capability."""
+def check_gpu(bundle: Bundle, gpu: str, compute_capability: tuple[int, int]) -> None:
+    """Raises EngineError if the bundle's plans do not run on a GPU of this name and capability."""
+    target = bundle.manifest.target
     here = f"{compute_capability[0]}.{compute_capability[1]}"
     fits = {
         "none": gpu == target["gpu"] and here == target["compute_capability"],
@@ -25,10 +28,22 @@ def check_gpu(target: Mapping[str, Any], gpu: str, compute_capability: tuple[int
     }
     if not fits[target["hardware_compatibility"]]:
         raise EngineError(
-            f"the plans of {model} are for {target['gpu']} (compute capability {target['compute_capability']}, "
-            f"hardware compatibility {target['hardware_compatibility']}), and here is {gpu} ({here}): {_rebuild(model)}"
+            f"the plans of {bundle.manifest.model} are for {target['gpu']} (compute capability "
+            f"{target['compute_capability']}, hardware compatibility {target['hardware_compatibility']}), and here is "
+            f"{gpu} ({here}): {rebuild(bundle)}"
         )
 
 
-def _rebuild(model: str) -> str:
-    return f"build them here with: python -m export build --model {model} --target tensorrt"
+def rebuild(bundle: Bundle) -> str:
+    """How to get plans for the machine at hand that are like the bundle's otherwise."""
+    manifest, target = bundle.manifest, bundle.manifest.target
+    command = ["python", "-m", "export", "build", "--model", manifest.model, "--target", "tensorrt"]
+    command += ["--precision", manifest.precision, "--max-batch", str(manifest.max_batch)]
+    if target["hardware_compatibility"] != "none":
+        command += ["--hardware-compatibility", target["hardware_compatibility"]]
+    if not target.get("fused", True):
+        command += ["--no-fuse"]
+    report = bundle.folder / "parity.json"
+    if report.is_file() and (checkpoint := json.loads(report.read_text()).get("checkpoint")):
+        command += ["--checkpoint", checkpoint]
+    return f"build them here with: {shlex.join(command)}"

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from serving.engines import EngineError
+from serving.engines.memory import TAKE_LESS
 
 PLAIN_WORDS = {
-    "CUDA_ERROR_OUT_OF_MEMORY": "it is out of memory; end what else uses it, or build the bundle with a smaller batch",
+    "CUDA_ERROR_OUT_OF_MEMORY": f"it is out of memory; {TAKE_LESS}",
     "CUDA_ERROR_NO_DEVICE": "the driver sees no GPU",
     "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel left its memory; this process cannot use the GPU any more",
     "CUDA_ERROR_LAUNCH_FAILED": "a kernel crashed; this process cannot use the GPU any more",
@@ -95,7 +96,6 @@ class Device:
         self.activate()
         # Not held up by the default stream, on which other libraries in this process may work.
         self.stream = int(self._call("cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)))
-        self._mark = self._call("cuEventCreate", int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
 
     @cached_property
     def name(self) -> str:
@@ -140,13 +140,9 @@ class Device:
         """Copy an array into C-ordered memory of its size; it is there after ``synchronize``."""
         self._call("cuMemcpyDtoHAsync", values.ctypes.data, array.address, array.nbytes, self.stream)
 
-    def mark(self) -> None:
-        """Remember this point of the stream for ``wait_for_mark``."""
-        self._call("cuEventRecord", self._mark, self.stream)
-
-    def wait_for_mark(self) -> None:
-        """Wait until the stream has passed the latest mark; no mark, no waiting."""
-        self._call("cuEventSynchronize", self._mark)
+    def copy(self, source: DeviceArray, target: DeviceArray) -> None:
+        """Copy an array to the front of another, which it does not overlap."""
+        self._call("cuMemcpyDtoDAsync", target.address, source.address, source.nbytes, self.stream)
 
     def synchronize(self) -> None:
         """Wait for all work."""
@@ -187,6 +183,23 @@ class Device:
             self._call(function, handle)
 
         weakref.finalize(thing, give_back).atexit = False
+
+
+class Mark:
+    """A point of the device's stream that the host can wait for."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        timeless = device._driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
+        self._handle = device._call("cuEventCreate", int(timeless))
+        device._when_gone(self, "cuEventDestroy", self._handle)
+
+    def set(self) -> None:
+        self._device._call("cuEventRecord", self._handle, self._device.stream)
+
+    def wait(self) -> None:
+        """Wait until the stream has passed where it was set last; if it never was, do not."""
+        self._device._call("cuEventSynchronize", self._handle)
 
 
 class Graph:

@@ -14,13 +14,13 @@ from serving.bundle import Bundle
 from serving.engines import EngineError, Float32, History, StepEngine, Trajectory
 from serving.engines.device import Device, DeviceArray
 from serving.engines.rows import RowBuffer
-from serving.solvers import COLUMNS, HISTORY
+from serving.solvers import COLUMNS, HISTORY, longest_table
 
 A, S = COLUMNS.index("a"), COLUMNS.index("s")
 ROUND = math.lcm(2, HISTORY + 1)  # rows after which states and history are in the buffers they began in
-MOST_ROWS = 64  # of one segment: a graph of more takes long to make, and much memory
+MOST_ROWS = 256  # of one segment: a graph of more takes long to make, and much memory
 NOISE_BYTES = 256 << 20  # of one segment, in pinned memory and on the GPU
-MOST_GRAPHS = 16
+KEPT_ROWS = 1024  # in all graphs that are kept
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,11 @@ class GpuEngine(StepEngine):
     """Runs trajectories without the host between their first row and their outputs.
 
     A batch is padded to the next of the engine's ``buckets``. The state goes back and forth between two buffers, and
-    the predictions around a ring of four: nothing is copied. Coefficients and noise are uploaded before the rows that
-    read them. Up to 64 rows are one segment, less where their noise would be more than 256 MiB; a longer trajectory is
-    several, and the host draws the noise of one while the GPU runs the one before. A segment is captured as a CUDA
-    graph, and the latest 16 graphs are kept. ``step`` and ``finish`` are for comparisons, and wait for each call.
+    the predictions around a ring of four: no state is copied. Up to 256 rows are one segment, less where their noise
+    would be more than 256 MiB; a longer trajectory is several. Its coefficients are uploaded once, all of them; its
+    noise goes up segment by segment, and the host draws that of one while the GPU runs the one before. A segment is
+    captured as a CUDA graph, and the latest graphs are kept, of 1024 rows together. ``step`` and ``finish`` are for
+    comparisons, and wait for each call.
 
     The bits of a sample do not depend on what else is in its bucket as long as the engine's kernels treat every row
     alike; other buckets may have other kernels. Not measured on hardware.
@@ -61,7 +62,8 @@ class GpuEngine(StepEngine):
         device.zero(self._silence)
         self._condition = self._array(manifest.condition.shape, "uint8") if manifest.condition else None
         self._results = {output.name: self._array(output.shape, output.dtype) for output in manifest.outputs}
-        self._coeffs = RowBuffer(device, MOST_ROWS * RowBuffer.stride((self._largest, len(COLUMNS))))
+        self._longest = longest_table(manifest.schedule) if manifest.schedule else 0
+        self._coeffs = RowBuffer(device, max(1, self._longest) * RowBuffer.stride((self._largest, len(COLUMNS))))
         self._graphs: OrderedDict[Segment, Callable[[], None]] = OrderedDict()
         self.outputs: dict[str, DeviceArray] = {}
 
@@ -75,11 +77,14 @@ class GpuEngine(StepEngine):
         segments = list(self._segments(trajectory))
         launches = [self._launch_of(segment) for segment in segments]
         self._load(trajectory.start, trajectory.condition)
+        self._upload_coeffs(segments[0].bucket, trajectory.coeffs)
         row = 0
         for segment, launch in zip(segments, launches, strict=True):
             rows = range(row, row + segment.rows)
-            if rows:
-                self._upload(segment, trajectory.coeffs[rows.start : rows.stop], map(trajectory.noise, rows))
+            if row:
+                self._coeffs.move_to_front(rows, (segment.bucket, len(COLUMNS)))
+            if segment.noisy:
+                self._upload_noise(segment, map(trajectory.noise, rows))
             launch()
             row = rows.stop
         self.outputs = {name: array.first(count) for name, array in self._results.items()}
@@ -100,7 +105,8 @@ class GpuEngine(StepEngine):
         self._load(sample, condition)
         for array, state in zip(self._ring[1:], history, strict=True):
             self._device.upload(np.ascontiguousarray(state), array)
-        self._upload(segment, coeffs[None], [noise])
+        self._upload_coeffs(segment.bucket, coeffs[None])
+        self._upload_noise(segment, [noise])
         self._enqueue(segment)
         sample_next, prediction = self._fetch([self._state(1).first(count), self._ring[0].first(count)])
         return sample_next, prediction
@@ -146,7 +152,7 @@ class GpuEngine(StepEngine):
             # The first run of a shape may load kernels and move data, which cannot be captured.
             self._enqueue(replace(segment, rows=min(segment.rows, 1)))
             self._graphs[segment] = self._device.capture(lambda: self._enqueue(segment)).launch
-            if len(self._graphs) > MOST_GRAPHS:
+            while len(self._graphs) > 1 and sum(kept.rows for kept in self._graphs) > KEPT_ROWS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(segment)
         return self._graphs[segment]
@@ -160,22 +166,26 @@ class GpuEngine(StepEngine):
             self._device.zero(self._condition)
             self._device.upload(np.ascontiguousarray(condition), self._condition)
 
-    def _upload(self, segment: Segment, coeffs: Float32, noises: Iterable[Float32]) -> None:
-        """What the rows of a segment read: coeffs [rows, B, 12], and for each row noise [up to B, C, H, W]."""
-        device, bucket = self._device, segment.bucket
-        padded = np.zeros((segment.rows, bucket, len(COLUMNS)), np.float32)
+    def _upload_coeffs(self, bucket: int, coeffs: Float32) -> None:
+        """All that a trajectory has, [rows, B, 12]."""
+        rows, count, columns = coeffs.shape
+        if rows > self._longest:
+            raise EngineError(f"a trajectory of {rows} rows; this bundle's solvers have {self._longest}")
+        if rows == 0:
+            return
+        padded = np.zeros((rows, bucket, columns), np.float32)
         padded[:, :, A] = 1  # leaves padding as it is
-        padded[:, : coeffs.shape[1]] = coeffs
-        device.wait_for_mark()  # the upload before may still be reading the pinned memory
-        self._coeffs.on_host(segment.rows, padded.shape[1:])[:] = padded.reshape(segment.rows, -1)
-        self._coeffs.upload(segment.rows, padded.shape[1:])
-        if segment.noisy:
-            shape = (bucket, *self._shape)
-            for row, noise in zip(self._noise.on_host(segment.rows, shape), noises, strict=True):
-                row[: noise.size] = noise.reshape(-1)
-                row[noise.size :] = 0
-            self._noise.upload(segment.rows, shape)
-        device.mark()
+        padded[:, :count] = coeffs
+        self._coeffs.on_host(rows, (bucket, columns))[:] = padded.reshape(rows, -1)
+        self._coeffs.upload(rows, (bucket, columns))
+
+    def _upload_noise(self, segment: Segment, noises: Iterable[Float32]) -> None:
+        """For each row of a segment [up to B, C, H, W]."""
+        shape = (segment.bucket, *self._shape)
+        for row, noise in zip(self._noise.on_host(segment.rows, shape), noises, strict=True):
+            row[: noise.size] = noise.reshape(-1)
+            row[noise.size :] = 0
+        self._noise.upload(segment.rows, shape)
 
     def _enqueue(self, segment: Segment) -> None:
         bucket = segment.bucket

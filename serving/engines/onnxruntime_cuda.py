@@ -8,6 +8,7 @@ from serving.bundle import Bundle, buckets
 from serving.engines import EngineError
 from serving.engines.device import Device, DeviceArray, NoGpuError
 from serving.engines.gpu import GpuEngine
+from serving.engines.memory import in_plain_words
 from serving.engines.onnxruntime import open_session
 
 CUDA = "CUDAExecutionProvider"
@@ -61,4 +62,4 @@ class OnnxRuntimeCudaEngine(GpuEngine):
         try:
             session.run_with_iobinding(binding, self._without_waiting)
         except Exception as error:  # ONNX Runtime's own classes share no better base
-            raise EngineError(f"ONNX Runtime failed in the {graph} graph: {error}") from error
+            raise EngineError(f"ONNX Runtime failed in the {graph} graph: {in_plain_words(str(error))}") from error

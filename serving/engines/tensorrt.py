@@ -11,6 +11,7 @@ from serving.engines import EngineError
 from serving.engines.compatibility import check_gpu, check_version
 from serving.engines.device import Device, DeviceArray
 from serving.engines.gpu import GpuEngine
+from serving.engines.memory import in_plain_words
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -32,9 +33,9 @@ class TensorRTEngine(GpuEngine):
             raise EngineError(
                 f"{manifest.model} needs TensorRT: pip install tensorrt=={target['tensorrt']} ({error})"
             ) from None
-        check_version(target, trt.__version__, manifest.model)
+        check_version(bundle, trt.__version__)
         device = Device(number)
-        check_gpu(target, device.name, device.compute_capability, manifest.model)
+        check_gpu(bundle, device.name, device.compute_capability)
         super().__init__(bundle, device, target["buckets"])
         self._log = _Log()
         trt.init_libnvinfer_plugins(self._log.logger, "")
@@ -80,7 +81,7 @@ class TensorRTEngine(GpuEngine):
 
     def _check(self, done: bool, what: str) -> None:
         if not done:
-            raise EngineError(f"TensorRT cannot {what}: {self._log.latest_error or 'it does not say why'}")
+            raise EngineError(f"TensorRT cannot {what}: {in_plain_words(self._log.latest_error)}")
 
 
 class _Log:

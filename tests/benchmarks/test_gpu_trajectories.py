@@ -2,17 +2,24 @@
 
 import json
 import math
+import sys
 import time
+from functools import cache
 
+import fake_engines
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_pig import tiny_pig
+from fake_engines import FakeCudaSession
+from fake_tensorrt import tensorrt_recorded
+from tiny_pig import SIZE, tiny_pig
 
-from benchmarks.gpu import command, trajectories
-from benchmarks.gpu.ways import WAYS, Diffusers, FusedStep, Served, Work
+from benchmarks.gpu import command, trajectories, ways
+from benchmarks.gpu.ways import WAYS, Captured, Diffusers, FusedStep, Served, ServedByTensorRT, Work
+from export import BuildError
 
 CPU = torch.device("cpu")
+BATCH, STEPS = 2, 3
 
 
 @pytest.fixture
@@ -27,21 +34,201 @@ def measured(*arguments):
     return rows
 
 
+@pytest.fixture
+def engines(monkeypatch, tmp_path):
+    """TensorRT and ONNX Runtime's CUDA provider on a GPU that is ordinary memory; what TensorRT was asked for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with tensorrt_recorded((2, SIZE, SIZE), [BATCH]) as recording:
+        monkeypatch.setattr(FakeCudaSession, "cuda", sys.modules["cuda.bindings.driver"], raising=False)
+        monkeypatch.setattr("onnxruntime.InferenceSession", FakeCudaSession)
+        monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+        yield recording
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """A "graph" that is called again."""
+    monkeypatch.setattr(ways, "captured", lambda function: (function, function()))
+
+
+family = cache(tiny_pig)  # the same, so that its graphs are exported once
+
+
 def work(precision="fp32", **fields):
-    family = tiny_pig(**fields)
-    return Work(family, precision, torch.randn(2, *family.sample_shape, generator=torch.Generator().manual_seed(0)), 3)
+    start = torch.randn(BATCH, *family().sample_shape, generator=torch.Generator().manual_seed(0))
+    return Work(family(), precision, start, STEPS, **fields)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("precision", trajectories.PRECISIONS)
-def test_all_ways_draw_the_same(precision):
+def test_all_ways_draw_the_same(precision, engines, on_cpu):
     expected = trajectories.host(Diffusers(work()).run())
-    for way in (Diffusers, FusedStep, *([] if precision == "bf16" else [Served])):  # no CPU runs bf16 graphs
+    served = [] if precision == "bf16" else [Served, ServedByTensorRT]  # no CPU runs bf16 graphs
+    for way in (Diffusers, FusedStep, Captured, *served):
         state = torch.as_tensor(way(work(precision)).run())
         assert state.dtype == torch.float32
         off = trajectories.distance(trajectories.host(state), expected)
         assert off < trajectories.DRIFT[precision]
         assert precision == "fp32" or off > 1e-6  # it was computed in half precision
+
+
+def calls_of(function):
+    """Stands in for the time that a call takes: how often it calls what notes its calls, once it is warm."""
+
+    def timed(call):
+        call()
+        function.calls = 0
+        call()
+        return function.calls
+
+    return timed
+
+
+class Counted:
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        return self.function(*arguments)
+
+
+@torch.no_grad()
+def test_steps_are_timed_and_networks_alone_and_as_often_as_in_a_trajectory(monkeypatch, on_cpu):
+    eager, fused, graph = Diffusers(work()), FusedStep(work()), Captured(work())
+    eager.run()
+    guider = eager.loop["guider"] = Counted(eager.loop["guider"])
+    assert eager.network_seconds(calls_of(guider)) == STEPS
+    assert eager.step_seconds(calls_of(guider)) == 1
+    for step, way in ((fused, fused), (graph.step, graph)):
+        whole = Counted(step.step)
+        monkeypatch.setattr(step, "step", whole)
+        assert way.step_seconds(calls_of(whole)) == 1
+        monkeypatch.setattr(step, "step", None)
+        networks = Counted(step.only_networks)
+        monkeypatch.setattr(step, "only_networks", networks)
+        assert way.network_seconds(calls_of(networks)) == STEPS
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [Served, ServedByTensorRT])
+def test_engines_time_networks_without_the_update(kind, monkeypatch, engines):
+    def run(cuda, session, addresses, shapes):
+        kinds.add(tuple(node.name for node in session.get_inputs()))
+        return run_step(cuda, session, addresses, shapes)
+
+    kinds, run_step = set(), fake_engines.run
+    steps = Counted(lambda *given: run(*given))
+    way = kind(work())
+    monkeypatch.setattr(fake_engines, "run", steps)
+    assert way.network_seconds(calls_of(steps)) == STEPS
+    assert kinds == {("sample", "coeffs"), ("sample",)}  # networks, and the finish
+    assert way.step_seconds(calls_of(steps)) == 1
+    assert len(kinds) == 3
+    if kind is ServedByTensorRT:
+        operators = [{node.op_type for node in model.graph.node} for model in engines.models]
+        assert ["SolverStep" in found for found in operators] == [True, False, False, False]
+        assert operators[0] - operators[2] == {"SolverStep"}
+
+
+@torch.no_grad()
+def test_plans_are_for_the_batch_that_is_measured(engines):
+    ServedByTensorRT(work())
+    assert [[profile["sample"] for profile in config.profiles] for config in engines.configs] == [
+        [(BATCH, 2, SIZE, SIZE)]
+    ] * 2
+
+
+class Clock:
+    """Time that passes where a test says so."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(trajectories.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(trajectories.time, "perf_counter", lambda: self.now)
+
+    def way(self, preparing, running, networks):
+        """One that takes so many seconds for each."""
+
+        def passes(seconds):
+            self.now += seconds
+
+        class Timed:
+            def __init__(self, work):
+                self.work = work
+                passes(preparing)
+
+            def run(self):
+                passes(running)
+                return self.work.start
+
+            def step_seconds(self, timed):
+                return timed(lambda: passes(running / 10))
+
+            def network_seconds(self, timed):
+                return timed(lambda: passes(networks))
+
+        return Timed
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setitem(WAYS, "diffusers-eager", clock.way(0, 2, 1.5))
+    monkeypatch.setitem(WAYS, "medgen-pytorch", clock.way(100, 0.5, 0.4))
+    return clock
+
+
+@pytest.mark.usefixtures("clock", "tiny")
+def test_shares_and_ratios_are_of_what_was_timed():
+    eager, fused = measured(["medgen-pytorch"], [(32, 4, "fp32")], CPU, math.inf)
+    assert (eager["ms_per_sample"], fused["ms_per_sample"]) == (500, 125)
+    assert (eager["step_ms_per_sample"], fused["step_ms_per_sample"]) == pytest.approx((50, 12.5))
+    assert (eager["ratio_to_eager"], fused["ratio_to_eager"]) == (1, 4)
+    assert (eager["outside_networks"], fused["outside_networks"]) == pytest.approx((0.25, 0.2))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_could_not_be_prepared_in_time_is_not_begun(clock):
+    *_, (eager, fused) = trajectories.measure_all(["medgen-pytorch"], [(32, 4, "fp32"), (32, 1, "fp32")], CPU, 200)
+    assert clock.now < 200
+    assert eager["ms_per_sample"] == 2000
+    assert fused["note"] == "there was no time left"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_after_the_deadline_there_is_one_round_and_no_timing_of_networks(clock, monkeypatch):
+    monkeypatch.setattr(trajectories, "ROUNDS", 7)
+    rows = measured(["medgen-pytorch"], [(32, 4, "fp32")], CPU, 101)
+    assert clock.now == 2 + 2 + 100 + 0.5 + 2 * (2 + 0.5)  # the reference, both prepared, warm-up and round
+    for row in rows:
+        assert row["ms_per_sample"] > 0
+        assert row["rounds"] == 1
+        assert (row["step_ms_per_sample"], row["outside_networks"]) == (None, None)
+    assert "diffusers-eager: 1 steps and networks not measured, as there was no time left" in trajectories.notes(
+        {"trajectories": rows}
+    )
+    report = {"gpu": "NVIDIA Test", "trajectories": rows}
+    assert trajectories.table(report).row_count == 2
+
+
+@pytest.mark.usefixtures("tiny")
+def test_networks_that_cannot_be_timed_cost_nothing_else(clock, monkeypatch):
+    def fail(self, timed):
+        raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(WAYS["medgen-pytorch"], "network_seconds", fail)
+    eager, fused = measured(["medgen-pytorch"], [(32, 4, "fp32")], CPU, math.inf)
+    assert eager["outside_networks"] == pytest.approx(0.25)
+    assert (fused["ms_per_sample"], fused["outside_networks"]) == (125, None)
+    assert fused["note"] == "RuntimeError: out of memory"
+
+
+@torch.no_grad()
+def test_tensorrt_gives_up_at_the_deadline(engines):
+    with pytest.raises(BuildError, match="there was no time left to build the step plan"):
+        ServedByTensorRT(work(deadline=time.monotonic()))
+    assert engines.went_on == [False]
 
 
 @pytest.mark.usefixtures("tiny")

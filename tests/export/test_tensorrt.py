@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -92,6 +94,22 @@ def test_options(trt, checkpoint, tmp_path):
     assert trt.capabilities == [80]
     assert bundle.manifest.precision == "tf32"
     assert bundle.manifest.target["hardware_compatibility"] == "ampere_plus"
+
+
+def test_an_older_tensorrt(trt, checkpoint, tmp_path, monkeypatch):
+    """What 10.7 does not have yet: an order of plugins, and plans for GPUs of the same capability."""
+    import tensorrt as bindings
+
+    monkeypatch.setattr(bindings, "__version__", "10.7.0.23")
+    monkeypatch.setattr(bindings, "NetworkDefinitionCreationFlag", SimpleNamespace(__members__={"STRONGLY_TYPED": 1}))
+    level = bindings.HardwareCompatibilityLevel.__members__
+    known = {name: level[name] for name in ("NONE", "AMPERE_PLUS")}
+    monkeypatch.setattr(bindings, "HardwareCompatibilityLevel", SimpleNamespace(__members__=known))
+    bundle = build_plans(checkpoint, tmp_path)
+    assert trt.flags == [0b10] * 2
+    assert bundle.manifest.target["tensorrt"] == "10.7.0.23"
+    with pytest.raises(BuildError, match="has no hardware compatibility same_compute_capability"):
+        build_plans(checkpoint, tmp_path, plan=PlanOptions(hardware_compatibility="same_compute_capability"))
 
 
 def test_the_command(trt, checkpoint, tmp_path):
@@ -202,6 +220,12 @@ class TestFailures:
         assert trt.went_on == [True, True, False]
         assert timings(tmp_path)[1] == b"timed;" * 3  # what was measured so far is kept
         assert signal.getsignal(signal.SIGINT) == before
+
+    def test_no_time_left(self, trt, repository, checkpoint, tmp_path):
+        message = "there was no time left to build the step plan"
+        self.fails(repository, checkpoint, message, plan=PlanOptions(deadline=time.monotonic()))
+        assert trt.went_on == [True, True, False]
+        assert timings(tmp_path)[1] == b"timed;" * 3
 
     @pytest.mark.parametrize("value", [1e-2, np.nan])
     def test_a_plan_that_draws_something_else(self, trt, repository, checkpoint, value):

@@ -30,7 +30,12 @@ int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)0x
 int cuCtxSetCurrent(void *context) { return SAY("context %p", context); }
 int cuStreamCreate(void **stream, unsigned flags) { *stream = (void *)0x50; return SAY("stream flags=%u", flags); }
 int cuStreamSynchronize(void *stream) { return SAY("wait %p", stream); }
-int cuEventCreate(void **event, unsigned flags) { *event = (void *)0xE0; return SAY("event flags=%u", flags); }
+int cuEventCreate(void **event, unsigned flags) {
+    static uintptr_t number = 0xE0;
+    *event = (void *)number++;
+    return SAY("event %p flags=%u", *event, flags);
+}
+int cuEventDestroy_v2(void *event) { return SAY("destroy event %p", event); }
 int cuEventRecord(void *event, void *stream) { return SAY("mark %p %p", event, stream); }
 int cuEventSynchronize(void *event) { return SAY("wait for mark %p", event); }
 int cuMemAlloc_v2(address *memory, size_t size) { return posix_memalign((void **)memory, 256, size) ? 2 : 0; }
@@ -44,6 +49,10 @@ int cuMemsetD8Async(address memory, unsigned char value, size_t size, void *stre
 int cuMemcpyHtoDAsync_v2(address target, const void *source, size_t size, void *stream) {
     memcpy((void *)target, source, size);
     return SAY("upload %zu %p", size, stream);
+}
+int cuMemcpyDtoDAsync_v2(address target, address source, size_t size, void *stream) {
+    memcpy((void *)target, (void *)source, size);
+    return SAY("copy %zu %p", size, stream);
 }
 int cuMemcpyDtoHAsync_v2(void *target, address source, size_t size, void *stream) {
     memcpy(target, (void *)source, size);

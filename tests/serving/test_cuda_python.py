@@ -7,6 +7,8 @@ import sys
 import pytest
 from tiny import write_tiny_bundle
 
+from serving.engines.memory import TAKE_LESS
+
 pytest.importorskip("cuda.bindings", reason="cuda-python is in the extra gpu")
 
 PROGRAM = """
@@ -15,10 +17,12 @@ import numpy as np
 from cuda.core.utils import StridedMemoryView
 from serving.bundle import load_bundle
 from serving.engines import EngineError, Trajectory
+from serving.engines import gpu
 from serving.engines.device import Device
-from serving.engines.gpu import GpuEngine
 
-class Engine(GpuEngine):
+gpu.MOST_ROWS = 4
+
+class Engine(gpu.GpuEngine):
     def enqueue(self, graph, tensors):
         print(graph, tensors["sample"].shape[0], flush=True)
 
@@ -27,15 +31,18 @@ print(device.name, device.compute_capability, flush=True)
 engine = Engine(load_bundle(sys.argv[1]), device, (1, 2, 4))
 start = np.arange(3 * 512, dtype=np.float32).reshape(3, 2, 16, 16)
 noise = np.ones_like(start)
-trajectory = Trajectory(start, np.array([2, 2, 2]), np.ones((2, 3, 12), np.float32), lambda row: noise)
+trajectory = Trajectory(start, np.array([6, 6, 6]), np.ones((6, 3, 12), np.float32), lambda row: noise)
 print("generate", flush=True)
 state, outputs = engine.generate(trajectory)
 assert np.array_equal(state, start)
 image = engine.outputs["image"]
 tensor = StridedMemoryView.from_dlpack(image, stream_ptr=-1)
 assert (tensor.ptr, tensor.shape, tensor.dtype, tensor.device_id) == (image.address, (3, 1, 16, 16), np.float32, 0)
+capsule = image.__dlpack__(stream=1, max_version=(1, 0))  # as PyTorch asks for it
 print("end", flush=True)
 del tensor, image, engine
+print("held", flush=True)
+del capsule
 try:
     device._call("cuMemAlloc", 1 << 62)
 except EngineError as error:
@@ -44,6 +51,25 @@ except EngineError as error:
 
 EXPECTED = """\
 context 0xc0
+event 0xe1 flags=2
+step 4
+capture 0x50 mode=1
+step 4
+step 4
+step 4
+step 4
+captured 0x50
+instantiate 0xa0 flags=0
+destroy 0xa0
+step 4
+finish 4
+capture 0x50 mode=1
+step 4
+step 4
+finish 4
+captured 0x50
+instantiate 0xa0 flags=0
+destroy 0xa0
 set 8192 to 0 0x50
 set 8192 to 0 0x50
 set 8192 to 0 0x50
@@ -51,9 +77,16 @@ set 8192 to 0 0x50
 set 8192 to 0 0x50
 upload 6144 0x50
 wait for mark 0xe0
-upload 512 0x50
-upload 16384 0x50
+upload 1536 0x50
 mark 0xe0 0x50
+wait for mark 0xe1
+upload 32768 0x50
+mark 0xe1 0x50
+launch 0xb0 0x50
+copy 512 0x50
+wait for mark 0xe1
+upload 16384 0x50
+mark 0xe1 0x50
 launch 0xb0 0x50
 download 6144 0x50
 download 768 0x50
@@ -80,13 +113,13 @@ def test_calls_pass_through_the_real_bindings(tmp_path):
     opened, _, rest = done.stdout.partition("generate\n")
     generated, _, closed = rest.partition("end\n")
     assert "NVIDIA H200 (9, 0)\n" in opened
-    assert "stream flags=1\nevent flags=2\n" in opened
-    warm_up = "context 0xc0\nstep 4\nfinish 4\n"
-    capture = "capture 0x50 mode=1\nstep 4\nstep 4\nfinish 4\ncaptured 0x50\ninstantiate 0xa0 flags=0\ndestroy 0xa0\n"
-    assert generated == warm_up + capture + EXPECTED.removeprefix("context 0xc0\n")
-    assert "destroy executable 0xb0\n" in closed
-    assert closed.count("free\n") == 2 + 4 + 1 + 2 + 2  # states, ring, no noise, outputs, and two tables of rows
+    assert "stream flags=1\n" in opened
+    assert "event 0xe0 flags=2\n" in opened  # of the coefficients
+    assert generated == EXPECTED
+    assert closed.count("destroy executable 0xb0\n") == 2
+    assert all(f"destroy event {mark}\n" in closed for mark in ("0xe0", "0xe1"))
+    before, _, after = closed.partition("held\n")
+    assert before.count("free\n") == 2 + 4 + 1 + 1 + 2  # states, ring, no noise, mask, and two tables of rows
+    assert after.count("free\n") == 1  # the image, once nobody has it
     assert closed.count("free pinned\n") == 2
-    assert closed.endswith(
-        "GPU 0: it is out of memory; end what else uses it, or build the bundle with a smaller batch (cuMemAlloc)\n"
-    )
+    assert closed.endswith(f"GPU 0: it is out of memory; {TAKE_LESS} (cuMemAlloc)\n")

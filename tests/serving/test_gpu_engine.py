@@ -2,16 +2,22 @@
 
 import dataclasses
 import itertools
+import json
 import logging
+import re
+import shlex
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from click.core import ParameterSource
 from fake_cuda import CUresult, FakeCuda, installed
 from fake_engines import FakeCudaSession, FakeTensorRT, as_tensorrt
 from tiny import FLOW, write_tiny_bundle
 
+from export.__main__ import build_command
 from serving.bundle import Condition, buckets, load_bundle
 from serving.engines import EngineError, Trajectory, gpu, open_engine
 from serving.engines.device import Device
@@ -21,7 +27,7 @@ from serving.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from serving.engines.tensorrt import TensorRTEngine
 from serving.requests import parse_request
 from serving.sampler import Sampler
-from serving.solvers import COLUMNS, HISTORY, SOLVERS
+from serving.solvers import COLUMNS, HISTORY, solvers_for
 
 SHAPE = (2, 16, 16)
 MASK = Condition("mask", (1, 16, 16), classes=4)
@@ -96,7 +102,7 @@ def assert_same_bits(one, two):
         assert (one[name].dtype, one[name].tobytes()) == (two[name].dtype, two[name].tobytes()), name
 
 
-@pytest.mark.parametrize("limits", [{}, {"MOST_ROWS": 8, "NOISE_BYTES": 40_000, "MOST_GRAPHS": 3}], ids=["", "small"])
+@pytest.mark.parametrize("limits", [{}, {"MOST_ROWS": 8, "NOISE_BYTES": 40_000, "KEPT_ROWS": 20}], ids=["", "small"])
 @pytest.mark.parametrize(
     "options",
     [{}, {"schedule": FLOW}, {"condition": MASK, "sample_shape": (1, 16, 16)}, {"schedule": None}],
@@ -113,8 +119,7 @@ def test_samples_are_those_of_the_cpu(target, options, limits, tmp_path, cuda, t
     assert type(engine) is (OnnxRuntimeCudaEngine if target == "onnx" else TensorRTEngine)
     on_cpu, on_gpu = Sampler(bundle, OnnxRuntimeEngine(bundle)), Sampler(bundle, engine)
     random = np.random.default_rng(3)
-    kind = None if manifest.schedule is None else "flow" if manifest.schedule.kind == "flow" else "diffusion"
-    solvers = [name for name, solver in SOLVERS.items() if solver.kind == kind]
+    solvers = [] if manifest.schedule is None else solvers_for(manifest.schedule)
     for _ in range(5):
         requests = []
         for _ in range(random.integers(1, 5)):
@@ -127,7 +132,7 @@ def test_samples_are_those_of_the_cpu(target, options, limits, tmp_path, cuda, t
             assert_same_bits(one, two)
 
 
-@pytest.mark.parametrize("lengths", [[1], [70, 3], [5, 5, 5], [130, 64, 9, 1, 1]])
+@pytest.mark.parametrize("lengths", [[1], [270, 3], [5, 5, 5], [600, 256, 9, 1, 1]])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_the_last_state_and_the_outputs_are_those_of_the_loop_on_the_host(tiny, tensorrt, lengths, stochastic):
     expected = OnnxRuntimeEngine(tiny).generate(trajectory(lengths, stochastic=stochastic))
@@ -227,7 +232,7 @@ def test_a_trajectory_is_one_upload_one_launch_and_one_wait(tiny, cuda):
         "cuCtxSetCurrent",
         *["cuMemsetD8Async"] * 5,  # the first state and the history
         "cuMemcpyHtoDAsync",  # the start
-        "cuEventSynchronize",  # long passed: it is the mark of the trajectory before
+        "cuEventSynchronize",  # long passed: the coefficients of the trajectory before
         "cuMemcpyHtoDAsync",  # all coefficients
         "cuEventRecord",
         "cuGraphLaunch",
@@ -236,6 +241,44 @@ def test_a_trajectory_is_one_upload_one_launch_and_one_wait(tiny, cuda):
     ]
     (launch,) = cuda.named("cuGraphLaunch")
     assert launch[1:] == (1000 + 1, FakeCuda.STREAM)
+
+
+def test_coefficients_of_a_long_trajectory_are_uploaded_once(tiny, cuda):
+    """More rows than a graph has: those of the next graph move to where it reads them, on the GPU."""
+    engine = RecordingEngine(tiny)
+    engine.generate(trajectory([600, 270]))
+    cuda.calls.clear()
+    engine.generate(trajectory([600, 270], seed=1))
+    begun, table, *after = [call for call in cuda.calls if call[0].startswith(("cuMemcpy", "cuGraphLaunch"))]
+    assert [call[3] for call in (begun, table)] == [2 * 2048, 600 * 256]
+    front = table[1]
+    assert after[:5] == [
+        ("cuGraphLaunch", 1001, FakeCuda.STREAM),
+        ("cuMemcpyDtoDAsync", front, front + 256 * 256, 256 * 256, FakeCuda.STREAM),
+        ("cuGraphLaunch", 1001, FakeCuda.STREAM),
+        ("cuMemcpyDtoDAsync", front, front + 512 * 256, 88 * 256, FakeCuda.STREAM),
+        ("cuGraphLaunch", 1002, FakeCuda.STREAM),
+    ]
+    assert [name for name, *_ in after[5:]] == ["cuMemcpyDtoHAsync"] * 3
+    assert [call[0] for call in cuda.named("cuEventSynchronize", "cuStreamSynchronize")] == [
+        "cuEventSynchronize",  # before the first launch, for the trajectory before
+        "cuStreamSynchronize",  # for the outputs
+    ]
+
+
+@pytest.mark.parametrize("rows", [20, 250, 256])
+def test_usual_trajectories_are_one_graph(tiny, cuda, rows):
+    engine = RecordingEngine(tiny)
+    engine.generate(trajectory([rows]))
+    assert len(cuda.named("cuGraphLaunch")) == 1
+
+
+def test_there_is_room_for_the_longest_table(tmp_path, cuda):
+    """Two rows for each of 1000 steps, of a flow."""
+    engine = RecordingEngine(load_bundle(write_tiny_bundle(tmp_path, max_batch=2, schedule=FLOW)))
+    engine.generate(trajectory([2000, 2000]))
+    with pytest.raises(EngineError, match=r"a trajectory of 2001 rows; this bundle.s solvers have 2000"):
+        engine.generate(trajectory([2001]))
 
 
 def test_a_capture_holds_every_row_and_the_finish(tiny, cuda):
@@ -262,7 +305,7 @@ def test_noise_is_sent_in_bounded_parts(tiny, cuda, monkeypatch):
 
 
 def test_few_graphs_are_kept(tiny, cuda, monkeypatch):
-    monkeypatch.setattr(gpu, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(gpu, "KEPT_ROWS", 9)
     engine = RecordingEngine(tiny)
     for rows in (3, 4, 3, 5):
         engine.generate(trajectory([rows]))
@@ -300,6 +343,41 @@ def test_arrays_say_where_they_are(tiny, cuda):
         "version": 3,
     }
     assert image.__dlpack_device__() == (2, 0)
+
+
+def test_the_readme_shows_how_others_use_them(tiny, cuda, onnxruntime_gpu, monkeypatch):
+    """Its example runs on stand-ins that read the memory where the array says it is."""
+
+    class GPUArray:
+        def __init__(self, shape, dtype, allocator=None, base=None, gpudata=None, strides=None, order="C"):
+            assert base is not None  # keeps the memory
+            self.values = cuda.array(gpudata, shape, dtype)
+
+    def asarray(array):
+        interface = array.__cuda_array_interface__
+        return cuda.array(interface["data"][0], interface["shape"], interface["typestr"])
+
+    stubs = {
+        "torch": {"from_dlpack": lambda array: array.__dlpack_device__()},
+        "cupy": {"asarray": asarray},
+        "pycuda": {},
+        "pycuda.autoprimaryctx": {},
+        "pycuda.gpuarray": {"GPUArray": GPUArray},
+    }
+    for name, content in stubs.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("serving.bundle.bundle_folder", lambda repository, name: tiny.folder)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "pycuda" in block)
+    found = {}
+    exec(example, found)
+    (samples,) = found["samples"]
+    assert found["tensor"] == (2, 0)
+    assert samples["image"].any()
+    for values in (found["array"], found["gpu_array"].values):
+        np.testing.assert_array_equal(values, samples["image"])
 
 
 # --- what goes wrong ---
@@ -352,6 +430,22 @@ def test_a_run_that_fails_does_not_spoil_the_next(tiny, tensorrt, what):
     assert np.array_equal(engine.generate(trajectory([2]))[0], expected[0])
 
 
+def test_out_of_memory_is_said_in_plain_words(tiny, tensorrt, onnxruntime_gpu, monkeypatch):
+    words = r"the GPU is out of memory; end what else uses it, or build the bundle with a smaller --max-batch \({}\)"
+    engine = open_engine(as_tensorrt(tiny))
+    tensorrt.refuses, tensorrt.says = "run", "Error Code 2: OutOfMemory"
+    with pytest.raises(EngineError, match=words.format("Error Code 2: OutOfMemory")):
+        engine.generate(trajectory([3]))
+
+    def fail(*_):
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 9")
+
+    engine = open_engine(tiny)
+    monkeypatch.setattr(FakeCudaSession, "run_with_iobinding", fail)
+    with pytest.raises(EngineError, match=words.format("Failed to allocate .* of size 9")):
+        engine.generate(trajectory([3]))
+
+
 def test_a_plan_that_does_not_load_is_named(tiny, tensorrt):
     tensorrt.refuses = "deserialize"
     with pytest.raises(EngineError, match=r"TensorRT cannot load .*finish\.onnx: no deserialize today"):
@@ -369,13 +463,16 @@ def test_without_tensorrt(tiny, monkeypatch):
         open_engine(as_tensorrt(tiny))
 
 
-REBUILD = "build them here with: python -m export build --model tiny --target tensorrt"
+REBUILD = r"build them here with: python -m export build --model tiny --target tensorrt --precision fp32 --max-batch 6"
 
 
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ({"tensorrt": "10.13.0.35"}, rf"of TensorRT 10\.13\.0\.35, and here is 11\.4\.0\.106: {REBUILD}"),
+        (
+            {"tensorrt": "10.13.0.35"},
+            rf"of TensorRT 10\.13\.0\.35, and here is 11\.4\.0\.106: pip install tensorrt==10\.13\.0\.35, or {REBUILD}",
+        ),
         ({"gpu": "NVIDIA H100"}, rf"for NVIDIA H100 .*, and here is NVIDIA H200 \(9\.0\): {REBUILD}"),
         (
             {"gpu": "NVIDIA L4", "compute_capability": "8.9", "hardware_compatibility": "same_compute_capability"},
@@ -386,6 +483,32 @@ REBUILD = "build them here with: python -m export build --model tiny --target te
 def test_a_plan_for_something_else_says_so(tiny, tensorrt, target, words):
     with pytest.raises(EngineError, match=words):
         open_engine(as_tensorrt(tiny, **target))
+
+
+def test_the_command_that_rebuilds_makes_a_bundle_like_the_one_there_is(tiny, tensorrt):
+    (tiny.folder / "parity.json").write_text(json.dumps({"checkpoint": "/runs/my pig"}))
+    target = {"gpu": "NVIDIA L4", "compute_capability": "8.9", "hardware_compatibility": "same_compute_capability"}
+    bundle = as_tensorrt(tiny, fused=False, **target)
+    manifest = dataclasses.replace(bundle.manifest, model="pig", precision="fp16")
+    bundle = dataclasses.replace(bundle, manifest=manifest)
+    with pytest.raises(EngineError) as caught:
+        open_engine(bundle)
+    _, command = str(caught.value).split("build them here with: python -m export build ")
+    context = build_command.make_context("build", shlex.split(command))
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+    }
+    assert given == {
+        "model": "pig",
+        "target": "tensorrt",
+        "precision": "fp16",
+        "max_batch": 6,
+        "hardware_compatibility": "same_compute_capability",
+        "fused": False,
+        "checkpoint": Path("/runs/my pig"),
+    }
 
 
 @pytest.mark.parametrize("kind", ["ampere_plus", "same_compute_capability"])

@@ -301,6 +301,14 @@ def test_the_configuration_comes_from_the_manifest(live: Live) -> None:
     assert config["max_batch_size"] == MAX_BATCH
 
 
+@pytest.mark.skipif(Path("/proc/driver/nvidia/gpus").exists(), reason="there is a GPU")
+def test_without_a_gpu_there_is_one_instance_on_the_cpu(live: Live) -> None:
+    """What Triton makes of KIND_AUTO."""
+    with grpc.InferenceServerClient(live.url("grpc")) as client:
+        (group,) = client.get_model_config("tiny", as_json=True)["config"]["instance_group"]
+    assert (group["kind"], group["count"], group.get("gpus", [])) == ("KIND_CPU", 1, [])
+
+
 def tritonserver(live: Live) -> int:
     """Its process, which leads the group of the models' processes."""
 

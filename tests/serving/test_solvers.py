@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from serving.solvers import COLUMNS, HISTORY, SOLVERS, Schedule, ddim, solver_table, solvers_for
+from serving.solvers import COLUMNS, HISTORY, SOLVERS, Schedule, ddim, longest_table, solver_table, solvers_for
 
 SHAPE = (2, 1, 4, 4)
 LINEAR = ("linear", 1000, 1e-4, 0.02)
@@ -495,6 +495,11 @@ def test_ddim_with_full_noise_is_ddpm() -> None:
 def test_tables_are_cached() -> None:
     assert solver_table("ddim", SMALL, 7) is solver_table("ddim", SMALL, 7)
     assert solver_table("ddim", SMALL, 7) is not solver_table("ddim", SMALL_V, 7)
+
+
+def test_longest_table() -> None:
+    assert longest_table(SMALL) == 40
+    assert longest_table(SMALL_FLOW) == 80  # of midpoint
 
 
 def test_smallest_schedule_works() -> None:
