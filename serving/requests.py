@@ -76,9 +76,9 @@ def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tupl
     if schedule is None:
         return None, 0
     name, solver, advice = _given(manifest, parameters, "solver", manifest.default_solver)
-    allowed = solvers_for(schedule)
-    if not isinstance(solver, str) or solver not in allowed:
-        raise BadRequest(f"{name} is {_shown(solver)}; allowed for {manifest.model} are {', '.join(allowed)}{advice}")
+    solvers = solvers_for(schedule)
+    if not isinstance(solver, str) or solver not in solvers:
+        raise BadRequest(f"{name} is {_shown(solver)}; allowed for {manifest.model} are {', '.join(solvers)}{advice}")
     name, steps, advice = _given(manifest, parameters, "steps", manifest.default_steps)
     last = schedule.num_train_timesteps
     if type(steps) is not int:

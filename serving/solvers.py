@@ -140,7 +140,7 @@ def _flow_times(schedule: Schedule, steps: int, rows_per_step: int = 1) -> Array
 def _flow_levels(schedule: Schedule, steps: int) -> Levels:
     time = _flow_times(schedule, steps)
     alphas = np.append(time, 1.0)
-    sigmas = 1 - alphas
+    sigmas = 1.0 - alphas
     one = np.ones(steps)
     t = time * (schedule.num_train_timesteps - 1)
     return Levels(t, alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:], p=one, q=sigmas[:-1], u=one, w=-time)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from serving.bundle import Condition, Output
+from training.data.heart import PIXEL, SIDE
 from training.data.recordings import LABELS
 from training.denoiser import Denoiser
 from training.family import Batch
@@ -31,11 +32,17 @@ def without_classes(mask: Tensor, share: float, generator: torch.Generator) -> T
 
 
 def mask_output(size: int) -> Output:
-    return Output("mask", "uint8", (1, size, size), low=0, high=CLASSES - 1, labels=LABELS)
+    return Output("mask", "uint8", (1, size, size), low=0, high=CLASSES - 1, labels=LABELS, spacing=spacing(size))
 
 
 def image_output(size: int) -> Output:
-    return Output("image", "float32", (1, size, size), low=0.0, high=1.0, labels=())
+    return Output("image", "float32", (1, size, size), low=0.0, high=1.0, spacing=spacing(size))
+
+
+def spacing(size: int) -> tuple[float, float]:
+    """Millimetres between the pixels of a heart that is drawn in ``size`` rows and columns."""
+    pixel = SIDE * PIXEL / size
+    return pixel, pixel
 
 
 class HeartPainter(Denoiser):

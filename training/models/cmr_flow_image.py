@@ -1,9 +1,9 @@
 """cmr_flow_image: short-axis cardiac MRI under a mask, drawn by flow matching.
 
 Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Cardiac MRI Generation", section IV.C.2.c: a
-velocity network on the straight path from noise to image (Lipman et al. 2023, arXiv 2210.02747), steered by a ControlNet
-(Zhang et al. 2023, arXiv 2302.05543). The authors give it the mask as one channel of class indices, we as one channel
-for each class; and time as they do, as 0 .. 999, but not rounded.
+velocity network on the straight path from noise to image (Lipman et al. 2023, arXiv 2210.02747), steered by a
+ControlNet (Zhang et al. 2023, arXiv 2302.05543). The authors give it the mask as one channel of class indices, we as
+one channel for each class; and time as they do, as 0 .. 999, but not rounded.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """cmr_ldm_image: short-axis cardiac MRI under a mask, drawn by a diffusion model in the latents of a VQ-VAE.
 
-Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Cardiac MRI Generation", section IV.C.2.b. The
-mask lies beside the noisy latents, as each class's share of what a latent covers, and normalises the features on their
-way up (SPADE, Park et al. 2019, arXiv 1903.07291).
+Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Cardiac MRI Generation", section IV.C.2.b.
+The mask lies beside the noisy latents, as each class's share of what a latent covers, and normalises the features on
+their way up (SPADE, Park et al. 2019, arXiv 1903.07291).
 """
 
 import dataclasses
@@ -38,10 +38,9 @@ class LdmPreset(UNetPreset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.unet_size << len(self.autoencoder_widths) - 1 != self.size:
-            raise ValueError(
-                f"preset field 'size' is {self.size}; autoencoder_widths halve it {len(self.autoencoder_widths) - 1} times"
-            )
+        halvings = len(self.autoencoder_widths) - 1
+        if self.unet_size << halvings != self.size:
+            raise ValueError(f"preset field 'size' is {self.size}; autoencoder_widths halve it {halvings} times")
         if any(width % self.norm_groups for width in self.autoencoder_widths):
             raise ValueError(
                 f"preset field 'norm_groups' is {self.norm_groups}; it must divide {self.autoencoder_widths} too"
@@ -57,7 +56,8 @@ PRESETS = {
     "paper": LdmPreset(                         # 82.83 M parameters, and 20.97 M of the VQ-VAE
         size=128, widths=(128, 256, 512), attention=(1, 2), layers=2, head_dim=32, norm_groups=32,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "epsilon"), clip=None, default_solver="ddpm", default_steps=1000,
-        batch=16, steps=(17_000, 17_000), learning_rate=2e-4, lr_schedule="constant", weight_decay=0.01, ema_decay=0.9999,
+        batch=16, steps=(17_000, 17_000), learning_rate=2e-4, lr_schedule="constant",
+        weight_decay=0.01, ema_decay=0.9999,
         mask_dropout=0.0, spade_channels=128, autoencoder_widths=(64, 128, 256, 256), latent_channels=4, codes=8192),
     "small": LdmPreset(                         # 2.54 M parameters, and 0.68 M of the VQ-VAE
         size=64,  widths=(32, 64, 96),    attention=(1, 2), layers=1, head_dim=32, norm_groups=8,

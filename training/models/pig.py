@@ -40,12 +40,14 @@ PRESETS = {
     "paper": PigPreset(                         # 7,125,409 parameters a network
         size=512, widths=(32, 32, 64, 64, 128, 128), attention=(5,),   layers=2, head_dim=128, norm_groups=32,
         schedule=EPSILON, clip=None, default_solver="ddim",     default_steps=256,
-        batch=6,  steps=(186_000, 186_000), learning_rate=2e-4, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999,
+        batch=6,  steps=(186_000, 186_000), learning_rate=2e-4, lr_schedule="constant",
+        weight_decay=0.0, ema_decay=0.9999,
         binarise_guide="sampling", antithetic=True, lesion_weight=True),
     "small": PigPreset(                         # 1,818,465 parameters a network
         size=64,  widths=(16, 32, 64, 96),           attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
         schedule=V,       clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
-        batch=8,  steps=(4_500, 9_500),     learning_rate=1e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
+        batch=8,  steps=(4_500, 9_500),     learning_rate=1e-3, lr_schedule="cosine",
+        weight_decay=0.0, ema_decay=0.999,
         binarise_guide="never",    antithetic=True, lesion_weight=True),
 }
 # fmt: on
