@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
 
@@ -40,7 +40,7 @@ class PlanOptions:
 
     workspace: float | None = None
     hardware_compatibility: str = "none"
-    deadline: float = math.inf
+    deadline: float = field(default=math.inf, compare=False)  # plans are the same with another
 
 
 def describe_target(max_batch: int, options: PlanOptions) -> dict[str, Any]:
