@@ -1,10 +1,11 @@
-"""``python -m benchmarks``: what sampling costs."""
+"""``python -m benchmarks``: what samples cost, and what they are worth."""
 
 from importlib import import_module
 
 import click
 
 COMMANDS = {
+    "anatomy": "benchmarks.quality.command:anatomy",
     "gpu": "benchmarks.gpu.command:gpu",
     "latency": "benchmarks.latency.command:latency",
 }
@@ -47,7 +48,7 @@ def unavailable(name: str, package: str) -> click.Command:
 
 @click.group(cls=Commands)
 def main() -> None:
-    """Measure what samples cost, beside what one would use instead."""
+    """Measure what samples cost, beside what one would use instead, and what they are worth."""
 
 
 if __name__ == "__main__":

@@ -1,26 +1,24 @@
 """PIG small enough to train in a test."""
 
-import json
 from typing import Any
 
 import torch
+from tiny_families import SIZE, fields_of, set_options, tiny_family
 
 from training.family import Batch
-from training.models.pig import PRESETS, Pig
+from training.models.pig import Pig
 
-SIZE = 32
-FIELDS = {
-    **{"size": SIZE, "widths": [8, 16], "attention": [1], "layers": 1, "head_dim": 8, "norm_groups": 4},
-    "default_steps": 2,
-}
-SET_OPTIONS = [word for name, value in FIELDS.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+__all__ = ["FIELDS", "SET_OPTIONS", "SIZE", "random_batch", "tiny_pig"]
+
+FIELDS = fields_of("pig")
+SET_OPTIONS = set_options("pig")
 
 
 def tiny_pig(**fields: Any) -> Pig:
     """An untrained model in eval mode, the same at every call."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20)
-        return Pig(PRESETS["small"].replaced({**FIELDS, **fields})).eval()
+    pig = tiny_family("pig", **fields)
+    assert isinstance(pig, Pig)
+    return pig
 
 
 def random_batch(count: int, seed: int = 0) -> Batch:

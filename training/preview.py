@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from serving.noise import draw
 from serving.pictures import contact_sheet
-from serving.samples import Samples
+from serving.samples import Samples, under
 from serving.solvers import solver_table
 from training.family import Family
 
@@ -19,7 +19,7 @@ COUNT = 16
 def save_preview(family: Family, dataset: Dataset[Any], file: Path) -> None:
     """Draw seeds 0 to 15 with the preset's own solver and steps, as serving would, and write one contact sheet.
 
-    A family that is conditioned on a mask gets the first masks of the data set.
+    A family that is conditioned on a mask gets masks from all over the data set; the sheet shows their outlines.
     """
     preset = family.preset
     rows = len(solver_table(preset.default_solver, preset.schedule, preset.default_steps))
@@ -31,11 +31,13 @@ def save_preview(family: Family, dataset: Dataset[Any], file: Path) -> None:
     condition = None
     if family.condition is not None:
         pairs = len(dataset)  # type: ignore[arg-type]
-        condition = torch.stack([dataset[k % pairs]["mask"] for k in range(COUNT)]).to(device)
+        condition = torch.stack([dataset[k * pairs // COUNT]["mask"] for k in range(COUNT)]).to(device)
     tensors = family.sample(
         list(torch.from_numpy(noises).to(device)), preset.default_solver, preset.default_steps, condition
     )
     arrays = {output.name: tensor.cpu().numpy() for output, tensor in zip(family.outputs, tensors, strict=True)}
     samples = Samples(arrays, [{"seed": seed} for seed in range(COUNT)], family.outputs)
+    if family.condition is not None and condition is not None:
+        samples = under(family.condition, condition.cpu().numpy(), samples)
     file.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(samples).save(file)

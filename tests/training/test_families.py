@@ -1,14 +1,21 @@
 """What every family promises, whatever it draws."""
 
+import signal
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from tiny_families import FAMILIES, FIELDS, classes_of, random_batch, random_condition, random_state, tiny_family
+from PIL import Image
+from tiny_families import FAMILIES, FIELDS, SIZE, classes_of, random_batch, random_condition, random_state, tiny_family
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from serving.solvers import SOLVERS, Schedule, solver_table, solvers_for
+from training.checkpoint import find_checkpoint
 from training.family import Family
+from training.fit import Interrupted, Run, fit
 
 STEPS = 6
 
@@ -152,6 +159,42 @@ class TestLoss:
     @torch.no_grad()
     def mean_loss(self, family: Family, phase: str) -> float:
         return sum(self.loss(family, phase, seed).item() for seed in range(100, 120))
+
+
+class TestFit:
+    """Every family trains with the same ``fit``, is stopped and goes on, and shows pictures."""
+
+    def fit(self, family: Family, out: Path, resume: bool = False, stop_at: int | None = None) -> None:
+        loss, calls = family.loss, iter(range(99))
+
+        def stopping(*inputs: Any) -> Tensor:
+            if next(calls) + 1 == stop_at:
+                signal.raise_signal(signal.SIGINT)
+            return loss(*inputs)
+
+        family.loss = stopping
+        run = Run(out, {"preset_name": "small"}, checkpoint_every=2, log_every=1)
+        if stop_at:
+            with pytest.raises(Interrupted):
+                fit(family, Repeated(family), run, resume)
+        else:
+            fit(family, Repeated(family), run, resume)
+
+    def test_a_run_that_was_stopped_in_each_phase_ends_where_it_would_have(self, family, tmp_path):
+        phases = len(family.phases)
+        fields = {"steps": [3] * phases, "batch": 2}
+        self.fit(tiny_family(family.name, **fields), tmp_path / "straight")
+        self.fit(tiny_family(family.name, **fields), tmp_path / "halting", stop_at=1)
+        for phase in range(1, phases):  # at the end of a phase, and then within the next one
+            self.fit(tiny_family(family.name, **fields), tmp_path / "halting", resume=True, stop_at=3 * phase - 1)
+        self.fit(tiny_family(family.name, **fields), tmp_path / "halting", resume=True)
+        ends = [find_checkpoint(tmp_path / name) for name in ("straight", "halting")]
+        assert [end.name for end in ends] == [f"{3 * phases:08d}"] * 2
+        weights = [(end / "model.safetensors").read_bytes() for end in ends]
+        assert weights[0] == weights[1]
+        (picture,) = (tmp_path / "halting" / "previews").iterdir()
+        with Image.open(picture) as sheet:
+            assert min(sheet.size) > 4 * SIZE
 
 
 class Repeated(Dataset):

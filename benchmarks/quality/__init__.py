@@ -1,0 +1,1 @@
+"""What samples are worth: does the anatomy hold, and does the picture follow its mask."""

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from serving.solvers import Schedule
+from training.noising import draw_timesteps, noised
+
+LINEAR = Schedule("linear", 1024, 1e-4, 0.02, "epsilon")
+SCALED_V = Schedule("scaled_linear", 1000, 0.00085, 0.012, "v")
+FLOW = Schedule("flow", 1000, 0.0, 0.0, "velocity")
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def normal(seed: int) -> Tensor:
+    return torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+class TestTimesteps:
+    @pytest.mark.parametrize("antithetic", [True, False])
+    def test_they_are_integers_over_the_whole_schedule(self, antithetic):
+        t = draw_timesteps(LINEAR, 100_000, generator(), antithetic)
+        assert t.dtype == torch.int64
+        assert t.unique().tolist() == list(range(1024))
+        assert (torch.bincount(t) - 100_000 / 1024).abs().max() < 7 * math.sqrt(100_000 / 1024)
+
+    @pytest.mark.parametrize("antithetic", [True, False])
+    def test_a_flow_has_any_number_in_between(self, antithetic):
+        t = draw_timesteps(FLOW, 100_000, generator(), antithetic)
+        assert t.dtype == torch.float32
+        assert 0 <= t.min() < 0.1
+        assert 998.9 < t.max() <= 999
+        assert (torch.histc(t, 10, 0, 999) - 10_000).abs().max() < 700
+
+    @pytest.mark.parametrize("schedule", [LINEAR, FLOW], ids=lambda s: s.kind)
+    def test_antithetic_halves_mirror_each_other(self, schedule):
+        last = schedule.num_train_timesteps - 1
+        t = draw_timesteps(schedule, 8, generator())
+        assert (t[:4] + t[4:] == last).all()
+        odd = draw_timesteps(schedule, 5, generator())
+        assert len(odd) == 5
+        assert (odd[:2] + odd[3:] == last).all()
+
+    def test_others_do_not(self):
+        t = draw_timesteps(LINEAR, 8, generator(), antithetic=False)
+        assert not (t[:4] + t[4:] == 1023).any()
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, SCALED_V], ids=lambda s: s.prediction)
+def test_diffusion_is_that_of_diffusers(schedule):
+    scheduler = DDPMScheduler(schedule.num_train_timesteps, schedule.beta_start, schedule.beta_end, schedule.kind)
+    data, noise, t = normal(0), normal(1), draw_timesteps(schedule, 6, generator())
+    state, target = noised(schedule, data, noise, t)
+    torch.testing.assert_close(state, scheduler.add_noise(data, noise, t), rtol=0, atol=1e-4)
+    expected = noise if schedule.prediction == "epsilon" else scheduler.get_velocity(data, noise, t)
+    torch.testing.assert_close(target, expected, rtol=0, atol=1e-4)
+
+
+def test_a_flow_is_the_straight_path_and_its_velocity():
+    data, noise = normal(0), normal(1)
+    t = torch.tensor([0.0, 999.0, 499.5, 249.75, 1.0, 998.0])
+    state, target = noised(FLOW, data, noise, t)
+    assert torch.equal(state[0], noise[0])
+    assert torch.equal(state[1], data[1])
+    torch.testing.assert_close(state[2], (data[2] + noise[2]) / 2)
+    torch.testing.assert_close(state + (1 - t.view(-1, 1, 1, 1) / 999) * target, data)
