@@ -1,0 +1,71 @@
+"""Every family's graphs, in every precision that ONNX Runtime's CPU has, are PyTorch's within that precision's limits."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tiny_families import FAMILIES, random_condition, tiny_family
+
+from export.build import Options, build
+from serving.bundle import Bundle
+from serving.noise import draw
+from serving.requests import parse_request
+from serving.sampler import Sampler
+from serving.solvers import solver_table
+from training.checkpoint import save_checkpoint
+
+
+@pytest.fixture(scope="module", params=[name for name in FAMILIES if name != "pig"])  # test_build.py has PIG's
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return build_tiny(request.param, tmp_path_factory.mktemp(request.param), "fp32")
+
+
+def build_tiny(name: str, home: Path, precision: str) -> Bundle:
+    family = tiny_family(name)
+    save_checkpoint(home / "checkpoint", family, family.state_dict(), {"preset_name": "small"})
+    return build(name, home / "checkpoint", home / "repository", Options(precision=precision, max_batch=4))
+
+
+def test_every_figure_is_measured_and_small(built):
+    figures = built.manifest.parity
+    assert figures["end_to_end"].keys() == {"state", *(output.name for output in built.manifest.outputs)}
+    assert 0 < figures["random"]["sample_next"] < 1e-4
+    assert 0 < figures["step"]["sample_next"] < 1e-4
+
+
+def test_the_manifest_says_what_the_family_does(built):
+    family = tiny_family(built.manifest.model)
+    assert built.manifest.condition == family.condition
+    assert built.manifest.outputs == family.outputs
+    names = [node.name for node in onnx.load(built.engine_path("step")).graph.input]
+    assert ("condition" in names) == (family.condition is not None)
+
+
+def test_samples_are_pytorchs(built):
+    """Seed 3 through the bundle, and by hand in PyTorch on the noise that serving draws."""
+    family, manifest = tiny_family(built.manifest.model), built.manifest
+    condition = random_condition(family, 1)
+    request = parse_request(manifest, np.array([[3]]), {}, *(mask.numpy() for mask in condition))
+    (sampled,) = Sampler(built).sample([request])
+    rows = len(solver_table(manifest.default_solver, manifest.schedule, manifest.default_steps))
+    noises = [torch.empty(1, *family.sample_shape) for _ in range(rows + 1)]
+    for number, noise in enumerate(noises):
+        draw(3, family.name, number, out=noise.numpy()[0])
+    drawn = family.sample(noises, manifest.default_solver, manifest.default_steps, *condition)
+    for output, expected in zip(family.outputs, drawn, strict=True):
+        if output.labels:
+            assert (sampled[output.name] == expected.numpy()).mean() > 0.999
+            assert len(np.unique(sampled[output.name])) > 1
+        else:
+            assert np.abs(sampled[output.name] - expected.numpy()).max() < 1e-4
+            assert sampled[output.name].std() > 0.01
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "pig"])
+def test_half_precision_keeps_its_limits(name, tmp_path):
+    bundle = build_tiny(name, tmp_path, "fp16")
+    kinds = {weight.data_type for weight in onnx.load(bundle.engine_path("step")).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    assert bundle.manifest.parity["step"]["sample_next"] > 1e-6
