@@ -44,5 +44,6 @@ def dice(network: nn.Module, images: Tensor, masks: Tensor) -> list[float]:
     found = torch.cat([network(part).argmax(1, keepdim=True) for part in images.split(BATCH)])
     metric = DiceMetric(include_background=False, reduction="mean_batch")
     metric(one_hot(found, CLASSES), one_hot(masks.long(), CLASSES))
-    values: list[float] = metric.aggregate().tolist()
-    return values
+    mean = metric.aggregate()
+    assert isinstance(mean, Tensor)
+    return mean.tolist()

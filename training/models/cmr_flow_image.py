@@ -47,8 +47,8 @@ PRESETS = {
         schedule=FLOW, clip=None, default_solver="midpoint", default_steps=50,
         batch=8, steps=(34_000,), learning_rate=2.5e-5, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999,
         mask_dropout=0.0, control_channels=16, transformer_layers=6, resblock_updown=True),
-    "small": FlowPreset(                        # 1.82 M + 0.76 M parameters
-        size=64,  widths=(16, 32, 64, 96),   attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
+    "small": FlowPreset(                        # 3.73 M + 1.50 M parameters
+        size=64,  widths=(16, 32, 64, 96, 128), attention=(3, 4), layers=1, head_dim=32, norm_groups=8,
         schedule=FLOW, clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
         batch=8, steps=(9_000,),  learning_rate=1e-3,   lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
         mask_dropout=0.0, control_channels=16, transformer_layers=0, resblock_updown=False),

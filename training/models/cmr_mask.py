@@ -23,7 +23,7 @@ PRESETS = {
         size=128, widths=(64, 128, 256, 512), attention=(2, 3), layers=2, head_dim=32, norm_groups=32,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "epsilon"), clip=1.0, default_solver="ddpm", default_steps=1000,
         batch=8, steps=(135_000,), learning_rate=1e-4, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999),
-    "small": UNetPreset(                         # 1.82 M parameters
+    "small": UNetPreset(                         # 3.73 M parameters
         size=64,  widths=(16, 32, 64, 96, 128), attention=(3, 4), layers=1, head_dim=32, norm_groups=8,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "v"),       clip=1.0, default_solver="dpmpp_2m", default_steps=20,
         batch=8, steps=(9_000,),   learning_rate=1e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999),
