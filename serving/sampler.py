@@ -1,8 +1,10 @@
 """From requests to samples: noise, tables and batches for an engine."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +48,7 @@ class Sampler:
 
         Returns:
             For each request the manifest's outputs by name, [N, ...] each, and "provenance", object [N, 1]: JSON as
-            bytes, saying model, bundle, seed, solver and steps.
+            bytes, saying model, bundle, seed, solver, steps and, under a condition, the sha256 of its bytes.
 
         Raises:
             EngineError: the engine failed, or its values are not finite.
@@ -116,7 +118,8 @@ class Sampler:
         return Trajectory(start, lengths, coeffs, row_noise, np.stack(conditions) if conditions else None)
 
     def _provenance(self, row: Row) -> bytes:
-        facts = {"model": self.bundle.manifest.model, "bundle": self.bundle.digest}
-        return json.dumps(
-            {**facts, "seed": row.seed, "solver": row.solver, "steps": row.steps}, sort_keys=True
-        ).encode()
+        facts: dict[str, Any] = {"model": self.bundle.manifest.model, "bundle": self.bundle.digest}
+        facts |= {"seed": row.seed, "solver": row.solver, "steps": row.steps}
+        if row.condition is not None:
+            facts["condition_sha256"] = hashlib.sha256(row.condition.tobytes()).hexdigest()
+        return json.dumps(facts, sort_keys=True).encode()

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -220,6 +221,14 @@ def test_samples_are_what_the_manifest_says(tiny):
         {**common, "seed": 3, "solver": "dpmpp_2m", "steps": 4},
         {**common, "seed": 8, "solver": "ddim", "steps": 2},
     ]
+
+
+def test_provenance_knows_the_mask(tmp_path):
+    conditional = sampler_of(tmp_path, condition=MASK, sample_shape=(1, 16, 16))
+    masks = np.random.default_rng(0).integers(0, 4, (2, 1, 16, 16), np.uint8)
+    (samples,) = conditional.sample([request(conditional, [1, 1], condition=masks)])
+    known = [json.loads(text)["condition_sha256"] for text in samples["provenance"][:, 0]]
+    assert known == [hashlib.sha256(mask.tobytes()).hexdigest() for mask in masks]
 
 
 def test_no_requests_no_samples(tiny):
