@@ -1,4 +1,4 @@
-"""Every family's graphs, in every precision that ONNX Runtime's CPU has, are PyTorch's within that precision's limits."""
+"""Graphs of every family, in each precision that ONNX Runtime's CPU has, are PyTorch within its limits."""
 
 from pathlib import Path
 

@@ -11,10 +11,9 @@ from serving.bundle import MANIFEST, BundleError, Condition, EngineFile, file_di
 from serving.engines import EngineError, StepEngine, open_engine
 from serving.requests import parse_request
 from serving.sampler import Sampler
-from serving.solvers import COLUMNS, SOLVERS, solver_table
+from serving.solvers import COLUMNS, solver_table, solvers_for
 
-DIFFUSION = [name for name, solver in SOLVERS.items() if solver.kind == "diffusion"]
-FLOWS = [name for name, solver in SOLVERS.items() if solver.kind == "flow"]
+DIFFUSION, FLOWS = solvers_for(LINEAR), solvers_for(FLOW)
 MASK = Condition("mask", (1, 16, 16), classes=4)
 
 
