@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Any
 
+import torch
 from diffusers import UNet2DModel
+from torch import Tensor
 
 from training.family import Preset
 
@@ -59,6 +61,18 @@ def diffusers_unet(preset: UNetPreset, in_channels: int, out_channels: int, **op
         norm_num_groups=preset.norm_groups,
         **options,
     )
+
+
+def placed(state: Tensor) -> Tensor:
+    """States [B, C, H, W] with two more channels that say where a pixel is: row and column, from -1 to 1.
+
+    Convolutions hardly know it, and draw a heart anywhere: Liu et al. 2018 (arXiv 1807.03247).
+    """
+    batch, _, height, width = state.shape
+    rows = torch.linspace(-1, 1, height, dtype=state.dtype, device=state.device).view(1, 1, -1, 1)
+    columns = torch.linspace(-1, 1, width, dtype=state.dtype, device=state.device).view(1, 1, 1, -1)
+    where = [axis.expand(batch, 1, height, width) for axis in (rows, columns)]
+    return torch.cat([state, *where], dim=1)
 
 
 def monai_options(preset: UNetPreset) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
@@ -194,7 +195,9 @@ class TestFit:
         assert weights[0] == weights[1]
         (picture,) = (tmp_path / "halting" / "previews").iterdir()
         with Image.open(picture) as sheet:
-            assert min(sheet.size) > 4 * SIZE
+            pixels = np.asarray(sheet)
+        assert min(pixels.shape[:2]) > 4 * SIZE
+        assert (pixels.max(-1) > pixels.min(-1)).any(), "no mask is seen in it: classes have colours"
 
 
 class Repeated(Dataset):

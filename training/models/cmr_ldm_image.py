@@ -101,6 +101,7 @@ class CmrLdmImage(HeartPainter):
 
     preset: LdmPreset
     latent_std: Tensor
+    code_use: Tensor  # how many latents of a batch have each code: a moving average over training
 
     def __init__(self, preset: LdmPreset) -> None:
         super().__init__()
@@ -120,9 +121,9 @@ class CmrLdmImage(HeartPainter):
             norm_num_groups=preset.norm_groups,
         )
         self.autoencoder.quantize.legacy = False  # else diffusers weighs the two halves of the loss the wrong way round
-        nn.init.normal_(self.autoencoder.quantize.embedding.weight)  # as wide as latents are: all codes get a chance
         self.denoiser = Spade(preset)
         self.register_buffer("latent_std", torch.ones(()))
+        self.register_buffer("code_use", torch.ones(preset.codes))
 
     def trainable(self, phase: str) -> nn.Module:
         return {"autoencoder": self.autoencoder, "denoiser": self.denoiser}[phase]
@@ -130,8 +131,29 @@ class CmrLdmImage(HeartPainter):
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:
         if phase == "denoiser":
             return super().loss(phase, batch, generator)
-        decoded = self.autoencoder(batch["image"])
-        return F.mse_loss(decoded.sample.float(), batch["image"]) + decoded.commit_loss.float()
+        image = batch["image"]
+        latents = self.autoencoder.encode(image).latents.float()
+        quantised, commitment, (_, _, codes) = self.autoencoder.quantize(latents)
+        decoded = self.autoencoder.decode(quantised, force_not_quantize=True).sample.float()
+        if self.training:
+            self.restart_codes(latents, codes, generator)
+        return F.mse_loss(decoded, image) + commitment
+
+    @torch.no_grad()
+    def restart_codes(self, latents: Tensor, codes: Tensor, generator: torch.Generator) -> None:
+        """Codes that hardly any latent has become latents of this batch: Dhariwal et al. 2020 (arXiv 2005.00341), 3.
+
+        Else a few codes do all the work: on 309 slices of ACDC, 2 of 512 did.
+        """
+        book = self.autoencoder.quantize.embedding.weight
+        self.code_use.lerp_(torch.bincount(codes, minlength=len(book)).float(), 0.02)
+        unused = self.code_use < 0.1 * len(codes) / len(book)
+        candidates = latents.permute(0, 2, 3, 1).flatten(0, 2)
+        chosen = torch.randint(len(candidates), (int(unused.sum()),), generator=generator)
+        book[unused] = candidates[chosen.to(book.device)]
+        self.code_use[unused] = len(codes) / len(book)
+        if torch.distributed.is_initialized():  # every process has seen other latents
+            torch.distributed.broadcast(book, 0)
 
     @torch.no_grad()
     def begin(self, phase: str, dataset: Dataset[Any]) -> None:

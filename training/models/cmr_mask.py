@@ -4,31 +4,54 @@ Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Card
 state is a mask as one-hot channels in [-1, 1]; the largest is the class.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from serving.solvers import Schedule
 from training.denoiser import Denoiser
 from training.family import Batch, Preset
 from training.hearts import CLASSES, mask_output, one_hot
-from training.unets import UNetPreset, monai_options
+from training.unets import UNetPreset, monai_options, placed
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskPreset(UNetPreset):
+    coordinates: bool  # the network also sees where each pixel is
+
 
 # fmt: off
 PRESETS = {
-    "paper": UNetPreset(                        # 63.15 M parameters
+    "paper": MaskPreset(                        # 63.15 M parameters
         size=128, widths=(64, 128, 256, 512), attention=(2, 3), layers=2, head_dim=32, norm_groups=32,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "epsilon"), clip=1.0, default_solver="ddpm", default_steps=1000,
-        batch=8, steps=(135_000,), learning_rate=1e-4, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999),
-    "small": UNetPreset(                         # 3.73 M parameters
-        size=64,  widths=(16, 32, 64, 96, 128), attention=(3, 4), layers=1, head_dim=32, norm_groups=8,
+        batch=8, steps=(135_000,), learning_rate=1e-4, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999,
+        coordinates=False),
+    "small": MaskPreset(                         # 1.82 M parameters
+        size=64,  widths=(16, 32, 64, 96),    attention=(2, 3), layers=1, head_dim=32, norm_groups=8,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "v"),       clip=1.0, default_solver="dpmpp_2m", default_steps=20,
-        batch=8, steps=(9_000,),   learning_rate=1e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999),
+        batch=8, steps=(9_000,),   learning_rate=1e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
+        coordinates=True),
 }
 # fmt: on
+
+
+class Placed(nn.Module):
+    """The UNet on noisy masks, with their coordinates if the preset says so."""
+
+    def __init__(self, preset: MaskPreset) -> None:
+        super().__init__()
+        self.coordinates = preset.coordinates
+        in_channels = CLASSES + 2 * preset.coordinates
+        self.unet = DiffusionModelUNet(in_channels=in_channels, out_channels=CLASSES, **monai_options(preset))
+
+    def forward(self, state: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = self.unet(placed(state) if self.coordinates else state, t)
+        return out
 
 
 class CmrMask(Denoiser):
@@ -37,10 +60,10 @@ class CmrMask(Denoiser):
     name: ClassVar[str] = "cmr_mask"
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
-    def __init__(self, preset: UNetPreset) -> None:
+    def __init__(self, preset: MaskPreset) -> None:
         super().__init__()
         self.preset = preset
-        self.denoiser = DiffusionModelUNet(in_channels=CLASSES, out_channels=CLASSES, **monai_options(preset))
+        self.denoiser = Placed(preset)
         self.sample_shape = (CLASSES, preset.size, preset.size)
         self.outputs = (mask_output(preset.size),)
 
