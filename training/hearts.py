@@ -4,14 +4,16 @@ Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Card
 the classes, and one of three image models the picture under them.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from serving.bundle import Condition, Output
-from training.data.heart import PIXEL, SIDE
-from training.data.recordings import LABELS
+from training.data.recordings import FIELD_OF_VIEW, LABELS
 from training.denoiser import Denoiser
 from training.family import Batch
+from training.unets import UNetPreset
 
 CLASSES = len(LABELS)
 
@@ -32,29 +34,42 @@ def without_classes(mask: Tensor, share: float, generator: torch.Generator) -> T
 
 
 def mask_output(size: int) -> Output:
+    """Class indices uint8 [1, size, size]."""
     return Output("mask", "uint8", (1, size, size), low=0, high=CLASSES - 1, labels=LABELS, spacing=spacing(size))
 
 
 def image_output(size: int) -> Output:
+    """Grey levels float32 [1, size, size] in [0, 1]."""
     return Output("image", "float32", (1, size, size), low=0.0, high=1.0, spacing=spacing(size))
 
 
 def spacing(size: int) -> tuple[float, float]:
     """Millimetres between the pixels of a heart that is drawn in ``size`` rows and columns."""
-    pixel = SIDE * PIXEL / size
+    pixel = FIELD_OF_VIEW / size
     return pixel, pixel
 
 
-class HeartPainter(Denoiser):
-    """An image under a mask. ``mask_dropout`` is the share of classes that training leaves out of the masks."""
+@dataclasses.dataclass(frozen=True)
+class PainterPreset(UNetPreset):
+    """Adds the share of classes that training leaves out of the masks."""
 
     mask_dropout: float
 
-    def describe(self, size: int, mask_dropout: float) -> None:
-        """Say what goes in and out, for images of ``size`` rows and columns."""
-        if not 0 <= mask_dropout <= 1:
-            raise ValueError(f"preset field 'mask_dropout' is {mask_dropout}; it must be from 0 to 1")
-        self.mask_dropout = mask_dropout
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.mask_dropout <= 1:
+            raise ValueError(f"preset field 'mask_dropout' is {self.mask_dropout}; it must be from 0 to 1")
+
+
+class HeartPainter(Denoiser):
+    """An image under a mask; its state is the image in [-1, 1], unless the family says otherwise."""
+
+    preset: PainterPreset
+
+    def describe(self, preset: PainterPreset) -> None:
+        """Say what goes in and what comes out."""
+        size = preset.size
+        self.preset = preset
         self.sample_shape = (1, size, size)
         self.condition = Condition("mask", (1, size, size), CLASSES)
         self.outputs = (image_output(size),)
@@ -63,9 +78,9 @@ class HeartPainter(Denoiser):
         return batch["image"]
 
     def training_condition(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
-        if not self.mask_dropout:
+        if not self.preset.mask_dropout:
             return (batch["mask"],)
-        return (without_classes(batch["mask"], self.mask_dropout, generator),)
+        return (without_classes(batch["mask"], self.preset.mask_dropout, generator),)
 
     def finish(self, sample: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         return ((sample / 2 + 0.5).clamp(0, 1),)

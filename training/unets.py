@@ -22,6 +22,8 @@ class UNetPreset(Preset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.widths:
+            raise ValueError("preset field 'widths' is (); it must have at least one width")
         levels, halvings = range(len(self.widths)), len(self.widths) - 1
         if self.unet_size % 2**halvings:
             raise ValueError(

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import click
 import numpy as np
@@ -15,6 +16,9 @@ from benchmarks.quality.anatomy import LV, MYO, RV, faults
 from benchmarks.quality.segmenter import dice, train_segmenter
 from benchmarks.tables import wide_console
 from training.data import DataError, open_dataset
+from training.data.loaded import LoadedPairs
+from training.data.recordings import LABELS
+from training.hearts import CLASSES
 
 STRUCTURES = {"LV": LV, "MYO": MYO, "RV": RV}
 
@@ -33,15 +37,15 @@ def anatomy(samples: tuple[Path, ...], data: str, epochs: int, json_file: Path |
     how bright the pictures are within each structure, and how well a segmentation network that saw real slices of the
     training split alone finds the mask in the picture (Dice).
     """
+    pairs = {str(folder): read_pairs(folder) for folder in samples}
+    if len(sizes := sorted({images.shape[-1] for images, _ in pairs.values()})) > 1:
+        raise click.ClickException(f"SAMPLES are of {' and '.join(map(str, sizes))} pixels; they must be of one size")
     try:
-        pairs = {folder.name: read_pairs(folder) for folder in samples}
-        (size,) = {images.shape[-1] for images, _ in pairs.values()}
-    except ValueError as error:
-        raise click.ClickException(f"SAMPLES must be of one size: {error}") from error
-    try:
-        train, held_out = (open_dataset(data, size, split) for split in ("train", "validation"))
+        train, held_out = (open_dataset(data, sizes[0], split) for split in ("train", "validation"))
     except DataError as error:
         raise click.ClickException(str(error)) from error
+    if not (isinstance(train, LoadedPairs) and isinstance(held_out, LoadedPairs) and train.labels == LABELS):
+        raise click.ClickException(f"--data is {data}; ACDC or M&Ms is needed")
     network = train_segmenter(train, epochs)
     real = {"real, trained on": stacked(train), "real, held out": stacked(held_out)}
     rows = [{"name": name, **figures(network, *pair)} for name, pair in (real | pairs).items()]
@@ -53,28 +57,42 @@ def anatomy(samples: tuple[Path, ...], data: str, epochs: int, json_file: Path |
 
 
 def read_pairs(folder: Path) -> tuple[Tensor, Tensor]:
-    """Images float32 [N, 1, H, W] in [-1, 1] and masks uint8 [N, 1, H, W] of a folder of samples."""
+    """Images float32 [N, 1, S, S] in [-1, 1] and masks uint8 [N, 1, S, S] of a folder of samples.
+
+    Raises ClickException naming the folder if it holds no such pairs.
+    """
     try:
         with np.load(folder / "pairs.npz") as arrays:
-            return torch.from_numpy(arrays["image"]) * 2 - 1, torch.from_numpy(arrays["mask"])
-    except (OSError, KeyError) as error:
+            images, masks = arrays["image"], arrays["mask"]
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise click.ClickException(f"{folder} holds no pairs of mask and image that `serving sample` wrote") from error
+    if masks.dtype != np.uint8:
+        raise click.ClickException(f"{folder} holds {masks.dtype} masks; they must be uint8")
+    if images.shape != masks.shape or images.ndim != 4:
+        shapes = f"images of shape {list(images.shape)} and masks of {list(masks.shape)}"
+        raise click.ClickException(f"{folder} holds {shapes}; both must be [N, 1, S, S]")
+    if (highest := masks.max()) >= CLASSES:
+        raise click.ClickException(f"{folder} holds masks of class {highest}; hearts have 0 to {CLASSES - 1}")
+    return torch.from_numpy(images) * 2 - 1, torch.from_numpy(masks)
 
 
-def stacked(dataset: Any) -> tuple[Tensor, Tensor]:
-    items = [dataset[k] for k in range(len(dataset))]
-    return torch.stack([item["image"] for item in items]), torch.stack([item["mask"] for item in items])
+def stacked(dataset: LoadedPairs) -> tuple[Tensor, Tensor]:
+    """All of a data set as ``read_pairs`` gives it."""
+    return torch.stack([item["image"] for item in dataset.items]), torch.stack([item["mask"] for item in dataset.items])
 
 
 def figures(network: torch.nn.Module, images: Tensor, masks: Tensor) -> dict[str, Any]:
+    """What the table shows of pairs as ``read_pairs`` gives them; None of a structure that no mask has."""
     wrong = [faults(mask[0]) for mask in masks.numpy()]
     grey = (images / 2 + 0.5).numpy()
+    inside = {name: masks.numpy() == index for name, index in STRUCTURES.items()}
+    found = dict(zip(STRUCTURES, dice(network, images, masks), strict=True))
     return {
         "count": len(masks),
         "valid": sum(not each for each in wrong),
         "faults": wrong,
-        "brightness": {name: float(grey[masks.numpy() == index].mean()) for name, index in STRUCTURES.items()},
-        "dice": dict(zip(STRUCTURES, dice(network, images, masks), strict=True)),
+        "brightness": {name: float(grey[there].mean()) if there.any() else None for name, there in inside.items()},
+        "dice": {name: found[name] if there.any() else None for name, there in inside.items()},
     }
 
 
@@ -83,6 +101,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     for heading in ("valid", *(f"{what} {name}" for what in ("brightness", "Dice") for name in STRUCTURES)):
         table.add_column(heading, justify="right")
     for row in rows:
-        values = [f"{value:.3f}" for what in ("brightness", "dice") for value in row[what].values()]
-        table.add_row(row["name"], f"{row['valid']} of {row['count']}", *values)
+        values = [value for what in ("brightness", "dice") for value in row[what].values()]
+        shown = ["-" if value is None else f"{value:.3f}" for value in values]
+        table.add_row(row["name"], f"{row['valid']} of {row['count']}", *shown)
     wide_console().print(table)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from benchmarks.__main__ import main
 from benchmarks.quality import command
 from benchmarks.quality.anatomy import LV, MYO, RV, faults
+from training.data import open_dataset
 from training.data.loaded import LoadedPairs
+from training.data.recordings import LABELS
 
 SIZE = 32
 ROWS, COLUMNS = np.indices((SIZE, SIZE))
@@ -40,6 +42,9 @@ def changed(*changes: tuple[object, int]) -> NDArray[np.uint8]:
     return mask
 
 
+AROUND = np.hypot(ROWS - 16, COLUMNS - 18).round()
+
+
 class TestFaults:
     @pytest.mark.parametrize(
         "mask", [heart(), heart(14, 20, 3), changed((heart() == RV, 0))], ids=["", "other", "apex"]
@@ -58,6 +63,11 @@ class TestFaults:
             (changed((np.s_[16, 18:], LV)), "LV not within MYO"),
             (changed((np.s_[16, 5:18], RV)), "LV not within MYO"),
             (changed((heart() == RV, 0), (np.s_[2:5, 2:5], RV)), "RV apart from MYO"),
+            (changed((np.s_[16, 18], 0)), "LV with a hole"),
+            (changed((np.s_[16, 23], 0)), "MYO with a hole beside the LV"),
+            (changed((np.s_[16, 23], RV)), "MYO with a hole beside the LV"),
+            (changed((np.s_[16, 9], 0)), "RV around something"),
+            (changed((heart() == RV, 0), (AROUND == 11, RV)), "RV around something"),
         ],
     )
     def test_one_that_is_none_is_told(self, mask, fault):
@@ -73,7 +83,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     random = np.random.default_rng(0)
     masks = [heart(*random.uniform((12, 14, 3), (20, 22, 5))) for _ in range(60)]
     images = [picture(mask, seed) for seed, mask in enumerate(masks)]
-    pairs = LoadedPairs([str(k) for k in range(60)], [image * 2 - 1 for image in images], masks)
+    pairs = LoadedPairs([str(k) for k in range(60)], [image * 2 - 1 for image in images], masks, LABELS)
     monkeypatch.setattr(command, "open_dataset", lambda *_: pairs)
     written = {}
     for name, order in {"following": range(8), "ignoring": [*range(1, 8), 0]}.items():
@@ -93,22 +103,67 @@ def run(*arguments: object) -> str:
 def test_pictures_that_ignore_their_masks_are_told(folders, tmp_path):
     output = run(*folders.values(), "--data", "acdc", "--epochs", 40, "--json", tmp_path / "figures.json")
     rows = {row["name"]: row for row in json.loads((tmp_path / "figures.json").read_text())}
-    assert list(rows) == ["real, trained on", "real, held out", "following", "ignoring"]
+    assert list(rows) == ["real, trained on", "real, held out", *map(str, folders.values())]
+    following, ignoring = (rows[str(folder)] for folder in folders.values())
     for name in ("LV", "MYO", "RV"):
-        assert rows["following"]["dice"][name] > 0.9
-        assert rows["ignoring"]["dice"][name] < rows["following"]["dice"][name] - 0.15
-    assert rows["following"]["brightness"]["LV"] == pytest.approx(0.9, abs=0.02)
-    assert rows["ignoring"]["brightness"]["LV"] < 0.85
-    assert rows["following"]["valid"] == 8
+        assert following["dice"][name] > 0.9
+        assert ignoring["dice"][name] < following["dice"][name] - 0.15
+    assert following["brightness"]["LV"] == pytest.approx(0.9, abs=0.02)
+    assert ignoring["brightness"]["LV"] < 0.85
+    assert following["valid"] == 8
     assert "8 of 8" in output
 
 
-@pytest.mark.parametrize("content", [None, {"image": np.zeros((1, 1, 8, 8), np.float32)}])
-def test_a_folder_without_pairs_is_named(folders, tmp_path, content):
+def test_a_structure_that_is_nowhere_has_no_figures(folders, tmp_path):
+    with np.load(folders["following"] / "pairs.npz") as arrays:
+        np.savez(
+            folders["ignoring"] / "pairs.npz",
+            image=arrays["image"],
+            mask=np.where(arrays["mask"] == RV, 0, arrays["mask"]),
+        )
+    output = run(folders["ignoring"], "--data", "acdc", "--epochs", 1, "--json", tmp_path / "figures.json")
+    *_, row = json.loads((tmp_path / "figures.json").read_text())
+    assert (row["dice"]["RV"], row["brightness"]["RV"]) == (None, None)
+    assert row["brightness"]["LV"] is not None
+    assert output.rstrip().endswith("-")
+
+
+MASK, IMAGE = np.zeros((2, 1, 8, 8), np.uint8), np.zeros((2, 1, 8, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no pairs"),
+        (b"PK damaged", "holds no pairs"),
+        ({"image": IMAGE}, "holds no pairs"),
+        ({"image": IMAGE, "mask": MASK + 4}, "masks of class 4; hearts have 0 to 3"),
+        ({"image": IMAGE, "mask": MASK[..., :4]}, r"images of shape [2, 1, 8, 8] and masks of [2, 1, 8, 4]"),
+        ({"image": IMAGE, "mask": MASK.astype(np.int64)}, "int64 masks"),
+    ],
+)
+def test_a_folder_without_such_pairs_is_named(folders, tmp_path, content, message):
     folder = tmp_path / "other"
     folder.mkdir()
-    if content:
+    if isinstance(content, bytes):
+        (folder / "pairs.npz").write_bytes(content)
+    elif content:
         np.savez(folder / "pairs.npz", **content)
     result = CliRunner().invoke(main, ["anatomy", str(folder), "--data", "acdc"])
     assert result.exit_code == 1
-    assert f"{folder} holds no pairs of mask and image" in result.stderr
+    assert str(folder) in result.stderr
+    assert message in result.stderr
+
+
+def test_samples_of_two_sizes_are_refused(folders, tmp_path):
+    np.savez(folders["ignoring"] / "pairs.npz", image=IMAGE, mask=MASK)
+    result = CliRunner().invoke(main, ["anatomy", *map(str, folders.values()), "--data", "acdc"])
+    assert result.exit_code == 1
+    assert "8 and 32 pixels" in result.stderr
+
+
+def test_phantoms_are_no_hearts(folders, monkeypatch):
+    monkeypatch.setattr(command, "open_dataset", open_dataset)
+    result = CliRunner().invoke(main, ["anatomy", str(folders["following"]), "--data", "phantom"])
+    assert result.exit_code == 1
+    assert "--data is phantom; ACDC or M&Ms is needed" in result.stderr

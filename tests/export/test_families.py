@@ -17,9 +17,11 @@ from serving.solvers import solver_table
 from training.checkpoint import save_checkpoint
 
 
-@pytest.fixture(scope="module", params=[name for name in FAMILIES if name != "pig"])  # test_build.py has PIG's
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return build_tiny(request.param, tmp_path_factory.mktemp(request.param), "fp32")
+@pytest.fixture(scope="module", params=FAMILIES)
+def bundle(request: pytest.FixtureRequest, built: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return (
+        built if request.param == "pig" else build_tiny(request.param, tmp_path_factory.mktemp(request.param), "fp32")
+    )
 
 
 def build_tiny(name: str, home: Path, precision: str) -> Bundle:
@@ -28,27 +30,39 @@ def build_tiny(name: str, home: Path, precision: str) -> Bundle:
     return build(name, home / "checkpoint", home / "repository", Options(precision=precision, max_batch=4))
 
 
-def test_every_figure_is_measured_and_small(built):
-    figures = built.manifest.parity
-    assert figures["end_to_end"].keys() == {"state", *(output.name for output in built.manifest.outputs)}
+def test_every_figure_is_measured_and_small(bundle):
+    figures = bundle.manifest.parity
+    assert figures["end_to_end"].keys() == {"state", *(output.name for output in bundle.manifest.outputs)}
     assert 0 < figures["random"]["sample_next"] < 1e-4
     assert 0 < figures["step"]["sample_next"] < 1e-4
 
 
-def test_the_manifest_says_what_the_family_does(built):
-    family = tiny_family(built.manifest.model)
-    assert built.manifest.condition == family.condition
-    assert built.manifest.outputs == family.outputs
-    names = [node.name for node in onnx.load(built.engine_path("step")).graph.input]
+def test_the_manifest_says_what_the_family_does(bundle):
+    family = tiny_family(bundle.manifest.model)
+    assert bundle.manifest.condition == family.condition
+    assert bundle.manifest.outputs == family.outputs
+    names = [node.name for node in onnx.load(bundle.engine_path("step")).graph.input]
     assert ("condition" in names) == (family.condition is not None)
 
 
-def test_samples_are_pytorchs(built):
+def test_a_samples_bits_do_not_depend_on_its_mates(bundle):
+    manifest, sampler = bundle.manifest, Sampler(bundle)
+    masks = [mask.numpy() for mask in random_condition(tiny_family(manifest.model), 4)]
+    seeds = np.array([[3], [0], [2**63 - 1], [8]])
+    (together,) = sampler.sample([parse_request(manifest, seeds, {}, *masks)])
+    for row in range(4):
+        mask = [mask[row : row + 1] for mask in masks]
+        (alone,) = sampler.sample([parse_request(manifest, seeds[row : row + 1], {}, *mask)])
+        for output in manifest.outputs:
+            assert together[output.name][row].tobytes() == alone[output.name][0].tobytes()
+
+
+def test_samples_are_pytorchs(bundle):
     """Seed 3 through the bundle, and by hand in PyTorch on the noise that serving draws."""
-    family, manifest = tiny_family(built.manifest.model), built.manifest
+    family, manifest = tiny_family(bundle.manifest.model), bundle.manifest
     condition = random_condition(family, 1)
     request = parse_request(manifest, np.array([[3]]), {}, *(mask.numpy() for mask in condition))
-    (sampled,) = Sampler(built).sample([request])
+    (sampled,) = Sampler(bundle).sample([request])
     rows = len(solver_table(manifest.default_solver, manifest.schedule, manifest.default_steps))
     noises = [torch.empty(1, *family.sample_shape) for _ in range(rows + 1)]
     for number, noise in enumerate(noises):
@@ -63,7 +77,7 @@ def test_samples_are_pytorchs(built):
             assert sampled[output.name].std() > 0.01
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "pig"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_half_precision_keeps_its_limits(name, tmp_path):
     bundle = build_tiny(name, tmp_path, "fp16")
     kinds = {weight.data_type for weight in onnx.load(bundle.engine_path("step")).graph.initializer}

@@ -6,6 +6,7 @@ from tiny_families import SIZE, random_batch, random_condition, random_state, ti
 from torch import Tensor
 
 from training.data.loaded import LoadedPairs
+from training.data.recordings import LABELS
 from training.hearts import CLASSES, one_hot, without_classes
 from training.models import load_family
 from training.unets import placed
@@ -26,7 +27,7 @@ def millions(module: torch.nn.Module) -> float:
         ("cmr_flow_image", {"denoiser.unet": 63.09, "denoiser.control": 30.12}),
     ],
 )
-def test_paper_has_the_papers_networks(name, parts):
+def test_paper_is_as_large_as_it_says(name, parts):
     family = load_family(name)
     preset = family.presets["paper"]
     with torch.device("meta"):
@@ -96,6 +97,15 @@ class TestMaskDropout:
             tiny_family(name, mask_dropout=1.5)
 
 
+def test_the_controlnet_begins_as_the_unets_encoder():
+    family = load_family("cmr_flow_image")
+    network = family(family.presets["small"]).denoiser
+    unet, control = network.unet.state_dict(), network.control.state_dict()
+    shared = unet.keys() & control.keys()
+    assert len(shared) > 100
+    assert all(torch.equal(unet[name], control[name]) for name in shared)
+
+
 def test_the_largest_channel_is_the_class():
     family = tiny_family("cmr_mask")
     masks = random_batch(3, classes=CLASSES)["mask"]
@@ -105,7 +115,7 @@ def test_the_largest_channel_is_the_class():
 class TestLatents:
     def dataset(self) -> LoadedPairs:
         batch = random_batch(9, classes=CLASSES)
-        return LoadedPairs("abcdefghi", list(batch["image"][:, 0].numpy()), list(batch["mask"][:, 0].numpy()))
+        return LoadedPairs("abcdefghi", list(batch["image"][:, 0].numpy()), list(batch["mask"][:, 0].numpy()), LABELS)
 
     def test_they_are_scaled_to_a_deviation_of_1_when_their_phase_begins(self):
         family, dataset = tiny_family("cmr_ldm_image"), self.dataset()
@@ -149,6 +159,8 @@ class TestLatents:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
+            ({"widths": []}, r"'widths' is \(\); it must have at least one width"),
+            ({"autoencoder_widths": []}, r"'autoencoder_widths' is \(\); it must have at least one width"),
             ({"size": 34}, "'size' is 34"),
             ({"autoencoder_widths": [8, 14]}, r"'norm_groups' is 4; it must divide \(8, 14\)"),
             ({"codes": 0}, "'codes' is 0; it must be at least 1"),

@@ -3,10 +3,7 @@
 import re
 from pathlib import Path
 
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from training.data.loaded import DataError
+from training.data.loaded import DataError, LoadedPairs
 from training.data.mias import load_mias
 from training.data.pairs import load_pairs
 from training.data.phantom import Phantoms
@@ -22,11 +19,11 @@ ACCEPTED = (
 )
 
 
-def open_dataset(source: str, size: int, split: str = "train", skip_bad: bool = False) -> Dataset[dict[str, Tensor]]:
+def open_dataset(source: str, size: int, split: str = "train", skip_bad: bool = False) -> LoadedPairs | Phantoms:
     """Open the data set that ``source`` names; a folder is read whole, so its errors come before training.
 
     Items are {"image": float32 [1, size, size] in [-1, 1], "mask": uint8 [1, size, size]}; masks of lesions hold 0 or
-    1, masks of hearts 0 background, 1 LV, 2 MYO or 3 RV.
+    1, masks of hearts 0 background, 1 LV, 2 MYO or 3 RV, as the data set's ``labels`` say.
 
     Args:
         source: a folder, recognised by what it holds, "phantom" or "phantom:COUNT".

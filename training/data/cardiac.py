@@ -64,7 +64,7 @@ def load_cardiac(
     if not names:
         raise DataError(f"{folder}: no slice of the {split} split can be used")
     log.info("%s: the %s split has %d slices of %d patients", folder, split, len(names), len(patients))
-    return LoadedPairs(names, images, masks)
+    return LoadedPairs(names, images, masks, LABELS)
 
 
 def assign(recordings: Sequence[Recording], folder: Path, validation_fraction: float, seed: int) -> list[str]:

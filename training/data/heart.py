@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from training.data.images import BadFileError, Floats
 from training.data.nifti import Stack
+from training.data.recordings import FIELD_OF_VIEW
 
 PIXEL = 1.25  # mm
-SIDE = 128  # pixels
+SIDE = round(FIELD_OF_VIEW / PIXEL)  # pixels: 128
 PERCENTILES = (1, 99)
 SHRINK = (4, 4, 1)  # the bias field is smooth: it is estimated on fewer pixels
 SETTINGS = (1, PIXEL, SIDE, PERCENTILES, SHRINK, sitk.Version.VersionString())  # first: count up when code changes

@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 
 from training.data.images import BadFileError, Floats
 
+LESION = ("background", "lesion")  # the classes of masks that are no hearts
+
 log = logging.getLogger(__name__)
 
 
@@ -25,20 +27,22 @@ class DataError(Exception):
 class LoadedPairs(Dataset[dict[str, Tensor]]):
     """Decoded (image, mask) pairs: items are {"image": float32 [1, S, S] in [-1, 1], "mask": uint8 [1, S, S]}.
 
-    Masks hold class indices: 0 and 1 of a lesion, 0 to 3 of a heart. Five bytes a pixel stay in memory; loader
+    Masks hold class indices, which ``labels`` names. Five bytes a pixel stay in memory; loader
     processes that are forked share them. ``names`` are the files' stems, with the slice where a file holds several.
     """
 
-    def __init__(self, names: Sequence[str], images: Sequence[Floats], masks: Sequence[NDArray[np.uint8]]) -> None:
-        self.names = tuple(names)
+    def __init__(
+        self,
+        names: Sequence[str],
+        images: Sequence[Floats],
+        masks: Sequence[NDArray[np.uint8]],
+        labels: tuple[str, ...],
+    ) -> None:
+        self.names, self.labels = tuple(names), labels
         self.items = [
             {"image": torch.from_numpy(image)[None], "mask": torch.from_numpy(mask)[None]}
             for image, mask in zip(images, masks, strict=True)
         ]
-
-    @property
-    def highest_class(self) -> int:
-        return max(int(item["mask"].max()) for item in self.items)
 
     def __len__(self) -> int:
         return len(self.items)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from training.data.images import BadFileError, Bools, Floats, fit_image, fit_mask, read_grey
-from training.data.loaded import DataError, LoadedPairs, Problems, progress, warn_of_tiny_lesions
+from training.data.loaded import LESION, DataError, LoadedPairs, Problems, progress, warn_of_tiny_lesions
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def load_mias(
         len({patient_of(name) for name in names}),
     )
     warn_of_tiny_lesions(tiny, size)
-    return LoadedPairs(names, images, masks)
+    return LoadedPairs(names, images, masks, LESION)
 
 
 def patient_of(name: str) -> int:

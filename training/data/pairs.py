@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.images import SUFFIXES, BadFileError, Bools, fit_image, fit_mask, read_grey
-from training.data.loaded import DataError, LoadedPairs, Problems, progress, warn_of_tiny_lesions
+from training.data.loaded import LESION, DataError, LoadedPairs, Problems, progress, warn_of_tiny_lesions
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
     if None in scales:
         log.info("%s: the brightest of the images wider than 8 bits is %d: read as %d bits", folder, brightest, bits)
     warn_of_tiny_lesions(tiny, size)
-    return LoadedPairs(names, fitted_images, fitted_masks)
+    return LoadedPairs(names, fitted_images, fitted_masks, LESION)
 
 
 def _files_by_stem(folder: Path, problems: Problems) -> Files:

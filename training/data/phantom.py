@@ -14,6 +14,8 @@ from numpy.random import Generator, SeedSequence, default_rng
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from training.data.loaded import LESION
+
 Array = NDArray[np.float32]
 
 SMALLEST_SIZE = 32
@@ -85,6 +87,7 @@ class Phantoms(Dataset[dict[str, torch.Tensor]]):
         _at_least(SMALLEST_SIZE, size=size)
         _at_least(0, seed=seed)
         self.count, self.size, self.seed = count, size, seed
+        self.labels = LESION
 
     def __len__(self) -> int:
         return self.count

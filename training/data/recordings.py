@@ -9,6 +9,7 @@ from pathlib import Path
 from training.data.loaded import Problems
 
 LABELS = ("background", "LV", "MYO", "RV")  # of every mask that we read, by its value
+FIELD_OF_VIEW = 160.0  # mm of every slice that is prepared, along rows and columns
 ACDC_LABELS = (0, 3, 2, 1)  # what a value in ACDC's files becomes
 MNMS_LABELS = (0, 1, 2, 3)
 MNMS_COLUMNS = {"externalcode", "ed", "es"}

@@ -5,7 +5,6 @@ after Konz et al. 2024 (arXiv 2402.05210): the mask lies beside the noisy image 
 channel of grey levels, as the latter have it, classes are easily overlooked.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -14,23 +13,17 @@ from torch import Tensor, nn
 
 from serving.solvers import Schedule
 from training.family import Preset
-from training.hearts import CLASSES, HeartPainter, one_hot
+from training.hearts import CLASSES, HeartPainter, PainterPreset, one_hot
 from training.unets import UNetPreset, diffusers_unet
-
-
-@dataclasses.dataclass(frozen=True)
-class DdpmPreset(UNetPreset):
-    mask_dropout: float
-
 
 # fmt: off
 PRESETS = {
-    "paper": DdpmPreset(                        # 113.67 M parameters
+    "paper": PainterPreset(                        # 113.67 M parameters
         size=128, widths=(128, 128, 256, 256, 512, 512), attention=(4,), layers=2, head_dim=8, norm_groups=32,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "epsilon"), clip=1.0, default_solver="ddpm", default_steps=1000,
         batch=8, steps=(150_000,), learning_rate=1e-4, lr_schedule="cosine", weight_decay=0.01, ema_decay=0.9999,
         mask_dropout=0.0),
-    "small": DdpmPreset(                        # 1.82 M parameters
+    "small": PainterPreset(                        # 1.82 M parameters
         size=64,  widths=(16, 32, 64, 96),             attention=(2, 3), layers=1, head_dim=32, norm_groups=8,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "v"), clip=1.0, default_solver="dpmpp_2m", default_steps=20,
         batch=8, steps=(9_000,),   learning_rate=1e-3, lr_schedule="cosine", weight_decay=0.0,  ema_decay=0.999,
@@ -57,8 +50,7 @@ class CmrDdpmImage(HeartPainter):
     name: ClassVar[str] = "cmr_ddpm_image"
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
-    def __init__(self, preset: DdpmPreset) -> None:
+    def __init__(self, preset: PainterPreset) -> None:
         super().__init__()
-        self.preset = preset
-        self.describe(preset.size, preset.mask_dropout)
+        self.describe(preset)
         self.denoiser = Beside(preset)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from serving.solvers import Schedule
 from training.family import Preset
-from training.hearts import CLASSES, HeartPainter, one_hot
-from training.unets import UNetPreset, monai_options, placed
+from training.hearts import CLASSES, HeartPainter, PainterPreset, one_hot
+from training.unets import monai_options, placed
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowPreset(UNetPreset):
-    mask_dropout: float
+class FlowPreset(PainterPreset):
+    """Adds the ControlNet and the form of both networks."""
+
     coordinates: bool  # the networks also see where each pixel is
     control_channels: int  # of the mask's embedding
     transformer_layers: int  # of each attention, which is MONAI's spatial transformer; 0: plain self-attention
@@ -76,6 +77,8 @@ class Controlled(nn.Module):
             conditioning_embedding_num_channels=(preset.control_channels,),  # one entry: it keeps the mask's size
             **options,
         )
+        # It begins as the UNet's encoder, as in the paper.
+        self.control.load_state_dict(self.unet.state_dict(), strict=False)
 
     def forward(self, state: Tensor, t: Tensor, mask: Tensor) -> Tensor:
         if self.coordinates:
@@ -95,6 +98,5 @@ class CmrFlowImage(HeartPainter):
 
     def __init__(self, preset: FlowPreset) -> None:
         super().__init__()
-        self.preset = preset
-        self.describe(preset.size, preset.mask_dropout)
+        self.describe(preset)
         self.denoiser = Controlled(preset)

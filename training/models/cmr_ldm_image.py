@@ -18,15 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from serving.solvers import Schedule
 from training.family import Batch, Preset
-from training.hearts import CLASSES, HeartPainter, one_hot
-from training.unets import UNetPreset, monai_options
+from training.hearts import CLASSES, HeartPainter, PainterPreset, one_hot
+from training.unets import monai_options
 
 
 @dataclasses.dataclass(frozen=True)
-class LdmPreset(UNetPreset):
+class LdmPreset(PainterPreset):
     """Adds the autoencoder; ``widths`` and the fields beside them are of the UNet, ``layers`` of both."""
 
-    mask_dropout: float
     spade_channels: int
     autoencoder_widths: tuple[int, ...]  # all but the last halve the image
     latent_channels: int
@@ -37,6 +36,8 @@ class LdmPreset(UNetPreset):
         return self.size >> len(self.autoencoder_widths) - 1
 
     def __post_init__(self) -> None:
+        if not self.autoencoder_widths:
+            raise ValueError("preset field 'autoencoder_widths' is (); it must have at least one width")
         super().__post_init__()
         halvings = len(self.autoencoder_widths) - 1
         if self.unet_size << halvings != self.size:
@@ -50,7 +51,8 @@ class LdmPreset(UNetPreset):
                 raise ValueError(f"preset field {name!r} is {getattr(self, name)}; it must be at least 1")
 
 
-# The paper has three widths and latents of 16 x 16, which ask for a fourth.
+# The paper has three widths and latents of 16 x 16, which ask for a fourth. Its UNet has SPADE in every block and half
+# as many parameters; MONAI's has it in the blocks on the way up.
 # fmt: off
 PRESETS = {
     "paper": LdmPreset(                         # 82.83 M parameters, and 20.97 M of the VQ-VAE
@@ -105,8 +107,7 @@ class CmrLdmImage(HeartPainter):
 
     def __init__(self, preset: LdmPreset) -> None:
         super().__init__()
-        self.preset = preset
-        self.describe(preset.size, preset.mask_dropout)
+        self.describe(preset)
         self.sample_shape = (preset.latent_channels, preset.unet_size, preset.unet_size)
         levels = len(preset.autoencoder_widths)
         self.autoencoder = VQModel(
