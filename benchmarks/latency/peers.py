@@ -20,7 +20,7 @@ from training.models import load_family
 
 
 class Loop:
-    """All stages, one after the other."""
+    """All stages, one after the other, each in a loop around a scheduler of its own."""
 
     note = ""
 
@@ -62,7 +62,10 @@ def without_scheduler(stage: Stage) -> str:
 
 
 class Eager(Loop):
-    """Where diffusers has no such scheduler, the solver's table is run in PyTorch: there must be a yardstick."""
+    """Where diffusers has no such scheduler, the solver's table is run in PyTorch: there must be a yardstick.
+
+    Such a stage has no networks of its own loop.
+    """
 
     def opened(self, stage: LoadedStage) -> tuple[LoadedStage, Mapping[str, Network]]:
         if stage.scheduler() is not None:

@@ -69,7 +69,7 @@ def flow_dpm_solver(schedule: Schedule, clip: float | None, steps: int) -> Sched
     scheduler = ClippedDPMSolver(prediction_type="flow_prediction", use_flow_sigmas=True)
     scheduler.clip = clip
     scheduler.set_timesteps(steps)
-    scheduler.sigmas = torch.linspace(1, 0, steps + 1)  # its own end before 0
+    scheduler.sigmas = torch.linspace(1, 0, steps + 1)  # its own begin below 1
     return FromNoise(scheduler, our_times("dpmpp_2m", schedule, steps))
 
 
