@@ -2,11 +2,18 @@
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks.latency.rows import Case, NotPossibleError, Stopwatch
+from serving.bundle import Output
 
+OUTPUTS = (
+    Output("mask", "uint8", (1, 32, 32), low=0, high=1, labels=("background", "lesion")),
+    Output("image", "float32", (1, 32, 32), low=-1.0, high=1.0),
+)
+CASE = Case("tiny", (), None, {}, OUTPUTS, Path(), batch=4, threads=1)
 NETWORK_SECONDS = 0.02
 BALLAST_MIB = 64
 

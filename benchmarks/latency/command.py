@@ -10,42 +10,51 @@ from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from benchmarks.latency.cases import make_case
 from benchmarks.latency.measure import Figures, measure
-from benchmarks.latency.rows import ROWS, YARDSTICK, Case
+from benchmarks.latency.rows import PAPER, ROWS, YARDSTICK, Case
 from benchmarks.latency.workers import RowError
 from benchmarks.tables import wide_console
-from serving.bundle import REPOSITORY, Bundle, BundleError, bundle_folder, file_digest, load_bundle
-from serving.solvers import SOLVERS, solver_table
-from training.checkpoint import CheckpointError, find_checkpoint, shipped_checkpoint
+from export import BuildError
+from serving.bundle import REPOSITORY, BundleError
+from serving.solvers import SOLVERS
+from training.checkpoint import CheckpointError
 
 PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "tritonclient", "nvidia-pytriton", "numpy")
 
 
 @click.command()
-@click.option("--model", required=True, help="A model that has been built.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="The one it was built from, where that has moved.")
+@click.option("--model", required=True, help="A model or chain that has been built.")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="The one it was built from, where that has moved; of a chain, one for each stage whose has.",
+)
 @click.option("--repository", default=REPOSITORY, type=click.Path(path_type=Path), help="The Triton model repository.")
 @click.option("--steps", default=8, show_default=True, type=click.IntRange(1), help="Steps of the solver.")
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(1), help="Samples drawn at a time.")
 @click.option(
     "--solver",
-    default="ddim",
+    default="dpmpp_2m",
     show_default=True,
     type=click.Choice(list(SOLVERS)),
     help="What diffusers has no scheduler for leaves its rows empty.",
 )
+@click.option("--mask-steps", type=click.IntRange(1), help="Steps of a chain's mask stage.  [default: as --steps]")
+@click.option("--mask-solver", type=click.Choice(list(SOLVERS)), help="How it takes them.  [default: as --solver]")
 @click.option(
     "--rounds",
     default=20,
     show_default=True,
     type=click.IntRange(1),
-    help="Batches that each row draws, in turn with the others.",
+    help=f"Batches that each row draws, in turn with the others; {PAPER} draws one.",
 )
 @click.option(
     "--only",
@@ -58,11 +67,13 @@ PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "tritonclient", "nvid
 )
 def latency(
     model: str,
-    checkpoint: Path | None,
+    checkpoints: tuple[Path, ...],
     repository: Path,
     steps: int,
     batch: int,
     solver: str,
+    mask_steps: int | None,
+    mask_solver: str | None,
     rounds: int,
     only: tuple[str, ...],
     json_file: Path | None,
@@ -70,53 +81,33 @@ def latency(
     """What a sample costs: medgen beside PyTorch and ONNX Runtime with the same weights, noise, solver and steps.
 
     Every row runs in a process of its own; in each round all rows draw one batch, in random order. Exit code 1 if a
-    row's samples are not those of the others.
+    row's samples are not those of the others. An image model alone draws under a mask of discs.
+    paper-sampler is PyTorch with the solvers and steps of the models' papers, and draws samples of its own.
     """
     if json_file and not json_file.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {json_file.parent}", param_hint="--json")
     try:
-        bundle = load_bundle(bundle_folder(repository, model))
-        case = make_case(bundle, checkpoint, repository, steps, batch, solver)
+        asked = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
+        parameters = {name: value for name, value in asked.items() if value is not None}
+        case = make_case(model, checkpoints, repository, batch, parameters)
         names = [name for name in ROWS if not only or name in (*only, YARDSTICK)]
         with progress_bar() as progress:
             task = progress.add_task("", total=1.0)
             rows = measure(
                 case,
-                bundle.manifest.outputs,
                 names,
                 rounds,
                 lambda doing, done: progress.update(task, description=doing, completed=done),
             )
-    except (BundleError, CheckpointError, RowError, ValueError) as error:
+    except (BuildError, BundleError, CheckpointError, RowError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     console = wide_console()
     device = describe_device(case.threads)
     print_table(console, case, device, rows)
     if json_file:
-        write_json(json_file, report(case, device, bundle, rounds, rows))
+        write_json(json_file, report(case, device, rounds, rows))
     if void := [row.name for row in rows if row.void]:
         raise click.ClickException(f"{', '.join(void)}: not the samples of {YARDSTICK}, so the times say nothing")
-
-
-def make_case(bundle: Bundle, checkpoint: Path | None, repository: Path, steps: int, batch: int, solver: str) -> Case:
-    """Raises ValueError if the checkpoint's weights are not the bundle's, or the solver does not fit the model."""
-    manifest = bundle.manifest
-    if manifest.schedule is not None:
-        solver_table(solver, manifest.schedule, steps)
-    folder = find_checkpoint(checkpoint or built_from(bundle))
-    if file_digest(folder / "model.safetensors") != manifest.checkpoint.get("digest"):
-        raise ValueError(f"{bundle.folder} was not built from {folder}: give --checkpoint the one it was built from")
-    threads = psutil.cpu_count(logical=False) or 1  # what ONNX Runtime takes by itself
-    return Case(manifest.model, folder.resolve(), repository.resolve(), solver, steps, batch, threads)
-
-
-def built_from(bundle: Bundle) -> Path:
-    """The checkpoint that a bundle was compared with when it was built, or the one that medgen ships."""
-    try:
-        recorded = Path(json.loads((bundle.folder / "parity.json").read_text())["checkpoint"])
-    except (OSError, ValueError, KeyError):
-        return shipped_checkpoint(bundle.manifest.model)
-    return recorded if recorded.is_dir() else shipped_checkpoint(bundle.manifest.model)
 
 
 def progress_bar() -> Progress:
@@ -133,7 +124,7 @@ def describe_device(threads: int) -> str:
 
 
 def print_table(console: Console, case: Case, device: str, rows: list[Figures]) -> None:
-    title = f"{case.model}, {case.solver}, {case.steps} steps, batch {case.batch}; {device}"
+    title = f"{', '.join(map(str, case.stages))}; batch {case.batch}; {device}"
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for heading in ("s/sample", "p95", "vs eager", "networks", "peak MiB", "max diff"):
@@ -158,13 +149,14 @@ def shown(value: float | None, kind: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{kind}}{unit}"
 
 
-def report(case: Case, device: str, bundle: Bundle, rounds: int, rows: list[Figures]) -> dict[str, Any]:
+def report(case: Case, device: str, rounds: int, rows: list[Figures]) -> dict[str, Any]:
     return {
         "device": device,
         "model": case.model,
-        "bundle": bundle.digest,
-        "solver": case.solver,
-        "steps": case.steps,
+        "stages": [
+            {"model": stage.model, "bundle": stage.bundle, "solver": stage.solver, "steps": stage.steps}
+            for stage in case.stages
+        ],
         "batch": case.batch,
         "threads": case.threads,
         "rounds": rounds,

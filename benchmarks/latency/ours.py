@@ -6,9 +6,13 @@ from contextlib import ExitStack
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
+from benchmarks.latency.masks import discs
 from benchmarks.latency.rows import Arrays, Case, Stopwatch
 from serving.bundle import bundle_folder, load_bundle
+from serving.chain import read_chain
+from serving.chain_sampler import ChainSampler
 from serving.client import SampleClient
 from serving.engines import StepEngine, open_engine
 from serving.requests import parse_request
@@ -20,19 +24,32 @@ class InProcess:
     note = ""
 
     def __init__(self, case: Case) -> None:
-        bundle = load_bundle(bundle_folder(case.repository, case.model))
+        self.case = case
+        self.networks: Stopwatch | None = Stopwatch()
+        self.samplers = {stage.model: self.sampler(stage.model) for stage in case.stages}
+        chain = read_chain(case.repository, case.model)
+        self.chain = ChainSampler(chain, self.samplers) if chain else None
+
+    def sampler(self, model: str) -> Sampler:
+        bundle = load_bundle(bundle_folder(self.case.repository, model))
         engine = open_engine(bundle)
-        self.networks: Stopwatch | None = None
-        if isinstance(engine, StepEngine) and type(engine).generate is StepEngine.generate:
-            self.networks = Stopwatch()
+        if not isinstance(engine, StepEngine) or type(engine).generate is not StepEngine.generate:
+            self.networks = None
+        elif self.networks:
             setattr(engine, "step", self.networks.timing(engine.step))  # noqa: B010 - a method of this instance alone
-        self.sampler = Sampler(bundle, engine)
-        self.parameters = {"solver": case.solver, "steps": case.steps}
+        return Sampler(bundle, engine)
 
     def sample(self, seeds: list[int]) -> Arrays:
-        request = parse_request(self.sampler.bundle.manifest, np.array(seeds)[:, None], self.parameters)
-        (samples,) = self.sampler.sample([request])
-        return {name: values for name, values in samples.items() if name != "provenance"}
+        drawn = self.draw(np.array(seeds)[:, None])
+        return {output.name: drawn[output.name] for output in self.case.outputs}
+
+    def draw(self, seeds: NDArray[np.int64]) -> Arrays:
+        if self.chain:
+            return self.chain.sample(seeds, self.case.parameters)
+        sampler = self.samplers[self.case.model]
+        condition = given(self.case, len(seeds))
+        (drawn,) = sampler.sample([parse_request(sampler.bundle.manifest, seeds, self.case.parameters, condition)])
+        return drawn
 
     def processes(self) -> list[int]:
         return [os.getpid()]
@@ -42,29 +59,35 @@ class InProcess:
 
 
 class OverTriton:
-    """One client over gRPC; its memory is not counted, that of the server and of the model's process is."""
+    """One client over gRPC; its memory is not counted, that of the server and of the models' processes is."""
 
-    note = "its memory is that of the server and of the model's process together"
+    note = "its memory is that of the server and of the models' processes together"
     networks = None
 
     def __init__(self, case: Case) -> None:
         self.case = case
         with ExitStack() as stack:
             address = Address("127.0.0.1", *free_ports(3))
-            server = TritonServer(case.repository, [case.model], address, show=lambda line: None, verbose=False)
+            models = dict.fromkeys([*(stage.model for stage in case.stages), case.model])
+            server = TritonServer(case.repository, models, address, show=lambda line: None, verbose=False)
             stack.enter_context(server).wait_until_ready()
             self.client = stack.enter_context(SampleClient(f"{address.host}:{address.grpc}"))
             self.open = stack.pop_all()
 
     def sample(self, seeds: list[int]) -> Arrays:
-        samples = self.client.sample(self.case.model, seeds=seeds, steps=self.case.steps, solver=self.case.solver)
-        return samples.arrays
+        condition = given(self.case, len(seeds))
+        samples = self.client.sample(self.case.model, seeds=seeds, condition=condition, **self.case.parameters)
+        return {output.name: samples.arrays[output.name] for output in self.case.outputs}
 
     def processes(self) -> list[int]:
         return [child.pid for child in psutil.Process().children(recursive=True)]
 
     def close(self) -> None:
         self.open.close()
+
+
+def given(case: Case, count: int) -> NDArray[np.uint8] | None:
+    return None if case.condition is None else discs(case.condition, count)
 
 
 def free_ports(count: int) -> list[int]:

@@ -3,73 +3,52 @@
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from benchmarks.latency.rows import Arrays, Case, NotPossibleError, Stopwatch
-from benchmarks.latency.schedulers import Scheduler, ancestral_noise, make_scheduler
-from export.graphs import quiet
-from serving import noise
-from serving.solvers import COLUMNS, solver_table
-from training.checkpoint import load_checkpoint
-from training.family import Family, Network
-
-S = COLUMNS.index("s")
+from benchmarks.latency.masks import discs
+from benchmarks.latency.networks import export_networks, session_network
+from benchmarks.latency.rows import Arrays, Case, NotPossibleError, Stage, Stopwatch
+from benchmarks.latency.stages import LoadedStage, Tensors
+from training.family import Network
+from training.models import load_family
 
 
 class Loop:
-    """Draws its noise as medgen does, so that the samples can be compared."""
+    """All stages, one after the other, each in a loop around a scheduler of its own."""
 
     note = ""
 
     def __init__(self, case: Case) -> None:
         torch.set_num_threads(case.threads)
         self.case = case
-        self.family, _ = load_checkpoint(case.checkpoint)
-        self.table = solver_table(case.solver, self.family.preset.schedule, case.steps)
-        if self.scheduler() is None:
-            self.without_scheduler()
         self.networks = Stopwatch()
-        prepared = self.prepared(self.family.networks())
-        self.timed_networks = {name: self.networks.timing(network) for name, network in prepared.items()}
+        self.stages = [self.opened(LoadedStage(stage)) for stage in case.stages]
 
-    def scheduler(self) -> Scheduler | None:
-        preset = self.family.preset
-        names = self.family.networks()
-        return make_scheduler(self.case.solver, preset.schedule, preset.clip, self.case.steps, len(names))
+    def opened(self, stage: LoadedStage) -> tuple[LoadedStage, Mapping[str, Network]]:
+        if stage.scheduler() is None:
+            raise NotPossibleError(without_scheduler(stage.stage))
+        prepared = self.prepared(stage.stage, stage.family.networks())
+        return stage, {name: self.networks.timing(network) for name, network in prepared.items()}
 
-    def without_scheduler(self) -> None:
-        raise NotPossibleError(f"diffusers has no scheduler that does what {self.case.solver} does")
-
-    def prepared(self, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
         raise NotImplementedError
 
     def sample(self, seeds: list[int]) -> Arrays:
+        condition = self.case.condition
+        tensors = {} if condition is None else {condition.name: torch.from_numpy(discs(condition, len(seeds)))}
         with torch.inference_mode():
-            outputs = self.outputs([self.noise(seeds, number) for number in range(len(self.table) + 1)])
-        return {output.name: value.numpy() for output, value in zip(self.family.outputs, outputs, strict=True)}
+            for stage, networks in self.stages:
+                tensors |= self.drawn(stage, networks, seeds, tensors)
+        return {output.name: tensors[output.name].numpy() for output in self.case.outputs}
 
-    def outputs(self, noises: list[Tensor]) -> tuple[Tensor, ...]:
-        scheduler = self.scheduler()
-        assert scheduler is not None
-        state, *later = noises
-        for t, row_noise in zip(scheduler.timesteps, later, strict=True):
-            with ancestral_noise(row_noise):
-                state = self.family.scheduler_step(self.timed_networks, scheduler, t, state)
-        return self.family.finish(state)
-
-    def noise(self, seeds: list[int], number: int) -> Tensor:
-        drawn = np.zeros((len(seeds), *self.family.sample_shape), np.float32)
-        if number == noise.START or self.table[number - 1, S] != 0:
-            for seed, sample in zip(seeds, drawn, strict=True):
-                noise.draw(seed, self.family.name, number, out=sample)
-        return torch.from_numpy(drawn)
+    def drawn(self, stage: LoadedStage, networks: Mapping[str, Network], seeds: list[int], tensors: Tensors) -> Tensors:
+        return stage.by_scheduler(networks, seeds, tensors)
 
     def processes(self) -> list[int]:
         return [os.getpid()]
@@ -78,33 +57,59 @@ class Loop:
         pass
 
 
+def without_scheduler(stage: Stage) -> str:
+    return f"diffusers has no scheduler that does what {stage.solver} of {stage.model} does"
+
+
 class Eager(Loop):
-    """Where diffusers has no such scheduler, the solver's table is run in PyTorch: there must be a yardstick."""
+    """Where diffusers has no such scheduler, the solver's table is run in PyTorch: there must be a yardstick.
 
-    def without_scheduler(self) -> None:
-        self.note = (
-            f"diffusers has no scheduler that does what {self.case.solver} does; this is medgen's own step in PyTorch"
-        )
+    Such a stage has no networks of its own loop.
+    """
 
-    def prepared(self, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+    def opened(self, stage: LoadedStage) -> tuple[LoadedStage, Mapping[str, Network]]:
+        if stage.scheduler() is not None:
+            return super().opened(stage)
+        reason = f"{without_scheduler(stage.stage)}; this is medgen's own step in PyTorch"
+        self.note = f"{self.note}; {reason}" if self.note else reason
+        timed = self.networks.timing(stage.family.network)
+        setattr(stage.family, "network", timed)  # noqa: B010 - a method of this instance alone
+        return stage, {}
+
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
         return networks
 
-    def outputs(self, noises: list[Tensor]) -> tuple[Tensor, ...]:
-        if not self.note:
-            return super().outputs(noises)
-        return self.family.sample(noises, self.case.solver, self.case.steps)
+    def drawn(self, stage: LoadedStage, networks: Mapping[str, Network], seeds: list[int], tensors: Tensors) -> Tensors:
+        return super().drawn(stage, networks, seeds, tensors) if networks else stage.by_table(seeds, tensors)
+
+
+class PaperSampler(Eager):
+    """The solvers and steps of the models' papers, on the same weights: what the fast solvers are instead of."""
+
+    def __init__(self, case: Case) -> None:
+        stages = tuple(map(as_in_the_paper, case.stages))
+        self.note = f"{', '.join(map(str, stages))}: other samples by nature, so they are not compared; one batch"
+        super().__init__(replace(case, stages=stages))
+
+
+def as_in_the_paper(stage: Stage) -> Stage:
+    presets = load_family(stage.model).presets
+    if "paper" not in presets:
+        raise NotPossibleError(f"{stage.model} has no preset of its paper")
+    paper = presets["paper"]
+    return replace(stage, solver=paper.default_solver, steps=paper.default_steps)
 
 
 class ChannelsLast(Loop):
-    def prepared(self, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
         return {name: channels_last(network) for name, network in networks.items()}
 
 
 def channels_last(network: nn.Module) -> Network:
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def run(noisy: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = network(noisy.contiguous(memory_format=torch.channels_last), t)
+    def run(noisy: Tensor, *others: Tensor) -> Tensor:
+        out: Tensor = network(noisy.contiguous(memory_format=torch.channels_last), *others)
         return out
 
     return run
@@ -113,61 +118,18 @@ def channels_last(network: nn.Module) -> Network:
 class Compiled(Loop):
     note = "its memory includes that of compiling"
 
-    def prepared(self, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
         return {name: torch.compile(network) for name, network in networks.items()}
 
 
 class OnnxRuntimeLoop(Loop):
     """The networks exported alone, at the exporter's own opset; the loop stays in Python."""
 
-    def prepared(self, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
         with TemporaryDirectory() as folder:
             # In a process of its own, so that the memory of exporting is not counted.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                pool.submit(export_networks, self.case, Path(folder)).result()
-            self.family.to("meta")  # the weights are in the sessions now
+                pool.submit(export_networks, stage, Path(folder)).result()
+            for network in networks.values():
+                network.to("meta")  # the weights are in the sessions now
             return {name: session_network(Path(folder) / f"{name}.onnx", self.case.threads) for name in networks}
-
-
-def session_network(path: Path, threads: int) -> Network:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [node.name for node in session.get_inputs()]
-
-    def run(noisy: Tensor, t: Tensor) -> Tensor:
-        (out,) = session.run(None, dict(zip(names, (noisy.numpy(), t.numpy()), strict=True)))
-        return torch.from_numpy(out)
-
-    return run
-
-
-def export_networks(case: Case, folder: Path) -> None:
-    family, _ = load_checkpoint(case.checkpoint)
-    networks = family.networks()
-    for name, inputs in example_inputs(family, networks, case).items():
-        dynamic = ({0: torch.export.Dim("batch")}, None)
-        with quiet():
-            program = torch.onnx.export(networks[name], inputs, dynamo=True, dynamic_shapes=dynamic, verbose=False)
-        assert program is not None
-        program.save(folder / f"{name}.onnx")
-
-
-def example_inputs(family: Family, networks: Mapping[str, Network], case: Case) -> dict[str, tuple[Tensor, Tensor]]:
-    """What each network is given in one step of the loop."""
-    seen = {}
-
-    def watched(name: str) -> Network:
-        def run(noisy: Tensor, t: Tensor) -> Tensor:
-            seen[name] = noisy, t
-            return networks[name](noisy, t)
-
-        return run
-
-    preset = family.preset
-    scheduler = make_scheduler(case.solver, preset.schedule, preset.clip, case.steps, len(networks))
-    assert scheduler is not None
-    with torch.inference_mode(False), torch.no_grad():
-        state = torch.randn(2, *family.sample_shape)
-        family.scheduler_step({name: watched(name) for name in networks}, scheduler, scheduler.timesteps[0], state)
-    return seen

@@ -9,11 +9,14 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
+from serving.bundle import Condition, Output
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Arrays = Mapping[str, NDArray[Any]]
 
 YARDSTICK = "pytorch-eager"
+PAPER = "paper-sampler"
 ROWS = {
     YARDSTICK: "benchmarks.latency.peers:Eager",
     "pytorch-channels-last": "benchmarks.latency.peers:ChannelsLast",
@@ -21,18 +24,52 @@ ROWS = {
     "onnxruntime-python-loop": "benchmarks.latency.peers:OnnxRuntimeLoop",
     "medgen": "benchmarks.latency.ours:InProcess",
     "medgen-triton": "benchmarks.latency.ours:OverTriton",
+    PAPER: "benchmarks.latency.peers:PaperSampler",
 }
+WARM_UP = 2
+
+
+def batches(name: str, rounds: int) -> tuple[int, int]:
+    """How many batches a row draws to get warm, and how many that count.
+
+    The paper's sampler takes minutes where the others take seconds, and its first step is one of hundreds.
+    """
+    return (0, 1) if name == PAPER else (WARM_UP, rounds)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model of a case: a stage of a chain, or the model alone.
+
+    bundle: its digest. inputs, outputs: the model's own names of its condition and outputs -> those in the case.
+    """
+
+    model: str
+    checkpoint: Path
+    bundle: str
+    solver: str
+    steps: int
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.solver} {self.steps} steps"
 
 
 @dataclass(frozen=True)
 class Case:
-    """What every row does: ``batch`` samples at a time, with one solver, on ``threads`` threads."""
+    """What every row does: ``batch`` samples at a time, with the same solvers, on ``threads`` threads.
+
+    condition: what a client gives (``benchmarks.latency.masks``) and parameters: what it asks for, where the rows draw
+    with medgen. outputs: what all stages draw.
+    """
 
     model: str
-    checkpoint: Path
+    stages: tuple[Stage, ...]
+    condition: Condition | None
+    parameters: Mapping[str, Any]
+    outputs: tuple[Output, ...]
     repository: Path
-    solver: str
-    steps: int
     batch: int
     threads: int
 
@@ -65,7 +102,7 @@ class Row(Protocol):
     networks: Stopwatch | None
 
     def sample(self, seeds: list[int]) -> Arrays:
-        """The model's outputs, [N, ...] each, for N seeds."""
+        """The case's outputs, [N, ...] each, for N seeds."""
         ...
 
     def processes(self) -> list[int]: ...

@@ -1,14 +1,15 @@
 """diffusers' schedulers, set up to do what medgen's solver of that name does."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers import scheduling_ddpm
 from torch import Tensor
 
@@ -19,29 +20,82 @@ class Scheduler(Protocol):
     timesteps: Tensor
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor) -> Any:
-        """What it returns has ``prev_sample`` and ``pred_original_sample``."""
+        """What it returns has ``prev_sample`` and, where the process is a diffusion, ``pred_original_sample``."""
         ...
 
 
 def make_scheduler(solver: str, schedule: Schedule, clip: float | None, steps: int, networks: int) -> Scheduler | None:
     """A scheduler at the start of a trajectory, or None where diffusers has none for this solver."""
-    if schedule.process != "diffusion" or solver not in ("ddim", "ddpm", "dpmpp_2m"):
+    makers = FLOWS if schedule.process == "flow" else DIFFUSIONS
+    if solver not in makers:
         return None
-    training = {
+    return TakingTurns([makers[solver](schedule, clip, steps) for _ in range(networks)])
+
+
+def trained_on(schedule: Schedule) -> dict[str, Any]:
+    return {
         "num_train_timesteps": schedule.num_train_timesteps,
         "beta_start": schedule.beta_start,
         "beta_end": schedule.beta_end,
         "beta_schedule": schedule.kind,
         "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[schedule.prediction],
     }
-    if solver == "dpmpp_2m":
-        timesteps = solver_table(solver, schedule, steps)[:, 0].astype(int).tolist()
-        return TakingTurns([clipped_dpm_solver(training, clip, timesteps) for _ in range(networks)])
-    scheduler = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[solver](
-        **training, clip_sample=clip is not None, clip_sample_range=clip or 1.0
-    )
+
+
+def one_step(
+    kind: type[DDIMScheduler | DDPMScheduler], schedule: Schedule, clip: float | None, steps: int
+) -> Scheduler:
+    scheduler = kind(**trained_on(schedule), clip_sample=clip is not None, clip_sample_range=clip or 1.0)
     scheduler.set_timesteps(steps)
+    made: Scheduler = scheduler
+    return made
+
+
+def dpm_solver(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
+    scheduler = ClippedDPMSolver(**trained_on(schedule))
+    scheduler.clip = clip
+    scheduler.set_timesteps(timesteps=our_times("dpmpp_2m", schedule, steps).int().tolist())
     return scheduler
+
+
+def flow_euler(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
+    """Nothing in Euler's step is clipped."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 0, steps + 1)[:-1].tolist())
+    return FromNoise(scheduler, our_times("euler", schedule, steps))
+
+
+def flow_dpm_solver(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
+    scheduler = ClippedDPMSolver(prediction_type="flow_prediction", use_flow_sigmas=True)
+    scheduler.clip = clip
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas = torch.linspace(1, 0, steps + 1)  # its own begin below 1
+    return FromNoise(scheduler, our_times("dpmpp_2m", schedule, steps))
+
+
+Maker = Callable[[Schedule, float | None, int], Scheduler]
+DIFFUSIONS: dict[str, Maker] = {
+    "ddim": partial(one_step, DDIMScheduler),
+    "ddpm": partial(one_step, DDPMScheduler),
+    "dpmpp_2m": dpm_solver,
+}
+FLOWS: dict[str, Maker] = {"euler": flow_euler, "dpmpp_2m": flow_dpm_solver}
+
+
+def our_times(solver: str, schedule: Schedule, steps: int) -> Tensor:
+    return torch.tensor(solver_table(solver, schedule, steps)[:, 0], dtype=torch.float32)
+
+
+class FromNoise:
+    """diffusers' scheduler of a flow: its time runs from 1, noise, to 0, and its networks predict noise - data."""
+
+    def __init__(self, scheduler: Any, timesteps: Tensor) -> None:
+        self.timesteps = timesteps
+        self._scheduler = scheduler
+        self._theirs = iter(scheduler.timesteps)
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor) -> Any:
+        return self._scheduler.step(-model_output, next(self._theirs), sample)
 
 
 class TakingTurns:
@@ -67,13 +121,6 @@ class ClippedDPMSolver(DPMSolverMultistepScheduler):
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor) -> Any:
         prev_sample = super().step(model_output, timestep, sample).prev_sample
         return SimpleNamespace(prev_sample=prev_sample, pred_original_sample=self.model_outputs[-1])
-
-
-def clipped_dpm_solver(training: dict[str, Any], clip: float | None, timesteps: list[int]) -> Scheduler:
-    scheduler = ClippedDPMSolver(**training)
-    scheduler.clip = clip
-    scheduler.set_timesteps(timesteps=timesteps)
-    return scheduler
 
 
 @contextmanager

@@ -4,36 +4,43 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.latency.command import make_case
-from benchmarks.latency.rows import ROWS, Case
+from benchmarks.latency.cases import make_case
+from benchmarks.latency.rows import ROWS, Case, batches
 from benchmarks.latency.workers import RowNotPossibleError, Worker
-from serving.bundle import REPOSITORY, BundleError, bundle_folder, load_bundle
+from serving.bundle import REPOSITORY, BundleError
+from serving.chain import find_chains
 from training.checkpoint import CheckpointError
 from training.models import family_names
 
 ROUNDS = 10
-WARM_UP = 2
 
 
-@pytest.fixture(scope="module", params=family_names())
+@pytest.fixture(scope="module", params=[*family_names(), *find_chains(REPOSITORY)])
 def case(request: pytest.FixtureRequest) -> Case:
     try:
-        bundle = load_bundle(bundle_folder(REPOSITORY, request.param))
-        return make_case(bundle, None, REPOSITORY, steps=8, batch=4, solver="ddim")
+        return make_case(request.param, [], REPOSITORY, 4, {"steps": 8, "solver": "dpmpp_2m"})
     except (BundleError, CheckpointError, ValueError) as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(params=ROWS)
-def worker(request: pytest.FixtureRequest, case: Case) -> Iterator[Worker]:
+def row(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def worker(row: str, case: Case) -> Iterator[Worker]:
     try:
-        with Worker(ROWS[request.param], case) as opened:
+        with Worker(ROWS[row], case) as opened:
             yield opened
     except RowNotPossibleError as error:
         pytest.skip(str(error))
 
 
-def test_latency(benchmark, worker: Worker, case: Case) -> None:  # type: ignore[no-untyped-def]
-    last = benchmark.pedantic(worker.round, args=(list(range(case.batch)),), rounds=ROUNDS, warmup_rounds=WARM_UP)
+def test_latency(benchmark, worker: Worker, row: str, case: Case) -> None:  # type: ignore[no-untyped-def]
+    warm_up, rounds = batches(row, ROUNDS)
+    seeds = list(range(case.batch))
+    last = benchmark.pedantic(worker.round, args=(seeds,), rounds=rounds, warmup_rounds=warm_up)
     benchmark.extra_info["samples"] = case.batch
     benchmark.extra_info["peak_memory_mib"] = last.peak_mib

@@ -1,17 +1,45 @@
-import pytest
-from tiny_pig import tiny_pig
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
-from benchmarks.latency.command import make_case
+import pytest
+from tiny_families import tiny_family
+
+from benchmarks.latency.cases import make_case
 from benchmarks.latency.rows import Case
-from export.build import build
+from export.build import build, prepare_repository
+from serving.bundle import REPOSITORY
+from serving.chain import find_chains
 from training.checkpoint import save_checkpoint
+
+CHAINS = find_chains(REPOSITORY)
 
 
 @pytest.fixture(scope="session")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """Two samples of an untrained tiny PIG, built."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A repository with the bundles of a model or chain that is asked for, of untrained tiny families."""
     folder = tmp_path_factory.mktemp("latency")
-    pig = tiny_pig(size=16)
-    save_checkpoint(folder / "checkpoint", pig, pig.state_dict(), {"preset_name": "small", "step": 7})
-    bundle = build("pig", folder / "checkpoint", folder / "repository")
-    return make_case(bundle, folder / "checkpoint", folder / "repository", steps=3, batch=2, solver="ddim")
+    repository = folder / "repository"
+
+    def build_model(name: str) -> Path:
+        for stage in [stage.model for stage in CHAINS[name].stages] if name in CHAINS else [name]:
+            checkpoint = folder / stage
+            if not checkpoint.exists():
+                family = tiny_family(stage)
+                save_checkpoint(checkpoint, family, family.state_dict(), {"preset_name": "small", "step": 7})
+                build(stage, checkpoint, repository)
+        prepare_repository(repository, name)
+        return repository
+
+    return build_model
+
+
+@pytest.fixture(scope="session")
+def case_of(built: Callable[[str], Path]) -> Callable[..., Case]:
+    """Two samples of a model or chain, on one thread: more wait for one another where other tests run."""
+
+    def make(model: str, solver: str = "ddim", **parameters: str | int) -> Case:
+        asked = {"steps": 3, "solver": solver, **parameters}
+        return replace(make_case(model, [], built(model), batch=2, parameters=asked), threads=1)
+
+    return make

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_pig import tiny_pig
+from tiny_families import FAMILIES, tiny_family
 
 from benchmarks.__main__ import main
 from benchmarks.gpu import command, kernel_cases, kernels
@@ -15,10 +15,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def cases():
-    """Every kind of case, at the shapes of a tiny family."""
+    """Every kind of case, at the shapes of tiny families."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel_cases, "family_names", lambda: ("pig",))
-        patch.setattr(kernel_cases, "paper", lambda name: tiny_pig().to("meta"))
+        patch.setattr(kernel_cases, "paper", lambda name: tiny_family(name).to("meta"))
         return list(kernel_cases.cases())
 
 
@@ -32,10 +31,23 @@ def test_without_a_gpu_it_says_so_in_one_line():
 
 def test_the_shapes_are_the_models_own(cases):
     found = {(case.kernel, case.shape[1:]) for case in cases}
-    assert ("solver_step", (2, 32, 32)) in found
-    assert ("attention", (256, 2, 8)) in found
+    assert {("solver_step", shape) for shape in [(2, 32, 32), (4, 32, 32), (1, 32, 32), (4, 16, 16)]} <= found
+    assert {("attention", (256, 2, 8)), ("attention", (64, 2, 8))} <= found
     assert {("group_norm_silu", (8, 32, 32)), ("group_norm_silu", (16, 16, 16))} <= found
     assert any(case.detail.endswith("embedding") for case in cases)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_networks_of_every_family_hold_both_kernels(name):
+    found = {kernel for kernel, *_ in kernel_cases.operators(tiny_family(name).to("meta"))}
+    assert found == {"attention", "group_norm_silu"}
+
+
+def test_every_family_has_a_preset_of_its_paper_on_no_memory():
+    for name in FAMILIES:
+        family = kernel_cases.paper(name)
+        assert family.preset == family.presets["paper"]
+        assert {weight.device.type for weight in family.parameters()} == {"meta"}
 
 
 def test_what_is_compared_is_the_same_thing(cases):

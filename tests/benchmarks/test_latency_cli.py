@@ -3,31 +3,44 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 import benchmarks.__main__ as program
 from benchmarks.latency.command import latency
+from benchmarks.latency.rows import PAPER
 
 CHECKOUT = Path(__file__).parents[2]
-MEASURED = ["pytorch-eager", "pytorch-channels-last", "onnxruntime-python-loop", "medgen", "medgen-triton"]
+MEDGEN = ["pytorch-eager", "medgen", "medgen-triton"]
+ALL = ["pytorch-eager", "pytorch-channels-last", "onnxruntime-python-loop", "medgen", "medgen-triton", PAPER]
 
 
-def options(case):
-    return [f"--model={case.model}", f"--checkpoint={case.checkpoint}", f"--repository={case.repository}"]
-
-
-def test_all_rows_in_one_run(case, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "names", "asked", "stages"),
+    [
+        ("pig", ALL, ["--solver=ddim"], [("pig", "ddim", 2)]),
+        (
+            "cmr_flow",
+            MEDGEN,
+            ["--solver=euler", "--mask-solver=dpmpp_2m", "--mask-steps=3"],
+            [("cmr_mask", "dpmpp_2m", 3), ("cmr_flow_image", "euler", 2)],
+        ),
+        ("cmr_flow_image", MEDGEN, [], [("cmr_flow_image", "dpmpp_2m", 2)]),
+    ],
+)
+def test_rows_in_one_run(built, tmp_path, model, names, asked, stages):
     file = tmp_path / "latency.json"
-    only = [f"--only={name}" for name in MEASURED]
+    only = [f"--only={name}" for name in names]
     command = [
         sys.executable,
         "-m",
         "benchmarks",
         "latency",
-        *options(case),
+        f"--model={model}",
+        f"--repository={built(model)}",
+        *asked,
         *only,
         "--rounds=2",
         "--steps=2",
@@ -36,11 +49,14 @@ def test_all_rows_in_one_run(case, tmp_path):
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(file.read_text())
-    assert report["model"] == "pig"
-    assert (report["solver"], report["steps"], report["batch"]) == ("ddim", 2, 4)
+    assert (report["model"], report["batch"]) == (model, 4)
+    assert [(stage["model"], stage["solver"], stage["steps"]) for stage in report["stages"]] == stages
     assert report["versions"].keys() >= {"torch", "onnxruntime"}
     rows = {row["name"]: row for row in report["rows"]}
-    assert list(rows) == MEASURED
+    assert list(rows) == names
+    if paper := rows.pop(PAPER, None):
+        assert "pig ddim 256 steps" in paper["note"]
+        assert (paper["rounds"], paper["max_difference"]) == (1, None)
     for name, row in rows.items():
         assert name in done.stdout
         assert row["ratio_to_eager"] > 0
@@ -52,20 +68,31 @@ def test_all_rows_in_one_run(case, tmp_path):
     assert 0 < rows["medgen"]["network_share"] < 1
 
 
-def test_weights_that_are_not_the_bundle_s_are_refused(case, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "asked", "words"),
+    [
+        ("cmr_flow", ["--solver=ddim"], ["cmr_flow_image", "'ddim'", "euler"]),
+        ("cmr_flow", ["--solver=euler"], ["cmr_mask", "'euler'", "mask_solver"]),
+        ("cmr_ddpm", ["--mask-steps=1001"], ["mask_steps", "1001", "1000"]),
+        ("pig", ["--mask-steps=4"], ["mask_steps", "value 4", "steps and solver"]),
+        ("cmr_ddpm", ["--checkpoint={pig}"], ["holds a pig", "cmr_mask or cmr_ddpm_image"]),
+        ("pig", ["--checkpoint={pig}", "--checkpoint={pig}"], ["both hold a pig"]),
+        ("pig", ["--checkpoint={other}"], ["was not built from", "other"]),
+        ("pig", ["--repository={nowhere}"], ["python -m export build --model pig"]),
+        ("cmr_ddpm", ["--repository={nowhere}"], ["python -m export build --model cmr_ddpm"]),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_by_name(built, case_of, tmp_path, model, asked, words):
+    (stage,) = case_of("pig").stages
     other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_bytes((case.checkpoint / "config.json").read_bytes())
+    (other / "config.json").write_bytes((stage.checkpoint / "config.json").read_bytes())
     (other / "model.safetensors").write_bytes(b"other weights")
-    result = CliRunner().invoke(latency, options(replace(case, checkpoint=other)))
+    places = {"pig": stage.checkpoint, "other": other, "nowhere": tmp_path}
+    options = [option.format(**places) for option in asked]
+    result = CliRunner().invoke(latency, [f"--model={model}", f"--repository={built(model)}", *options])
     assert result.exit_code == 1
-    assert "was not built from" in result.output
-
-
-def test_a_model_that_is_not_built(tmp_path):
-    result = CliRunner().invoke(latency, ["--model=pig", f"--repository={tmp_path}"])
-    assert result.exit_code == 1
-    assert "python -m export build --model pig" in result.output
+    assert all(word in result.output for word in words), result.output
 
 
 def test_a_missing_package_stops_its_own_command_alone(monkeypatch):

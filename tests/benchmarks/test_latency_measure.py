@@ -1,20 +1,14 @@
 """The figures, from rounds whose times are known."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from latency_rows import CASE
 
-from benchmarks.latency.measure import figures
-from benchmarks.latency.rows import Case
+from benchmarks.latency.measure import figures, measure
+from benchmarks.latency.rows import PAPER, ROWS, YARDSTICK
 from benchmarks.latency.workers import Round
-from serving.bundle import Output
-
-CASE = Case("tiny", Path(), Path(), "ddim", steps=1, batch=4, threads=1)
-OUTPUTS = (
-    Output("mask", "uint8", (1, 32, 32), low=0, high=1, labels=("background", "lesion")),
-    Output("image", "float32", (1, 32, 32), low=-1.0, high=1.0),
-)
 
 
 def rounds(seconds, share=0.5, image=0.0, lesions=0):
@@ -24,8 +18,8 @@ def rounds(seconds, share=0.5, image=0.0, lesions=0):
     return [Round(each, None if share is None else share * each, outputs, peak_mib=10.0 + each) for each in seconds]
 
 
-def of(measured, yardstick):
-    return figures("row", CASE, OUTPUTS, measured, yardstick, note="")
+def of(measured, yardstick, name="row"):
+    return figures(name, CASE, measured, yardstick, note="")
 
 
 def test_seconds_are_per_sample_and_ratios_are_taken_within_a_round():
@@ -57,3 +51,19 @@ def test_rounding_is_no_difference(different):
     assert row.ratio_to_eager == 2.0
     assert row.max_difference == pytest.approx(different.get("image", 0) / 2)
     assert row.label_difference == different.get("lesions", 0) / 4096
+
+
+def test_the_paper_s_sampler_draws_one_batch_which_nothing_is_compared_with():
+    row = of(rounds([60.0], image=1.0), rounds([2.0, 3.0, 40.0]), PAPER)
+    assert not row.void
+    assert row.max_difference is None
+    assert row.ratio_to_eager == 3 / 60
+    assert (row.rounds, row.p95) == (1, None)
+
+
+def test_a_round_is_of_all_rows_that_are_not_done(monkeypatch):
+    for name in (YARDSTICK, "medgen", PAPER):
+        monkeypatch.setitem(ROWS, name, "latency_rows:Plain")
+    rows = measure(replace(CASE, outputs=CASE.outputs[1:]), [YARDSTICK, "medgen", PAPER], rounds=3)
+    assert [row.rounds for row in rows] == [3, 3, 1]
+    assert [row.max_difference for row in rows] == [0, 0, None]

@@ -1,13 +1,13 @@
 """The loops around diffusers' schedulers draw the samples that medgen draws."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
+from benchmarks.latency.masks import discs
 from benchmarks.latency.ours import InProcess
-from benchmarks.latency.peers import ChannelsLast, Eager
+from benchmarks.latency.peers import ChannelsLast, Eager, OnnxRuntimeLoop, PaperSampler
 from benchmarks.latency.rows import NotPossibleError
+from serving.bundle import Condition
 
 SEEDS = [5, 2**62]
 
@@ -17,21 +17,59 @@ def largest_difference(one, other):
     return max(np.abs(one[name] - other[name].astype(float)).max() for name in one)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp_2m", "ipndm"])
-def test_eager_draws_what_medgen_draws(case, solver):
-    case = replace(case, solver=solver)
+@pytest.mark.parametrize(
+    ("model", "solving", "missing"),
+    [
+        ("pig", {"solver": "ddim"}, 0),
+        ("pig", {"solver": "ddpm"}, 0),
+        ("pig", {"solver": "dpmpp_2m"}, 0),
+        ("pig", {"solver": "ipndm"}, 1),
+        ("cmr_mask", {"solver": "ddpm"}, 0),
+        ("cmr_ddpm", {"solver": "ddpm", "mask_solver": "ddim", "mask_steps": 4}, 0),
+        ("cmr_ldm", {"solver": "dpmpp_2m"}, 0),
+        ("cmr_flow", {"solver": "dpmpp_2m"}, 0),
+        ("cmr_flow", {"solver": "midpoint", "mask_solver": "ipndm"}, 2),
+        ("cmr_flow_image", {"solver": "euler"}, 0),
+    ],
+)
+def test_eager_draws_what_medgen_draws(case_of, model, solving, missing):
+    case = case_of(model, **solving)
     eager = Eager(case)
-    assert bool(eager.note) == (solver == "ipndm")
+    assert eager.note.count("medgen's own step") == missing
     assert largest_difference(eager.sample(SEEDS), InProcess(case).sample(SEEDS)) < 1e-4
 
 
-def test_a_loop_without_its_scheduler_is_refused(case):
-    with pytest.raises(NotPossibleError, match="ipndm"):
-        ChannelsLast(replace(case, solver="ipndm"))
+@pytest.mark.parametrize("row", [ChannelsLast, OnnxRuntimeLoop])
+def test_other_loops_draw_it_too(case_of, row):
+    case = case_of("cmr_ldm_image")
+    assert largest_difference(row(case).sample(SEEDS), InProcess(case).sample(SEEDS)) < 1e-4
 
 
-def test_the_networks_are_all_that_is_timed(case):
+def test_a_loop_without_its_scheduler_is_refused(case_of):
+    with pytest.raises(NotPossibleError, match="midpoint of cmr_flow_image"):
+        ChannelsLast(case_of("cmr_flow", solver="midpoint", mask_solver="ddim"))
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint"])
+def test_the_networks_are_all_that_is_timed(case_of, solver):
+    case = case_of("cmr_flow_image", solver=solver)
     for row in (Eager(case), InProcess(case)):
         assert row.networks.seconds == 0
         row.sample(SEEDS)
         assert row.networks.seconds > 0
+
+
+def test_the_paper_s_sampler(case_of):
+    row = PaperSampler(case_of("cmr_flow", solver="euler", mask_solver="ddim"))
+    assert [len(stage.table) for stage, _ in row.stages] == [1000, 2 * 50]
+    assert "cmr_mask ddpm 1000 steps, cmr_flow_image midpoint 50 steps: other samples" in row.note
+    assert "midpoint of cmr_flow_image does; this is medgen's own step" in row.note
+
+
+def test_the_mask_is_a_heart():
+    first, second = discs(Condition("mask", (1, 64, 64), 4), 2)[:, 0]
+    assert (first == second).all()
+    assert np.unique(first).tolist() == [0, 1, 2, 3]
+    ventricle = first == 1
+    beside = np.logical_or.reduce([np.roll(ventricle, shift, axis) for shift in (-1, 1) for axis in (0, 1)])
+    assert set(first[beside & ~ventricle]) == {2}

@@ -1,15 +1,10 @@
 """Each row runs in a process of its own, whose memory and failures are its own."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from latency_rows import BALLAST_MIB, NETWORK_SECONDS
+from latency_rows import BALLAST_MIB, CASE, NETWORK_SECONDS
 
-from benchmarks.latency.rows import Case
 from benchmarks.latency.workers import RowError, Worker
-
-CASE = Case("tiny", Path(), Path(), "ddim", steps=1, batch=2, threads=1)
 
 
 def worker(row: str) -> Worker:
