@@ -8,11 +8,11 @@ from typing import Any
 import click
 import torch
 from accelerate import PartialState
-from torch.utils.data import Dataset
 
 from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, pack, read_config
 from training.data import DataError, open_dataset
 from training.data.loaded import LoadedPairs
+from training.data.phantom import Phantoms
 from training.family import Family
 from training.fit import Interrupted, Run, fit
 from training.models import family_names, load_family
@@ -118,13 +118,11 @@ def start_from(checkpoint: Path, untrained: Family) -> str:
     return config["digest"]
 
 
-def check_classes(family: Family, dataset: Dataset[Any], data: str) -> None:
+def check_classes(family: Family, dataset: LoadedPairs | Phantoms, data: str) -> None:
     """A model learns the classes that it has."""
-    known = max((len(output.labels) for output in family.outputs), default=0)
-    if family.condition is not None:
-        known = family.condition.classes
-    if isinstance(dataset, LoadedPairs) and dataset.highest_class >= known:
-        raise ValueError(f"--data {data} has masks of {dataset.highest_class + 1} classes; {family.name} has {known}")
+    if family.labels and dataset.labels != family.labels:
+        found, wanted = (", ".join(labels) for labels in (dataset.labels, family.labels))
+        raise ValueError(f"--data {data} has masks of the classes {found}; {family.name} learns {wanted}")
 
 
 def check_unchanged(then: dict[str, Any], now: dict[str, Any]) -> None:

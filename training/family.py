@@ -107,6 +107,11 @@ class Family(nn.Module):
     outputs: tuple[Output, ...]
     condition: Condition | None = None
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of the masks that it learns from, from 0 up; nothing if it needs none."""
+        return next((output.labels for output in self.outputs if output.labels), ())
+
     def network(self, sample: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:
         """All networks of one denoising step: state [B, C, H, W] and table rows [B, 12] -> raw output [B, C, H, W]."""
         raise NotImplementedError

@@ -66,6 +66,10 @@ class HeartPainter(Denoiser):
 
     preset: PainterPreset
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return LABELS
+
     def describe(self, preset: PainterPreset) -> None:
         """Say what goes in and what comes out."""
         size = preset.size

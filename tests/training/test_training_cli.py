@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from tiny_families import FAMILIES
 from tiny_pig import SET_OPTIONS, SIZE, tiny_pig
 
 import training.__main__
 from training.__main__ import main
 from training.checkpoint import find_checkpoint, load_checkpoint
 from training.data.loaded import LoadedPairs
+from training.data.recordings import LABELS
 from training.models import family_names
 from training.models.pig import PRESETS
 
@@ -90,11 +92,18 @@ class TestFit:
         line = the_line(train(*FIT, "--out", str(tmp_path), "--init", str(run), "--set", "layers=2"))
         assert f"--init is {run}, a pig of other networks than this preset's" in line
 
-    def test_masks_of_other_classes_are_refused(self, tmp_path, monkeypatch):
-        hearts = LoadedPairs(["a"], [np.zeros((SIZE, SIZE), np.float32)], [np.full((SIZE, SIZE), 3, np.uint8)])
+    @pytest.mark.parametrize("model", [name for name in FAMILIES if name.startswith("cmr")])
+    def test_masks_of_other_classes_are_refused(self, model, tmp_path):
+        line = the_line(train("fit", "--model", model, "--data", "phantom:4", "--out", str(tmp_path / "run")))
+        assert "--data phantom:4 has masks of the classes background, lesion" in line
+        assert f"{model} learns background, LV, MYO, RV" in line
+        assert not (tmp_path / "run").exists()
+
+    def test_so_are_hearts_for_a_model_of_lesions(self, tmp_path, monkeypatch):
+        hearts = LoadedPairs(["a"], [np.zeros((SIZE, SIZE), np.float32)], [np.full((SIZE, SIZE), 3, np.uint8)], LABELS)
         monkeypatch.setattr(training.__main__, "open_dataset", lambda *_, **__: hearts)
         line = the_line(train(*FIT, "--out", str(tmp_path / "run")))
-        assert "--data phantom:4 has masks of 4 classes; pig has 2" in line
+        assert "has masks of the classes background, LV, MYO, RV; pig learns background, lesion" in line
 
     def test_an_existing_run_is_left_alone(self, run):
         before = find_checkpoint(run).stat().st_mtime_ns
