@@ -24,11 +24,9 @@ class UNetPreset(Preset):
         super().__post_init__()
         if not self.widths:
             raise ValueError("preset field 'widths' is (); it must have at least one width")
-        levels, halvings = range(len(self.widths)), len(self.widths) - 1
-        if self.unet_size % 2**halvings:
-            raise ValueError(
-                f"preset field 'size' is {self.size}; these widths halve {self.unet_size} pixels {halvings} times"
-            )
+        levels = range(len(self.widths))
+        if self.size % 2**self.halvings:
+            raise ValueError(f"preset field 'size' is {self.size}; these widths halve it {self.halvings} times")
         if self.layers < 1:
             raise ValueError(f"preset field 'layers' is {self.layers}; it must be at least 1")
         if self.norm_groups < 1 or any(width % self.norm_groups for width in self.widths):
@@ -41,6 +39,11 @@ class UNetPreset(Preset):
             raise ValueError(
                 f"preset field 'head_dim' is {self.head_dim}; it must divide the widths of the levels with attention"
             )
+
+    @property
+    def halvings(self) -> int:
+        """How often images are halved on their way to the deepest level."""
+        return len(self.widths) - 1
 
     @property
     def unet_size(self) -> int:

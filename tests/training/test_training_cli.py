@@ -159,7 +159,14 @@ class TestReplaced:
     preset = PRESETS["paper"]
 
     def test_fields_change_as_json_gives_them(self):
-        fields = {"size": SIZE, "clip": 2, "widths": [32, 64, 96], "attention": [1], "antithetic": False}
+        fields = {
+            "size": SIZE,
+            "clip": 2,
+            "widths": [32, 64, 96],
+            "attention": [1],
+            "head_dim": 32,
+            "antithetic": False,
+        }
         changed = self.preset.replaced(json.loads(json.dumps({**fields, "schedule": {"prediction": "v"}})))
         assert (changed.size, changed.clip, changed.antithetic) == (SIZE, 2, False)
         assert (changed.widths, changed.attention) == ((32, 64, 96), (1,))

@@ -32,6 +32,10 @@ class LdmPreset(PainterPreset):
     codes: int
 
     @property
+    def halvings(self) -> int:
+        return super().halvings + len(self.autoencoder_widths) - 1
+
+    @property
     def unet_size(self) -> int:
         return self.size >> len(self.autoencoder_widths) - 1
 
@@ -39,9 +43,6 @@ class LdmPreset(PainterPreset):
         if not self.autoencoder_widths:
             raise ValueError("preset field 'autoencoder_widths' is (); it must have at least one width")
         super().__post_init__()
-        halvings = len(self.autoencoder_widths) - 1
-        if self.unet_size << halvings != self.size:
-            raise ValueError(f"preset field 'size' is {self.size}; autoencoder_widths halve it {halvings} times")
         if any(width % self.norm_groups for width in self.autoencoder_widths):
             raise ValueError(
                 f"preset field 'norm_groups' is {self.norm_groups}; it must divide {self.autoencoder_widths} too"
