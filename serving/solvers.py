@@ -176,7 +176,8 @@ def ddim(schedule: Schedule, steps: int, eta: float = 0.0) -> Array:
 def dpmpp_2m(schedule: Schedule, steps: int) -> Array:
     """DPM-Solver++(2M): Lu et al. 2022 (arXiv 2211.01095), algorithm 2. Second order.
 
-    It takes even steps of log(alpha / sigma), of a flow even steps of t: there the logarithm has no beginning.
+    It takes even steps of log(alpha / sigma): on a trained 64x64 PIG they left half the error in the images that even
+    steps of t did, at 12 and at 20 steps. Of a flow it takes even steps of t: there the logarithm has no beginning.
     """
     if schedule.process == "flow":
         return _dpmpp(_flow_levels(schedule, steps), 2)
@@ -193,16 +194,11 @@ def dpmpp_3m(schedule: Schedule, steps: int) -> Array:
 
 
 def _dpmpp(k: Levels, order: int) -> Array:
-    """Exponential integrators in log(alpha / sigma); lower order at the ends, as in the authors' code.
-
-    On a trained 64x64 PIG even steps in log(alpha / sigma) left half the error in the images that even steps in t did,
-    at 12 and at 20 steps.
-    """
+    """Exponential integrators in log(alpha / sigma); lower order at the ends, as in the authors' code."""
     steps = len(k.t)
     with np.errstate(divide="ignore"):
-        h = np.log(k.next_alpha / k.next_sigma) - np.log(
-            k.alpha / k.sigma
-        )  # infinite on the last row; of a flow, too, on the first
+        # infinite on the last row and, of a flow, on the first
+        h = np.log(k.next_alpha / k.next_sigma) - np.log(k.alpha / k.sigma)
     weights = np.zeros((steps, 3))  # of x0, h1 and h2
     weights[:, 0] = -np.expm1(-h)
     for i in range(1, steps - 1):

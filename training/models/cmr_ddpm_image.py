@@ -32,7 +32,7 @@ PRESETS = {
 # fmt: on
 
 
-class Beside(nn.Module):
+class ConcatUNet(nn.Module):
     """The UNet sees [noisy image, one channel for each class]."""
 
     def __init__(self, preset: UNetPreset) -> None:
@@ -53,4 +53,4 @@ class CmrDdpmImage(HeartPainter):
     def __init__(self, preset: PainterPreset) -> None:
         super().__init__()
         self.describe(preset)
-        self.denoiser = Beside(preset)
+        self.denoiser = ConcatUNet(preset)

@@ -58,7 +58,7 @@ PRESETS = {
 # fmt: on
 
 
-class Controlled(nn.Module):
+class ControlledUNet(nn.Module):
     """The UNet and its ControlNet as one network."""
 
     def __init__(self, preset: FlowPreset) -> None:
@@ -99,4 +99,4 @@ class CmrFlowImage(HeartPainter):
     def __init__(self, preset: FlowPreset) -> None:
         super().__init__()
         self.describe(preset)
-        self.denoiser = Controlled(preset)
+        self.denoiser = ControlledUNet(preset)

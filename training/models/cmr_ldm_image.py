@@ -71,7 +71,7 @@ PRESETS = {
 # fmt: on
 
 
-class Spade(nn.Module):
+class SpadeUNet(nn.Module):
     """The UNet on [noisy latents, each class's share], with the mask's classes in its SPADE norms."""
 
     def __init__(self, preset: LdmPreset) -> None:
@@ -123,7 +123,7 @@ class CmrLdmImage(HeartPainter):
             norm_num_groups=preset.norm_groups,
         )
         self.autoencoder.quantize.legacy = False  # else diffusers weighs the two halves of the loss the wrong way round
-        self.denoiser = Spade(preset)
+        self.denoiser = SpadeUNet(preset)
         self.register_buffer("latent_std", torch.ones(()))
         self.register_buffer("code_use", torch.ones(preset.codes))
 

@@ -40,7 +40,7 @@ PRESETS = {
 # fmt: on
 
 
-class Placed(nn.Module):
+class MaskUNet(nn.Module):
     """The UNet on noisy masks, with their coordinates if the preset says so."""
 
     def __init__(self, preset: MaskPreset) -> None:
@@ -63,7 +63,7 @@ class CmrMask(Denoiser):
     def __init__(self, preset: MaskPreset) -> None:
         super().__init__()
         self.preset = preset
-        self.denoiser = Placed(preset)
+        self.denoiser = MaskUNet(preset)
         self.sample_shape = (CLASSES, preset.size, preset.size)
         self.outputs = (mask_output(preset.size),)
 
