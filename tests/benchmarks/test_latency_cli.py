@@ -13,7 +13,7 @@ from benchmarks.latency.command import latency
 from benchmarks.latency.rows import PAPER
 
 CHECKOUT = Path(__file__).parents[2]
-MEDGEN = ["pytorch-eager", "medgen", "medgen-triton"]
+FEW = ["pytorch-eager", "medgen"]
 ALL = ["pytorch-eager", "pytorch-channels-last", "onnxruntime-python-loop", "medgen", "medgen-triton", PAPER]
 
 
@@ -23,11 +23,10 @@ ALL = ["pytorch-eager", "pytorch-channels-last", "onnxruntime-python-loop", "med
         ("pig", ALL, ["--solver=ddim"], [("pig", "ddim", 2)]),
         (
             "cmr_flow",
-            MEDGEN,
+            FEW,
             ["--solver=euler", "--mask-solver=dpmpp_2m", "--mask-steps=3"],
             [("cmr_mask", "dpmpp_2m", 3), ("cmr_flow_image", "euler", 2)],
         ),
-        ("cmr_flow_image", MEDGEN, [], [("cmr_flow_image", "dpmpp_2m", 2)]),
     ],
 )
 def test_rows_in_one_run(built, tmp_path, model, names, asked, stages):

@@ -1,10 +1,12 @@
 """The loops around diffusers' schedulers draw the samples that medgen draws."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
 from benchmarks.latency.masks import discs
-from benchmarks.latency.ours import InProcess
+from benchmarks.latency.ours import InProcess, OverTriton
 from benchmarks.latency.peers import ChannelsLast, Eager, OnnxRuntimeLoop, PaperSampler
 from benchmarks.latency.rows import NotPossibleError
 from serving.bundle import Condition
@@ -43,6 +45,15 @@ def test_eager_draws_what_medgen_draws(case_of, model, solving, missing):
 def test_other_loops_draw_it_too(case_of, row):
     case = case_of("cmr_ldm_image")
     assert largest_difference(row(case).sample(SEEDS), InProcess(case).sample(SEEDS)) < 1e-4
+
+
+@pytest.mark.parametrize(("model", "solving"), [("cmr_flow", {"mask_solver": "ddim"}), ("cmr_flow_image", {})])
+def test_triton_draws_the_same_bits(case_of, monkeypatch, tmp_path, model, solving):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where the server keeps its links
+    case = case_of(model, solver="euler", **solving)
+    with closing(OverTriton(case)) as row:
+        over_triton = row.sample(SEEDS)
+    assert largest_difference(over_triton, InProcess(case).sample(SEEDS)) == 0
 
 
 def test_a_loop_without_its_scheduler_is_refused(case_of):
