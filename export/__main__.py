@@ -14,21 +14,25 @@ from rich.table import Table
 
 from export import BuildError
 from export.build import Options, build, check, limited, open_built
-from export.chain import Built, build_chain, by_model
+from export.chain import Built, build_chain, by_model, find_chain, find_chains
 from export.graphs import BF16_OPSET, OPSET
 from export.parity import BATCH, measure_parity
 from export.precision import TOLERANCES, Tolerance
 from export.tensorrt import COMPATIBILITY, PlanOptions
 from serving.bundle import REPOSITORY, Bundle, BundleError, Manifest, bundle_folder, load_bundle
-from serving.chain import check_stages, find_chains
+from serving.chain import Chain, check_stages
 from serving.engines import EngineError
 from training.checkpoint import CheckpointError, load_checkpoint, shipped_checkpoint
 from training.models import family_names
 
 FAILURES = (BuildError, BundleError, CheckpointError, EngineError)
-CHAINS = find_chains(REPOSITORY)
+# Eager, for what --model allows depends on it.
 REPOSITORY_OPTION = click.option(
-    "--repository", default=REPOSITORY, type=click.Path(path_type=Path), help="The Triton model repository."
+    "--repository",
+    default=REPOSITORY,
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    help="The Triton model repository.",
 )
 STEP_TOLERANCES = ", ".join(f"{limits.step:g} for {name}" for name, limits in TOLERANCES.items())
 END_TOLERANCES = ", ".join(f"{limits.end_to_end:g} for {name}" for name, limits in TOLERANCES.items())
@@ -47,6 +51,14 @@ class Commands(click.Group):
             raise click.ClickException(f"{what}: {error.strerror}") from error
 
 
+def known_model(context: click.Context, _: click.Parameter, model: str) -> str:
+    repository = context.params["repository"]
+    if model not in family_names() and not find_chain(repository, model):
+        allowed = ", ".join(map(repr, [*family_names(), *find_chains(repository)[0]]))
+        raise click.BadParameter(f"{model!r} is neither a model family nor a chain; allowed are {allowed}")
+    return model
+
+
 @click.group(cls=Commands)
 @click.version_option(package_name="medgen", prog_name="medgen")
 def main() -> None:
@@ -55,7 +67,7 @@ def main() -> None:
 
 # fmt: off
 @main.command("build")
-@click.option("--model",      required=True, type=click.Choice([*family_names(), *CHAINS]),         help="The model family, or a chain: all of its stages.")
+@click.option("--model",      required=True, metavar="NAME", callback=known_model,                  help="The model family, or a chain: all of its stages. `list` names them.")
 @click.option("--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path),       help="A run or checkpoint folder; without it, the one medgen ships. Of a chain, one for each stage; those that are built already may be left out, and are kept.")
 @REPOSITORY_OPTION
 @click.option("--target",     default="onnx", show_default=True, type=click.Choice(["onnx", "tensorrt"]), help="What runs the engines.")
@@ -98,8 +110,8 @@ def build_command(
                 bar.remove_task(task)
             bar.add_task(line, total=total, completed=done)
 
-        if model in CHAINS:
-            stages = build_chain(CHAINS[model], checkpoints, repository, options, show)
+        if chain := chain_named(model, repository):
+            stages = build_chain(chain, checkpoints, repository, options, show)
         else:
             source = by_model(checkpoints, [model]).get(model) or shipped_checkpoint(model)
             stages = [Built(build(model, source, repository, options, show), source)]
@@ -130,16 +142,18 @@ def list_command(repository: Path) -> None:
             name, bundle.digest[:12], manifest.preset, default_sampling(manifest), manifest.precision, target(manifest)
         )
     Console().print(table)
-    if CHAINS:
-        Console().print(chain_table(repository))
+    Console().print(chain_table(repository))
 
 
 def chain_table(repository: Path) -> Table:
     table = Table("chain", "stages", "bundles")
-    for name, chain in CHAINS.items():
+    chains, broken = find_chains(repository)
+    for name, chain in chains.items():
         stages = [stage.model for stage in chain.stages]
         missing = [stage for stage in stages if not bundle_folder(repository, stage).exists()]
         table.add_row(name, ", ".join(stages), f"{missing[0]} is not built" if missing else "all built")
+    for name, error in broken.items():
+        table.add_row(name, "", f"broken: {error}")
     return table
 
 
@@ -193,12 +207,17 @@ def verify(found: Bundle, checkpoint: Path | None) -> None:
 
 def open_bundles(bundle: str, repository: Path) -> list[Bundle]:
     """One, or those of a chain's stages, which fit together."""
-    if bundle not in CHAINS:
+    chain = chain_named(bundle, repository)
+    if chain is None:
         return [load_bundle(bundle_folder(repository, bundle) if bundle in family_names() else Path(bundle))]
-    stages = [stage.model for stage in CHAINS[bundle].stages]
+    stages = [stage.model for stage in chain.stages]
     bundles = [load_bundle(bundle_folder(repository, stage)) for stage in stages]
-    check_stages(CHAINS[bundle], dict(zip(stages, (found.manifest for found in bundles), strict=True)))
+    check_stages(chain, dict(zip(stages, (found.manifest for found in bundles), strict=True)))
     return bundles
+
+
+def chain_named(name: str, repository: Path) -> Chain | None:
+    return None if name in family_names() else find_chain(repository, name)
 
 
 def print_report(bundle: Bundle) -> None:

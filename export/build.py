@@ -242,11 +242,12 @@ def limited(
 
 def prepare_repository(repository: Path, model: str) -> None:
     """Give the repository the folder of a model or chain as it is in this checkout, if it has none yet."""
+    if (repository / model).is_dir():
+        return
     ours = REPOSITORY / model
     if not ours.is_dir():
         raise BuildError(f"{ours} is missing: a model family needs its folder in model_repository")
-    if not (repository / model).is_dir():
-        shutil.copytree(ours, repository / model, ignore=shutil.ignore_patterns("bundle", ".bundle-*", "__pycache__"))
+    shutil.copytree(ours, repository / model, ignore=shutil.ignore_patterns("bundle", ".bundle-*", "__pycache__"))
 
 
 @contextmanager

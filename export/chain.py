@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from export import BuildError, Progress, silent
 from export.build import Options, build_all, prepare_repository
-from serving.bundle import Bundle, Manifest, bundle_folder, load_bundle
-from serving.chain import Chain, check_stages
+from serving.bundle import REPOSITORY, Bundle, Manifest, bundle_folder, load_bundle
+from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
 from training.checkpoint import CheckpointError, find_checkpoint, read_config, shipped_checkpoint
+from training.models import family_names
 
 
 class Built(NamedTuple):
@@ -16,6 +17,26 @@ class Built(NamedTuple):
 
     bundle: Bundle
     checkpoint: Path | None
+
+
+def find_chain(repository: Path, model: str) -> Chain | None:
+    """The chain of that name that the repository has, or else medgen itself; raises ChainError if it is broken."""
+    if Path(model).name != model:
+        return None
+    return read_chain(repository, model) or read_chain(REPOSITORY, model)
+
+
+def find_chains(repository: Path) -> tuple[dict[str, Chain], dict[str, ChainError]]:
+    """All that there are by their names, and what is wrong with those that are broken."""
+    chains, broken = {}, {}
+    files = [file for where in (repository, REPOSITORY) for file in where.glob(f"*/{CONFIG}")]
+    for name in sorted({file.parent.name for file in files} - set(family_names())):
+        try:
+            if chain := find_chain(repository, name):
+                chains[name] = chain
+        except ChainError as error:
+            broken[name] = error
+    return chains, broken
 
 
 def by_model(checkpoints: Iterable[Path], models: Sequence[str]) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from serving.masks import MaskFileError, read_masks
 from serving.nifti import NiftiError, check_nifti
 from serving.pictures import check_destination, write_samples
 from serving.samples import Samples
-from serving.server import Address, ServerError, TritonServer, build_command, find_models
+from serving.server import Address, ServerError, TritonServer, find_models
 
 PORT = click.IntRange(1, 65535)
 repository_option = click.option(
@@ -55,10 +55,9 @@ def up(
     console = Console(highlight=False, markup=False, soft_wrap=True)
     address = Address(host, http_port, grpc_port, metrics_port)
     try:
-        names, unbuilt = find_models(repository, models)
-        for name, missing in unbuilt.items():
-            what = "not built" if missing == name else f"{missing} is not built"
-            console.print(f"{name}: {what}, so not served; {build_command(repository, name)} builds it")
+        names, passed_over = find_models(repository, models)
+        for name, reason in passed_over.items():
+            console.print(f"{name} is not served: {reason}")
         with TritonServer(repository, names, address, console.out, verbose) as server:
             server.stop_on(signal.SIGINT, signal.SIGTERM)
             with console.status(f"Loading {', '.join(names)}"):

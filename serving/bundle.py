@@ -42,11 +42,16 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """A uint8 mask of class indices 0 .. classes-1 that a model is conditioned on; ``shape`` is that of one sample."""
+    """A uint8 mask of class indices 0 .. classes-1 that a model is conditioned on; ``shape`` is that of one sample.
+
+    ``labels`` names the classes from 0 up, and ``spacing`` is as an output's; without them any will do.
+    """
 
     name: str
     shape: tuple[int, ...]
     classes: int
+    labels: tuple[str, ...] = ()
+    spacing: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +116,14 @@ class Manifest:
         for k, output in enumerate(self.outputs):
             if output.dtype not in DTYPES:
                 yield f"outputs[{k}].dtype is {output.dtype!r}; allowed are {', '.join(DTYPES)}"
-            if output.spacing is not None and not all(0 < side < math.inf for side in output.spacing):
-                yield f"outputs[{k}].spacing is {list(output.spacing)}; both must be above 0 mm"
+            yield from _spacing_problems(f"outputs[{k}]", output.spacing)
         if not self.outputs:
             yield "outputs is empty"
+        if self.condition is not None:
+            yield from _spacing_problems("condition", self.condition.spacing)
+            labels, classes = self.condition.labels, self.condition.classes
+            if labels and len(labels) != classes:
+                yield f"condition.labels is {list(labels)}; it must name all {classes} classes, or none"
         if self.max_batch < 1:
             yield f"max_batch is {self.max_batch}; it must be at least 1"
         if self.schedule is None:
@@ -125,6 +134,11 @@ class Manifest:
                 solver_table(str(self.default_solver), self.schedule, self.default_steps)
             except ValueError as error:
                 yield f"default_solver and default_steps do not go with the schedule: {error}"
+
+
+def _spacing_problems(where: str, spacing: tuple[float, float] | None) -> Iterator[str]:
+    if spacing is not None and not all(0 < side < math.inf for side in spacing):
+        yield f"{where}.spacing is {list(spacing)}; both must be above 0 mm"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from serving.bundle import BundleError, Manifest, Output
+from serving.bundle import BundleError, Condition, Manifest, Output
 
 CONFIG = "config.pbtxt"
 SEED, PROVENANCE = "seed", "provenance"
@@ -33,12 +33,6 @@ class Chain:
     model: str
     stages: tuple[Stage, ...]
     outputs: tuple[str, ...]
-
-
-def find_chains(repository: Path) -> dict[str, Chain]:
-    """The chains of a model repository by their names; raises ChainError as read_chain does."""
-    names = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
-    return {name: chain for name in names if (chain := read_chain(repository, name))}
 
 
 def read_chain(repository: Path, model: str) -> Chain | None:
@@ -96,10 +90,29 @@ def check_stages(chain: Chain, manifests: Mapping[str, Manifest]) -> None:
             if (tensor := stage.inputs.get(condition.name)) not in drawn:
                 raise ChainError(f"chain {chain.model}: no stage draws the {condition.name} that {stage.model} needs")
             source, output = drawn[tensor]
-            wanted = f"uint8 {list(condition.shape)} of {condition.classes} classes"
-            found = f"{output.dtype} {list(output.shape)} of {len(output.labels)} classes"
+            wanted, found = _wanted(condition), _found(output, condition)
             if found != wanted:
                 raise ChainError(
                     f"chain {chain.model}: {source} draws {output.name} as {found}; {stage.model} needs {wanted}"
                 )
         drawn |= {stage.outputs[o.name]: (stage.model, o) for o in manifest.outputs if o.name in stage.outputs}
+
+
+def _wanted(condition: Condition) -> str:
+    text = f"uint8 {list(condition.shape)} of {condition.classes} classes"
+    return text + _labels(condition.labels) + (_pixels(condition.spacing) if condition.spacing else "")
+
+
+def _found(output: Output, condition: Condition) -> str:
+    """Labels and spacing only where the condition has its own: without them it takes any."""
+    text = f"{output.dtype} {list(output.shape)} of {len(output.labels)} classes"
+    labels = _labels(output.labels) if condition.labels else ""
+    return text + labels + (_pixels(output.spacing) if condition.spacing else "")
+
+
+def _labels(labels: tuple[str, ...]) -> str:
+    return f" ({', '.join(labels)})" if labels else ""
+
+
+def _pixels(spacing: tuple[float, float] | None) -> str:
+    return f", {spacing[0]} x {spacing[1]} mm" if spacing else ", pixels of unknown size"

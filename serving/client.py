@@ -40,6 +40,7 @@ HTTP_STATUS = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
+OF_CHAINS = ("mask_steps", "mask_solver")
 NO_CONDITION = "a condition was given; {} takes none"
 # What Triton says before the reason: the place in a chain, and an id that nobody gave.
 PREFIXES = re.compile(r"^(in ensemble '[^']*', )?(\[request id: <id_unknown>\] )?")
@@ -90,10 +91,11 @@ class Client(abc.ABC):
         """Samples of `count` seeds from `seed` up, or of the given `seeds`, in that order; any number of them.
 
         steps, solver: the model's own unless given; of a chain, every stage's. mask_steps, mask_solver: those of a
-        chain's mask stage. condition: uint8 [N, 1, H, W], a mask per sample, for a model that wants them; the samples
-        hold it too. progress: called with (samples done, samples in all).
+        chain's mask stage, for chains alone. condition: uint8 [N, 1, H, W], a mask per sample, for a model that wants
+        them; the samples hold it too. progress: called with (samples done, samples in all).
         Raises SamplingError.
         """
+        _check_masks(condition)
         given = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
         parameters = {name: value for name, value in given.items() if value is not None}
         return self._draw(model, _seed_column(count, seed, seeds), parameters, condition, progress)
@@ -108,6 +110,26 @@ class Client(abc.ABC):
         progress: Progress | None,
     ) -> Samples:
         """The samples of seeds [N, 1]."""
+
+
+def _check_masks(condition: Any) -> None:
+    """What no model can take; whether a model can take the masks, it says itself."""
+    if condition is None:
+        return
+    if not isinstance(condition, np.ndarray):
+        found = f"a {type(condition).__name__}"
+    elif condition.dtype != np.uint8 or condition.ndim == 0:
+        found = f"{condition.dtype} {list(condition.shape)}"
+    else:
+        return
+    raise SamplingError(f"condition is {found}; it must be an array of uint8 [N, 1, H, W]", 400)
+
+
+def _check_is_alone(model: str, parameters: Mapping[str, Any]) -> None:
+    for name in OF_CHAINS:
+        if name in parameters:
+            message = f"{name} is {parameters[name]!r}, but {model} is no chain; allowed are steps and solver"
+            raise SamplingError(message, 400)
 
 
 def _seed_column(count: int | None, seed: int, seeds: Sequence[int] | None) -> NDArray[np.int64]:
@@ -151,6 +173,7 @@ class LocalClient(Client):
                 return joined(model, stages)
             sampler = self._sampler(model)
             manifest = sampler.bundle.manifest
+            _check_is_alone(model, parameters)
             (arrays,) = sampler.sample([parse_request(manifest, seeds, parameters, condition)], progress)
             samples = _of_stage(arrays, {name: name for name in arrays}, manifest.outputs)
             if condition is None or manifest.condition is None:
@@ -236,6 +259,8 @@ class SampleClient(Client):
         columns = {SEED: seeds, **_condition_column(config, condition, len(seeds))}
         names = [output.name for output in config.output]
         chain = _chain(config)
+        if not chain:
+            _check_is_alone(model, parameters)
         configs = [self._config(stage.model) for stage in chain.stages] if chain else [config]
         size = min(one.max_batch_size for one in configs)
         starts = deque(range(0, len(seeds), size))

@@ -16,7 +16,7 @@ class MaskFileError(Exception):
 def read_masks(file: Path) -> NDArray[np.uint8]:
     """The masks [N, 1, H, W] in a file: the array "mask" of an .npz, as pairs.npz has it, or an .npy.
 
-    A mask may also be [H, W]. Whether classes and size are a model's, the model says.
+    Either may also hold [N, H, W]. Whether classes and size are a model's, the model says.
     Raises MaskFileError.
     """
     try:

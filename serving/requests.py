@@ -1,6 +1,7 @@
 """What one request asks for, checked in full before any work is done."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Condition, Manifest
-from serving.solvers import solver_table, solvers_for
+from serving.solvers import SOLVERS, solver_table, solvers_for
 
 COMMON = ("steps", "solver")
 
@@ -44,7 +45,7 @@ def parse_request(
         parameters: "steps" (int) and "solver" (str), both optional: the manifest has defaults. All stages of a chain
             get the same parameters. A model that can be its first, for it draws one output out of nothing, takes
             those named after that output, "mask_steps" and "mask_solver", over the common ones; a model under a
-            condition lets pass those named after its condition.
+            condition lets pass those named after its condition, if some model could take them.
         condition: uint8 [N, *shape] of class indices, where the manifest has a condition.
 
     Raises ``BadRequest`` for anything else.
@@ -73,6 +74,7 @@ def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tupl
         if name not in (*known, *_not_for_us(manifest)):
             allowed = f"allowed are {_listed(known)}" if known else f"{manifest.model} takes none"
             raise BadRequest(f"parameter {_shown(name)} (value {_shown(value)}) is unknown; {allowed}")
+    _check_not_for_us(manifest, parameters)
     if schedule is None:
         return None, 0
     name, solver, advice = _given(manifest, parameters, "solver", manifest.default_solver)
@@ -81,16 +83,32 @@ def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tupl
         raise BadRequest(f"{name} is {_shown(solver)}; allowed for {manifest.model} are {', '.join(solvers)}{advice}")
     name, steps, advice = _given(manifest, parameters, "steps", manifest.default_steps)
     last = schedule.num_train_timesteps
-    if type(steps) is not int:
-        kind = type(steps).__name__
-        raise BadRequest(f"{name} is {_shown(steps)}, a {kind}; it must be an integer from 1 to {last}{advice}")
-    if not 1 <= steps <= last:
-        raise BadRequest(f"{name} is {_shown(steps)}; it must be from 1 to {last}{advice}")
+    _check_steps(name, steps, last, f"from 1 to {last}{advice}")
     try:
         solver_table(solver, schedule, steps)
     except ValueError as error:
         raise BadRequest(f"{name} is {steps} with solver {solver!r}: {error}") from None
     return solver, steps
+
+
+def _check_steps(name: str, steps: Any, last: float, allowed: str) -> None:
+    if type(steps) is not int:
+        kind = type(steps).__name__
+        raise BadRequest(f"{name} is {_shown(steps)}, a {kind}; it must be an integer {allowed}")
+    if not 1 <= steps <= last:
+        raise BadRequest(f"{name} is {_shown(steps)}; it must be {allowed}")
+
+
+def _check_not_for_us(manifest: Manifest, parameters: Mapping[str, Any]) -> None:
+    """What a stage before heeds must be what some model could do, for without a chain nobody else looks at it."""
+    for kind, name in zip(COMMON, _not_for_us(manifest), strict=False):
+        if name not in parameters:
+            continue
+        value = parameters[name]
+        if kind == "steps":
+            _check_steps(name, value, math.inf, "from 1 up")
+        elif not isinstance(value, str) or value not in SOLVERS:
+            raise BadRequest(f"{name} is {_shown(value)}; allowed are {', '.join(SOLVERS)}")
 
 
 def _known(manifest: Manifest) -> list[str]:
@@ -99,7 +117,7 @@ def _known(manifest: Manifest) -> list[str]:
 
 
 def _not_for_us(manifest: Manifest) -> list[str]:
-    """Parameters for the stage before, which draws the condition."""
+    """Parameters for the stage before, which draws the condition, in the order of COMMON."""
     return [] if manifest.condition is None else _named_after(manifest.condition.name)
 
 

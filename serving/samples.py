@@ -14,9 +14,10 @@ from serving.bundle import Condition, Output
 class Samples:
     """N samples: row i of every array belongs to provenance[i].
 
-    arrays: one array [N, ...] per output, by name. provenance: model, bundle digest, seed, solver and steps of each; of
-    a chain model, seed and "stages", which holds the same for every stage. outputs: what the arrays mean, in the order
-    of the manifest or of the stages; the masks that a client gave as a condition come first.
+    arrays: one array [N, ...] per output, by name. provenance: model, bundle digest, seed, solver and steps of each,
+    and under a mask "condition_sha256", of the mask's bytes; of a chain model, seed and "stages", which holds the same
+    for every stage. outputs: what the arrays mean, in the order of the manifest or of the stages; the masks that a
+    client gave as a condition come first.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -33,8 +34,8 @@ class Samples:
 
 def under(condition: Condition, masks: NDArray[np.uint8], samples: Samples) -> Samples:
     """The samples with the masks [N, 1, H, W] that they were drawn under."""
-    spacings = [output.spacing for output in samples.outputs if output.shape == condition.shape]
-    mask = Output(condition.name, "uint8", condition.shape, 0, condition.classes - 1, spacing=(*spacings, None)[0])
+    highest = condition.classes - 1
+    mask = Output(condition.name, "uint8", condition.shape, 0, highest, condition.labels, condition.spacing)
     return Samples({mask.name: masks, **samples.arrays}, samples.provenance, (mask, *samples.outputs))
 
 

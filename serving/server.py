@@ -172,11 +172,10 @@ def _check_libraries(program: Path, environment: Mapping[str, str]) -> None:
 
 
 def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str], dict[str, str]]:
-    """Names of the models to serve, and those passed over, each with the model that has not been built for it.
+    """Names of the models to serve, and those passed over, each with the reason.
 
-    A chain is served with its stages, and passed over if one of them has not been built.
-    Raises ServerError if a wanted model is unknown or not built, if the stages of a chain do not fit together, or if
-    there is nothing to serve.
+    A chain is served with its stages. What is not built, and chains that cannot be run, are passed over unless wanted.
+    Raises ServerError if a wanted model is unknown or cannot be served, or if there is nothing to serve.
     """
     known = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
     if not known:
@@ -184,21 +183,31 @@ def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str]
     wanted = tuple(wanted)
     if strangers := [name for name in wanted if name not in known]:
         raise ServerError(f"no model {strangers[0]!r} in {repository}; it holds {', '.join(known)}")
-    unbuilt, built = {}, []
+    served: dict[str, None] = {}
+    passed_over: dict[str, str] = {}
     for name in wanted or known:
-        chain = _chain(repository, name)
-        stages = [stage.model for stage in chain.stages] if chain else [name]
-        if missing := [stage for stage in stages if not (bundle_folder(repository, stage) / MANIFEST).is_file()]:
-            unbuilt[name] = missing[0]
-        else:
-            if chain:
-                _check_chain(repository, chain)
-            built += [model for model in dict.fromkeys([*stages, name]) if model not in built]
-    if unbuilt and (wanted or not built):
-        name, missing_one = next(iter(unbuilt.items()))
-        needed = "" if name == missing_one else f", which {name} needs,"
-        raise ServerError(f"model {missing_one}{needed} has not been built: run {build_command(repository, name)}")
-    return built, unbuilt
+        try:
+            served |= dict.fromkeys(_with_stages(repository, name))
+        except ServerError as error:
+            if wanted:
+                raise
+            passed_over[name] = str(error)
+    if not served:
+        raise ServerError(next(iter(passed_over.values())))
+    return list(served), passed_over
+
+
+def _with_stages(repository: Path, name: str) -> list[str]:
+    """The model, after the stages that it has if it is a chain; raises ServerError if it cannot be served."""
+    chain = _chain(repository, name)
+    stages = [stage.model for stage in chain.stages] if chain else [name]
+    for stage in stages:
+        if not (bundle_folder(repository, stage) / MANIFEST).is_file():
+            needed = "" if name == stage else f", which {name} needs,"
+            raise ServerError(f"model {stage}{needed} has not been built: run {_build_command(repository, name)}")
+    if chain:
+        _check_chain(repository, chain)
+    return [*stages, name]
 
 
 def _chain(repository: Path, model: str) -> Chain | None:
@@ -220,10 +229,10 @@ def _check_chain(repository: Path, chain: Chain) -> None:
     try:
         check_stages(chain, manifests)
     except ChainError as error:
-        raise ServerError(f"{error}; {build_command(repository, chain.model)} with checkpoints that fit") from None
+        raise ServerError(f"{error}; {_build_command(repository, chain.model)} with checkpoints that fit") from None
 
 
-def build_command(repository: Path, model: str) -> str:
+def _build_command(repository: Path, model: str) -> str:
     elsewhere = "" if repository == REPOSITORY else f" --repository {repository}"
     return f"python -m export build --model {model}{elsewhere}"
 

@@ -13,14 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny import FLOW, write_tiny_bundle
+from tiny import FLOW, LABELS, write_tiny_bundle
 
 from serving.bundle import REPOSITORY, Condition, bundle_folder
 from serving.client import SampleClient
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-CONDITION = Condition("anatomy", (1, 16, 16), classes=4)
-MASK = Condition("mask", (1, 16, 16), classes=4)
+SPACING = (1.25, 1.5)
+CONDITION = Condition("anatomy", (1, 16, 16), 4, ("air", "skin", "fat", "bone"), (2.0, 2.5))
+MASK = Condition("mask", (1, 16, 16), 4, LABELS, SPACING)
+CHAINS = ("cmr_ddpm", "cmr_ldm", "cmr_flow")
 MAX_BATCH = 8
 CHAIN_BATCH = 5  # of cmr_flow's second stage, and so of cmr_flow
 PATIENCE = 150.0  # these tests may share two cores with a training run
@@ -70,13 +72,13 @@ def copy_committed(name: str, folder: Path) -> None:
 
 
 def add_chains(repository: Path) -> None:
-    """cmr_ddpm and cmr_flow as they are committed, with tiny bundles whose largest batches differ."""
-    add_model(repository, "cmr_mask", sample_shape=(4, 16, 16))
-    add_model(repository, "cmr_ddpm_image", sample_shape=(1, 16, 16), condition=MASK)
-    add_model(
-        repository, "cmr_flow_image", sample_shape=(1, 16, 16), condition=MASK, schedule=FLOW, max_batch=CHAIN_BATCH
-    )
-    for chain in ("cmr_ddpm", "cmr_flow"):
+    """The committed chains, with tiny bundles whose largest batches differ; cmr_ldm_image has states of 4 x 4 x 4."""
+    add_model(repository, "cmr_mask", sample_shape=(4, 16, 16), spacing=SPACING)
+    image = {"condition": MASK, "spacing": SPACING}
+    add_model(repository, "cmr_ddpm_image", sample_shape=(1, 16, 16), **image)
+    add_model(repository, "cmr_ldm_image", sample_shape=(4, 4, 4), decoded=4, **image)
+    add_model(repository, "cmr_flow_image", sample_shape=(1, 16, 16), schedule=FLOW, max_batch=CHAIN_BATCH, **image)
+    for chain in CHAINS:
         copy_committed(chain, repository / chain)
 
 

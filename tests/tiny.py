@@ -74,6 +74,16 @@ finish ({state} sample) => (float[B,1,H,W] image) {{
 }}
 """
 
+FINISH_LATENT = """
+<ir_version: 9, opset_import: ["": {opset}]>
+finish ({state} sample) => (float[B,1,I,J] image) {{
+  decoded = ConvTranspose <strides = [{decoded}, {decoded}]> (sample, decoder)
+  half = Div(decoded, two)
+  shifted = Add(half, a_half)
+  image = Clip(shifted, zero, one)
+}}
+"""
+
 FINISH_MASK = """
 <ir_version: 9, opset_import: ["": {opset}]>
 finish ({state} sample) => (uint8[B,1,H,W] mask) {{
@@ -91,31 +101,36 @@ def write_tiny_bundle(
     condition: Condition | None = None,
     max_batch: int = 8,
     schedule: Schedule | None = LINEAR,
+    spacing: tuple[float, float] | None = None,
+    decoded: int = 1,
 ) -> Path:
     """Write a bundle into ``folder`` (the bundle's own, made if need be) and return it.
 
     Two channels give the outputs "mask" and "image", one channel "image" alone, more a "mask" of as many classes
-    alone. Without a schedule there is no step.
+    alone. With ``decoded`` above 1 the state is a latent, and of each of its pixels the finish makes as many rows and
+    columns of "image". Without a schedule there is no step.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    graphs = {"finish": _finish(sample_shape[0])}
+    channels, height, width = sample_shape
+    graphs = {"finish": _finish(channels, decoded)}
     if schedule is not None:
-        graphs["step"] = _step(sample_shape[0], condition)
+        graphs["step"] = _step(channels, condition, decoded)
     for name, graph in graphs.items():
         onnx.checker.check_model(graph, full_check=True)
         onnx.save(graph, folder / f"{name}.onnx")
-    shape = (1, *sample_shape[1:])
-    labels = LABELS[: sample_shape[0]] if sample_shape[0] > 2 else ("background", "lesion")
-    mask = Output("mask", "uint8", shape, low=0, high=len(labels) - 1, labels=labels)
-    image = Output("image", "float32", shape, low=0.0, high=1.0, labels=())
+    shape = (1, height * decoded, width * decoded)
+    labels = LABELS[:channels] if channels > 2 else ("background", "lesion")
+    mask = Output("mask", "uint8", shape, low=0, high=len(labels) - 1, labels=labels, spacing=spacing)
+    image = Output("image", "float32", shape, low=0.0, high=1.0, labels=(), spacing=spacing)
+    outputs = (image,) if decoded > 1 else {1: (image,), 2: (mask, image)}.get(channels, (mask,))
     solver = None if schedule is None else "euler" if schedule.kind == "flow" else "dpmpp_2m"
     manifest = Manifest(
         model=model,
         preset="tiny",
         sample_shape=sample_shape,
         condition=condition,
-        outputs={1: (image,), 2: (mask, image)}.get(sample_shape[0], (mask,)),
+        outputs=outputs,
         schedule=schedule,
         default_solver=solver,
         default_steps=0 if schedule is None else 4,
@@ -136,15 +151,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def _step(channels: int, condition: Condition | None) -> onnx.ModelProto:
+def _step(channels: int, condition: Condition | None, decoded: int) -> onnx.ModelProto:
+    see = "seen = Identity(sample)"
+    if condition:
+        pool = f"AveragePool <kernel_shape = [{decoded}, {decoded}], strides = [{decoded}, {decoded}]>"
+        see = f"mask = Cast <to = 1> (condition)\n  small = {pool} (mask)\n  seen = Concat <axis = 1> (sample, small)"
     text = STEP.format(
         opset=OPSET,
         state=f"float[B,{channels},H,W]",
         columns=", ".join(COLUMNS),
-        condition=", uint8[B,1,H,W] condition" if condition else "",
-        see="mask = Cast <to = 1> (condition)\n  seen = Concat <axis = 1> (sample, mask)"
-        if condition
-        else "seen = Identity(sample)",
+        condition=", uint8[B,1,I,J] condition" if condition else "",
+        see=see,
     )
     random = np.random.default_rng(20)
     seen = channels + (condition is not None)
@@ -167,14 +184,16 @@ def _step(channels: int, condition: Condition | None) -> onnx.ModelProto:
     )
 
 
-def _finish(channels: int) -> onnx.ModelProto:
-    finish = {1: FINISH_IMAGE, 2: FINISH}.get(channels, FINISH_MASK)
-    text = finish.format(opset=OPSET, state=f"float[B,{channels},H,W]")
-    if channels > 2:
+def _finish(channels: int, decoded: int) -> onnx.ModelProto:
+    finish = FINISH_LATENT if decoded > 1 else {1: FINISH_IMAGE, 2: FINISH}.get(channels, FINISH_MASK)
+    text = finish.format(opset=OPSET, state=f"float[B,{channels},H,W]", decoded=decoded)
+    if finish is FINISH_MASK:
         return _with_constants(text)
     constants = {"zero": np.array(0.0), "one": np.array(1.0), "two": np.array(2.0), "a_half": np.array(0.5)}
-    if channels == 2:
+    if finish is FINISH:
         constants["halves"] = np.array([1, 1])
+    if finish is FINISH_LATENT:
+        constants["decoder"] = np.random.default_rng(21).normal(size=(channels, 1, decoded, decoded))
     return _with_constants(text, **constants)
 
 

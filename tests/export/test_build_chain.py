@@ -75,6 +75,12 @@ def refused(*arguments: object) -> str:
     return result.stderr.strip().splitlines()[-1]
 
 
+def misused(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 2, result.output
+    return result.stderr.strip().splitlines()[-1]
+
+
 def build(repository: Path, *checkpoints: Path, say: Callable[..., str] = run, options: tuple[object, ...] = ()) -> str:
     named = [word for checkpoint in checkpoints for word in ("--checkpoint", checkpoint)]
     return say("build", "--model", "cmr_ddpm", "--repository", repository, *named, *options)
@@ -164,6 +170,36 @@ def test_a_chain_that_is_not_built(tmp_path: Path) -> None:
     listed = run("list", "--repository", tmp_path)
     assert "cmr_mask is not built" in listed
     assert "cmr_mask" in refused("inspect", "cmr_flow", "--repository", tmp_path)
+
+
+def test_a_chain_that_only_the_repository_has(repository: Path, checkpoints: dict[str, Path]) -> None:
+    (repository / "cmr_ddpm").rename(repository / "hearts")
+    assert "hearts" in run("list", "--repository", repository)
+    assert "cmr_ddpm_image, preset" in run("inspect", "hearts", "--repository", repository)
+    assert "digests and graphs are good" in run("verify", "hearts", "--repository", repository)
+    assert run("build", "--model", "hearts", "--repository", repository).count("is kept as it was") == 2
+    said = misused("build", "--model", "hurts", "--repository", repository)
+    assert "'hurts'" in said
+    assert "hearts" in said
+
+
+def test_the_repository_says_what_a_chain_is(repository: Path) -> None:
+    config = repository / "cmr_ddpm" / "config.pbtxt"
+    config.write_text(config.read_text().replace("cmr_ddpm_image", "cmr_flow_image"))
+    assert "cmr_flow_image" in refused("inspect", "cmr_ddpm", "--repository", repository)
+
+
+def test_a_broken_chain_is_no_matter_to_others(repository: Path) -> None:
+    (repository / "cmr_flow").mkdir()
+    broken = repository / "cmr_flow" / "config.pbtxt"
+    broken.write_text("platform")
+    assert "cmr_mask, preset" in run("inspect", "cmr_ddpm", "--repository", repository)
+    listed = run("list", "--repository", repository)
+    assert "all built" in listed
+    assert "broken: " in listed
+    for asked in (["build", "--model", "cmr_flow"], ["inspect", "cmr_flow"]):
+        assert f"{broken} cannot be read" in refused(*asked, "--repository", repository)
+    assert "cmr_ddpm" in misused("build", "--model", "hurts", "--repository", repository)
 
 
 def test_a_chain_of_bundles_that_do_not_fit_is_not_verified(repository: Path) -> None:

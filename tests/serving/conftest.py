@@ -16,7 +16,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """One server for all tests, with models tiny, tiny_conditional, two gated ones, and three chains."""
+    """One server for all tests, with models tiny, tiny_conditional, two gated ones, and four chains."""
     repository = tmp_path_factory.mktemp("repository")
     add_model(repository, "tiny")
     add_model(repository, "tiny_conditional", sample_shape=(1, 16, 16), condition=CONDITION)

@@ -17,6 +17,8 @@ from serving.bundle import (
     load_bundle,
 )
 
+CONDITION = dataclasses.asdict(Condition("mask", (1, 16, 16), 4))
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -47,6 +49,7 @@ def test_a_bundle_loads_with_the_digest_of_its_manifest(folder):
     [
         {},
         {"condition": Condition("mask", (1, 16, 16), 4)},
+        {"condition": Condition("mask", (1, 16, 16), 2, ("background", "LV"), (1.25, 1.5))},
         {"outputs": (Output("image", "float32", (1, 16, 16), 0, 1, spacing=(1.25, 1.5)),)},
         {"schedule": FLOW, "default_solver": "euler"},
         {"schedule": None, "default_solver": None, "default_steps": 0, "engines": {"finish": EngineFile("f", "00")}},
@@ -96,7 +99,18 @@ def test_a_missing_field_is_named(folder, name):
         ),
         ({"default_solver": "euler"}, "default_solver.*euler"),
         ({"default_steps": 0}, "default_steps.* 0"),
-        ({"condition": {"name": "mask", "shape": [1, 16, 16]}}, "condition.classes is missing"),
+        (
+            {"condition": {"name": "mask", "shape": [1, 16, 16], "labels": [], "spacing": None}},
+            "condition.classes is miss",
+        ),
+        (
+            {"condition": {**CONDITION, "labels": ["LV"]}},
+            r"condition.labels is \['LV'\]; it must name all 4 classes, or none",
+        ),
+        (
+            {"condition": {**CONDITION, "spacing": [0, 1.25]}},
+            r"condition.spacing is \[0, 1.25\]; both must be above 0 mm",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(folder, changes, message):

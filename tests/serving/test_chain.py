@@ -5,14 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from live import add_chains
-from tiny import write_tiny_bundle
+from live import CHAINS, SPACING, add_chains
+from tiny import LABELS, write_tiny_bundle
 
 from serving.bundle import REPOSITORY, Condition, Output, bundle_folder, load_bundle
-from serving.chain import ChainError, Stage, check_stages, find_chains, read_chain
+from serving.chain import ChainError, Stage, check_stages, read_chain
 from serving.client import LocalClient, SamplingError
-
-CHAINS = ("cmr_ddpm", "cmr_flow", "cmr_ldm")
 
 
 @pytest.fixture
@@ -30,9 +28,8 @@ def edited(tmp_path: Path):
 
 
 def test_this_checkout_has_these_chains() -> None:
-    chains = find_chains(REPOSITORY)
     for name in CHAINS:
-        chain = chains[name]
+        chain = read_chain(REPOSITORY, name)
         assert chain.model == name
         assert chain.outputs == ("mask", "image", "mask_provenance", "provenance")
         assert chain.stages == (
@@ -41,10 +38,9 @@ def test_this_checkout_has_these_chains() -> None:
         )
 
 
-def test_what_is_no_chain(tmp_path: Path) -> None:
+def test_what_is_no_chain() -> None:
     assert read_chain(REPOSITORY, "pig") is None
     assert read_chain(REPOSITORY, "nobody") is None
-    assert find_chains(tmp_path) == {}
 
 
 def test_fields_of_a_newer_triton_do_no_harm(edited) -> None:
@@ -74,12 +70,19 @@ def test_what_cannot_be_a_chain_is_explained(edited, old: str, new: str, message
     ("changes", "message"),
     [
         ({"outputs": (Output("mask", "uint8", (1, 16, 16), 0, 1, ("background", "LV")),)},
-         r"chain cmr_flow: cmr_mask draws mask as uint8 \[1, 16, 16\] of 2 classes; cmr_flow_image needs uint8 "
+         r"chain cmr_flow: cmr_mask draws mask as uint8 \[1, 16, 16\] of 2 classes .*; cmr_flow_image needs uint8 "
          r"\[1, 16, 16\] of 4 classes"),
         ({"outputs": (Output("mask", "uint8", (1, 32, 32), 0, 3, tuple("abcd")),)}, r"uint8 \[1, 32, 32\] of 4 "),
         ({"outputs": (Output("mask", "int16", (1, 16, 16), 0, 3, tuple("abcd")),)}, r"int16 \[1, 16, 16\] of 4 "),
         ({"outputs": (Output("shape", "uint8", (1, 16, 16), 0, 3, tuple("abcd")),)},
          "no stage draws the mask that cmr_flow_image needs"),
+        ({"outputs": (Output("mask", "uint8", (1, 16, 16), 0, 3, ("background", "RV", "MYO", "LV"), SPACING),)},
+         r"as uint8 \[1, 16, 16\] of 4 classes \(background, RV, MYO, LV\), 1.25 x 1.5 mm; cmr_flow_image needs uint8 "
+         r"\[1, 16, 16\] of 4 classes \(background, LV, MYO, RV\), 1.25 x 1.5 mm"),
+        ({"outputs": (Output("mask", "uint8", (1, 16, 16), 0, 3, LABELS, (1.25, 1.25)),)},
+         r", 1.25 x 1.25 mm; .*, 1.25 x 1.5 mm"),
+        ({"outputs": (Output("mask", "uint8", (1, 16, 16), 0, 3, LABELS),)},
+         r"RV\), pixels of unknown size; .*, 1.25 x 1.5 mm"),
         ({"condition": Condition("torso", (1, 16, 16), 4)}, "no stage draws the torso that cmr_mask needs"),
     ],
 )  # fmt: skip
@@ -93,10 +96,18 @@ def test_stages_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, obj
         check_stages(chain, manifests)
 
 
+def test_a_condition_without_labels_or_spacing_takes_any(tmp_path: Path) -> None:
+    add_chains(tmp_path)
+    chain = read_chain(tmp_path, "cmr_flow")
+    manifests = {stage.model: load_bundle(bundle_folder(tmp_path, stage.model)).manifest for stage in chain.stages}
+    condition = Condition("mask", (1, 16, 16), 4)
+    check_stages(chain, {**manifests, "cmr_flow_image": replace(manifests["cmr_flow_image"], condition=condition)})
+
+
 def test_a_client_here_does_not_draw_from_stages_that_do_not_fit(tmp_path: Path) -> None:
     add_chains(tmp_path)
     write_tiny_bundle(bundle_folder(tmp_path, "cmr_mask"), model="cmr_mask", sample_shape=(3, 16, 16))
-    with pytest.raises(SamplingError, match="of 3 classes; cmr_ddpm_image needs"):
+    with pytest.raises(SamplingError, match=r"of 3 classes .*; cmr_ddpm_image needs"):
         LocalClient(tmp_path).sample("cmr_ddpm", 1)
     shutil.rmtree(bundle_folder(tmp_path, "cmr_mask"))
     with pytest.raises(SamplingError, match=r"no bundle at .*cmr_mask/1/bundle; build it with"):

@@ -1,5 +1,6 @@
 """The client library against the live server and in process; what the server itself promises is in test_server."""
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,8 @@ from live import CONDITION, MAX_BATCH, Live, free_ports
 from serving.bundle import Output, bundle_folder, load_bundle
 from serving.client import Client, LocalClient, SampleClient, SamplingError
 
+MASKS_WANTED = r"it must be an array of uint8 \[N, 1, H, W\]"
+
 
 @pytest.fixture(params=["local", "grpc", "http"])
 def client(request: pytest.FixtureRequest, live: Live) -> Iterator[Client]:
@@ -16,7 +19,7 @@ def client(request: pytest.FixtureRequest, live: Live) -> Iterator[Client]:
         yield client
 
 
-@pytest.mark.parametrize("model", ["tiny", "cmr_flow"])
+@pytest.mark.parametrize("model", ["tiny", "cmr_flow", "cmr_ldm"])
 @pytest.mark.parametrize("count", [1, MAX_BATCH, MAX_BATCH + 1, 7 * MAX_BATCH + 3])
 def test_any_count_in_the_order_of_the_seeds(live: Live, client: Client, count: int, model: str) -> None:
     done = []
@@ -48,23 +51,24 @@ def test_a_chain_says_what_each_of_its_stages_did(live: Live, client: Client) ->
         {"model": "cmr_mask", "bundle": mask.digest, "solver": "ddim", "steps": 7},
         {"model": "cmr_flow_image", "bundle": image.digest, "solver": "midpoint", "steps": 2},
     ]
-    assert samples.provenance == [
-        {"model": "cmr_flow", "seed": seed, "stages": [{**facts, "seed": seed} for facts in stages]}
-        for seed in (5, 2**40)
-    ]
+    for row, seed in enumerate((5, 2**40)):
+        drawn_under = {"condition_sha256": hashlib.sha256(samples.arrays["mask"][row].tobytes()).hexdigest()}
+        of_stages = [{**facts, "seed": seed} for facts in (stages[0], {**stages[1], **drawn_under})]
+        assert samples.provenance[row] == {"model": "cmr_flow", "seed": seed, "stages": of_stages}
     assert samples.outputs == (*mask.manifest.outputs, *image.manifest.outputs)
     assert list(samples.arrays) == ["mask", "image"]
 
 
-def test_a_chain_draws_what_its_stages_draw_one_by_one(client: Client) -> None:
-    both = client.sample("cmr_flow", 7, steps=4, mask_steps=3)
+@pytest.mark.parametrize("chain", ["cmr_flow", "cmr_ldm"])
+def test_a_chain_draws_what_its_stages_draw_one_by_one(client: Client, chain: str) -> None:
+    both = client.sample(chain, 7, steps=4, mask_steps=3)
     masks = client.sample("cmr_mask", 7, steps=3).arrays["mask"]
     assert len(np.unique(masks)) == 4, "masks that are all alike would show nothing"
     assert len({mask.tobytes() for mask in masks}) == 7
-    under_them = client.sample("cmr_flow_image", 7, steps=4, mask_steps=3, condition=masks)
+    under_them = client.sample(f"{chain}_image", 7, steps=4, condition=masks)
     for name, values in both.arrays.items():
         np.testing.assert_array_equal(under_them.arrays[name], values)
-    under_others = client.sample("cmr_flow_image", 7, steps=4, condition=masks[::-1])
+    under_others = client.sample(f"{chain}_image", 7, steps=4, condition=masks[::-1])
     assert (under_others.arrays["image"] != both.arrays["image"]).mean() > 0.1
 
 
@@ -72,7 +76,9 @@ def test_a_condition_comes_back_with_the_samples(client: Client) -> None:
     masks = np.random.default_rng(4).integers(0, 3, (2, *CONDITION.shape), np.uint8)
     samples = client.sample("tiny_conditional", 2, condition=masks)
     assert [output.name for output in samples.outputs] == list(samples.arrays) == ["anatomy", "image"]
-    assert samples.outputs[0] == Output("anatomy", "uint8", CONDITION.shape, 0, CONDITION.classes - 1)
+    assert samples.outputs[0] == Output(
+        "anatomy", "uint8", CONDITION.shape, 0, CONDITION.classes - 1, CONDITION.labels, CONDITION.spacing
+    )
     np.testing.assert_array_equal(samples.arrays["anatomy"], masks)
 
 
@@ -97,7 +103,17 @@ def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
         ({"count": 1, "steps": 1001}, "steps is 1001; it must be from 1 to 1000", 400),
         ({"count": 1, "solver": "magic"}, "solver is 'magic'; allowed for tiny are ddpm", 400),
         ({"count": 1, "condition": np.zeros((1, 1, 16, 16), np.uint8)}, "tiny takes none", 400),
-        ({"count": 1, "mask_steps": 3}, "'mask_steps' .* is unknown; allowed are steps and solver", 400),
+        ({"count": 1, "mask_steps": 3}, "mask_steps is 3, but tiny is no chain; allowed are steps and solver", 400),
+        (
+            {"model": "cmr_mask", "count": 1, "mask_solver": "ddim"},
+            "mask_solver is 'ddim', but cmr_mask is no chain",
+            400,
+        ),
+        (
+            {"model": "cmr_flow_image", "count": 1, "mask_steps": 3, "condition": np.zeros((1, 1, 16, 16), np.uint8)},
+            "mask_steps is 3, but cmr_flow_image is no chain",
+            400,
+        ),
         ({"model": "nobody", "count": 1}, "nobody", 404),
         (
             {"model": "cmr_flow", "count": 1, "condition": np.zeros((1, 1, 16, 16), np.uint8)},
@@ -113,7 +129,26 @@ def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
             "anatomy has",
             400,
         ),
-        ({"model": "tiny_conditional", "count": 1, "condition": np.zeros((1, 1, 16, 16))}, "anatomy", 400),
+        *(
+            (
+                {"model": "tiny_conditional", "count": 1, "condition": masks},
+                f"condition is {found}; {MASKS_WANTED}",
+                400,
+            )
+            for masks, found in [
+                ([[[[0] * 16] * 16]], "a list"),
+                ("masks.npy", "a str"),
+                (np.zeros((1, 1, 16, 16)), r"float64 \[1, 1, 16, 16\]"),
+                (np.full((1, 1, 16, 16), None), r"object \[1, 1, 16, 16\]"),
+                (np.uint8(3), "a uint8"),
+                (np.array(3, np.uint8), r"uint8 \[\]"),
+            ]
+        ),
+        (
+            {"model": "tiny_conditional", "count": 1, "condition": np.zeros((1, 16, 16), np.uint8)},
+            "anatomy.*shape|shape.*anatomy",
+            400,
+        ),
         ({"model": "tiny_conditional", "count": 1, "condition": np.full((1, 1, 16, 16), 4, np.uint8)}, "class 4", 400),
     ],
 )

@@ -2,10 +2,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import FLOW, write_tiny_bundle
+from tiny import FLOW, LINEAR, write_tiny_bundle
 
 from serving.bundle import Condition, load_bundle
 from serving.requests import BadRequest, parse_request
+from serving.solvers import SOLVERS, solvers_for
 
 SEED = np.array([[3], [1]])
 MASK = np.zeros((2, 1, 16, 16), np.uint8)
@@ -98,8 +99,10 @@ def test_a_bad_solver_is_refused_with_those_the_schedule_allows(manifest, solver
 
 def test_a_flow_allows_its_own_solvers(manifest):
     flow = dataclasses.replace(manifest, schedule=FLOW, default_solver="euler")
-    assert refusal(flow, SEED, {"solver": "ddim"}) == "solver is 'ddim'; allowed for tiny are euler, midpoint"
-    assert parse_request(flow, SEED, {"solver": "midpoint"}).solver == "midpoint"
+    allowed = ", ".join(solvers_for(FLOW))
+    assert refusal(flow, SEED, {"solver": "ddim"}) == f"solver is 'ddim'; allowed for tiny are {allowed}"
+    for solver in solvers_for(FLOW):
+        assert parse_request(flow, SEED, {"solver": solver}).solver == solver
 
 
 def test_an_unknown_parameter_is_refused(manifest):
@@ -142,15 +145,30 @@ def test_the_first_of_a_chain_has_parameters_of_its_own(first):
     ],
 )
 def test_what_is_wrong_with_them_is_said_by_the_name_that_was_given(first, parameters, message):
-    solvers = "ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm"
-    assert refusal(first, SEED, parameters) == message.format(solvers)
+    assert refusal(first, SEED, parameters) == message.format(", ".join(solvers_for(LINEAR)))
 
 
 def test_a_conditioned_model_leaves_them_to_the_stage_before(conditional):
-    request = parse_request(conditional, SEED, {"steps": 2, "mask_steps": "9", "mask_solver": "euler"}, MASK)
+    request = parse_request(conditional, SEED, {"steps": 2, "mask_steps": 5000, "mask_solver": "euler"}, MASK)
     assert (request.solver, request.steps) == ("dpmpp_2m", 2)
     expected = "parameter 'anatomy_steps' (value 2) is unknown; allowed are steps and solver"
     assert refusal(conditional, SEED, {"anatomy_steps": 2}, MASK) == expected
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"mask_steps": "9"}, "mask_steps is '9', a str; it must be an integer from 1 up"),
+        ({"mask_steps": True}, "mask_steps is True, a bool; it must be an integer from 1 up"),
+        ({"mask_steps": 9.0}, "mask_steps is 9.0, a float; it must be an integer from 1 up"),
+        ({"mask_steps": 0}, "mask_steps is 0; it must be from 1 up"),
+        ({"mask_solver": 3}, "mask_solver is 3; allowed are {}"),
+        ({"mask_solver": ["ddim"]}, "mask_solver is ['ddim']; allowed are {}"),
+        ({"mask_solver": "magic"}, "mask_solver is 'magic'; allowed are {}"),
+    ],
+)
+def test_a_conditioned_model_refuses_what_no_stage_before_could_take(conditional, parameters, message):
+    assert refusal(conditional, SEED, parameters, MASK) == message.format(", ".join(SOLVERS))
 
 
 def test_a_model_of_several_outputs_is_the_first_of_no_chain(manifest):

@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 from live import CHAIN_BATCH, CONDITION, MAX_BATCH, PATIENCE, Live, add_model, eventually, processes, running, start
 from numpy.typing import NDArray
+from tiny import FLOW, LINEAR
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serving.client import Client, LocalClient, SamplingError
 from serving.samples import Samples
+from serving.solvers import solvers_for
 
 PROTOCOLS = ("grpc", "http")
-DIFFUSIONS, FLOWS = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "ipndm"), ("euler", "midpoint")
+DIFFUSIONS, FLOWS = tuple(solvers_for(LINEAR)), tuple(solvers_for(FLOW))
 SEEDS = np.arange(2)[:, None]
 
 
@@ -56,7 +58,7 @@ class Sort(NamedTuple):
         chosen = {"steps": dice.choice([2, 3, 5, 12, 20]), "solver": dice.choice(self.solvers)}
         if self.mask_solvers:
             own = {"mask_steps": dice.choice([1, 4, 9]), "mask_solver": dice.choice(self.mask_solvers)}
-            shared = ["mask_steps", *(["mask_solver"] if self.solvers == self.mask_solvers else [])]
+            shared = ["mask_steps", *(["mask_solver"] if chosen["solver"] in self.mask_solvers else [])]
             chosen |= {name: value for name, value in own.items() if name not in shared or dice.random() < 0.5}
         return chosen
 
@@ -65,6 +67,7 @@ SORTS = {
     "tiny": Sort(MAX_BATCH, DIFFUSIONS, (), ("tiny",)),
     "tiny_conditional": Sort(MAX_BATCH, DIFFUSIONS, (), ("tiny_conditional",)),
     "cmr_ddpm": Sort(MAX_BATCH, DIFFUSIONS, DIFFUSIONS, ("cmr_mask", "cmr_ddpm_image")),
+    "cmr_ldm": Sort(MAX_BATCH, DIFFUSIONS, DIFFUSIONS, ("cmr_mask", "cmr_ldm_image")),
     "cmr_flow": Sort(CHAIN_BATCH, FLOWS, DIFFUSIONS, ("cmr_mask", "cmr_flow_image")),
 }
 
@@ -140,7 +143,7 @@ BAD = {
 }
 MASKS = np.stack([anatomy(0), anatomy(1)])
 NAN = np.full(MASKS.shape, np.nan, np.float32)
-CONDITIONS = {"tiny_conditional": "anatomy", "cmr_ddpm_image": "mask"}
+CONDITIONS = {"tiny_conditional": "anatomy", "cmr_ddpm_image": "mask", "cmr_ldm_image": "mask"}
 
 
 def bad_condition(name: str) -> dict[str, Any]:
@@ -152,6 +155,11 @@ def bad_condition(name: str) -> dict[str, Any]:
         "too few": ({"seed": SEEDS, name: MASKS[:1]}, {}, ["batch size does not match"]),
         "bad steps with a good one": ({"seed": SEEDS, name: MASKS}, {"steps": 1001}, ["steps is 1001", "1 to 1000"]),
         "unknown parameter": ({"seed": SEEDS, name: MASKS}, {"stepps": 1}, ["'stepps'", "steps and solver"]),
+        "steps of its masks as text": (
+            {"seed": SEEDS, name: MASKS},
+            {f"{name}_steps": "9"},
+            [f"{name}_steps is '9'", "integer from 1 up"],
+        ),
     }
 
 
@@ -159,7 +167,7 @@ BAD_CHAIN = {
     "more rows than the second stage holds": ({"seed": np.arange(6)[:, None]}, {}, ["<= 5", "'cmr_flow_image'"]),
     "mask from the client": ({"seed": SEEDS, "mask": MASKS}, {}, ["mask"]),
     "solver of the second stage": ({"seed": SEEDS}, {"solver": "midpoint"}, ["'midpoint'", "cmr_mask", "mask_solver"]),
-    "solver of the first stage": ({"seed": SEEDS}, {"solver": "ddim"}, ["'ddim'", "cmr_flow_image", "euler, midpoint"]),
+    "solver of the first stage": ({"seed": SEEDS}, {"solver": "ddim"}, ["'ddim'", "cmr_flow_image", ", ".join(FLOWS)]),
     "no mask_steps": ({"seed": SEEDS}, {"mask_steps": 0}, ["mask_steps is 0", "from 1 to 1000"]),
     "mask_steps as text": ({"seed": SEEDS}, {"mask_steps": "9"}, ["mask_steps is '9'", "integer from 1 to 1000"]),
     "unknown mask_solver": ({"seed": SEEDS}, {"mask_solver": "euler"}, ["mask_solver is 'euler'", "cmr_mask", "ddim"]),
@@ -170,6 +178,7 @@ ALL_BAD = [
     for model, cases in {
         "tiny": BAD,
         "cmr_ddpm": BAD,
+        "cmr_ldm": BAD,
         "cmr_flow": BAD_CHAIN,
         **{model: bad_condition(condition) for model, condition in CONDITIONS.items()},
     }.items()

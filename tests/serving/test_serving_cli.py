@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from live import CHECKOUT, PATIENCE, Live, add_chains, add_model, free_ports, processes, start
+from live import CHAINS, CHECKOUT, MASK, PATIENCE, Live, add_chains, add_model, free_ports, processes, start
 from PIL import Image
 from tiny import write_tiny_bundle
 
@@ -108,12 +108,15 @@ def test_images_under_the_masks_of_other_samples(live: Live, tmp_path: Path) -> 
     np.save(tmp_path / "masks.npy", pairs["mask"][:, 0])
     for file in (tmp_path / "chain" / "pairs.npz", tmp_path / "masks.npy"):
         result = serving(
-            *asked, "--model", "cmr_flow_image", "--condition", file, "--out", tmp_path / "image", "--force"
+            *asked, "--model", "cmr_flow_image", "--condition", file, "--out", tmp_path / "image", "--force", "--nifti"
         )
         assert result.exit_code == 0, result.output
         assert "6 samples of cmr_flow_image" in result.output
         for name, values in np.load(tmp_path / "image" / "pairs.npz").items():
             np.testing.assert_array_equal(values, pairs[name])
+        sidecar = json.loads((tmp_path / "image" / "nifti" / "000000_mask.json").read_text())
+        assert tuple(sidecar["labels"].values()) == MASK.labels
+        assert (sidecar["spacing"]["y"], sidecar["spacing"]["x"]) == MASK.spacing
         chain, image = (Image.open(tmp_path / folder / "sheet.png").tobytes() for folder in ("chain", "image"))
         assert chain == image, "the masks are outlined alike"
 
@@ -198,7 +201,8 @@ def test_what_cannot_be_served_is_named(repository: Path, tmp_path: Path) -> Non
 
 
 def test_models_without_a_bundle_are_passed_over(repository: Path) -> None:
-    assert find_models(repository) == (["tiny"], {"pig": "pig"})
+    command = f"python -m export build --model pig --repository {repository}"
+    assert find_models(repository) == (["tiny"], {"pig": f"model pig has not been built: run {command}"})
     assert find_models(repository, ["tiny"]) == (["tiny"], {})
 
 
@@ -206,26 +210,45 @@ def test_a_chain_is_served_with_its_stages_or_not_at_all(tmp_path: Path) -> None
     add_chains(tmp_path)
     add_model(tmp_path, "tiny")
     assert find_models(tmp_path, ["cmr_flow"]) == (["cmr_mask", "cmr_flow_image", "cmr_flow"], {})
-    everything = {"cmr_mask", "cmr_ddpm_image", "cmr_ddpm", "cmr_flow_image", "cmr_flow", "tiny"}
+    everything = {"cmr_mask", "tiny", *CHAINS, *(f"{chain}_image" for chain in CHAINS)}
     assert set(find_models(tmp_path)[0]) == everything
     shutil.rmtree(bundle_folder(tmp_path, "cmr_flow_image"))
-    built, unbuilt = find_models(tmp_path)
-    assert set(built) == everything - {"cmr_flow_image", "cmr_flow"}
-    assert unbuilt == {"cmr_flow": "cmr_flow_image", "cmr_flow_image": "cmr_flow_image"}
-    said = refused("up", "--repository", tmp_path, "--model", "cmr_flow")
+    served, passed_over = find_models(tmp_path)
+    assert set(served) == everything - {"cmr_flow_image", "cmr_flow"}
     command = f"python -m export build --model cmr_flow --repository {tmp_path}"
-    assert f"model cmr_flow_image, which cmr_flow needs, has not been built: run {command}" in said
+    why = f"model cmr_flow_image, which cmr_flow needs, has not been built: run {command}"
+    alone = f"python -m export build --model cmr_flow_image --repository {tmp_path}"
+    assert passed_over == {"cmr_flow": why, "cmr_flow_image": f"model cmr_flow_image has not been built: run {alone}"}
+    assert why in refused("up", "--repository", tmp_path, "--model", "cmr_flow")
 
 
 def test_a_chain_whose_stages_do_not_fit_is_not_served(tmp_path: Path) -> None:
     add_chains(tmp_path)
     write_tiny_bundle(bundle_folder(tmp_path, "cmr_mask"), model="cmr_mask", sample_shape=(4, 24, 24))
     said = refused("up", "--repository", tmp_path, "--model", "cmr_flow")
-    assert "chain cmr_flow: cmr_mask draws mask as uint8 [1, 24, 24] of 4 classes; cmr_flow_image needs uint8" in said
+    assert "chain cmr_flow: cmr_mask draws mask as uint8 [1, 24, 24] of 4 classes" in said
+    assert "; cmr_flow_image needs uint8 [1, 16, 16] of 4 classes" in said
     assert find_models(tmp_path, ["cmr_mask"]) == (["cmr_mask"], {})
     (bundle_folder(tmp_path, "cmr_mask") / "manifest.json").write_text('{"schema": 1}')
     said = refused("up", "--repository", tmp_path, "--model", "cmr_flow")
     assert f"{bundle_folder(tmp_path, 'cmr_mask')}: manifest.json: schema is 1" in said
+
+
+def test_chains_that_cannot_be_run_do_not_keep_others_from_being_served(tmp_path: Path) -> None:
+    add_chains(tmp_path)
+    add_model(tmp_path, "tiny")
+    bundle = bundle_folder(tmp_path, "cmr_flow_image") / "manifest.json"
+    bundle.write_text(bundle.read_text().replace('"LV"', '"left ventricle"'))
+    (tmp_path / "cmr_ddpm" / "config.pbtxt").write_text("platform")
+    served, passed_over = find_models(tmp_path)
+    assert set(served) == {"tiny", "cmr_ldm", "cmr_mask", *(f"{chain}_image" for chain in CHAINS)}
+    assert passed_over.keys() == {"cmr_flow", "cmr_ddpm"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        said = serving("up", "--repository", tmp_path, "--http-port", taken.getsockname()[1]).output
+    assert "cmr_flow is not served: chain cmr_flow: cmr_mask draws mask as" in said
+    assert f"cmr_ddpm is not served: {tmp_path / 'cmr_ddpm' / 'config.pbtxt'} cannot be read" in said
+    for chain, reason in passed_over.items():
+        assert reason in refused("up", "--repository", tmp_path, "--model", "tiny", "--model", chain)
 
 
 def test_without_triton_there_is_a_line_to_type(
