@@ -75,7 +75,7 @@ class HeartPainter(Denoiser):
         size = preset.size
         self.preset = preset
         self.sample_shape = (1, size, size)
-        self.condition = Condition("mask", (1, size, size), CLASSES)
+        self.condition = Condition("mask", (1, size, size), CLASSES, LABELS, spacing(size))
         self.outputs = (image_output(size),)
 
     def data(self, batch: Batch) -> Tensor:

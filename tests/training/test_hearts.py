@@ -52,6 +52,7 @@ def test_image_models_take_what_the_mask_model_draws(preset):
     assert mask.spacing == (160 / mask.shape[-1],) * 2
     for painter in map(model, PAINTERS):
         assert (painter.condition.name, painter.condition.shape) == (mask.name, mask.shape)
+        assert (painter.condition.labels, painter.condition.spacing) == (mask.labels, mask.spacing)
         assert painter.condition.classes == len(mask.labels)
         assert [(output.name, output.spacing) for output in painter.outputs] == [("image", mask.spacing)]
 
