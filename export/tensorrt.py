@@ -1,4 +1,4 @@
-"""ONNX graphs -> TensorRT plans for the GPU that is here, with TensorRT 10.7 or newer. Not measured on hardware."""
+"""ONNX graphs -> TensorRT plans for the GPU that is here, with TensorRT 10.9 or newer. Not measured on hardware."""
 
 import math
 import os
@@ -54,10 +54,8 @@ def describe_target(max_batch: int, options: PlanOptions) -> dict[str, Any]:
         raise BuildError(f"TensorRT is not installed: pip install tensorrt ({error})") from None
     version = trt.__version__
     major, minor = (int(number) for number in version.split(".")[:2])
-    if (major, minor) < (10, 7) or (major, minor) == (10, 14):
-        raise BuildError(f"TensorRT is {version}; plugins need 10.7 or newer, and not 10.14: pip install -U tensorrt")
-    if options.hardware_compatibility.upper() not in trt.HardwareCompatibilityLevel.__members__:
-        raise BuildError(f"TensorRT {version} has no hardware compatibility {options.hardware_compatibility}")
+    if (major, minor) < (10, 9) or (major, minor) == (10, 14):
+        raise BuildError(f"TensorRT is {version}; plugins need 10.9 or newer, and not 10.14: pip install -U tensorrt")
     device = Device()
     return {
         "name": "tensorrt",
@@ -166,11 +164,11 @@ def register(target: Mapping[str, Any]) -> None:
 
 
 def network_flags() -> int:
-    """Those that this TensorRT has: 11 knows nothing but strong types, and 10.7 no order of plugins."""
+    """Types as the graph has them, and kernels of plugins that were compiled before."""
     import tensorrt as trt
 
-    known = trt.NetworkDefinitionCreationFlag.__members__
-    return sum(1 << int(known[name]) for name in ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS") if name in known)
+    flags = trt.NetworkDefinitionCreationFlag
+    return 1 << int(flags.STRONGLY_TYPED) | 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
 
 
 def parser_errors(parser: "trt.OnnxParser") -> str:

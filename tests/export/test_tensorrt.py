@@ -96,20 +96,17 @@ def test_options(trt, checkpoint, tmp_path):
     assert bundle.manifest.target["hardware_compatibility"] == "ampere_plus"
 
 
-def test_an_older_tensorrt(trt, checkpoint, tmp_path, monkeypatch):
-    """What 10.7 does not have yet: an order of plugins, and plans for GPUs of the same capability."""
+def test_the_oldest_tensorrt_that_does(trt, checkpoint, tmp_path, monkeypatch):
+    """10.9 numbers its flags otherwise, as it has one for batches too."""
     import tensorrt as bindings
 
-    monkeypatch.setattr(bindings, "__version__", "10.7.0.23")
-    monkeypatch.setattr(bindings, "NetworkDefinitionCreationFlag", SimpleNamespace(__members__={"STRONGLY_TYPED": 1}))
-    level = bindings.HardwareCompatibilityLevel.__members__
-    known = {name: level[name] for name in ("NONE", "AMPERE_PLUS")}
-    monkeypatch.setattr(bindings, "HardwareCompatibilityLevel", SimpleNamespace(__members__=known))
-    bundle = build_plans(checkpoint, tmp_path)
-    assert trt.flags == [0b10] * 2
-    assert bundle.manifest.target["tensorrt"] == "10.7.0.23"
-    with pytest.raises(BuildError, match="has no hardware compatibility same_compute_capability"):
-        build_plans(checkpoint, tmp_path, plan=PlanOptions(hardware_compatibility="same_compute_capability"))
+    flags = SimpleNamespace(STRONGLY_TYPED=1, PREFER_JIT_PYTHON_PLUGINS=2, PREFER_AOT_PYTHON_PLUGINS=3)
+    monkeypatch.setattr(bindings, "__version__", "10.9.0.34")
+    monkeypatch.setattr(bindings, "NetworkDefinitionCreationFlag", flags)
+    bundle = build_plans(checkpoint, tmp_path, plan=PlanOptions(hardware_compatibility="same_compute_capability"))
+    assert trt.flags == [0b1010] * 2
+    assert {config.hardware_compatibility_level.name for config in trt.configs} == {"SAME_COMPUTE_CAPABILITY"}
+    assert bundle.manifest.target["tensorrt"] == "10.9.0.34"
 
 
 def test_the_command(trt, checkpoint, tmp_path):
@@ -243,12 +240,12 @@ class TestFailures:
         monkeypatch.setattr("export.build.compare_engines", lambda *_: {"image": 0.5})
         self.fails(repository, checkpoint, "image differs from ONNX Runtime by 5.00e-01, tolerance 1.00e-03")
 
-    @pytest.mark.parametrize("version", ["10.6.0", "10.14.1.48"])
+    @pytest.mark.parametrize("version", ["10.8.0.43", "10.14.1.48"])
     def test_a_tensorrt_that_does_not_do(self, trt, repository, checkpoint, monkeypatch, version):
         import tensorrt as bindings
 
         monkeypatch.setattr(bindings, "__version__", version)
-        self.fails(repository, checkpoint, f"TensorRT is {version}; plugins need 10.7 or newer, and not 10.14")
+        self.fails(repository, checkpoint, f"TensorRT is {version}; plugins need 10.9 or newer, and not 10.14")
 
     def test_no_triton(self, trt, repository, checkpoint, monkeypatch):
         monkeypatch.setattr(tensorrt, "INSTALLED", False)
