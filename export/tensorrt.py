@@ -4,6 +4,7 @@ import math
 import os
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -92,19 +93,35 @@ def build_plans(
 
 
 def prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in the form that TensorRT takes."""
+    """A copy in the form that TensorRT takes: it reads and writes bytes in nothing but casts to and from floats."""
     graph = onnx.ModelProto.FromString(graph.SerializeToString())
     split_large_groups(graph)
-    nodes = []
+    nodes = [cast_once(value.name, graph) for value in graph.graph.input if is_bytes(value)]
     for node in graph.graph.node:
-        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.UINT8:  # TensorRT has it for floats alone
+        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.UINT8:
             between = f"{node.output[0]}_float"
-            nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [between], to=onnx.TensorProto.FLOAT))
+            nodes.append(cast_to_float(node.input[0], between))
             node.input[0] = between
         nodes.append(node)
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
     return graph
+
+
+def is_bytes(value: onnx.ValueInfoProto) -> bool:
+    return value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
+def cast_once(name: str, graph: onnx.ModelProto) -> onnx.NodeProto:
+    """The node that makes floats of an input; all others of the graph read those from now on."""
+    floats = f"{name}_float"
+    for node in graph.graph.node:
+        node.input[:] = [floats if given == name else given for given in node.input]
+    return cast_to_float(name, floats)
+
+
+def cast_to_float(name: str, floats: str) -> onnx.NodeProto:
+    return onnx.helper.make_node("Cast", [name], [floats], to=onnx.TensorProto.FLOAT)
 
 
 def build_plan(
@@ -222,16 +239,20 @@ def make_monitor(line: str, progress: Progress, goes_on: Callable[[], bool]) -> 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
+            self.lock = threading.Lock()  # TensorRT calls from several threads
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt) -> None:
-            self.steps[phase_name] = int(num_steps)
-            progress(f"{line}: {phase_name}", 0, int(num_steps))
+            with self.lock:
+                self.steps[phase_name] = int(num_steps)
+                progress(f"{line}: {phase_name}", 0, int(num_steps))
 
         def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
-            progress(f"{line}: {phase_name}", int(step) + 1, self.steps[phase_name])
-            return goes_on()
+            with self.lock:
+                progress(f"{line}: {phase_name}", int(step) + 1, self.steps[phase_name])
+                return goes_on()
 
         def phase_finish(self, phase_name: str) -> None:
-            del self.steps[phase_name]
+            with self.lock:
+                del self.steps[phase_name]
 
     return Monitor()
