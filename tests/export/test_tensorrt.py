@@ -1,9 +1,11 @@
 """TensorRT plans up to the library's door: what it is told, and what is made of its answers."""
 
+import dataclasses
 import os
 import signal
 import sys
 import time
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,15 +15,15 @@ import pytest
 from click.testing import CliRunner
 from fake_tensorrt import tensorrt_recorded
 from tensorrt_bindings_alone import tensorrt_bindings_alone
-from tiny import contents
+from tiny import contents, write_tiny_bundle
 from tiny_pig import SIZE, tiny_pig
 
-from export import BuildError, tensorrt
+from export import BuildError, silent, tensorrt
 from export.__main__ import main
 from export.build import Options, build
 from export.parity import compare_engines
 from export.tensorrt import PlanOptions, prepared
-from serving.bundle import bundle_folder
+from serving.bundle import Condition, bundle_folder, load_bundle
 from serving.engines import EngineError
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -40,7 +42,7 @@ def trt(built, monkeypatch):
     monkeypatch.setattr("export.build.step_graph", lambda *_: onnx.load(built.engine_path("step")))
     monkeypatch.setattr("export.build.finish_graph", lambda *_: onnx.load(built.engine_path("finish")))
     monkeypatch.setattr("export.tensorrt.driver_version", lambda: "580.65.06")
-    with tensorrt_recorded(STATE, SIZES) as recording:
+    with tensorrt_recorded(SIZES) as recording:
         yield recording
 
 
@@ -116,10 +118,8 @@ def test_the_command(trt, checkpoint, tmp_path):
     assert result.exit_code == 0, result.output
     assert "step.plan" in result.stdout
     assert trt.configs[0].pools == {"WORKSPACE": 2**31}
-    assert (
-        "digests and graphs are good"
-        in CliRunner().invoke(main, ["verify", str(bundle_folder(tmp_path, "pig"))]).stdout
-    )
+    verified = CliRunner().invoke(main, ["verify", str(bundle_folder(tmp_path, "pig"))])
+    assert "digests are good; nothing is known of what is in its plans" in verified.stdout
 
 
 def test_masks_become_bytes_by_way_of_floats(built):
@@ -141,6 +141,40 @@ def test_masks_become_bytes_by_way_of_floats(built):
         for model in (before, after)
     ]
     np.testing.assert_array_equal(outputs[0][0], outputs[1][0])
+
+
+def test_profiles_have_each_tensors_own_size(tmp_path):
+    """The mask of a model of latents is larger than they are."""
+    mask = Condition("mask", (1, 64, 64), classes=4)
+    bundle = load_bundle(write_tiny_bundle(tmp_path, sample_shape=(4, 16, 16), condition=mask))
+    graphs = {name: onnx.load(bundle.engine_path(name)) for name in ("step", "finish")}
+    with tensorrt_recorded(SIZES) as recording:
+        target = tensorrt.describe_target(SIZES[-1], PlanOptions())
+        manifest = dataclasses.replace(bundle.manifest, target=target)
+        tensorrt.build_plans(graphs, manifest, PlanOptions(), silent)
+    step, finish = recording.configs
+    assert [profile["condition"] for profile in step.profiles] == [(k, 1, 64, 64) for k in SIZES]
+    assert [profile["sample"] for profile in step.profiles] == [(k, 4, 16, 16) for k in SIZES]
+    assert finish.profiles == [{"sample": (k, 4, 16, 16)} for k in SIZES]
+
+
+def test_one_thread_at_a_time_says_how_far_it_is():
+    """TensorRT calls its monitor from several."""
+    said, threads = [], []
+
+    def progress(line, done, total):
+        said.append(line)
+        if not threads:
+            threads.append(Thread(target=monitor.phase_start, args=("Tactics", "Building", 3)))
+            threads[0].start()
+            threads[0].join(0.3)
+            assert said == ["step: Building"]
+
+    with tensorrt_bindings_alone():
+        monitor = tensorrt.make_monitor("step", progress, lambda: True)
+        monitor.phase_start("Building", None, 2)
+        threads[0].join()
+    assert said == ["step: Building", "step: Tactics"]
 
 
 def test_progress_counts_steps(trt, checkpoint, tmp_path):
