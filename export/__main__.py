@@ -71,7 +71,7 @@ def main() -> None:
 @click.option("--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path),       help="A run or checkpoint folder; without it, the one medgen ships. Of a chain, one for each stage; those that are built already may be left out, and are kept.")
 @REPOSITORY_OPTION
 @click.option("--target",     default="onnx", show_default=True, type=click.Choice(["onnx", "tensorrt"]), help="What runs the engines.")
-@click.option("--precision",  default="fp32", show_default=True, type=click.Choice([*TOLERANCES]), help="What the networks compute in; tf32 is for GPUs alone.")
+@click.option("--precision",  default="fp32", show_default=True, type=click.Choice([*TOLERANCES]), help="What the networks compute in; tf32 is for GPUs alone: a CPU runs it, and compares it with PyTorch, in float32.")
 @click.option("--max-batch",  default=16, show_default=True, type=click.IntRange(1),               help="Samples that one launch may hold.")
 @click.option("--opset",      type=click.IntRange(18, 23),                                         help=f"ONNX operator set.  [default: {OPSET}, the fastest; {BF16_OPSET} for bf16]")
 @click.option("--fuse/--no-fuse", "fused", default=True, show_default=True,                        help="Put the fused operators of `kernels` into the graphs.")
@@ -179,7 +179,7 @@ def inspect_command(bundle: str, repository: Path) -> None:
 def verify_command(bundle: str, checkpoints: tuple[Path, ...], repository: Path) -> None:
     """Check BUNDLE (a folder, or the name of a model or chain).
 
-    That is its digests and graphs, whether a chain's stages fit together and, given a checkpoint, parity with PyTorch.
+    That is its digests and ONNX graphs, whether a chain's stages fit together and, given a checkpoint, parity with PyTorch.
     """
     bundles = {found.manifest.model: found for found in open_bundles(bundle, repository)}
     given = by_model(checkpoints, [*bundles])
@@ -189,11 +189,11 @@ def verify_command(bundle: str, checkpoints: tuple[Path, ...], repository: Path)
 
 def verify(found: Bundle, checkpoint: Path | None) -> None:
     """Raises what FAILURES are, or prints what is good."""
-    paths = [found.engine_path(name) for name in found.manifest.engines]
-    for path in paths:
-        if path.suffix == ".onnx":
-            onnx.checker.check_model(str(path), full_check=True)
-    click.echo(f"{found.folder}: digests and graphs are good")
+    graphs = onnx_graphs(found)
+    for path in graphs:
+        onnx.checker.check_model(str(path), full_check=True)
+    good = "digests and graphs are good" if graphs else "digests are good; nothing is known of what is in its plans"
+    click.echo(f"{found.folder}: {good}")
     if checkpoint is None:
         return
     family, config = load_checkpoint(checkpoint)
@@ -203,6 +203,11 @@ def verify(found: Bundle, checkpoint: Path | None) -> None:
     figures = measure_parity(family, open_built(found), batch=min(BATCH, manifest.max_batch))
     check(figures, Tolerance(**manifest.parity["tolerance"]), manifest)
     Console().print(parity_table(figures, manifest))
+
+
+def onnx_graphs(bundle: Bundle) -> list[Path]:
+    paths = (bundle.engine_path(name) for name in bundle.manifest.engines)
+    return [path for path in paths if path.suffix == ".onnx"]
 
 
 def open_bundles(bundle: str, repository: Path) -> list[Bundle]:
@@ -239,6 +244,8 @@ def print_report(bundle: Bundle) -> None:
     for name, fact in facts.items():
         click.echo(f"{name:<12} {fact}")
     Console().print(parity_table(manifest.parity, manifest))
+    if note := manifest.parity.get("note"):
+        click.echo(note)
 
 
 def parity_table(figures: Mapping[str, Any], manifest: Manifest) -> Table:

@@ -36,6 +36,7 @@ from training.checkpoint import find_checkpoint, load_checkpoint
 from training.family import Family
 
 KINDS = ("random", "step", "end_to_end", "onnx")  # of parity figures; the last is of TensorRT alone
+NO_TF32 = "Compared on a CPU, which has no TF32: these differences are those of float32."
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 
 
@@ -120,6 +121,8 @@ def write_compared(
     (folder / "parity.json").write_text(json.dumps(figures, indent=1) + "\n")
     parity = {name: figures[name] for name in KINDS if name in figures}
     limits = {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None}
+    if manifest.precision == "tf32" and isinstance(engine, OnnxRuntimeEngine):
+        parity["note"] = NO_TF32
     manifest = dataclasses.replace(bundle.manifest, parity={**parity, "tolerance": limits})
     (folder / MANIFEST).write_text(manifest.to_json())
 

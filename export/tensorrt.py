@@ -1,9 +1,10 @@
-"""ONNX graphs -> TensorRT plans for the GPU that is here, with TensorRT 10.7 or newer. Not measured on hardware."""
+"""ONNX graphs -> TensorRT plans for the GPU that is here, with TensorRT 10.9 or newer. Not measured on hardware."""
 
 import math
 import os
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -54,10 +55,8 @@ def describe_target(max_batch: int, options: PlanOptions) -> dict[str, Any]:
         raise BuildError(f"TensorRT is not installed: pip install tensorrt ({error})") from None
     version = trt.__version__
     major, minor = (int(number) for number in version.split(".")[:2])
-    if (major, minor) < (10, 7) or (major, minor) == (10, 14):
-        raise BuildError(f"TensorRT is {version}; plugins need 10.7 or newer, and not 10.14: pip install -U tensorrt")
-    if options.hardware_compatibility.upper() not in trt.HardwareCompatibilityLevel.__members__:
-        raise BuildError(f"TensorRT {version} has no hardware compatibility {options.hardware_compatibility}")
+    if (major, minor) < (10, 9) or (major, minor) == (10, 14):
+        raise BuildError(f"TensorRT is {version}; plugins need 10.9 or newer, and not 10.14: pip install -U tensorrt")
     device = Device()
     return {
         "name": "tensorrt",
@@ -94,19 +93,35 @@ def build_plans(
 
 
 def prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in the form that TensorRT takes."""
+    """A copy in the form that TensorRT takes: it reads and writes bytes in nothing but casts to and from floats."""
     graph = onnx.ModelProto.FromString(graph.SerializeToString())
     split_large_groups(graph)
-    nodes = []
+    nodes = [cast_once(value.name, graph) for value in graph.graph.input if is_bytes(value)]
     for node in graph.graph.node:
-        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.UINT8:  # TensorRT has it for floats alone
+        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.UINT8:
             between = f"{node.output[0]}_float"
-            nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [between], to=onnx.TensorProto.FLOAT))
+            nodes.append(cast_to_float(node.input[0], between))
             node.input[0] = between
         nodes.append(node)
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
     return graph
+
+
+def is_bytes(value: onnx.ValueInfoProto) -> bool:
+    return value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
+def cast_once(name: str, graph: onnx.ModelProto) -> onnx.NodeProto:
+    """The node that makes floats of an input; all others of the graph read those from now on."""
+    floats = f"{name}_float"
+    for node in graph.graph.node:
+        node.input[:] = [floats if given == name else given for given in node.input]
+    return cast_to_float(name, floats)
+
+
+def cast_to_float(name: str, floats: str) -> onnx.NodeProto:
+    return onnx.helper.make_node("Cast", [name], [floats], to=onnx.TensorProto.FLOAT)
 
 
 def build_plan(
@@ -166,11 +181,11 @@ def register(target: Mapping[str, Any]) -> None:
 
 
 def network_flags() -> int:
-    """Those that this TensorRT has: 11 knows nothing but strong types, and 10.7 no order of plugins."""
+    """Types as the graph has them, and kernels of plugins that were compiled before."""
     import tensorrt as trt
 
-    known = trt.NetworkDefinitionCreationFlag.__members__
-    return sum(1 << int(known[name]) for name in ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS") if name in known)
+    flags = trt.NetworkDefinitionCreationFlag
+    return 1 << int(flags.STRONGLY_TYPED) | 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
 
 
 def parser_errors(parser: "trt.OnnxParser") -> str:
@@ -224,16 +239,20 @@ def make_monitor(line: str, progress: Progress, goes_on: Callable[[], bool]) -> 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
+            self.lock = threading.Lock()  # TensorRT calls from several threads
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt) -> None:
-            self.steps[phase_name] = int(num_steps)
-            progress(f"{line}: {phase_name}", 0, int(num_steps))
+            with self.lock:
+                self.steps[phase_name] = int(num_steps)
+                progress(f"{line}: {phase_name}", 0, int(num_steps))
 
         def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
-            progress(f"{line}: {phase_name}", int(step) + 1, self.steps[phase_name])
-            return goes_on()
+            with self.lock:
+                progress(f"{line}: {phase_name}", int(step) + 1, self.steps[phase_name])
+                return goes_on()
 
         def phase_finish(self, phase_name: str) -> None:
-            del self.steps[phase_name]
+            with self.lock:
+                del self.steps[phase_name]
 
     return Monitor()

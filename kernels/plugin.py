@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def register_plugins(capability: int) -> None:
     """Let TensorRT's ONNX parser find the plugins, compiled for GPUs of a compute capability, such as 90.
 
-    Call it once before parsing, with TensorRT 10.7 or newer (not 10.14, whose plugins of this kind are broken).
+    Call it once before parsing, with TensorRT 10.9 or newer (not 10.14, whose plugins of this kind are broken).
     Raises ImportError if TensorRT or Triton is missing.
     """
     import numpy.typing  # noqa: F401  TensorRT's plugins use it without importing it

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb
 from numpy.typing import NDArray
 
 from serving.bundle import load_bundle
-from serving.engines import open_engine
+from serving.engines import open_engine, open_on_cpu
 from serving.requests import BadRequest, SampleRequest, parse_request
 from serving.sampler import Sampler
 
@@ -50,8 +50,9 @@ class BundleModel:
     def initialize(self, args: dict[str, str]) -> None:
         bundle = load_bundle(self._folder())
         self.manifest = bundle.manifest
-        device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
-        self.sampler = Sampler(bundle, open_engine(bundle, device))
+        on_gpu = args["model_instance_kind"] == "GPU"
+        engine = open_engine(bundle, int(args["model_instance_device_id"])) if on_gpu else open_on_cpu(bundle)
+        self.sampler = Sampler(bundle, engine)
         # What a client must know to draw the outputs, and Triton's own metadata cannot say.
         fields = dataclasses.asdict(bundle.manifest)
         self.described = {name: fields[name] for name in ("outputs", "condition")}

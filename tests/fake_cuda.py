@@ -85,6 +85,9 @@ class FakeCuda:
                 return memory[address - start :][:size].view(dtype).reshape(shape)
         raise AssertionError(f"{size} bytes at {address:#x} are outside of all memory that was given out")
 
+    def is_pinned(self, address: int) -> bool:
+        return any(start <= address < start + len(self._memory[start]) for start in self._on_host & self._memory.keys())
+
     def _run(self, count: int | None = None) -> None:
         assert self._captured is None, "waiting is not allowed while work is captured"
         done, self._queue = self._queue[:count], self._queue[len(self._queue[:count]) :]
@@ -147,7 +150,7 @@ class FakeCuda:
 
     def _cuMemcpyHtoDAsync(self, target: int, source: int, nbytes: int, _: int) -> None:
         """From pinned memory it is read when its turn comes, from other memory at once."""
-        if any(start <= source < start + len(self._memory[start]) for start in self._on_host & self._memory.keys()):
+        if self.is_pinned(source):
             self.enqueue(lambda: self._copy(target, self.array(source, (nbytes,), np.uint8)))
         else:
             values = np.frombuffer(ctypes.string_at(source, nbytes), np.uint8)

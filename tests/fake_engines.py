@@ -57,9 +57,9 @@ class FakeTensorRT(ModuleType):
     class ILogger:
         Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
 
-    def __init__(self, cuda: FakeCuda, shape: tuple[int, int, int], sizes: list[int]) -> None:
+    def __init__(self, cuda: FakeCuda, sizes: list[int]) -> None:
         super().__init__("tensorrt")
-        self.cuda, self.sizes, self.shape = cuda, sizes, shape
+        self.cuda, self.sizes = cuda, sizes
         self.refuses = self.says = ""
 
     def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
@@ -84,6 +84,7 @@ class FakePlan:
     def __init__(self, trt: FakeTensorRT, plan: bytes) -> None:
         self.trt, self.session = trt, CpuSession(plan)
         self._nodes = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self._shapes = {node.name: tuple(node.shape[1:]) for node in self._nodes}
         self.num_io_tensors = len(self._nodes)
 
     def get_tensor_name(self, k: int) -> str:
@@ -98,10 +99,7 @@ class FakePlan:
         return self.shape_of(name, -1)
 
     def shape_of(self, name: str, batch: int) -> tuple[int, ...]:
-        channels, height, width = self.trt.shape
-        if name == "coeffs":
-            return (batch, 12)
-        return (batch, 1 if name in ("mask", "image", "condition") else channels, height, width)
+        return (batch, *self._shapes[name])
 
     def create_execution_context(self, strategy: str) -> "FakeContext":
         assert strategy == "user managed"

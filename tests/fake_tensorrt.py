@@ -78,10 +78,10 @@ class FakeProfile:
 
 
 @contextmanager
-def tensorrt_recorded(shape: tuple[int, int, int], sizes: list[int]) -> Iterator[Recording]:
-    """TensorRT and a GPU for models of this sample shape; ``sizes`` are the buckets that plans have."""
+def tensorrt_recorded(sizes: list[int]) -> Iterator[Recording]:
+    """TensorRT and a GPU; ``sizes`` are the buckets that plans have."""
     recording, cuda = Recording(), FakeCuda()
-    runtime = FakeTensorRT(cuda, shape, sizes)
+    runtime = FakeTensorRT(cuda, sizes)
 
     with tensorrt_bindings_alone() as trt, installed(cuda), pytest.MonkeyPatch.context() as patch:
 

@@ -76,7 +76,7 @@ def add_chains(repository: Path) -> None:
     add_model(repository, "cmr_mask", sample_shape=(4, 16, 16), spacing=SPACING)
     image = {"condition": MASK, "spacing": SPACING}
     add_model(repository, "cmr_ddpm_image", sample_shape=(1, 16, 16), **image)
-    add_model(repository, "cmr_ldm_image", sample_shape=(4, 4, 4), decoded=4, **image)
+    add_model(repository, "cmr_ldm_image", sample_shape=(4, 4, 4), **image)
     add_model(repository, "cmr_flow_image", sample_shape=(1, 16, 16), schedule=FLOW, max_batch=CHAIN_BATCH, **image)
     for chain in CHAINS:
         copy_committed(chain, repository / chain)

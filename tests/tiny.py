@@ -55,7 +55,7 @@ step ({state} sample, {state} history_1, {state} history_2, {state} history_3,
 
 FINISH = """
 <ir_version: 9, opset_import: ["": {opset}]>
-finish ({state} sample) => (uint8[B,1,H,W] mask, float[B,1,H,W] image) {{
+finish ({state} sample) => (uint8[B,1,{size}] mask, float[B,1,{size}] image) {{
   first, last = Split <axis = 1> (sample, halves)
   is_lesion = Greater(first, zero)
   mask = Cast <to = 2> (is_lesion)
@@ -67,7 +67,7 @@ finish ({state} sample) => (uint8[B,1,H,W] mask, float[B,1,H,W] image) {{
 
 FINISH_IMAGE = """
 <ir_version: 9, opset_import: ["": {opset}]>
-finish ({state} sample) => (float[B,1,H,W] image) {{
+finish ({state} sample) => (float[B,1,{size}] image) {{
   half = Div(sample, two)
   shifted = Add(half, a_half)
   image = Clip(shifted, zero, one)
@@ -76,9 +76,9 @@ finish ({state} sample) => (float[B,1,H,W] image) {{
 
 FINISH_LATENT = """
 <ir_version: 9, opset_import: ["": {opset}]>
-finish ({state} sample) => (float[B,1,I,J] image) {{
-  decoded = ConvTranspose <strides = [{decoded}, {decoded}]> (sample, decoder)
-  half = Div(decoded, two)
+finish ({state} sample) => (float[B,1,{size}] image) {{
+  larger = ConvTranspose <strides = [{factor}, {factor}]> (sample, decoder_weight)
+  half = Div(larger, two)
   shifted = Add(half, a_half)
   image = Clip(shifted, zero, one)
 }}
@@ -86,7 +86,7 @@ finish ({state} sample) => (float[B,1,I,J] image) {{
 
 FINISH_MASK = """
 <ir_version: 9, opset_import: ["": {opset}]>
-finish ({state} sample) => (uint8[B,1,H,W] mask) {{
+finish ({state} sample) => (uint8[B,1,{size}] mask) {{
   largest = ArgMax <axis = 1> (sample)
   mask = Cast <to = 2> (largest)
 }}
@@ -102,35 +102,34 @@ def write_tiny_bundle(
     max_batch: int = 8,
     schedule: Schedule | None = LINEAR,
     spacing: tuple[float, float] | None = None,
-    decoded: int = 1,
 ) -> Path:
     """Write a bundle into ``folder`` (the bundle's own, made if need be) and return it.
 
     Two channels give the outputs "mask" and "image", one channel "image" alone, more a "mask" of as many classes
-    alone. With ``decoded`` above 1 the state is a latent, and of each of its pixels the finish makes as many rows and
-    columns of "image". Without a schedule there is no step.
+    alone; under a condition that is so many times larger than the state, it is an "image" of the condition's size.
+    Without a schedule there is no step.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    channels, height, width = sample_shape
-    graphs = {"finish": _finish(channels, decoded)}
+    height, width = condition.shape[1:] if condition else sample_shape[1:]
+    factor = height // sample_shape[1]
+    graphs = {"finish": _finish(sample_shape, factor)}
     if schedule is not None:
-        graphs["step"] = _step(channels, condition, decoded)
+        graphs["step"] = _step(sample_shape, factor, condition)
     for name, graph in graphs.items():
         onnx.checker.check_model(graph, full_check=True)
         onnx.save(graph, folder / f"{name}.onnx")
-    shape = (1, height * decoded, width * decoded)
-    labels = LABELS[:channels] if channels > 2 else ("background", "lesion")
+    shape = (1, height, width)
+    labels = LABELS[: sample_shape[0]] if sample_shape[0] > 2 else ("background", "lesion")
     mask = Output("mask", "uint8", shape, low=0, high=len(labels) - 1, labels=labels, spacing=spacing)
     image = Output("image", "float32", shape, low=0.0, high=1.0, labels=(), spacing=spacing)
-    outputs = (image,) if decoded > 1 else {1: (image,), 2: (mask, image)}.get(channels, (mask,))
     solver = None if schedule is None else "euler" if schedule.kind == "flow" else "dpmpp_2m"
     manifest = Manifest(
         model=model,
         preset="tiny",
         sample_shape=sample_shape,
         condition=condition,
-        outputs=outputs,
+        outputs=(image,) if factor > 1 else {1: (image,), 2: (mask, image)}.get(sample_shape[0], (mask,)),
         schedule=schedule,
         default_solver=solver,
         default_steps=0 if schedule is None else 4,
@@ -151,17 +150,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def _step(channels: int, condition: Condition | None, decoded: int) -> onnx.ModelProto:
-    see = "seen = Identity(sample)"
-    if condition:
-        pool = f"AveragePool <kernel_shape = [{decoded}, {decoded}], strides = [{decoded}, {decoded}]>"
-        see = f"mask = Cast <to = 1> (condition)\n  small = {pool} (mask)\n  seen = Concat <axis = 1> (sample, small)"
+def _step(shape: tuple[int, int, int], factor: int, condition: Condition | None) -> onnx.ModelProto:
+    channels, height, width = shape
+    sides = f"[{factor}, {factor}]"
     text = STEP.format(
         opset=OPSET,
-        state=f"float[B,{channels},H,W]",
+        state=f"float[B,{channels},{height},{width}]",
         columns=", ".join(COLUMNS),
-        condition=", uint8[B,1,I,J] condition" if condition else "",
-        see=see,
+        condition=f", uint8[B,1,{factor * height},{factor * width}] condition" if condition else "",
+        see=f"""mask = Cast <to = 1> (condition)
+  small = AveragePool <kernel_shape = {sides}, strides = {sides}> (mask)
+  seen = Concat <axis = 1> (sample, small)"""
+        if condition
+        else "seen = Identity(sample)",
     )
     random = np.random.default_rng(20)
     seen = channels + (condition is not None)
@@ -184,16 +185,19 @@ def _step(channels: int, condition: Condition | None, decoded: int) -> onnx.Mode
     )
 
 
-def _finish(channels: int, decoded: int) -> onnx.ModelProto:
-    finish = FINISH_LATENT if decoded > 1 else {1: FINISH_IMAGE, 2: FINISH}.get(channels, FINISH_MASK)
-    text = finish.format(opset=OPSET, state=f"float[B,{channels},H,W]", decoded=decoded)
+def _finish(shape: tuple[int, int, int], factor: int) -> onnx.ModelProto:
+    channels, height, width = shape
+    finish = FINISH_LATENT if factor > 1 else {1: FINISH_IMAGE, 2: FINISH}.get(channels, FINISH_MASK)
+    size = f"{factor * height},{factor * width}"
+    text = finish.format(opset=OPSET, state=f"float[B,{channels},{height},{width}]", size=size, factor=factor)
     if finish is FINISH_MASK:
         return _with_constants(text)
     constants = {"zero": np.array(0.0), "one": np.array(1.0), "two": np.array(2.0), "a_half": np.array(0.5)}
-    if finish is FINISH:
-        constants["halves"] = np.array([1, 1])
     if finish is FINISH_LATENT:
-        constants["decoder"] = np.random.default_rng(21).normal(size=(channels, 1, decoded, decoded))
+        weight = np.random.default_rng(21).normal(size=(channels, 1, factor, factor))
+        constants["decoder_weight"] = weight
+    elif channels == 2:
+        constants["halves"] = np.array([1, 1])
     return _with_constants(text, **constants)
 
 

@@ -20,6 +20,7 @@ ROW_KEYS = {
     "kernels": ("kernel", "shape", "detail", "dtype"),
     "trajectories": ("name", "size", "batch", "precision"),
 }
+KERNELS_SHARE = 1 / 3  # of the time, where trajectories come after them
 
 
 @click.command()
@@ -55,7 +56,8 @@ ROW_KEYS = {
     default=9.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="What has not begun by then is left out, and said to be, and a TensorRT build that is not done given up.",
+    help="What has not begun by then is left out, and said to be, and a TensorRT build that is not done given up. "
+    "Where trajectories are measured too, kernels get a third at most.",
 )
 @click.option(
     "--out",
@@ -84,20 +86,21 @@ def gpu(
     if not INSTALLED:
         click.echo("Triton is not installed, and the kernels need it (pip install triton): nothing was measured.")
         return
-    deadline = time.monotonic() + 60 * minutes
+    began = time.monotonic()
     report: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
     }
     out = out or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', report['gpu'].lower())}.json"
+    ways = [name for name in WAYS if not only or name in only]
     if chosen := [name for name in KERNELS if not only or name in only]:
-        report |= kernels.measure_all(chosen, deadline)
+        report |= kernels.measure_all(chosen, began + 60 * minutes * (KERNELS_SHARE if ways else 1))
         write(report, out)
-    if ways := [name for name in WAYS if not only or name in only]:
+    if ways:
         groups = trajectories.groups(size, batch, precision)
         report["trajectories"] = []
-        for rows in trajectories.measure_all(ways, groups, torch.device("cuda"), deadline):
+        for rows in trajectories.measure_all(ways, groups, torch.device("cuda"), began + 60 * minutes):
             report["trajectories"] += rows
             write(report, out)  # group by group: the next one may fail, or take too long
     console = wide_console()
@@ -115,13 +118,22 @@ def gpu(
 
 
 def write(report: dict[str, Any], out: Path) -> None:
-    """Write the file anew; of one that is there, what was not measured again is kept."""
+    """Write the file anew; of one that is there, what could not be measured again is kept."""
     before = json.loads(out.read_text()) if out.is_file() else {}
     merged = {**before, **report}
     for rows, keys in ROW_KEYS.items():
-        by_key = {json.dumps([row[key] for key in keys]): row for row in (*before.get(rows, []), *report.get(rows, []))}
+        by_key: dict[str, dict[str, Any]] = {}
+        for row in (*before.get(rows, []), *report.get(rows, [])):
+            key = json.dumps([row[part] for part in keys])
+            if key not in by_key or is_measured(row) or not is_measured(by_key[key]):
+                by_key[key] = row
         merged[rows] = list(by_key.values())
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_suffix(".tmp")
     aside.write_text(json.dumps(merged, indent=1) + "\n")
     aside.replace(out)
+
+
+def is_measured(row: dict[str, Any]) -> bool:
+    """Of kernels there are no other rows."""
+    return row.get("ms_per_sample", 0) is not None

@@ -74,7 +74,11 @@ def random_pig(size: int) -> Family:
 
 def measure_group(work: Work, names: Sequence[str], took: dict[str, float]) -> dict[str, dict[str, Any]]:
     """The figures of each way, by name; ``took`` has the longest that each took to be prepared so far, in seconds."""
-    reference = host(WAYS[YARDSTICK](dataclasses.replace(work, precision="fp32")).run())
+    try:
+        reference = host(WAYS[YARDSTICK](dataclasses.replace(work, precision="fp32")).run())
+    except Exception as error:  # it takes the most memory, and a smaller group may yet fit
+        reason = f"the float32 that it is compared with was not: {in_a_line(error)}"
+        return {name: unmeasured(reason) for name in names}
     ways: dict[str, Way] = {}
     figures: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -149,7 +153,8 @@ def unmeasured(reason: str) -> dict[str, Any]:
 
 
 def host(state: Tensor | np.ndarray[Any, Any]) -> Tensor:
-    return torch.as_tensor(state).double().cpu().clone()
+    """In float64, which is made on the host: on the device it would count as memory that the way takes."""
+    return torch.as_tensor(state).cpu().double().clone()
 
 
 def distance(state: Tensor, reference: Tensor) -> float:

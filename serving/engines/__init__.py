@@ -102,7 +102,27 @@ def open_engine(bundle: Bundle, device: int | None = None) -> Engine:
         return TensorRTEngine(bundle, device or 0)
     if target == "onnx":
         return _open_onnx(bundle, device)
-    raise BundleError(f"{bundle.folder}: target is {target!r}; this version of medgen serves onnx and tensorrt")
+    raise _unknown_target(bundle)
+
+
+def open_on_cpu(bundle: Bundle) -> Engine:
+    """The engine that leaves every GPU alone; raises as ``open_engine`` does, and for plans, which need one."""
+    target = bundle.manifest.target.get("name")
+    if target == "tensorrt":
+        raise EngineError(
+            f"{bundle.manifest.model} is a TensorRT bundle, and cannot run on the CPU: "
+            "use KIND_GPU or KIND_AUTO in its config.pbtxt, or build it with --target onnx"
+        )
+    if target == "onnx":
+        from serving.engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(bundle)
+    raise _unknown_target(bundle)
+
+
+def _unknown_target(bundle: Bundle) -> BundleError:
+    target = bundle.manifest.target.get("name")
+    return BundleError(f"{bundle.folder}: target is {target!r}; this version of medgen serves onnx and tensorrt")
 
 
 def _open_onnx(bundle: Bundle, device: int | None) -> Engine:

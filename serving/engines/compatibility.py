@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from serving.bundle import Bundle
+from serving.bundle import REPOSITORY, Bundle, bundle_folder
 from serving.engines import EngineError
 
 
@@ -39,6 +39,11 @@ def rebuild(bundle: Bundle) -> str:
     manifest, target = bundle.manifest, bundle.manifest.target
     command = ["python", "-m", "export", "build", "--model", manifest.model, "--target", "tensorrt"]
     command += ["--precision", manifest.precision, "--max-batch", str(manifest.max_batch)]
+    if "opset" in target:
+        command += ["--opset", str(target["opset"])]
+    repository = bundle.folder.parents[2]
+    if repository != REPOSITORY and bundle.folder == bundle_folder(repository, manifest.model):
+        command += ["--repository", str(repository)]
     if target["hardware_compatibility"] != "none":
         command += ["--hardware-compatibility", target["hardware_compatibility"]]
     if not target.get("fused", True):

@@ -14,12 +14,13 @@ from serving.bundle import Bundle
 from serving.engines import EngineError, Float32, History, StepEngine, Trajectory
 from serving.engines.device import Device, DeviceArray
 from serving.engines.rows import RowBuffer
+from serving.engines.staging import Staging
 from serving.solvers import COLUMNS, HISTORY, longest_table
 
 A, S = COLUMNS.index("a"), COLUMNS.index("s")
 ROUND = math.lcm(2, HISTORY + 1)  # rows after which states and history are in the buffers they began in
 MOST_ROWS = 256  # of one segment: a graph of more takes long to make, and much memory
-NOISE_BYTES = 256 << 20  # of one segment, in pinned memory and on the GPU
+NOISE_BYTES = 256 << 20  # of one segment, in pinned memory and on the GPU, unless ROUND rows are more
 KEPT_ROWS = 1024  # in all graphs that are kept
 
 
@@ -38,13 +39,15 @@ class GpuEngine(StepEngine):
 
     A batch is padded to the next of the engine's ``buckets``. The state goes back and forth between two buffers, and
     the predictions around a ring of four: no state is copied. Up to 256 rows are one segment, less where their noise
-    would be more than 256 MiB; a longer trajectory is several. Its coefficients are uploaded once, all of them; its
-    noise goes up segment by segment, and the host draws that of one while the GPU runs the one before. A segment is
-    captured as a CUDA graph, and the latest graphs are kept, of 1024 rows together. ``step`` and ``finish`` are for
-    comparisons, and wait for each call.
+    would be more than 256 MiB, but four at least; a longer trajectory is several. Its coefficients are uploaded once,
+    all of them; its noise goes up segment by segment, and the host draws that of one while the GPU runs the one before.
+    A segment is captured as a CUDA graph, and the latest graphs are kept, of 1024 rows together. ``step`` and
+    ``finish`` are for comparisons, and wait for each call.
 
     The bits of a sample do not depend on what else is in its bucket as long as the engine's kernels treat every row
     alike; other buckets may have other kernels. Not measured on hardware.
+
+    What is returned is a copy that the caller may keep.
 
     outputs: the arrays of the latest batch on the GPU, by name, [B, ...] each; the next batch overwrites them.
     """
@@ -62,6 +65,9 @@ class GpuEngine(StepEngine):
         device.zero(self._silence)
         self._condition = self._array(manifest.condition.shape, "uint8") if manifest.condition else None
         self._results = {output.name: self._array(output.shape, output.dtype) for output in manifest.outputs}
+        self._staged_start, self._staged_state = self._staging(self._shape), self._staging(self._shape)
+        self._staged_condition = self._staging(manifest.condition.shape, "uint8") if manifest.condition else None
+        self._staged = {output.name: self._staging(output.shape, output.dtype) for output in manifest.outputs}
         self._longest = longest_table(manifest.schedule) if manifest.schedule else 0
         self._coeffs = RowBuffer(device, max(1, self._longest) * RowBuffer.stride((self._largest, len(COLUMNS))))
         self._graphs: OrderedDict[Segment, Callable[[], None]] = OrderedDict()
@@ -88,7 +94,8 @@ class GpuEngine(StepEngine):
             launch()
             row = rows.stop
         self.outputs = {name: array.first(count) for name, array in self._results.items()}
-        state, *outputs = self._fetch([self._state(segments[-1].rows).first(count), *self.outputs.values()])
+        last = self._staged_state, self._state(segments[-1].rows).first(count)
+        state, *outputs = self._fetch([last, *self._staged_outputs(self.outputs)])
         return state, dict(zip(self.outputs, outputs, strict=True))
 
     def step(
@@ -108,7 +115,8 @@ class GpuEngine(StepEngine):
         self._upload_coeffs(segment.bucket, coeffs[None])
         self._upload_noise(segment, [noise])
         self._enqueue(segment)
-        sample_next, prediction = self._fetch([self._state(1).first(count), self._ring[0].first(count)])
+        results = (self._staged_state, self._state(1)), (self._staged_prediction, self._ring[0])
+        sample_next, prediction = self._fetch([(staging, array.first(count)) for staging, array in results])
         return sample_next, prediction
 
     def finish(self, sample: Float32, condition: NDArray[np.uint8] | None = None) -> dict[str, NDArray]:
@@ -116,11 +124,19 @@ class GpuEngine(StepEngine):
         count = len(sample)
         self._load(sample, condition)
         self._enqueue(Segment(self._bucket(count), rows=0, noisy=False, finishes=True))
-        outputs = self._fetch([array.first(count) for array in self._results.values()])
-        return dict(zip(self._results, outputs, strict=True))
+        results = {name: array.first(count) for name, array in self._results.items()}
+        return dict(zip(results, self._fetch(self._staged_outputs(results)), strict=True))
 
     def _array(self, shape: tuple[int, ...], dtype: str = "float32") -> DeviceArray:
         return self._device.array((self._largest, *shape), dtype)
+
+    def _staging(self, shape: tuple[int, ...], dtype: str = "float32") -> Staging:
+        return Staging(self._device, (self._largest, *shape), dtype)
+
+    @cached_property
+    def _staged_prediction(self) -> Staging:
+        """Of single steps alone."""
+        return self._staging(self._shape)
 
     @cached_property
     def _noise(self) -> RowBuffer:
@@ -161,10 +177,13 @@ class GpuEngine(StepEngine):
         """The first states, with zeros for padding and in all of the history."""
         for array in (self._states[0], *self._ring):
             self._device.zero(array)
-        self._device.upload(np.ascontiguousarray(sample), self._states[0])
-        if self._condition is not None and condition is not None:
-            self._device.zero(self._condition)
-            self._device.upload(np.ascontiguousarray(condition), self._condition)
+        self._staged_start.upload(sample, self._states[0])
+        if self._condition is None or self._staged_condition is None:
+            return
+        if condition is None:
+            raise EngineError("this model draws under a condition, and none was given")
+        self._device.zero(self._condition)
+        self._staged_condition.upload(condition, self._condition)
 
     def _upload_coeffs(self, bucket: int, coeffs: Float32) -> None:
         """All that a trajectory has, [rows, B, 12]."""
@@ -210,9 +229,10 @@ class GpuEngine(StepEngine):
     def _state(self, row: int) -> DeviceArray:
         return self._states[row % 2]
 
-    def _fetch(self, arrays: Sequence[DeviceArray]) -> list[NDArray]:
-        fetched = [np.empty(array.shape, array.dtype) for array in arrays]
-        for array, values in zip(arrays, fetched, strict=True):
-            self._device.download(array, values)
+    def _staged_outputs(self, arrays: Mapping[str, DeviceArray]) -> list[tuple[Staging, DeviceArray]]:
+        return [(self._staged[name], array) for name, array in arrays.items()]
+
+    def _fetch(self, arrays: Sequence[tuple[Staging, DeviceArray]]) -> list[NDArray]:
+        staged = [staging.download(array) for staging, array in arrays]
         self._device.synchronize()
-        return fetched
+        return [values.copy() for values in staged]

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from fake_engines import FakeCudaSession
 from fake_tensorrt import tensorrt_recorded
 from tiny_pig import SIZE, tiny_pig
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import command, trajectories, ways
 from benchmarks.gpu.ways import WAYS, Captured, Diffusers, FusedStep, Served, ServedByTensorRT, Work
@@ -38,7 +39,7 @@ def measured(*arguments):
 def engines(monkeypatch, tmp_path):
     """TensorRT and ONNX Runtime's CUDA provider on a GPU that is ordinary memory; what TensorRT was asked for."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with tensorrt_recorded((2, SIZE, SIZE), [BATCH]) as recording:
+    with tensorrt_recorded([BATCH]) as recording:
         monkeypatch.setattr(FakeCudaSession, "cuda", sys.modules["cuda.bindings.driver"], raising=False)
         monkeypatch.setattr("onnxruntime.InferenceSession", FakeCudaSession)
         monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
@@ -262,6 +263,38 @@ def test_what_fails_or_comes_too_late_has_a_reason(monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_reference_that_fails_costs_its_own_group_alone(monkeypatch):
+    def fail(work):
+        if len(work.start) > 1:
+            raise RuntimeError("out of memory\nand more")
+        return Diffusers(work)
+
+    monkeypatch.setitem(WAYS, "diffusers-eager", fail)
+    groups = [(32, 2, "fp32"), (32, 1, "fp32")]
+    failed, measured = trajectories.measure_all(["medgen-pytorch"], groups, CPU, time.monotonic() + 600)
+    reason = "the float32 that it is compared with was not: RuntimeError: out of memory"
+    assert [row["note"] for row in failed] == [reason] * 2
+    assert all(row["ms_per_sample"] > 0 for row in measured)
+
+
+def test_float64_is_made_on_the_host():
+    """On the device it would be part of a way's peak memory."""
+    copies = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            if operator is not torch.ops.aten._to_copy.default:
+                return operator(*args, **(kwargs or {}))
+            copies.append((args[0].device.type, kwargs["dtype"]))
+            return torch.zeros(args[0].shape)
+
+    on_device = torch.empty(2, device="meta")
+    with Copies():
+        trajectories.host(on_device)
+    assert copies == [("meta", torch.float32), ("cpu", torch.float64)]
+
+
+@pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("bad", [math.nan, 0.5])
 def test_drift_and_nan_are_failures(monkeypatch, bad):
     class Drifting(FusedStep):
@@ -273,6 +306,43 @@ def test_drift_and_nan_are_failures(monkeypatch, bad):
     eager, drifting = measured(["medgen-pytorch"], [(32, 1, "bf16")], CPU, time.monotonic() + 600)
     assert not eager["wrong"]
     assert drifting["wrong"]
+
+
+def test_what_could_not_be_measured_again_stays_in_the_file(tmp_path):
+    key = {"name": "diffusers-eager", "size": 32, "precision": "fp32"}
+    measured = [key | {"batch": 1, "ms_per_sample": 2.0}, key | {"batch": 4, "ms_per_sample": None, "note": "old"}]
+    late = [key | {"batch": batch, "ms_per_sample": None, "note": "new"} for batch in (1, 4)]
+    out = tmp_path / "gpu.json"
+    for rows in (measured, late):
+        command.write({"trajectories": rows}, out)
+    assert json.loads(out.read_text())["trajectories"] == [measured[0], late[1]]
+    again = [key | {"batch": batch, "ms_per_sample": 1.0} for batch in (1, 4)]
+    command.write({"trajectories": again}, out)
+    assert json.loads(out.read_text())["trajectories"] == again
+
+
+@pytest.mark.parametrize(("only", "share"), [([], 1 / 3), (["attention"], 1)])
+def test_kernels_leave_time_for_trajectories(monkeypatch, tmp_path, only, share):
+    def kernels_until(names, deadline):
+        deadlines.append(deadline)
+        nothing = {"kernels_without_time": 0, "copy_bytes_per_second": 1, "kernels": []}
+        return nothing
+
+    def trajectories_until(names, groups, device, deadline):
+        deadlines.append(deadline)
+        yield []
+
+    deadlines = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
+    monkeypatch.setattr(command, "INSTALLED", True)
+    monkeypatch.setattr(command.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(command.kernels, "measure_all", kernels_until)
+    monkeypatch.setattr(trajectories, "measure_all", trajectories_until)
+    options = [word for name in only for word in ("--only", name)]
+    result = CliRunner().invoke(command.gpu, [*options, "--minutes", "9", "--out", str(tmp_path / "gpu.json")])
+    assert result.exit_code == 0, result.output
+    assert deadlines == [1000 + 540 * share, *([] if only else [1540])]
 
 
 @pytest.mark.usefixtures("tiny")

@@ -214,6 +214,12 @@ class TestCommands:
         assert "digests and graphs are good" in self.run("verify", built.folder)
         assert "end to end" in self.run("verify", built.folder, "--checkpoint", checkpoint)
 
+    def test_tf32_on_a_cpu_says_what_was_compared(self, exported, checkpoint, tmp_path):
+        options = ("--repository", tmp_path, "--max-batch", 1, "--precision", "tf32")
+        printed = self.run("build", "--model", "pig", "--checkpoint", checkpoint, *options)
+        assert "these differences are those of float32" in printed
+        assert "these differences are those of float32" in self.run("inspect", "pig", *options[:2])
+
     def test_a_new_build_replaces_the_bundle(self, exported, repository, checkpoint):
         self.run(*("build", "--model", "pig", "--checkpoint", checkpoint, "--repository", repository, "--max-batch", 3))
         bundle = load_bundle(bundle_folder(repository, "pig"))

@@ -1,9 +1,11 @@
 """TensorRT plans up to the library's door: what it is told, and what is made of its answers."""
 
+import dataclasses
 import os
 import signal
 import sys
 import time
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,15 +15,15 @@ import pytest
 from click.testing import CliRunner
 from fake_tensorrt import tensorrt_recorded
 from tensorrt_bindings_alone import tensorrt_bindings_alone
-from tiny import contents
+from tiny import contents, write_tiny_bundle
 from tiny_pig import SIZE, tiny_pig
 
-from export import BuildError, tensorrt
+from export import BuildError, silent, tensorrt
 from export.__main__ import main
 from export.build import Options, build
 from export.parity import compare_engines
 from export.tensorrt import PlanOptions, prepared
-from serving.bundle import bundle_folder
+from serving.bundle import Condition, bundle_folder, load_bundle
 from serving.engines import EngineError
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -40,7 +42,7 @@ def trt(built, monkeypatch):
     monkeypatch.setattr("export.build.step_graph", lambda *_: onnx.load(built.engine_path("step")))
     monkeypatch.setattr("export.build.finish_graph", lambda *_: onnx.load(built.engine_path("finish")))
     monkeypatch.setattr("export.tensorrt.driver_version", lambda: "580.65.06")
-    with tensorrt_recorded(STATE, SIZES) as recording:
+    with tensorrt_recorded(SIZES) as recording:
         yield recording
 
 
@@ -96,20 +98,17 @@ def test_options(trt, checkpoint, tmp_path):
     assert bundle.manifest.target["hardware_compatibility"] == "ampere_plus"
 
 
-def test_an_older_tensorrt(trt, checkpoint, tmp_path, monkeypatch):
-    """What 10.7 does not have yet: an order of plugins, and plans for GPUs of the same capability."""
+def test_the_oldest_tensorrt_that_does(trt, checkpoint, tmp_path, monkeypatch):
+    """10.9 numbers its flags otherwise, as it has one for batches too."""
     import tensorrt as bindings
 
-    monkeypatch.setattr(bindings, "__version__", "10.7.0.23")
-    monkeypatch.setattr(bindings, "NetworkDefinitionCreationFlag", SimpleNamespace(__members__={"STRONGLY_TYPED": 1}))
-    level = bindings.HardwareCompatibilityLevel.__members__
-    known = {name: level[name] for name in ("NONE", "AMPERE_PLUS")}
-    monkeypatch.setattr(bindings, "HardwareCompatibilityLevel", SimpleNamespace(__members__=known))
-    bundle = build_plans(checkpoint, tmp_path)
-    assert trt.flags == [0b10] * 2
-    assert bundle.manifest.target["tensorrt"] == "10.7.0.23"
-    with pytest.raises(BuildError, match="has no hardware compatibility same_compute_capability"):
-        build_plans(checkpoint, tmp_path, plan=PlanOptions(hardware_compatibility="same_compute_capability"))
+    flags = SimpleNamespace(STRONGLY_TYPED=1, PREFER_JIT_PYTHON_PLUGINS=2, PREFER_AOT_PYTHON_PLUGINS=3)
+    monkeypatch.setattr(bindings, "__version__", "10.9.0.34")
+    monkeypatch.setattr(bindings, "NetworkDefinitionCreationFlag", flags)
+    bundle = build_plans(checkpoint, tmp_path, plan=PlanOptions(hardware_compatibility="same_compute_capability"))
+    assert trt.flags == [0b1010] * 2
+    assert {config.hardware_compatibility_level.name for config in trt.configs} == {"SAME_COMPUTE_CAPABILITY"}
+    assert bundle.manifest.target["tensorrt"] == "10.9.0.34"
 
 
 def test_the_command(trt, checkpoint, tmp_path):
@@ -119,10 +118,8 @@ def test_the_command(trt, checkpoint, tmp_path):
     assert result.exit_code == 0, result.output
     assert "step.plan" in result.stdout
     assert trt.configs[0].pools == {"WORKSPACE": 2**31}
-    assert (
-        "digests and graphs are good"
-        in CliRunner().invoke(main, ["verify", str(bundle_folder(tmp_path, "pig"))]).stdout
-    )
+    verified = CliRunner().invoke(main, ["verify", str(bundle_folder(tmp_path, "pig"))])
+    assert "digests are good; nothing is known of what is in its plans" in verified.stdout
 
 
 def test_masks_become_bytes_by_way_of_floats(built):
@@ -144,6 +141,40 @@ def test_masks_become_bytes_by_way_of_floats(built):
         for model in (before, after)
     ]
     np.testing.assert_array_equal(outputs[0][0], outputs[1][0])
+
+
+def test_profiles_have_each_tensors_own_size(tmp_path):
+    """The mask of a model of latents is larger than they are."""
+    mask = Condition("mask", (1, 64, 64), classes=4)
+    bundle = load_bundle(write_tiny_bundle(tmp_path, sample_shape=(4, 16, 16), condition=mask))
+    graphs = {name: onnx.load(bundle.engine_path(name)) for name in ("step", "finish")}
+    with tensorrt_recorded(SIZES) as recording:
+        target = tensorrt.describe_target(SIZES[-1], PlanOptions())
+        manifest = dataclasses.replace(bundle.manifest, target=target)
+        tensorrt.build_plans(graphs, manifest, PlanOptions(), silent)
+    step, finish = recording.configs
+    assert [profile["condition"] for profile in step.profiles] == [(k, 1, 64, 64) for k in SIZES]
+    assert [profile["sample"] for profile in step.profiles] == [(k, 4, 16, 16) for k in SIZES]
+    assert finish.profiles == [{"sample": (k, 4, 16, 16)} for k in SIZES]
+
+
+def test_one_thread_at_a_time_says_how_far_it_is():
+    """TensorRT calls its monitor from several."""
+    said, threads = [], []
+
+    def progress(line, done, total):
+        said.append(line)
+        if not threads:
+            threads.append(Thread(target=monitor.phase_start, args=("Tactics", "Building", 3)))
+            threads[0].start()
+            threads[0].join(0.3)
+            assert said == ["step: Building"]
+
+    with tensorrt_bindings_alone():
+        monitor = tensorrt.make_monitor("step", progress, lambda: True)
+        monitor.phase_start("Building", None, 2)
+        threads[0].join()
+    assert said == ["step: Building", "step: Tactics"]
 
 
 def test_progress_counts_steps(trt, checkpoint, tmp_path):
@@ -243,12 +274,12 @@ class TestFailures:
         monkeypatch.setattr("export.build.compare_engines", lambda *_: {"image": 0.5})
         self.fails(repository, checkpoint, "image differs from ONNX Runtime by 5.00e-01, tolerance 1.00e-03")
 
-    @pytest.mark.parametrize("version", ["10.6.0", "10.14.1.48"])
+    @pytest.mark.parametrize("version", ["10.8.0.43", "10.14.1.48"])
     def test_a_tensorrt_that_does_not_do(self, trt, repository, checkpoint, monkeypatch, version):
         import tensorrt as bindings
 
         monkeypatch.setattr(bindings, "__version__", version)
-        self.fails(repository, checkpoint, f"TensorRT is {version}; plugins need 10.7 or newer, and not 10.14")
+        self.fails(repository, checkpoint, f"TensorRT is {version}; plugins need 10.9 or newer, and not 10.14")
 
     def test_no_triton(self, trt, repository, checkpoint, monkeypatch):
         monkeypatch.setattr(tensorrt, "INSTALLED", False)

@@ -121,5 +121,5 @@ def test_calls_pass_through_the_real_bindings(tmp_path):
     before, _, after = closed.partition("held\n")
     assert before.count("free\n") == 2 + 4 + 1 + 1 + 2  # states, ring, no noise, mask, and two tables of rows
     assert after.count("free\n") == 1  # the image, once nobody has it
-    assert closed.count("free pinned\n") == 2
+    assert closed.count("free pinned\n") == 2 + 2 + 2  # two tables of rows, start and last state, mask and image
     assert closed.endswith(f"GPU 0: it is out of memory; {TAKE_LESS} (cuMemAlloc)\n")

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +18,9 @@ from fake_engines import FakeCudaSession, FakeTensorRT, as_tensorrt
 from tiny import FLOW, write_tiny_bundle
 
 from export.__main__ import build_command
-from serving.bundle import Condition, buckets, load_bundle
+from serving.bundle import Condition, buckets, bundle_folder, load_bundle
 from serving.engines import EngineError, Trajectory, gpu, open_engine
+from serving.engines.compatibility import rebuild
 from serving.engines.device import Device
 from serving.engines.gpu import GpuEngine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
@@ -31,6 +32,7 @@ from serving.solvers import COLUMNS, HISTORY, solvers_for
 
 SHAPE = (2, 16, 16)
 MASK = Condition("mask", (1, 16, 16), classes=4)
+LATENT = {"condition": Condition("mask", (1, 64, 64), classes=4), "sample_shape": (4, 16, 16)}
 MAX_BATCH = 6  # buckets 1, 2, 4, 6
 
 
@@ -47,7 +49,7 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def tensorrt(cuda, monkeypatch):
-    fake = FakeTensorRT(cuda, SHAPE, list(buckets(MAX_BATCH)))
+    fake = FakeTensorRT(cuda, list(buckets(MAX_BATCH)))
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     return fake
 
@@ -61,7 +63,7 @@ def onnxruntime_gpu(cuda, monkeypatch):
     )
 
 
-def trajectory(lengths, *, stochastic=False, seed=0, condition=None):
+def trajectory(lengths, *, stochastic=False, seed=0, condition=None, shape=SHAPE):
     """Random coefficients and noise, each sample with a length of its own, longest first."""
     random = np.random.default_rng(seed)
     lengths = np.sort(np.array(lengths))[::-1]
@@ -70,8 +72,8 @@ def trajectory(lengths, *, stochastic=False, seed=0, condition=None):
     still = np.eye(len(COLUMNS), dtype=np.float32)[COLUMNS.index("a")]
     for k, length in enumerate(lengths):
         coeffs[length:, k] = still
-    start = random.normal(size=(len(lengths), *SHAPE)).astype(np.float32)
-    noises = random.normal(size=(max(lengths), len(lengths), *SHAPE)).astype(np.float32)
+    start = random.normal(size=(len(lengths), *shape)).astype(np.float32)
+    noises = random.normal(size=(max(lengths), len(lengths), *shape)).astype(np.float32)
     buffer = np.empty_like(start)
 
     def noise(row):
@@ -105,8 +107,8 @@ def assert_same_bits(one, two):
 @pytest.mark.parametrize("limits", [{}, {"MOST_ROWS": 8, "NOISE_BYTES": 40_000, "KEPT_ROWS": 20}], ids=["", "small"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"schedule": FLOW}, {"condition": MASK, "sample_shape": (1, 16, 16)}, {"schedule": None}],
-    ids=["diffusion", "flow", "conditional", "no steps"],
+    [{}, {"schedule": FLOW}, {"condition": MASK, "sample_shape": (1, 16, 16)}, LATENT, {"schedule": None}],
+    ids=["diffusion", "flow", "conditional", "latent", "no steps"],
 )
 @pytest.mark.parametrize("target", ["tensorrt", "onnx"])
 def test_samples_are_those_of_the_cpu(target, options, limits, tmp_path, cuda, tensorrt, onnxruntime_gpu, monkeypatch):
@@ -114,7 +116,6 @@ def test_samples_are_those_of_the_cpu(target, options, limits, tmp_path, cuda, t
         monkeypatch.setattr(gpu, name, value)
     bundle = load_bundle(write_tiny_bundle(tmp_path, max_batch=MAX_BATCH, **options))
     manifest = bundle.manifest
-    tensorrt.shape = manifest.sample_shape
     engine = open_engine(bundle if target == "onnx" else as_tensorrt(bundle))
     assert type(engine) is (OnnxRuntimeCudaEngine if target == "onnx" else TensorRTEngine)
     on_cpu, on_gpu = Sampler(bundle, OnnxRuntimeEngine(bundle)), Sampler(bundle, engine)
@@ -125,7 +126,8 @@ def test_samples_are_those_of_the_cpu(target, options, limits, tmp_path, cuda, t
         for _ in range(random.integers(1, 5)):
             count = random.integers(1, 4)
             seeds = random.integers(0, 2**63 - 1, size=(count, 1))
-            condition = random.integers(4, size=(count, 1, 16, 16), dtype=np.uint8) if manifest.condition else None
+            asks = manifest.condition
+            condition = random.integers(4, size=(count, *asks.shape), dtype=np.uint8) if asks else None
             asked = {"solver": random.choice(solvers).item(), "steps": int(random.integers(1, 30))} if solvers else {}
             requests.append(parse_request(manifest, seeds, asked, condition))
         for one, two in zip(on_cpu.sample(requests), on_gpu.sample(requests), strict=True):
@@ -156,6 +158,16 @@ def test_single_steps_and_finishes_are_those_of_the_cpu(tiny, target, tensorrt, 
     ):
         assert np.array_equal(one, two)
     assert_same_bits(engine.finish(sample), on_cpu.finish(sample))
+
+
+def test_what_is_returned_stays_as_it_is(tiny, tensorrt):
+    """Though the next batch comes by the same pinned memory."""
+    engine = open_engine(as_tensorrt(tiny))
+    state, outputs = engine.generate(trajectory([3, 3]))
+    first = {"state": state, **outputs}
+    kept = {name: values.copy() for name, values in first.items()}
+    engine.generate(trajectory([3, 3], seed=1))
+    assert_same_bits(first, kept)
 
 
 # --- what the engine is asked to run ---
@@ -215,12 +227,33 @@ def test_padding_is_zero_and_stays_as_it_is(tiny, cuda):
     assert not any(seen[0][f"history_{k}"].any() for k in (1, 2, 3))
 
 
+def test_a_condition_that_is_missing_is_said(tmp_path, cuda):
+    """And not taken from the batch before."""
+    engine = RecordingEngine(load_bundle(write_tiny_bundle(tmp_path, max_batch=MAX_BATCH, **LATENT)))
+    with pytest.raises(EngineError, match="this model draws under a condition, and none was given"):
+        engine.generate(trajectory([1], shape=LATENT["sample_shape"]))
+
+
 def test_a_batch_that_no_bucket_holds_is_refused(tiny, cuda):
     with pytest.raises(EngineError, match="a batch of 7; the engines of this bundle take at most 6"):
         RecordingEngine(tiny).generate(trajectory([1] * 7))
 
 
 # --- what the driver is asked to do ---
+
+
+def test_batches_come_and_go_by_pinned_memory_that_is_made_once(tmp_path, cuda):
+    engine = RecordingEngine(load_bundle(write_tiny_bundle(tmp_path, max_batch=MAX_BATCH, **LATENT)))
+    pinned = len(cuda.named("cuMemAllocHost"))
+    conditions = np.zeros((2, 1, 64, 64), np.uint8)
+    for seed in range(2):
+        engine.generate(trajectory([3, 3], seed=seed, condition=conditions, shape=LATENT["sample_shape"]))
+    sent = [call[2] for call in cuda.named("cuMemcpyHtoDAsync")]
+    fetched = [call[1] for call in cuda.named("cuMemcpyDtoHAsync")]
+    assert (len(sent), len(fetched)) == (2 * 3, 2 * 2)  # start, condition, coefficients; state, image
+    assert all(cuda.is_pinned(address) for address in (*sent, *fetched))
+    assert len(set(fetched)) == 2
+    assert len(cuda.named("cuMemAllocHost")) == pinned
 
 
 def test_a_trajectory_is_one_upload_one_launch_and_one_wait(tiny, cuda):
@@ -488,7 +521,7 @@ def test_a_plan_for_something_else_says_so(tiny, tensorrt, target, words):
 def test_the_command_that_rebuilds_makes_a_bundle_like_the_one_there_is(tiny, tensorrt):
     (tiny.folder / "parity.json").write_text(json.dumps({"checkpoint": "/runs/my pig"}))
     target = {"gpu": "NVIDIA L4", "compute_capability": "8.9", "hardware_compatibility": "same_compute_capability"}
-    bundle = as_tensorrt(tiny, fused=False, **target)
+    bundle = as_tensorrt(tiny, fused=False, opset=20, **target)
     manifest = dataclasses.replace(bundle.manifest, model="pig", precision="fp16")
     bundle = dataclasses.replace(bundle, manifest=manifest)
     with pytest.raises(EngineError) as caught:
@@ -505,10 +538,20 @@ def test_the_command_that_rebuilds_makes_a_bundle_like_the_one_there_is(tiny, te
         "target": "tensorrt",
         "precision": "fp16",
         "max_batch": 6,
+        "opset": 20,
         "hardware_compatibility": "same_compute_capability",
         "fused": False,
-        "checkpoint": Path("/runs/my pig"),
+        "checkpoints": (Path("/runs/my pig"),),
     }
+
+
+def test_the_command_that_rebuilds_names_a_repository_that_is_not_the_checkouts(tmp_path, monkeypatch):
+    elsewhere = load_bundle(write_tiny_bundle(bundle_folder(tmp_path / "my models", "tiny")))
+    assert f"--repository '{tmp_path}/my models'" in rebuild(as_tensorrt(elsewhere))
+    monkeypatch.setattr("serving.engines.compatibility.REPOSITORY", tmp_path / "my models")
+    assert "--repository" not in rebuild(as_tensorrt(elsewhere))
+    in_no_repository = load_bundle(write_tiny_bundle(tmp_path / "alone"))
+    assert "--repository" not in rebuild(as_tensorrt(in_no_repository))
 
 
 @pytest.mark.parametrize("kind", ["ampere_plus", "same_compute_capability"])
@@ -553,13 +596,37 @@ def test_tf32_is_used_where_the_bundle_says_so(tiny, onnxruntime_gpu):
         assert [given["use_tf32"] for given in options] == [expected] * 2
 
 
-@pytest.mark.parametrize(("kind", "device"), [("GPU", 1), ("CPU", None)])
-def test_a_triton_instance_runs_on_its_gpu(tiny, kind, device, monkeypatch):
+@pytest.fixture
+def instance(monkeypatch):
+    """Starts a Triton instance of a bundle."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("unused"))
     from serving import triton_model
 
+    def start(bundle, kind, device="0"):
+        monkeypatch.setattr(triton_model.BundleModel, "_folder", lambda _: bundle.folder)
+        monkeypatch.setattr(triton_model, "load_bundle", lambda _: bundle)
+        model = triton_model.BundleModel()
+        model.initialize({"model_instance_kind": kind, "model_instance_device_id": device})
+        return model.sampler._engine
+
+    return start
+
+
+def test_a_triton_instance_runs_on_its_gpu(tiny, instance, monkeypatch):
     opened = []
-    monkeypatch.setattr(triton_model, "open_engine", lambda *given: opened.append(given))
-    monkeypatch.setattr(triton_model.BundleModel, "_folder", lambda _: tiny.folder)
-    triton_model.BundleModel().initialize({"model_instance_kind": kind, "model_instance_device_id": "1"})
-    assert opened == [(tiny, device)]
+    monkeypatch.setattr("serving.triton_model.open_engine", lambda *given: opened.append(given))
+    monkeypatch.setattr("serving.triton_model.Sampler", lambda bundle, engine: SimpleNamespace(_engine=engine))
+    instance(tiny, "GPU", "1")
+    assert opened == [(tiny, 1)]
+
+
+def test_a_triton_instance_on_the_cpu_leaves_the_gpu_alone(tiny, instance, onnxruntime_gpu, cuda):
+    assert type(instance(tiny, "GPU")) is OnnxRuntimeCudaEngine
+    cuda.calls.clear()
+    assert type(instance(tiny, "CPU")) is OnnxRuntimeEngine
+    assert not cuda.calls
+
+
+def test_a_triton_instance_on_the_cpu_refuses_plans(tiny, instance, tensorrt):
+    with pytest.raises(EngineError, match=r"tiny is a TensorRT bundle, and cannot run on the CPU: .*--target onnx"):
+        instance(as_tensorrt(tiny), "CPU")
