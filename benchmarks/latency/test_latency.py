@@ -7,15 +7,15 @@ import pytest
 from benchmarks.latency.cases import make_case
 from benchmarks.latency.rows import ROWS, Case, batches
 from benchmarks.latency.workers import RowNotPossibleError, Worker
+from export.chain import find_chains
 from serving.bundle import REPOSITORY, BundleError
-from serving.chain import find_chains
 from training.checkpoint import CheckpointError
 from training.models import family_names
 
 ROUNDS = 10
 
 
-@pytest.fixture(scope="module", params=[*family_names(), *find_chains(REPOSITORY)])
+@pytest.fixture(scope="module", params=[*family_names(), *find_chains(REPOSITORY)[0]])
 def case(request: pytest.FixtureRequest) -> Case:
     try:
         return make_case(request.param, [], REPOSITORY, 4, {"steps": 8, "solver": "dpmpp_2m"})
