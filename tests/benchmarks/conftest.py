@@ -8,11 +8,11 @@ from tiny_families import tiny_family
 from benchmarks.latency.cases import make_case
 from benchmarks.latency.rows import Case
 from export.build import build, prepare_repository
+from export.chain import find_chains
 from serving.bundle import REPOSITORY
-from serving.chain import find_chains
 from training.checkpoint import save_checkpoint
 
-CHAINS = find_chains(REPOSITORY)
+CHAINS, _ = find_chains(REPOSITORY)
 
 
 @pytest.fixture(scope="session")
