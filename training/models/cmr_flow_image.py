@@ -52,7 +52,7 @@ PRESETS = {
     "small": FlowPreset(                        # 1.82 M + 0.76 M parameters
         size=64,  widths=(16, 32, 64, 96),   attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
         schedule=FLOW, clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
-        batch=8, steps=(9_000,),  learning_rate=1e-3,   lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
+        batch=8, steps=(1_800,),  learning_rate=1e-3,   lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
         mask_dropout=0.0, coordinates=True,  control_channels=16, transformer_layers=0, resblock_updown=False),
 }
 # fmt: on

@@ -34,7 +34,7 @@ PRESETS = {
     "small": MaskPreset(                         # 1.82 M parameters
         size=64,  widths=(16, 32, 64, 96),    attention=(2, 3), layers=1, head_dim=32, norm_groups=8,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "v"),       clip=1.0, default_solver="ddpm", default_steps=100,
-        batch=8, steps=(9_000,),   learning_rate=1e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
+        batch=8, steps=(3_500,),   learning_rate=1e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
         coordinates=True),
 }
 # fmt: on
