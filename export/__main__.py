@@ -130,6 +130,7 @@ def list_command(repository: Path) -> None:
     if not repository.is_dir():
         raise BundleError(f"--repository is {repository}, which is no folder")
     table = Table("model", "bundle", "preset", "default", "precision", "target")
+    table.columns[0].no_wrap, table.columns[1].min_width = True, 12  # names and digests are there to be copied
     for name in family_names():
         try:
             bundle = load_bundle(bundle_folder(repository, name))

@@ -78,8 +78,7 @@ class TestStep:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
     def test_a_row_does_not_depend_on_its_mates(self, family):
-        solver = family.preset.default_solver
-        coeffs = torch.tensor(solver_table(solver, family.preset.schedule, 8)).float()[[2, 5, 7]]
+        coeffs = torch.tensor(solver_table("dpmpp_2m", family.preset.schedule, 8)).float()[[2, 5, 7]]
         inputs = [random_state(family, 3, seed) for seed in range(5)] + [coeffs, *random_condition(family, 3)]
         others = [random_state(family, 3, seed) for seed in range(10, 15)] + [
             coeffs.flip(0),
