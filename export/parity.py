@@ -10,8 +10,8 @@ from torch import Tensor
 
 from export import Progress, silent
 from serving.engines import Engine, StepEngine, Trajectory
-from serving.noise import draw
-from serving.solvers import COLUMNS, HISTORY, SOLVERS, solver_table, solvers_for
+from serving.sampling.noise import draw
+from serving.sampling.solvers import COLUMNS, HISTORY, SOLVERS, solver_table, solvers_for
 from training.family import Family
 
 BATCH = 3  # samples that are compared; not the batch that the graphs were exported with

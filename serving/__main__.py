@@ -12,11 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from serving.bundle import REPOSITORY
 from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, SamplingError
-from serving.masks import MaskFileError, read_masks
-from serving.nifti import NiftiError, check_nifti
-from serving.pictures import check_destination, write_samples
-from serving.samples import Samples
-from serving.server import Address, ServerError, TritonServer, find_models
+from serving.condition_files import MaskFileError, read_masks
+from serving.sample_set import Samples
+from serving.triton.address import Address
+from serving.triton.errors import ServerError
+from serving.triton.served_models import find_models
+from serving.triton.server import TritonServer
+from serving.writers.nifti import NiftiError, check_nifti
+from serving.writers.sample_folder import check_destination, write_samples
 
 PORT = click.IntRange(1, 65535)
 repository_option = click.option(

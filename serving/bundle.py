@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from serving.solvers import Schedule, solver_table
+from serving.sampling.solvers import Schedule, solver_table
 
 SCHEMA = 2
 MANIFEST = "manifest.json"

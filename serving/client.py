@@ -23,11 +23,11 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serving.bundle import REPOSITORY, BundleError, Condition, Output, bundle_folder, decoded, load_bundle
 from serving.chain import PROVENANCE, SEED, Chain, ChainError, chain_of, read_chain
-from serving.chain_sampler import ChainSampler
 from serving.engines import EngineError
-from serving.requests import BadRequest, parse_request
-from serving.sampler import Sampler
-from serving.samples import Samples, joined, under
+from serving.sample_set import Samples, joined, under
+from serving.sampling.chain_sampler import ChainSampler
+from serving.sampling.requests import BadRequest, parse_request
+from serving.sampling.sampler import Sampler
 
 DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
 # Enough that the server always has a batch waiting.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.latency.rows import Case, NotPossibleError, Stopwatch
+from benchmarks.latency.contenders import Case, NotPossibleError, Stopwatch
 from serving.bundle import Output
 
 OUTPUTS = (

@@ -31,7 +31,7 @@ GATED_MODEL = '''
 import time
 from pathlib import Path
 
-from serving.triton_model import BundleModel
+from serving.triton.model import BundleModel
 
 CLOSED, WAITING = (Path(__file__).parent / name for name in ("closed", "waiting"))
 

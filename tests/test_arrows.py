@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {f"serving.{name}" for name in ("bundle", "nifti", "noise", "pictures", "samples", "solvers")}
+LEAVES = {
+    f"serving.{name}"
+    for name in (
+        "bundle",
+        "sample_set",
+        "sampling.noise",
+        "sampling.solvers",
+        "writers.nifti",
+        "writers.pictures",
+    )
+}
 ALLOWED = {
     "kernels": set(),
     "serving": set(),
@@ -16,6 +26,14 @@ ALLOWED = {
     "benchmarks": {"export", "kernels", "serving", "training"},
     "model_repository": {"serving"},
 }
+# Within serving: a room may use what stands before it, and what lies beside the rooms but the client and the commands.
+ROOMS = {
+    "engines": {"sampling.solvers"},
+    "sampling": {"engines"},
+    "writers": set(),
+    "triton": {"engines", "sampling"},
+}
+BESIDE = {"bundle", "chain", "condition_files", "sample_set"}
 FRAMEWORKS = {"accelerate", "diffusers", "onnx", "onnxscript", "safetensors", "torch"}
 
 
@@ -66,3 +84,19 @@ def test_what_training_takes_from_serving_takes_nothing_else_from_it():
 def test_no_file_that_serves_names_a_training_framework():
     for file in [*files_of("serving"), *files_of("model_repository")]:
         assert not [module for module in imported(file) if is_within(module, FRAMEWORKS)], file
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_of_serving_use_those_before_them(room):
+    allowed = {f"serving.{name}" for name in {room, *ROOMS[room], *BESIDE}}
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {module}"
+        for file in files_of(f"serving/{room}")
+        for module in imported(file)
+        if is_within(module, {"serving"}) and not is_within(module, allowed)
+    ]
+    assert not wrong
+
+
+def test_every_room_of_serving_is_known():
+    assert {file.parent.name for file in (ROOT / "serving").glob("*/*.py")} == set(ROOMS)

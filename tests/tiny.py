@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 
 from serving.bundle import MANIFEST, Condition, EngineFile, Manifest, Output, file_digest
-from serving.solvers import COLUMNS, Schedule
+from serving.sampling.solvers import COLUMNS, Schedule
 
 OPSET = 18
 HIDDEN = 8

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from kernels.solver_step import solver_step
 from serving.bundle import Condition, Output
-from serving.solvers import Schedule, solver_table
+from serving.sampling.solvers import Schedule, solver_table
 
 # Of diffusers.optimization.get_scheduler, those that need nothing but the numbers of warm-up and of all steps.
 LR_SCHEDULES = ("constant", "constant_with_warmup", "cosine", "linear", "polynomial")
@@ -176,7 +176,7 @@ class Family(nn.Module):
         Args:
             noises: standard normal tensors [B, C, H, W]: the start, then one for each row of the solver's table;
                 rows of a deterministic solver need none.
-            solver: a name in ``serving.solvers.SOLVERS``.
+            solver: a name in ``serving.sampling.solvers.SOLVERS``.
             steps: 1 .. the schedule's number of training timesteps.
             condition: class-index mask uint8 [B, 1, H, W] for the families that take one.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from serving.solvers import Schedule
+from serving.sampling.solvers import Schedule
 
 
 def draw_timesteps(schedule: Schedule, count: int, generator: torch.Generator, antithetic: bool = True) -> Tensor:

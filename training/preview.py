@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from serving.noise import draw
-from serving.pictures import contact_sheet
-from serving.samples import Samples, under
-from serving.solvers import solver_table
+from serving.sample_set import Samples, under
+from serving.sampling.noise import draw
+from serving.sampling.solvers import solver_table
+from serving.writers.pictures import contact_sheet
 from training.family import Family
 
 COUNT = 16

@@ -9,9 +9,9 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.gpu import kernels, trajectories
-from benchmarks.gpu.kernel_cases import KERNELS
-from benchmarks.gpu.ways import WAYS
+from benchmarks.gpu import kernel_timing, trajectory_timing
+from benchmarks.gpu.contenders import WAYS
+from benchmarks.gpu.kernel_shapes import KERNELS
 from benchmarks.tables import wide_console
 from kernels.language import INSTALLED
 
@@ -31,7 +31,7 @@ KERNELS_SHARE = 1 / 3  # of the time, where trajectories come after them
     "--size",
     multiple=True,
     type=click.IntRange(32),
-    default=trajectories.SIZES,
+    default=trajectory_timing.SIZES,
     show_default=True,
     help="Of the images. May be repeated.",
 )
@@ -39,15 +39,15 @@ KERNELS_SHARE = 1 / 3  # of the time, where trajectories come after them
     "--batch",
     multiple=True,
     type=click.IntRange(1),
-    default=trajectories.BATCHES,
+    default=trajectory_timing.BATCHES,
     show_default=True,
     help="Samples at a time. May be repeated.",
 )
 @click.option(
     "--precision",
     multiple=True,
-    type=click.Choice(trajectories.PRECISIONS),
-    default=trajectories.PRECISIONS,
+    type=click.Choice(trajectory_timing.PRECISIONS),
+    default=trajectory_timing.PRECISIONS,
     show_default=True,
     help="Of the networks. May be repeated.",
 )
@@ -95,22 +95,22 @@ def gpu(
     out = out or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', report['gpu'].lower())}.json"
     ways = [name for name in WAYS if not only or name in only]
     if chosen := [name for name in KERNELS if not only or name in only]:
-        report |= kernels.measure_all(chosen, began + 60 * minutes * (KERNELS_SHARE if ways else 1))
+        report |= kernel_timing.measure_all(chosen, began + 60 * minutes * (KERNELS_SHARE if ways else 1))
         write(report, out)
     if ways:
-        groups = trajectories.groups(size, batch, precision)
+        groups = trajectory_timing.groups(size, batch, precision)
         report["trajectories"] = []
-        for rows in trajectories.measure_all(ways, groups, torch.device("cuda"), began + 60 * minutes):
+        for rows in trajectory_timing.measure_all(ways, groups, torch.device("cuda"), began + 60 * minutes):
             report["trajectories"] += rows
             write(report, out)  # group by group: the next one may fail, or take too long
     console = wide_console()
     if "kernels" in report:
-        console.print(kernels.table(report))
+        console.print(kernel_timing.table(report))
         if late := report["kernels_without_time"]:
             click.echo(f"{late} rows of kernels not measured, as there was no time left")
     if "trajectories" in report:
-        console.print(trajectories.table(report))
-        for note in trajectories.notes(report):
+        console.print(trajectory_timing.table(report))
+        for note in trajectory_timing.notes(report):
             click.echo(note)
     click.echo(f"Written to {out}.")
     if wrong := [row for rows in ROW_KEYS for row in report.get(rows, []) if row["wrong"]]:

@@ -1,5 +1,5 @@
 """What a sample costs, beside the ways to draw the same sample without medgen.
 
-``rows`` says what is compared, ``peers`` and ``ours`` hold the rows, ``workers`` gives each a process of its own,
-``measure`` runs them in turn, ``command`` prints.
+``workload`` is what all draw, ``contenders`` lists who draws it, ``with_medgen`` and ``without_medgen`` hold them,
+``processes`` gives each a process of its own, ``timing`` runs them in turn, ``command`` prints.
 """

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.latency.cases import make_case
-from benchmarks.latency.measure import Figures, measure
-from benchmarks.latency.rows import PAPER, ROWS, YARDSTICK, Case
-from benchmarks.latency.workers import RowError
+from benchmarks.latency.contenders import PAPER, ROWS, YARDSTICK, Case
+from benchmarks.latency.processes import RowError
+from benchmarks.latency.timing import Figures, measure
+from benchmarks.latency.workload import make_case
 from benchmarks.tables import wide_console
 from export import BuildError
 from serving.bundle import REPOSITORY, BundleError
-from serving.solvers import SOLVERS
+from serving.sampling.solvers import SOLVERS
 from training.checkpoint import CheckpointError
 
 PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "tritonclient", "nvidia-pytriton", "numpy")

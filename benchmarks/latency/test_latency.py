@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.latency.cases import make_case
-from benchmarks.latency.rows import ROWS, Case, batches
-from benchmarks.latency.workers import RowNotPossibleError, Worker
+from benchmarks.latency.contenders import ROWS, Case, batches
+from benchmarks.latency.processes import RowNotPossibleError, Worker
+from benchmarks.latency.workload import make_case
 from export.chain import find_chains
 from serving.bundle import REPOSITORY, BundleError
 from training.checkpoint import CheckpointError

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Bundle, BundleError
-from serving.solvers import HISTORY
+from serving.sampling.solvers import HISTORY
 
 Float32 = NDArray[np.float32]
 History = tuple[Float32, ...]  # the latest predictions, newest first

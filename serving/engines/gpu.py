@@ -15,7 +15,7 @@ from serving.engines import EngineError, Float32, History, StepEngine, Trajector
 from serving.engines.device import Device, DeviceArray
 from serving.engines.rows import RowBuffer
 from serving.engines.staging import Staging
-from serving.solvers import COLUMNS, HISTORY, longest_table
+from serving.sampling.solvers import COLUMNS, HISTORY, longest_table
 
 A, S = COLUMNS.index("a"), COLUMNS.index("s")
 ROUND = math.lcm(2, HISTORY + 1)  # rows after which states and history are in the buffers they began in

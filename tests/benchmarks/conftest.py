@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tiny_families import tiny_family
 
-from benchmarks.latency.cases import make_case
-from benchmarks.latency.rows import Case
+from benchmarks.latency.contenders import Case
+from benchmarks.latency.workload import make_case
 from export.build import build, prepare_repository
 from export.chain import find_chains
 from serving.bundle import REPOSITORY

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from tiny_families import FAMILIES, tiny_family
 
 from benchmarks.__main__ import main
-from benchmarks.gpu import command, kernel_cases, kernels
+from benchmarks.gpu import command, kernel_shapes, kernel_timing
 
 CPU = torch.device("cpu")
 
@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 def cases():
     """Every kind of case, at the shapes of tiny families."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel_cases, "paper", lambda name: tiny_family(name).to("meta"))
-        return list(kernel_cases.cases())
+        patch.setattr(kernel_shapes, "paper", lambda name: tiny_family(name).to("meta"))
+        return list(kernel_shapes.cases())
 
 
 def test_without_a_gpu_it_says_so_in_one_line():
@@ -39,13 +39,13 @@ def test_the_shapes_are_the_models_own(cases):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_networks_of_every_family_hold_both_kernels(name):
-    found = {kernel for kernel, *_ in kernel_cases.operators(tiny_family(name).to("meta"))}
+    found = {kernel for kernel, *_ in kernel_shapes.operators(tiny_family(name).to("meta"))}
     assert found == {"attention", "group_norm_silu"}
 
 
 def test_every_family_has_a_preset_of_its_paper_on_no_memory():
     for name in FAMILIES:
-        family = kernel_cases.paper(name)
+        family = kernel_shapes.paper(name)
         assert family.preset == family.presets["paper"]
         assert {weight.device.type for weight in family.parameters()} == {"meta"}
 
@@ -59,26 +59,26 @@ def test_what_is_compared_is_the_same_thing(cases):
 
 
 def test_the_bytes_are_those_of_the_tensors_that_matter():
-    case = kernel_cases.solver_step_case((2, 1, 4, 4), used=("p", "q", "a", "b", "m", "d1"), detail="")
+    case = kernel_shapes.solver_step_case((2, 1, 4, 4), used=("p", "q", "a", "b", "m", "d1"), detail="")
     *_, coeffs = case.inputs(CPU)
     assert coeffs[:, [5, 6, 8, 10, 11]].abs().max() == 0
     assert coeffs[:, [1, 2, 3, 4, 7, 9]].abs().min() > 0
     assert case.bytes == 5 * 2 * 16 * 4
-    assert kernel_cases.attention_case((2, 64, 3, 8), torch.float16).bytes == 4 * 2 * 2 * 64 * 3 * 8
-    assert kernel_cases.attention_case((2, 64, 3, 8), torch.float16).operations == 4 * 2 * 3 * 64 * 64 * 8
-    assert kernel_cases.group_norm_silu_case((2, 8, 4, 4), torch.float32, 2, False).bytes == 2 * 4 * 2 * 8 * 16
+    assert kernel_shapes.attention_case((2, 64, 3, 8), torch.float16).bytes == 4 * 2 * 2 * 64 * 3 * 8
+    assert kernel_shapes.attention_case((2, 64, 3, 8), torch.float16).operations == 4 * 2 * 3 * 64 * 64 * 8
+    assert kernel_shapes.group_norm_silu_case((2, 8, 4, 4), torch.float32, 2, False).bytes == 2 * 4 * 2 * 8 * 16
 
 
 def test_a_wrong_kernel_is_seen(cases):
     case = cases[0]
-    assert kernels.distance(case, CPU) < 1e-5
+    assert kernel_timing.distance(case, CPU) < 1e-5
 
     def unwritten(*inputs):
         sample_next, prediction = case.reference(*inputs)
         return sample_next, torch.empty_like(prediction)
 
     object.__setattr__(case, "ours", unwritten)
-    assert not kernels.distance(case, CPU) <= 1e-5
+    assert not kernel_timing.distance(case, CPU) <= 1e-5
 
 
 def test_report(cases, monkeypatch, tmp_path):
@@ -86,10 +86,10 @@ def test_report(cases, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
     monkeypatch.setattr(command, "INSTALLED", True)
-    monkeypatch.setattr(kernels, "cases", lambda only: [case for case in cases if case.kernel in only])
-    ceilings = kernels.Ceilings(4e12, dict.fromkeys(kernels.TOLERANCE, 1e15))
-    monkeypatch.setattr(kernels, "measure_ceilings", lambda: ceilings)
-    monkeypatch.setattr(kernels, "measure", row)
+    monkeypatch.setattr(kernel_timing, "cases", lambda only: [case for case in cases if case.kernel in only])
+    ceilings = kernel_timing.Ceilings(4e12, dict.fromkeys(kernel_timing.TOLERANCE, 1e15))
+    monkeypatch.setattr(kernel_timing, "measure_ceilings", lambda: ceilings)
+    monkeypatch.setattr(kernel_timing, "measure", row)
     out = tmp_path / "new" / "gpu.json"
 
     result = CliRunner().invoke(main, ["gpu", "--only", "attention", "--out", str(out)])
@@ -103,7 +103,7 @@ def test_report(cases, monkeypatch, tmp_path):
     result = CliRunner().invoke(main, ["gpu", "--only", "attention", "--out", str(out), "--minutes", "0"])
     assert "rows of kernels not measured, as there was no time left" in result.output
 
-    monkeypatch.setattr(kernels, "measure", lambda case, ceilings: row(case, ceilings) | {"wrong": True})
+    monkeypatch.setattr(kernel_timing, "measure", lambda case, ceilings: row(case, ceilings) | {"wrong": True})
     result = CliRunner().invoke(main, ["gpu", "--only", "attention", "--out", str(out)])
     assert result.exit_code == 1
     assert "further from the reference" in result.output

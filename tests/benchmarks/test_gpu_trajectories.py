@@ -15,8 +15,8 @@ from fake_tensorrt import tensorrt_recorded
 from tiny_pig import SIZE, tiny_pig
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu import command, trajectories, ways
-from benchmarks.gpu.ways import WAYS, Captured, Diffusers, FusedStep, Served, ServedByTensorRT, Work
+from benchmarks.gpu import command, contenders, trajectory_timing
+from benchmarks.gpu.contenders import WAYS, Captured, Diffusers, FusedStep, Served, ServedByTensorRT, Work
 from export import BuildError
 
 CPU = torch.device("cpu")
@@ -25,13 +25,13 @@ BATCH, STEPS = 2, 3
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(trajectories, "random_pig", lambda size: tiny_pig(size=size))
-    monkeypatch.setattr(trajectories, "STEPS", 2)
-    monkeypatch.setattr(trajectories, "ROUNDS", 1)
+    monkeypatch.setattr(trajectory_timing, "random_pig", lambda size: tiny_pig(size=size))
+    monkeypatch.setattr(trajectory_timing, "STEPS", 2)
+    monkeypatch.setattr(trajectory_timing, "ROUNDS", 1)
 
 
 def measured(*arguments):
-    (rows,) = trajectories.measure_all(*arguments)
+    (rows,) = trajectory_timing.measure_all(*arguments)
     return rows
 
 
@@ -49,7 +49,7 @@ def engines(monkeypatch, tmp_path):
 @pytest.fixture
 def on_cpu(monkeypatch):
     """A "graph" that is called again."""
-    monkeypatch.setattr(ways, "captured", lambda function: (function, function()))
+    monkeypatch.setattr(contenders, "captured", lambda function: (function, function()))
 
 
 family = cache(tiny_pig)  # the same, so that its graphs are exported once
@@ -61,15 +61,15 @@ def work(precision="fp32", deadline=None):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("precision", trajectories.PRECISIONS)
+@pytest.mark.parametrize("precision", trajectory_timing.PRECISIONS)
 def test_all_ways_draw_the_same(precision, engines, on_cpu):
-    expected = trajectories.host(Diffusers(work()).run())
+    expected = trajectory_timing.host(Diffusers(work()).run())
     served = [] if precision == "bf16" else [Served, ServedByTensorRT]  # no CPU runs bf16 graphs
     for way in (Diffusers, FusedStep, Captured, *served):
         state = torch.as_tensor(way(work(precision)).run())
         assert state.dtype == torch.float32
-        off = trajectories.distance(trajectories.host(state), expected)
-        assert off < trajectories.DRIFT[precision]
+        off = trajectory_timing.distance(trajectory_timing.host(state), expected)
+        assert off < trajectory_timing.DRIFT[precision]
         assert precision == "fp32" or off > 1e-6  # it was computed in half precision
 
 
@@ -145,8 +145,8 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 0.0
-        monkeypatch.setattr(trajectories.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(trajectories.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(trajectory_timing.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(trajectory_timing.time, "perf_counter", lambda: self.now)
 
     def way(self, preparing, running, networks):
         """One that takes so many seconds for each."""
@@ -191,7 +191,7 @@ def test_shares_and_ratios_are_of_what_was_timed():
 
 @pytest.mark.usefixtures("tiny")
 def test_what_could_not_be_prepared_in_time_is_not_begun(clock):
-    *_, (eager, fused) = trajectories.measure_all(["medgen-pytorch"], [(32, 4, "fp32"), (32, 1, "fp32")], CPU, 200)
+    *_, (eager, fused) = trajectory_timing.measure_all(["medgen-pytorch"], [(32, 4, "fp32"), (32, 1, "fp32")], CPU, 200)
     assert clock.now < 200
     assert eager["ms_per_sample"] == 2000
     assert fused["note"] == "there was no time left"
@@ -199,18 +199,18 @@ def test_what_could_not_be_prepared_in_time_is_not_begun(clock):
 
 @pytest.mark.usefixtures("tiny")
 def test_after_the_deadline_there_is_one_round_and_no_timing_of_networks(clock, monkeypatch):
-    monkeypatch.setattr(trajectories, "ROUNDS", 7)
+    monkeypatch.setattr(trajectory_timing, "ROUNDS", 7)
     rows = measured(["medgen-pytorch"], [(32, 4, "fp32")], CPU, 101)
     assert clock.now == 2 + 2 + 100 + 0.5 + 2 * (2 + 0.5)  # the reference, both prepared, warm-up and round
     for row in rows:
         assert row["ms_per_sample"] > 0
         assert row["rounds"] == 1
         assert (row["step_ms_per_sample"], row["outside_networks"]) == (None, None)
-    assert "diffusers-eager: 1 steps and networks not measured, as there was no time left" in trajectories.notes(
+    assert "diffusers-eager: 1 steps and networks not measured, as there was no time left" in trajectory_timing.notes(
         {"trajectories": rows}
     )
     report = {"gpu": "NVIDIA Test", "trajectories": rows}
-    assert trajectories.table(report).row_count == 2
+    assert trajectory_timing.table(report).row_count == 2
 
 
 @pytest.mark.usefixtures("tiny")
@@ -255,7 +255,7 @@ def test_what_fails_or_comes_too_late_has_a_reason(monkeypatch):
 
     late = measured(["medgen-pytorch"], [(32, 1, "fp32")], CPU, time.monotonic() - 1)
     assert [row["note"] for row in late] == ["there was no time left"] * 2
-    assert list(trajectories.notes({"trajectories": [failed, *late]})) == [
+    assert list(trajectory_timing.notes({"trajectories": [failed, *late]})) == [
         "medgen-pytorch: 1 not measured, as RuntimeError: no such engine",
         "diffusers-eager: 1 not measured, as there was no time left",
         "medgen-pytorch: 1 not measured, as there was no time left",
@@ -271,7 +271,7 @@ def test_a_reference_that_fails_costs_its_own_group_alone(monkeypatch):
 
     monkeypatch.setitem(WAYS, "diffusers-eager", fail)
     groups = [(32, 2, "fp32"), (32, 1, "fp32")]
-    failed, measured = trajectories.measure_all(["medgen-pytorch"], groups, CPU, time.monotonic() + 600)
+    failed, measured = trajectory_timing.measure_all(["medgen-pytorch"], groups, CPU, time.monotonic() + 600)
     reason = "the float32 that it is compared with was not: RuntimeError: out of memory"
     assert [row["note"] for row in failed] == [reason] * 2
     assert all(row["ms_per_sample"] > 0 for row in measured)
@@ -290,7 +290,7 @@ def test_float64_is_made_on_the_host():
 
     on_device = torch.empty(2, device="meta")
     with Copies():
-        trajectories.host(on_device)
+        trajectory_timing.host(on_device)
     assert copies == [("meta", torch.float32), ("cpu", torch.float64)]
 
 
@@ -337,8 +337,8 @@ def test_kernels_leave_time_for_trajectories(monkeypatch, tmp_path, only, share)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
     monkeypatch.setattr(command, "INSTALLED", True)
     monkeypatch.setattr(command.time, "monotonic", lambda: 1000.0)
-    monkeypatch.setattr(command.kernels, "measure_all", kernels_until)
-    monkeypatch.setattr(trajectories, "measure_all", trajectories_until)
+    monkeypatch.setattr(command.kernel_timing, "measure_all", kernels_until)
+    monkeypatch.setattr(trajectory_timing, "measure_all", trajectories_until)
     options = [word for name in only for word in ("--only", name)]
     result = CliRunner().invoke(command.gpu, [*options, "--minutes", "9", "--out", str(tmp_path / "gpu.json")])
     assert result.exit_code == 0, result.output

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import benchmarks.__main__ as program
 from benchmarks.latency.command import latency
-from benchmarks.latency.rows import PAPER
+from benchmarks.latency.contenders import PAPER
 
 CHECKOUT = Path(__file__).parents[2]
 FEW = ["pytorch-eager", "medgen"]

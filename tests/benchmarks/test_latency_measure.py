@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from latency_rows import CASE
 
-from benchmarks.latency.measure import figures, measure
-from benchmarks.latency.rows import PAPER, ROWS, YARDSTICK
-from benchmarks.latency.workers import Round
+from benchmarks.latency.contenders import PAPER, ROWS, YARDSTICK
+from benchmarks.latency.processes import Round
+from benchmarks.latency.timing import figures, measure
 
 
 def rounds(seconds, share=0.5, image=0.0, lesions=0):

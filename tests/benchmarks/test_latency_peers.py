@@ -5,10 +5,10 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from benchmarks.latency.contenders import NotPossibleError
 from benchmarks.latency.masks import discs
-from benchmarks.latency.ours import InProcess, OverTriton
-from benchmarks.latency.peers import ChannelsLast, Eager, OnnxRuntimeLoop, PaperSampler
-from benchmarks.latency.rows import NotPossibleError
+from benchmarks.latency.with_medgen import InProcess, OverTriton
+from benchmarks.latency.without_medgen import ChannelsLast, Eager, OnnxRuntimeLoop, PaperSampler
 from serving.bundle import Condition
 
 SEEDS = [5, 2**62]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import FLOW, LINEAR
 
-from benchmarks.latency.schedulers import DIFFUSIONS, FLOWS, ancestral_noise, make_scheduler
+from benchmarks.latency.diffusers_schedulers import DIFFUSIONS, FLOWS, ancestral_noise, make_scheduler
 from kernels.solver_step import reference
-from serving.solvers import solver_table
+from serving.sampling.solvers import solver_table
 
 V = dataclasses.replace(LINEAR, prediction="v")
 CASES = [*((schedule, solver) for schedule in (LINEAR, V) for solver in DIFFUSIONS), *((FLOW, s) for s in FLOWS)]

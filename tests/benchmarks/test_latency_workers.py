@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from latency_rows import BALLAST_MIB, CASE, NETWORK_SECONDS
 
-from benchmarks.latency.workers import RowError, Worker
+from benchmarks.latency.processes import RowError, Worker
 
 
 def worker(row: str) -> Worker:

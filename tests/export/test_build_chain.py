@@ -15,7 +15,7 @@ from export.__main__ import main
 from export.parity import measure_parity
 from serving.bundle import REPOSITORY, bundle_folder, load_bundle
 from serving.client import LocalClient
-from serving.server import find_models
+from serving.triton.served_models import find_models
 from training.family import Preset
 
 STAGES = ("cmr_mask", "cmr_ddpm_image")

@@ -10,10 +10,10 @@ from tiny_families import FAMILIES, random_condition, tiny_family
 
 from export.build import Options, build
 from serving.bundle import Bundle
-from serving.noise import draw
-from serving.requests import parse_request
-from serving.sampler import Sampler
-from serving.solvers import solver_table
+from serving.sampling.noise import draw
+from serving.sampling.requests import parse_request
+from serving.sampling.sampler import Sampler
+from serving.sampling.solvers import solver_table
 from training.checkpoint import save_checkpoint
 
 

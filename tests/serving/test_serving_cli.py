@@ -17,7 +17,8 @@ from tiny import write_tiny_bundle
 
 from serving.__main__ import main
 from serving.bundle import REPOSITORY, bundle_folder
-from serving.server import find_installation, find_models
+from serving.triton.installation import find_installation
+from serving.triton.served_models import find_models
 
 
 def serving(*arguments: object) -> Result:

@@ -28,8 +28,8 @@ for module in pkgutil.walk_packages(serving.__path__, "serving."):
     importlib.import_module(module.name)
 
 from serving.bundle import load_bundle
-from serving.requests import parse_request
-from serving.sampler import Sampler
+from serving.sampling.requests import parse_request
+from serving.sampling.sampler import Sampler
 sampler = Sampler(load_bundle({folder!r}))
 (samples,) = sampler.sample([parse_request(sampler.bundle.manifest, np.array([[1], [2]]), {{}})])
 print(samples["image"].shape)

@@ -13,7 +13,7 @@ from tiny_families import FAMILIES, FIELDS, SIZE, classes_of, random_batch, rand
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from serving.solvers import SOLVERS, Schedule, solver_table, solvers_for
+from serving.sampling.solvers import SOLVERS, Schedule, solver_table, solvers_for
 from training.checkpoint import find_checkpoint
 from training.family import Family
 from training.fit import Interrupted, Run, fit

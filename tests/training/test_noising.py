@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from serving.solvers import Schedule
+from serving.sampling.solvers import Schedule
 from training.noising import draw_timesteps, noised
 
 LINEAR = Schedule("linear", 1024, 1e-4, 0.02, "epsilon")

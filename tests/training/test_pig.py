@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 from tiny_pig import SIZE, random_batch, tiny_pig
 from torch import Tensor, nn
 
-from serving.solvers import solver_table
+from serving.sampling.solvers import solver_table
 from training.models.pig import PRESETS, Pig, binarise
 
 

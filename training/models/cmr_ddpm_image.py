@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from serving.solvers import Schedule
+from serving.sampling.solvers import Schedule
 from training.family import Preset
 from training.hearts import CLASSES, HeartPainter, PainterPreset, one_hot
 from training.unets import UNetPreset, diffusers_unet

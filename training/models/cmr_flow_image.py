@@ -13,7 +13,7 @@ from typing import ClassVar
 from monai.networks.nets import ControlNet, DiffusionModelUNet
 from torch import Tensor, nn
 
-from serving.solvers import Schedule
+from serving.sampling.solvers import Schedule
 from training.family import Preset
 from training.hearts import CLASSES, HeartPainter, PainterPreset, one_hot
 from training.unets import monai_options, placed

@@ -16,7 +16,7 @@ from monai.networks.nets import SPADEDiffusionModelUNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from serving.solvers import Schedule
+from serving.sampling.solvers import Schedule
 from training.family import Batch, Preset
 from training.hearts import CLASSES, HeartPainter, PainterPreset, one_hot
 from training.unets import monai_options

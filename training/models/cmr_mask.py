@@ -12,7 +12,7 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
-from serving.solvers import Schedule
+from serving.sampling.solvers import Schedule
 from training.denoiser import Denoiser
 from training.family import Batch, Preset
 from training.hearts import CLASSES, mask_output, one_hot

@@ -15,7 +15,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from serving.bundle import Output
-from serving.solvers import Schedule
+from serving.sampling.solvers import Schedule
 from training.family import Batch, Family, Network, Preset
 from training.noising import draw_timesteps, levels, noised
 from training.unets import UNetPreset, diffusers_unet

@@ -1,4 +1,4 @@
-from serving.triton_model import BundleModel
+from serving.triton.model import BundleModel
 
 
 class TritonPythonModel(BundleModel):

@@ -1,0 +1,135 @@
+"""The rows without medgen: a loop in Python around a diffusers scheduler, on the networks as one has them today."""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.latency.contenders import Arrays, Case, NotPossibleError, Stage, Stopwatch
+from benchmarks.latency.masks import discs
+from benchmarks.latency.network_files import export_networks, session_network
+from benchmarks.latency.pytorch_stage import LoadedStage, Tensors
+from training.family import Network
+from training.models import load_family
+
+
+class Loop:
+    """All stages, one after the other, each in a loop around a scheduler of its own."""
+
+    note = ""
+
+    def __init__(self, case: Case) -> None:
+        torch.set_num_threads(case.threads)
+        self.case = case
+        self.networks = Stopwatch()
+        self.stages = [self.opened(LoadedStage(stage)) for stage in case.stages]
+
+    def opened(self, stage: LoadedStage) -> tuple[LoadedStage, Mapping[str, Network]]:
+        if stage.scheduler() is None:
+            raise NotPossibleError(without_scheduler(stage.stage))
+        prepared = self.prepared(stage.stage, stage.family.networks())
+        return stage, {name: self.networks.timing(network) for name, network in prepared.items()}
+
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+        raise NotImplementedError
+
+    def sample(self, seeds: list[int]) -> Arrays:
+        condition = self.case.condition
+        tensors = {} if condition is None else {condition.name: torch.from_numpy(discs(condition, len(seeds)))}
+        with torch.inference_mode():
+            for stage, networks in self.stages:
+                tensors |= self.drawn(stage, networks, seeds, tensors)
+        return {output.name: tensors[output.name].numpy() for output in self.case.outputs}
+
+    def drawn(self, stage: LoadedStage, networks: Mapping[str, Network], seeds: list[int], tensors: Tensors) -> Tensors:
+        return stage.by_scheduler(networks, seeds, tensors)
+
+    def processes(self) -> list[int]:
+        return [os.getpid()]
+
+    def close(self) -> None:
+        pass
+
+
+def without_scheduler(stage: Stage) -> str:
+    return f"diffusers has no scheduler that does what {stage.solver} of {stage.model} does"
+
+
+class Eager(Loop):
+    """Where diffusers has no such scheduler, the solver's table is run in PyTorch: there must be a yardstick.
+
+    Such a stage has no networks of its own loop.
+    """
+
+    def opened(self, stage: LoadedStage) -> tuple[LoadedStage, Mapping[str, Network]]:
+        if stage.scheduler() is not None:
+            return super().opened(stage)
+        reason = f"{without_scheduler(stage.stage)}; this is medgen's own step in PyTorch"
+        self.note = f"{self.note}; {reason}" if self.note else reason
+        timed = self.networks.timing(stage.family.network)
+        setattr(stage.family, "network", timed)  # noqa: B010 - a method of this instance alone
+        return stage, {}
+
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+        return networks
+
+    def drawn(self, stage: LoadedStage, networks: Mapping[str, Network], seeds: list[int], tensors: Tensors) -> Tensors:
+        return super().drawn(stage, networks, seeds, tensors) if networks else stage.by_table(seeds, tensors)
+
+
+class PaperSampler(Eager):
+    """The solvers and steps of the models' papers, on the same weights: what the fast solvers are instead of."""
+
+    def __init__(self, case: Case) -> None:
+        stages = tuple(map(as_in_the_paper, case.stages))
+        self.note = f"{', '.join(map(str, stages))}: other samples by nature, so they are not compared; one batch"
+        super().__init__(replace(case, stages=stages))
+
+
+def as_in_the_paper(stage: Stage) -> Stage:
+    presets = load_family(stage.model).presets
+    if "paper" not in presets:
+        raise NotPossibleError(f"{stage.model} has no preset of its paper")
+    paper = presets["paper"]
+    return replace(stage, solver=paper.default_solver, steps=paper.default_steps)
+
+
+class ChannelsLast(Loop):
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+        return {name: channels_last(network) for name, network in networks.items()}
+
+
+def channels_last(network: nn.Module) -> Network:
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(noisy: Tensor, *others: Tensor) -> Tensor:
+        out: Tensor = network(noisy.contiguous(memory_format=torch.channels_last), *others)
+        return out
+
+    return run
+
+
+class Compiled(Loop):
+    note = "its memory includes that of compiling"
+
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+        return {name: torch.compile(network) for name, network in networks.items()}
+
+
+class OnnxRuntimeLoop(Loop):
+    """The networks exported alone, at the exporter's own opset; the loop stays in Python."""
+
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+        with TemporaryDirectory() as folder:
+            # In a process of its own, so that the memory of exporting is not counted.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                pool.submit(export_networks, stage, Path(folder)).result()
+            for network in networks.values():
+                network.to("meta")  # the weights are in the sessions now
+            return {name: session_network(Path(folder) / f"{name}.onnx", self.case.threads) for name in networks}

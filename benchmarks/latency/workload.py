@@ -1,0 +1,97 @@
+"""From what was asked for to what every row does, checked before any row is opened."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.latency.contenders import Case, Stage
+from benchmarks.latency.masks import discs
+from export.chain import by_model
+from serving.bundle import Bundle, Output, bundle_folder, file_digest, load_bundle
+from serving.chain import check_stages, read_chain
+from serving.sampling.requests import parse_request
+from training.checkpoint import find_checkpoint, shipped_checkpoint
+
+
+def make_case(
+    model: str, checkpoints: Sequence[Path], repository: Path, batch: int, parameters: Mapping[str, Any]
+) -> Case:
+    """A case of a model or a chain.
+
+    Args:
+        checkpoints: those of stages whose bundles were built from elsewhere than they say.
+        parameters: as of a request: steps, solver, mask_steps, mask_solver.
+
+    Raises:
+        BundleError, ChainError: something is not built or broken, or the stages do not fit together.
+        CheckpointError: a checkpoint is missing or broken.
+        BuildError: a checkpoint is of no stage, or two are of the same.
+        ValueError: a checkpoint's weights are not the bundle's, or a solver does not fit a model.
+    """
+    chain = read_chain(repository, model)
+    models = [stage.model for stage in chain.stages] if chain else [model]
+    bundles = {name: load_bundle(bundle_folder(repository, name)) for name in models}
+    if chain:
+        check_stages(chain, {name: bundle.manifest for name, bundle in bundles.items()})
+        names = [(stage.inputs, stage.outputs) for stage in chain.stages]
+    else:
+        names = [own_names(bundle) for bundle in bundles.values()]
+    given = by_model(checkpoints, models)
+    stages = [
+        make_stage(bundles[name], given.get(name), parameters, *tensors)
+        for name, tensors in zip(models, names, strict=True)
+    ]
+    return Case(
+        model,
+        tuple(stages),
+        None if chain else bundles[model].manifest.condition,
+        parameters,
+        tuple(output for stage in stages for output in drawn(stage, bundles[stage.model])),
+        repository.resolve(),
+        batch,
+        threads=psutil.cpu_count(logical=False) or 1,  # what ONNX Runtime takes by itself
+    )
+
+
+def own_names(bundle: Bundle) -> tuple[dict[str, str], dict[str, str]]:
+    manifest = bundle.manifest
+    inputs = {manifest.condition.name: manifest.condition.name} if manifest.condition else {}
+    return inputs, {output.name: output.name for output in manifest.outputs}
+
+
+def make_stage(
+    bundle: Bundle,
+    checkpoint: Path | None,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    outputs: Mapping[str, str],
+) -> Stage:
+    manifest = bundle.manifest
+    condition = None if manifest.condition is None else discs(manifest.condition, 1)
+    request = parse_request(manifest, np.zeros((1, 1), np.int64), parameters, condition)
+    if request.solver is None:
+        raise ValueError(f"{manifest.model} takes no steps; what is measured here is steps")
+    folder = find_checkpoint(checkpoint or built_from(bundle))
+    if file_digest(folder / "model.safetensors") != manifest.checkpoint.get("digest"):
+        raise ValueError(f"{bundle.folder} was not built from {folder}: give --checkpoint the one it was built from")
+    return Stage(manifest.model, folder.resolve(), bundle.digest, request.solver, request.steps, inputs, outputs)
+
+
+def built_from(bundle: Bundle) -> Path:
+    """The checkpoint that a bundle was compared with when it was built, or the one that medgen ships."""
+    try:
+        recorded = Path(json.loads((bundle.folder / "parity.json").read_text())["checkpoint"])
+    except (OSError, ValueError, KeyError):
+        return shipped_checkpoint(bundle.manifest.model)
+    return recorded if recorded.is_dir() else shipped_checkpoint(bundle.manifest.model)
+
+
+def drawn(stage: Stage, bundle: Bundle) -> list[Output]:
+    """A stage's outputs that are the case's, under their names there."""
+    known = stage.outputs
+    return [replace(output, name=known[output.name]) for output in bundle.manifest.outputs if output.name in known]

@@ -1,0 +1,173 @@
+"""What one request asks for, checked in full before any work is done."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.bundle import Condition, Manifest
+from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
+
+COMMON = ("steps", "solver")
+
+
+class BadRequest(ValueError):  # noqa: N818  HTTP's name for it
+    """A request cannot be served as asked; the message names the parameter, its value and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampleRequest:
+    """Samples wanted, one per seed. Make one with ``parse_request``, which checks it.
+
+    seeds: int64 [N]. condition: uint8 [N, 1, H, W], or None for a model that has none. A model that takes no steps has
+    solver None and steps 0.
+    """
+
+    seeds: NDArray[np.int64]
+    solver: str | None
+    steps: int
+    condition: NDArray[np.uint8] | None = None
+
+
+def parse_request(
+    manifest: Manifest,
+    seed: NDArray[Any],
+    parameters: Mapping[str, Any],
+    condition: NDArray[Any] | None = None,
+) -> SampleRequest:
+    """Check a request against what the model can do.
+
+    Args:
+        seed: int64 [N, 1], N >= 1, every value from 0 to 2**63 - 1.
+        parameters: "steps" (int) and "solver" (str), both optional: the manifest has defaults. All stages of a chain
+            get the same parameters. A model that can be its first, for it draws one output out of nothing, takes
+            those named after that output, "mask_steps" and "mask_solver", over the common ones; a model under a
+            condition lets pass those named after its condition, if some model could take them.
+        condition: uint8 [N, *shape] of class indices, where the manifest has a condition.
+
+    Raises ``BadRequest`` for anything else.
+    """
+    seeds = _seeds(seed)
+    solver, steps = _solver_and_steps(manifest, parameters)
+    return SampleRequest(seeds, solver, steps, _condition(manifest, condition, len(seeds)))
+
+
+def _seeds(seed: NDArray[Any]) -> NDArray[np.int64]:
+    if seed.dtype != np.int64:
+        raise BadRequest(f"seed has type {seed.dtype}; it must be int64")
+    if seed.ndim != 2 or seed.shape[1] != 1:
+        raise BadRequest(f"seed has shape {list(seed.shape)}; it must be [N, 1], one row per sample")
+    if len(seed) == 0:
+        raise BadRequest("seed has 0 rows; at least 1 is needed, one per sample")
+    if (seed < 0).any():
+        raise BadRequest(f"seed is {seed.min()}; it must be from 0 to {2**63 - 1}")
+    return np.ascontiguousarray(seed[:, 0])
+
+
+def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tuple[str | None, int]:
+    schedule = manifest.schedule
+    known = _known(manifest)
+    for name, value in parameters.items():
+        if name not in (*known, *_not_for_us(manifest)):
+            allowed = f"allowed are {_listed(known)}" if known else f"{manifest.model} takes none"
+            raise BadRequest(f"parameter {_shown(name)} (value {_shown(value)}) is unknown; {allowed}")
+    _check_not_for_us(manifest, parameters)
+    if schedule is None:
+        return None, 0
+    name, solver, advice = _given(manifest, parameters, "solver", manifest.default_solver)
+    solvers = solvers_for(schedule)
+    if not isinstance(solver, str) or solver not in solvers:
+        raise BadRequest(f"{name} is {_shown(solver)}; allowed for {manifest.model} are {', '.join(solvers)}{advice}")
+    name, steps, advice = _given(manifest, parameters, "steps", manifest.default_steps)
+    last = schedule.num_train_timesteps
+    _check_steps(name, steps, last, f"from 1 to {last}{advice}")
+    try:
+        solver_table(solver, schedule, steps)
+    except ValueError as error:
+        raise BadRequest(f"{name} is {steps} with solver {solver!r}: {error}") from None
+    return solver, steps
+
+
+def _check_steps(name: str, steps: Any, last: float, allowed: str) -> None:
+    if type(steps) is not int:
+        kind = type(steps).__name__
+        raise BadRequest(f"{name} is {_shown(steps)}, a {kind}; it must be an integer {allowed}")
+    if not 1 <= steps <= last:
+        raise BadRequest(f"{name} is {_shown(steps)}; it must be {allowed}")
+
+
+def _check_not_for_us(manifest: Manifest, parameters: Mapping[str, Any]) -> None:
+    """What a stage before heeds must be what some model could do, for without a chain nobody else looks at it."""
+    for kind, name in zip(COMMON, _not_for_us(manifest), strict=False):
+        if name not in parameters:
+            continue
+        value = parameters[name]
+        if kind == "steps":
+            _check_steps(name, value, math.inf, "from 1 up")
+        elif not isinstance(value, str) or value not in SOLVERS:
+            raise BadRequest(f"{name} is {_shown(value)}; allowed are {', '.join(SOLVERS)}")
+
+
+def _known(manifest: Manifest) -> list[str]:
+    """Parameters that the model heeds."""
+    return [] if manifest.schedule is None else [*COMMON, *_named_after(_first_of_a_chain(manifest))]
+
+
+def _not_for_us(manifest: Manifest) -> list[str]:
+    """Parameters for the stage before, which draws the condition, in the order of COMMON."""
+    return [] if manifest.condition is None else _named_after(manifest.condition.name)
+
+
+def _first_of_a_chain(manifest: Manifest) -> str | None:
+    """The name of the model's output if it can be the condition of the next stage."""
+    return manifest.outputs[0].name if manifest.condition is None and len(manifest.outputs) == 1 else None
+
+
+def _named_after(tensor: str | None) -> list[str]:
+    return [f"{tensor}_{name}" for name in COMMON] if tensor else []
+
+
+def _given(manifest: Manifest, parameters: Mapping[str, Any], name: str, default: Any) -> tuple[str, Any, str]:
+    """A parameter under the name by which it was given, its value, and what helps if the value does not fit."""
+    output = _first_of_a_chain(manifest)
+    own = f"{output}_{name}"
+    if output and own in parameters:
+        return own, parameters[own], ""
+    advice = f"; {own} is for {manifest.model} alone" if output and name in parameters else ""
+    return name, parameters.get(name, default), advice
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _condition(manifest: Manifest, condition: NDArray[Any] | None, rows: int) -> NDArray[np.uint8] | None:
+    expected = manifest.condition
+    if expected is None:
+        if condition is not None:
+            raise BadRequest(f"a condition of shape {list(condition.shape)} was given; {manifest.model} takes none")
+        return None
+    if condition is None:
+        raise BadRequest(f"{expected.name} is missing; {manifest.model} needs it as {_wanted(expected, rows)}")
+    if condition.dtype != np.uint8:
+        raise BadRequest(f"{expected.name} has type {condition.dtype}; it must be {_wanted(expected, rows)}")
+    if condition.shape != (rows, *expected.shape):
+        raise BadRequest(f"{expected.name} has shape {list(condition.shape)}; it must be {_wanted(expected, rows)}")
+    if (highest := condition.max()) >= expected.classes:
+        raise BadRequest(f"{expected.name} holds class {highest}; allowed are 0 to {expected.classes - 1}")
+    return np.ascontiguousarray(condition)
+
+
+def _wanted(condition: Condition, rows: int) -> str:
+    return f"uint8 of shape {[rows, *condition.shape]}, class indices from 0 to {condition.classes - 1}"
+
+
+def _shown(value: Any, width: int = 60) -> str:
+    """repr, shortened; Python refuses to write out an integer of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 4 * width:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= width else f"{text[:width]}..."

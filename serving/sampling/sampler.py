@@ -1,0 +1,125 @@
+"""From requests to samples: noise, tables and batches for an engine."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.bundle import Bundle
+from serving.engines import Engine, EngineError, Float32, Trajectory, open_engine
+from serving.sampling import noise
+from serving.sampling.requests import SampleRequest
+from serving.sampling.solvers import COLUMNS, solver_table
+
+Arrays = dict[str, NDArray]  # by name, row i of every array belonging to one sample
+
+A, S = COLUMNS.index("a"), COLUMNS.index("s")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """One sample to draw."""
+
+    seed: int
+    solver: str | None
+    steps: int
+    table: Float32
+    condition: NDArray[np.uint8] | None
+
+
+class Sampler:
+    """Samples of one bundle; each depends on (bundle, seed, solver, steps) and its condition, and on nothing else."""
+
+    def __init__(self, bundle: Bundle, engine: Engine | None = None) -> None:
+        self.bundle = bundle
+        self._engine = engine or open_engine(bundle)
+
+    def sample(
+        self, requests: Sequence[SampleRequest], progress: Callable[[int, int], object] | None = None
+    ) -> list[Arrays]:
+        """Draw what the requests ask for, in batches that mix them.
+
+        Args:
+            progress: called with (samples done, samples in all) after every batch.
+
+        Returns:
+            For each request the manifest's outputs by name, [N, ...] each, and "provenance", object [N, 1]: JSON as
+            bytes, saying model, bundle, seed, solver, steps and, under a condition, the sha256 of its bytes.
+
+        Raises:
+            EngineError: the engine failed, or its values are not finite.
+        """
+        manifest = self.bundle.manifest
+        rows = [row for request in requests for row in self._rows(request)]
+        longest_first = sorted(range(len(rows)), key=lambda k: -len(rows[k].table))
+        samples = {o.name: np.empty((len(rows), *o.shape), o.dtype) for o in manifest.outputs}
+        for first in range(0, len(rows), manifest.max_batch):
+            chosen = longest_first[first : first + manifest.max_batch]
+            for name, values in self._batch([rows[k] for k in chosen]).items():
+                samples[name][chosen] = values
+            if progress is not None:
+                progress(first + len(chosen), len(rows))
+        samples["provenance"] = np.array([[self._provenance(row)] for row in rows], object).reshape(-1, 1)
+        cuts = np.cumsum([len(request.seeds) for request in requests], dtype=int)[:-1]
+        parts = {name: np.split(values, cuts) for name, values in samples.items()}
+        return [{name: part[k] for name, part in parts.items()} for k in range(len(requests))]
+
+    def _rows(self, request: SampleRequest) -> list[Row]:
+        schedule = self.bundle.manifest.schedule
+        if schedule is None or request.solver is None:
+            table = np.zeros((0, len(COLUMNS)), np.float32)
+        else:
+            table = solver_table(request.solver, schedule, request.steps).astype(np.float32)
+        conditions = [None] * len(request.seeds) if request.condition is None else request.condition
+        return [
+            Row(int(seed), request.solver, request.steps, table, condition)
+            for seed, condition in zip(request.seeds, conditions, strict=True)
+        ]
+
+    def _batch(self, rows: list[Row]) -> dict[str, NDArray]:
+        state, outputs = self._engine.generate(self._trajectory(rows))
+        for name, values in {"the last state": state, **outputs}.items():  # a finish that clamps can hide a NaN
+            finite = np.isfinite(values).reshape(len(rows), -1).all(axis=1)
+            if not finite.all():
+                row = rows[int(np.argmin(finite))]
+                asked = f"seed {row.seed}, solver {row.solver}, steps {row.steps}"
+                raise EngineError(
+                    f"the engine gave NaN or infinity in {name} of {self.bundle.manifest.model} for {asked}"
+                )
+        return outputs
+
+    def _trajectory(self, rows: list[Row]) -> Trajectory:
+        manifest = self.bundle.manifest
+        lengths = np.array([len(row.table) for row in rows])
+        coeffs = np.zeros((lengths[0], len(rows), len(COLUMNS)), np.float32)
+        coeffs[:, :, A] = 1
+        for k, row in enumerate(rows):
+            coeffs[: len(row.table), k] = row.table
+        start = np.empty((len(rows), *manifest.sample_shape), np.float32)
+        for k, row in enumerate(rows):
+            noise.draw(row.seed, manifest.model, noise.START, out=start[k])
+        buffer = np.zeros_like(start)
+        stochastic = np.flatnonzero(coeffs[:, :, S].any(axis=0))
+
+        def row_noise(number: int) -> Float32:
+            live = np.count_nonzero(lengths > number)
+            for k in stochastic[stochastic < live]:
+                if coeffs[number, k, S]:
+                    noise.draw(rows[k].seed, manifest.model, number + 1, out=buffer[k])
+                else:
+                    buffer[k] = 0
+            return buffer[:live]
+
+        conditions = [row.condition for row in rows if row.condition is not None]
+        return Trajectory(start, lengths, coeffs, row_noise, np.stack(conditions) if conditions else None)
+
+    def _provenance(self, row: Row) -> bytes:
+        facts: dict[str, Any] = {"model": self.bundle.manifest.model, "bundle": self.bundle.digest}
+        facts |= {"seed": row.seed, "solver": row.solver, "steps": row.steps}
+        if row.condition is not None:
+            facts["condition_sha256"] = hashlib.sha256(row.condition.tobytes()).hexdigest()
+        return json.dumps(facts, sort_keys=True).encode()

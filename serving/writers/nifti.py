@@ -1,0 +1,62 @@
+"""Samples as NIfTI files of one slice each, with sidecars that say what the voxels mean and where they come from."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.bundle import Output
+from serving.sample_set import Samples
+
+UNKNOWN = (1.0, 1.0)
+
+
+class NiftiError(Exception):
+    """NIfTI files cannot be written here; the message has the line that helps."""
+
+
+def check_nifti() -> None:
+    """Raises NiftiError if nibabel is missing."""
+    if importlib.util.find_spec("nibabel") is None:
+        raise NiftiError("NIfTI files need nibabel: pip install 'medgen[nifti]', or pip install nibabel")
+
+
+def write_nifti(samples: Samples, folder: Path) -> None:
+    """Writes SEED_OUTPUT.nii.gz and SEED_OUTPUT.json for every output [1, H, W] of every sample.
+
+    Voxels are [x, y, 1]: x counts columns, y counts rows. The affine has no more than the spacing, in mm, as the files
+    of ACDC do: it does not place the slice in a patient. Where the spacing is unknown, a voxel is 1 mm and the sidecar
+    says so. Raises NiftiError if nibabel is missing.
+    """
+    check_nifti()
+    import nibabel
+
+    folder.mkdir(exist_ok=True)
+    for output in samples.outputs:
+        if len(output.shape) != 3 or output.shape[0] != 1:
+            continue
+        between_rows, between_columns = output.spacing or UNKNOWN
+        affine = np.diag([between_columns, between_rows, 1.0, 1.0])
+        for row, seed in enumerate(samples.seeds):
+            voxels = samples.arrays[output.name][row, 0].T[..., None]
+            image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
+            image.header.set_xyzt_units("mm")
+            image.to_filename(folder / f"{seed:06d}_{output.name}.nii.gz")
+            sidecar = json.dumps(_described(output, samples.provenance[row]), indent=1)
+            (folder / f"{seed:06d}_{output.name}.json").write_text(sidecar + "\n")
+
+
+def _described(output: Output, provenance: dict[str, Any]) -> dict[str, Any]:
+    spacing: dict[str, Any] = {"spacing": "unknown; a voxel of 1 mm stands for it"}
+    if output.spacing is not None:
+        between_rows, between_columns = output.spacing
+        spacing = {"spacing": {"unit": "mm", "x": between_columns, "y": between_rows}}
+    return {
+        "output": output.name,
+        "values": {"low": output.low, "high": output.high},
+        "labels": {str(number): label for number, label in enumerate(output.labels)},
+        **spacing,
+        "provenance": provenance,
+    }

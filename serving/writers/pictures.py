@@ -1,0 +1,93 @@
+"""Pictures of samples: grey levels, masks in colours, outlines, and a contact sheet."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from serving.sample_set import Samples
+
+Bytes = NDArray[np.uint8]
+
+SHEET_LIMIT = 100
+TILE_WIDTH = 192
+CAPTION_HEIGHT = 18
+GAP = 4
+PAPER, INK = (24, 24, 24), (210, 210, 210)
+CLASS_COLOURS = ((255, 70, 70), (80, 200, 255), (255, 210, 60), (120, 230, 110), (240, 120, 255), (255, 150, 50))
+# One colour per class index; 0, the background, is black.
+PALETTE = np.array([(0, 0, 0), *(CLASS_COLOURS[k % len(CLASS_COLOURS)] for k in range(255))], np.uint8)
+
+
+def to_8_bit(values: NDArray[Any], low: float, high: float) -> Bytes:
+    """Grey levels 0 to 255 for values in [low, high]: a value is the same grey whatever else its picture holds."""
+    scaled = (np.asarray(values, np.float64) - low) / (high - low)
+    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+
+
+def outline(mask: Bytes) -> NDArray[np.bool_]:
+    """The pixels of every class but 0 in a mask [H, W] that touch another class at one of their four sides."""
+    framed = np.pad(mask, 1, mode="edge")
+    sides = framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:]
+    return (mask != 0) & np.logical_or.reduce([side != mask for side in sides])
+
+
+def overlay(grey: Bytes, mask: Bytes, zoom: int = 1) -> Image.Image:
+    """The picture grey [H, W], enlarged, with each class of mask [H, W] outlined one pixel thin in its colour."""
+    height, width = grey.shape
+    enlarged = Image.fromarray(grey).resize((width * zoom, height * zoom), Image.Resampling.BICUBIC)
+    pixels = np.array(enlarged.convert("RGB"))
+    classes = mask.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    edge = outline(classes)
+    pixels[edge] = PALETTE[classes[edge]]
+    return Image.fromarray(pixels)
+
+
+def mask_picture(mask: Bytes, classes: int) -> Image.Image:
+    """A mask [H, W] to look at: two classes are black and white, more are class indices with a palette of colours."""
+    if classes == 2:
+        return Image.fromarray(mask * np.uint8(255))
+    picture = Image.fromarray(mask)
+    picture.putpalette(PALETTE.tobytes())
+    return picture
+
+
+def drawings(samples: Samples, row: int, zoom: int = 1) -> dict[str, Image.Image]:
+    """What there is to see of one sample, under the names of the folders of write_samples; "overlays" comes last.
+
+    A uint8 output [1, H, W] is a mask, one of another dtype a picture between its low and high; others are not drawn.
+    """
+    drawn: dict[str, Image.Image] = {}
+    masks, greys = [], []
+    for output in samples.outputs:
+        if len(output.shape) != 3 or output.shape[0] != 1:
+            continue
+        values = samples.arrays[output.name][row, 0]
+        if output.dtype == "uint8":
+            masks.append(values)
+            drawn[f"{output.name}s"] = mask_picture(values, int(output.high) + 1)
+        else:
+            greys.append(to_8_bit(values, output.low, output.high))
+            drawn[f"{output.name}s"] = Image.fromarray(greys[-1])
+    if masks and greys and masks[0].shape == greys[0].shape:
+        drawn["overlays"] = overlay(greys[0], masks[0], zoom)
+    return drawn
+
+
+def contact_sheet(samples: Samples) -> Image.Image:
+    """The first SHEET_LIMIT samples side by side, masks as outlines on pictures, each with its seed."""
+    plain = list(drawings(samples, 0).values())[-1]
+    zoom = max(1, round(TILE_WIDTH / plain.width))
+    width, height = plain.width * zoom, plain.height * zoom
+    tiles = [list(drawings(samples, row, zoom).values())[-1] for row in range(min(len(samples), SHEET_LIMIT))]
+    columns = math.ceil(math.sqrt(len(tiles)))
+    step_x, step_y = width + GAP, height + CAPTION_HEIGHT + GAP
+    sheet = Image.new("RGB", (GAP + columns * step_x, GAP + math.ceil(len(tiles) / columns) * step_y), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for row, tile in enumerate(tiles):
+        x, y = GAP + row % columns * step_x, GAP + row // columns * step_y
+        sheet.paste(tile.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
+        draw.text((x + 2, y + height + 1), f"seed {samples.seeds[row]}", INK, font)
+    return sheet

@@ -1,0 +1,387 @@
+"""The live server: what it promises, what it refuses, and that nothing of it stays behind."""
+
+import json
+import os
+import random
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from live import CHAIN_BATCH, CONDITION, MAX_BATCH, PATIENCE, Live, add_model, eventually, processes, running, start
+from numpy.typing import NDArray
+from tiny import FLOW, LINEAR
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from serving.client import Client, LocalClient, SamplingError
+from serving.sample_set import Samples
+from serving.sampling.solvers import solvers_for
+
+PROTOCOLS = ("grpc", "http")
+DIFFUSIONS, FLOWS = tuple(solvers_for(LINEAR)), tuple(solvers_for(FLOW))
+SEEDS = np.arange(2)[:, None]
+
+
+def anatomy(seed: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, CONDITION.classes, CONDITION.shape, np.uint8)
+
+
+def ask(client: Client, model: str, seeds: list[int], parameters: dict[str, Any]) -> Samples:
+    condition = np.stack([anatomy(seed) for seed in seeds]) if model == "tiny_conditional" else None
+    return client.sample(model, seeds=seeds, condition=condition, **parameters)
+
+
+def assert_same(samples: Samples, row: int, alone: Samples) -> None:
+    for name, values in alone.arrays.items():
+        assert samples.arrays[name].dtype == values.dtype
+        np.testing.assert_array_equal(samples.arrays[name][row].view(np.uint8), values[0].view(np.uint8))
+    assert samples.provenance[row] == alone.provenance[0]
+
+
+class Sort(NamedTuple):
+    """What may be asked of a model: the largest batch, solvers, those of a mask stage, and the models that answer."""
+
+    rows: int
+    solvers: tuple[str, ...]
+    mask_solvers: tuple[str, ...]
+    stages: tuple[str, ...]
+
+    def parameters(self, dice: random.Random) -> dict[str, Any]:
+        chosen = {"steps": dice.choice([2, 3, 5, 12, 20]), "solver": dice.choice(self.solvers)}
+        if self.mask_solvers:
+            own = {"mask_steps": dice.choice([1, 4, 9]), "mask_solver": dice.choice(self.mask_solvers)}
+            shared = ["mask_steps", *(["mask_solver"] if chosen["solver"] in self.mask_solvers else [])]
+            chosen |= {name: value for name, value in own.items() if name not in shared or dice.random() < 0.5}
+        return chosen
+
+
+SORTS = {
+    "tiny": Sort(MAX_BATCH, DIFFUSIONS, (), ("tiny",)),
+    "tiny_conditional": Sort(MAX_BATCH, DIFFUSIONS, (), ("tiny_conditional",)),
+    "cmr_ddpm": Sort(MAX_BATCH, DIFFUSIONS, DIFFUSIONS, ("cmr_mask", "cmr_ddpm_image")),
+    "cmr_ldm": Sort(MAX_BATCH, DIFFUSIONS, DIFFUSIONS, ("cmr_mask", "cmr_ldm_image")),
+    "cmr_flow": Sort(CHAIN_BATCH, FLOWS, DIFFUSIONS, ("cmr_mask", "cmr_flow_image")),
+}
+
+
+@pytest.mark.parametrize("model", SORTS)
+def test_a_sample_is_the_same_whoever_shares_its_batch(live: Live, local: LocalClient, model: str) -> None:
+    dice, sort = random.Random(model), SORTS[model]
+    asked = [
+        ([dice.choice([0, 1, 2, 3, 5, 8, 2**40 + 1, 2**63 - 1]) for _ in range(dice.randint(1, sort.rows - 1))],
+         sort.parameters(dice))
+        for _ in range(300)
+    ]  # fmt: skip
+    counted = ("request_success", "exec_count")
+    before = {(name, stage): live.metric(name, stage) for name in counted for stage in sort.stages}
+
+    def since(name: str, stage: str) -> float:
+        return live.metric(name, stage) - before[name, stage]
+
+    def ask_several(several: list[tuple[list[int], dict[str, Any]]]) -> list[Samples]:
+        with live.client(dice.choice(PROTOCOLS)) as client:
+            return [ask(client, model, *one) for one in several]
+
+    with ThreadPoolExecutor(12) as threads:
+        shares = [asked[first::12] for first in range(12)]
+        answers = list(threads.map(ask_several, shares))
+
+    alone = cache(lambda seed, parameters: ask(local, model, [seed], dict(parameters)))
+    for share, samples_of_share in zip(shares, answers, strict=True):
+        for (seeds, parameters), samples in zip(share, samples_of_share, strict=True):
+            assert samples.seeds == seeds
+            for row, seed in enumerate(seeds):
+                assert_same(samples, row, alone(seed, tuple(parameters.items())))
+    eventually(
+        lambda: all(since("request_success", stage) == len(asked) for stage in sort.stages),
+        "Triton has counted all requests",
+    )
+    assert all(since("exec_count", stage) < 0.9 * len(asked) for stage in sort.stages), (
+        "the batcher merged next to nothing, so this test showed next to nothing"
+    )
+
+
+def infer(live: Live, protocol: str, model: str, inputs: dict[str, NDArray[Any]], parameters: dict[str, Any]) -> Any:
+    """One request through plain tritonclient."""
+    triton = import_module(f"tritonclient.{protocol}")
+    with triton.InferenceServerClient(live.url(protocol)) as client:
+        tensors = [triton.InferInput(name, x.shape, np_to_triton_dtype(x.dtype)) for name, x in inputs.items()]
+        for tensor, values in zip(tensors, inputs.values(), strict=True):
+            tensor.set_data_from_numpy(values)
+        return client.infer(model, tensors, parameters=parameters)
+
+
+# name -> inputs, parameters, what the answer must name
+BAD = {
+    "type of seed": ({"seed": SEEDS.astype(np.int32)}, {}, ["'seed'", "INT32", "INT64"]),
+    "fractional seed": ({"seed": SEEDS.astype(np.float32)}, {}, ["'seed'", "FP32", "INT64"]),
+    "seed beyond int64": ({"seed": SEEDS.astype(np.uint64) + 2**63}, {}, ["'seed'", "UINT64", "INT64"]),
+    "seed without a column": ({"seed": SEEDS[:, 0]}, {}, ["'seed'", "[-1,1]", "[2]"]),
+    "seed with two columns": ({"seed": np.repeat(SEEDS, 2, 1)}, {}, ["'seed'", "[-1,1]", "[2,2]"]),
+    "no rows": ({"seed": SEEDS[:0]}, {}, ["'seed'", "got 0"]),
+    "too many rows": ({"seed": np.arange(MAX_BATCH + 1)[:, None]}, {}, ["batch-size", f"<= {MAX_BATCH}"]),
+    "negative seed": ({"seed": SEEDS - 1}, {}, ["seed is -1", f"from 0 to {2**63 - 1}"]),
+    "unknown input": ({"seed": SEEDS, "sead": SEEDS}, {}, ["sead"]),
+    "no steps": ({"seed": SEEDS}, {"steps": 0}, ["steps is 0", "from 1 to 1000"]),
+    "negative steps": ({"seed": SEEDS}, {"steps": -5}, ["steps is -5", "from 1 to 1000"]),
+    "a billion steps": ({"seed": SEEDS}, {"steps": 10**9}, ["steps is 1000000000", "from 1 to 1000"]),
+    "1e9 steps": ({"seed": SEEDS}, {"steps": 1e9}, ["steps is 1000000000.0", "integer from 1 to 1000"]),
+    "steps as text": ({"seed": SEEDS}, {"steps": "20"}, ["steps is '20'", "integer from 1 to 1000"]),
+    "steps as truth": ({"seed": SEEDS}, {"steps": True}, ["steps is True", "integer from 1 to 1000"]),
+    "unknown solver": ({"seed": SEEDS}, {"solver": "magic"}, ["solver is 'magic'", "ddpm, ddim, dpmpp_2m"]),
+    "solver of a flow": ({"seed": SEEDS}, {"solver": "midpoint"}, ["solver is 'midpoint'", "ddpm, ddim, dpmpp_2m"]),
+    "solver as a number": ({"seed": SEEDS}, {"solver": 3}, ["solver is 3", "ddpm, ddim, dpmpp_2m"]),
+    "unknown parameter": ({"seed": SEEDS}, {"stepps": 20}, ["'stepps'", "20", "allowed are steps"]),
+}
+MASKS = np.stack([anatomy(0), anatomy(1)])
+NAN = np.full(MASKS.shape, np.nan, np.float32)
+CONDITIONS = {"tiny_conditional": "anatomy", "cmr_ddpm_image": "mask", "cmr_ldm_image": "mask"}
+
+
+def bad_condition(name: str) -> dict[str, Any]:
+    return {
+        "no condition": ({"seed": SEEDS}, {}, [name]),
+        "NaN": ({"seed": SEEDS, name: NAN}, {}, [f"'{name}'", "FP32", "UINT8"]),
+        "a class too many": ({"seed": SEEDS, name: MASKS + 1}, {}, [f"{name} holds class 4", "0 to 3"]),
+        "size": ({"seed": SEEDS, name: MASKS[..., :8]}, {}, [f"'{name}'", "[-1,1,16,16]", "[2,1,16,8]"]),
+        "too few": ({"seed": SEEDS, name: MASKS[:1]}, {}, ["batch size does not match"]),
+        "bad steps with a good one": ({"seed": SEEDS, name: MASKS}, {"steps": 1001}, ["steps is 1001", "1 to 1000"]),
+        "unknown parameter": ({"seed": SEEDS, name: MASKS}, {"stepps": 1}, ["'stepps'", "steps and solver"]),
+        "steps of its masks as text": (
+            {"seed": SEEDS, name: MASKS},
+            {f"{name}_steps": "9"},
+            [f"{name}_steps is '9'", "integer from 1 up"],
+        ),
+    }
+
+
+BAD_CHAIN = {
+    "more rows than the second stage holds": ({"seed": np.arange(6)[:, None]}, {}, ["<= 5", "'cmr_flow_image'"]),
+    "mask from the client": ({"seed": SEEDS, "mask": MASKS}, {}, ["mask"]),
+    "solver of the second stage": ({"seed": SEEDS}, {"solver": "midpoint"}, ["'midpoint'", "cmr_mask", "mask_solver"]),
+    "solver of the first stage": ({"seed": SEEDS}, {"solver": "ddim"}, ["'ddim'", "cmr_flow_image", ", ".join(FLOWS)]),
+    "no mask_steps": ({"seed": SEEDS}, {"mask_steps": 0}, ["mask_steps is 0", "from 1 to 1000"]),
+    "mask_steps as text": ({"seed": SEEDS}, {"mask_steps": "9"}, ["mask_steps is '9'", "integer from 1 to 1000"]),
+    "unknown mask_solver": ({"seed": SEEDS}, {"mask_solver": "euler"}, ["mask_solver is 'euler'", "cmr_mask", "ddim"]),
+    "image_steps": ({"seed": SEEDS}, {"image_steps": 4}, ["'image_steps'", "mask_steps and mask_solver"]),
+}
+ALL_BAD = [
+    pytest.param(model, *case, id=f"{model}: {name}")
+    for model, cases in {
+        "tiny": BAD,
+        "cmr_ddpm": BAD,
+        "cmr_ldm": BAD,
+        "cmr_flow": BAD_CHAIN,
+        **{model: bad_condition(condition) for model, condition in CONDITIONS.items()},
+    }.items()
+    for name, case in cases.items()
+]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("model", "inputs", "parameters", "named"), ALL_BAD)
+def test_bad_input_is_refused_and_does_no_harm(
+    live: Live,
+    local: LocalClient,
+    protocol: str,
+    model: str,
+    inputs: dict[str, NDArray[Any]],
+    parameters: dict[str, Any],
+    named: list[str],
+) -> None:
+    with pytest.raises(InferenceServerException) as refusal:
+        infer(live, protocol, model, inputs, parameters)
+    assert refusal.value.status() == {"http": "400", "grpc": "StatusCode.INVALID_ARGUMENT"}[protocol]
+    assert [word for word in named if word not in refusal.value.message()] == []
+    good = {"seed": SEEDS, **({CONDITIONS[model]: MASKS} if model in CONDITIONS else {})}
+    result = infer(live, protocol, model, good, {"steps": 3})
+    expected = local.sample(model, 2, steps=3, condition=MASKS if model in CONDITIONS else None)
+    np.testing.assert_array_equal(result.as_numpy("image"), expected.arrays["image"])
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 1.5, "seven", None])
+def test_json_that_is_no_int64_is_refused_by_triton_itself(live: Live, local: LocalClient, seed: object) -> None:
+    """As a 500 where Triton's parser gives up, but refused, and the next request is served."""
+
+    def post(value: object) -> dict[str, Any]:
+        body = {"inputs": [{"name": "seed", "datatype": "INT64", "shape": [1, 1], "data": [value]}]}
+        url = f"http://{live.url('http')}/v2/models/tiny/infer"
+        return json.load(urllib.request.urlopen(url, json.dumps(body).encode(), timeout=PATIENCE))
+
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        post(seed)
+    assert refusal.value.code in (400, 500)
+    image = next(output["data"] for output in post(7)["outputs"] if output["name"] == "image")
+    np.testing.assert_array_equal(np.float32(image), local.sample("tiny", seeds=[7]).arrays["image"].ravel())
+
+
+def test_each_request_of_a_batch_gets_its_own_answer(live: Live, local: LocalClient) -> None:
+    """A bad request and one that fails, merged with good ones: 400, 500, and samples."""
+    model = "tiny_gated"
+    asked = {"first": ([1], 4), "good": ([2, 3], 5), "bad": ([4], 0), "failing": ([13], 4), "also good": ([5], 6)}
+    executions = live.metric("exec_count", model)
+    with ThreadPoolExecutor(len(asked)) as threads:
+
+        def draw(seeds: list[int], steps: int) -> Samples:
+            with live.client("grpc") as client:
+                return client.sample(model, seeds=seeds, steps=steps)
+
+        with live.closed(model) as waiting:
+            futures = {"first": threads.submit(draw, *asked["first"])}
+            eventually(waiting.exists, "the model has the first in hand")
+            futures |= {name: threads.submit(draw, *one) for name, one in asked.items() if name != "first"}
+            eventually(lambda: live.metric("pending_request_count", model) == len(asked) - 1, "the others wait")
+        for name in ("first", "good", "also good"):
+            samples = futures[name].result()
+            for row, seed in enumerate(asked[name][0]):
+                assert_same(samples, row, local.sample(model, seeds=[seed], steps=asked[name][1]))
+        with pytest.raises(SamplingError, match="steps is 0") as refusal:
+            futures["bad"].result()
+        assert refusal.value.status == 400
+        with pytest.raises(SamplingError, match="thirteen is too much") as failure:
+            futures["failing"].result()
+        assert failure.value.status == 500
+    eventually(lambda: live.metric("exec_count", model) - executions == 2, "the others were one batch", patience=5)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("model", ["tiny_busy", "tiny_busy_chain"])
+def test_overload_is_answered_at_once(live: Live, protocol: str, model: str) -> None:
+    """While the model does nothing at all, every request that finds the queue full has its 503."""
+    count = 10
+    with ThreadPoolExecutor(count) as threads:
+
+        def draw() -> str | int:
+            try:
+                infer(live, protocol, model, {"seed": SEEDS}, {})
+            except InferenceServerException as error:
+                return error.status()
+            return 200
+
+        with live.closed("tiny_busy") as waiting:
+            answers = [threads.submit(draw)]
+            eventually(waiting.exists, "the model has the first in hand")
+            answers += [threads.submit(draw) for _ in range(count - 1)]
+            eventually(lambda: sum(answer.done() for answer in answers) == count - 3, "all but the two that wait")
+            refused = {answer.result() for answer in answers if answer.done()}
+            assert refused == {{"http": "503", "grpc": "StatusCode.UNAVAILABLE"}[protocol]}
+        assert sum(answer.result() == 200 for answer in answers) == 3
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("model", ["tiny_busy", "tiny_busy_chain"])
+def test_the_client_asks_an_overloaded_server_again(live: Live, local: LocalClient, protocol: str, model: str) -> None:
+    refusals = []
+
+    def draw(timeout: float, count: int) -> Samples:
+        with live.client(protocol, timeout) as client:
+            explain = client.explain
+            client.explain = lambda failure: refusals.append(explain(failure)) or refusals[-1]
+            return client.sample(model, count, seed=50)
+
+    with ThreadPoolExecutor(12) as threads:
+        with live.closed("tiny_busy"):
+            patient = [threads.submit(draw, PATIENCE, 3 * MAX_BATCH) for _ in range(4)]
+            eventually(lambda: len(refusals) >= 8, "they are refused, more than once each")
+            with pytest.raises(SamplingError, match="queue") as refusal:
+                draw(0.2, 1)
+            assert refusal.value.status == 503
+        expected = local.sample(model, 3 * MAX_BATCH, seed=50)
+        for samples in patient:
+            np.testing.assert_array_equal(samples.result().arrays["image"], expected.arrays["image"])
+    assert {refusal.status for refusal in refusals} == {503}
+
+
+def test_the_configuration_comes_from_the_manifest(live: Live) -> None:
+    with grpc.InferenceServerClient(live.url("grpc")) as client:
+        config = client.get_model_config("tiny_conditional", as_json=True)["config"]
+    inputs = {tensor["name"]: (tensor["data_type"], tensor["dims"]) for tensor in config["input"]}
+    outputs = {tensor["name"]: (tensor["data_type"], tensor["dims"]) for tensor in config["output"]}
+    assert inputs == {"seed": ("TYPE_INT64", ["1"]), "anatomy": ("TYPE_UINT8", ["1", "16", "16"])}
+    assert outputs == {"image": ("TYPE_FP32", ["1", "16", "16"]), "provenance": ("TYPE_STRING", ["1"])}
+    assert config["max_batch_size"] == MAX_BATCH
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/gpus").exists(), reason="there is a GPU")
+def test_without_a_gpu_there_is_one_instance_on_the_cpu(live: Live) -> None:
+    """What Triton makes of KIND_AUTO."""
+    with grpc.InferenceServerClient(live.url("grpc")) as client:
+        (group,) = client.get_model_config("tiny", as_json=True)["config"]["instance_group"]
+    assert (group["kind"], group["count"], group.get("gpus", [])) == ("KIND_CPU", 1, [])
+
+
+def tritonserver(live: Live) -> int:
+    """Its process, which leads the group of the models' processes."""
+
+    def found() -> list[int]:
+        children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == "tritonserver"]
+
+    eventually(lambda: found() != [], "tritonserver has been started")
+    return found()[0]
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("medgen_*")}
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    repository = tmp_path_factory.mktemp("single")
+    add_model(repository, "tiny")
+    return repository
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    before = shared_memory()
+    yield
+    eventually(lambda: shared_memory() <= before, "the shared memory is freed")
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_signal_ends_everything(single: Path) -> None:
+    with running(single) as live:
+        group = tritonserver(live)
+        assert len(processes(group)) >= 2
+        live.process.send_signal(signal.SIGTERM)
+        assert live.process.wait(PATIENCE) == 0
+        assert processes(group) == []
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_signal_while_the_models_load_ends_everything(single: Path) -> None:
+    live = start(single)
+    group = tritonserver(live)
+    live.process.send_signal(signal.SIGTERM)
+    live.process.wait(PATIENCE)
+    assert live.said() == ""
+    eventually(lambda: processes(group) == [], "the server is gone")
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_the_server_does_not_outlive_the_one_who_started_it(single: Path) -> None:
+    with running(single) as live:
+        group = tritonserver(live)
+        live.process.kill()
+        live.process.wait()
+        eventually(lambda: processes(group) == [], "the server and its models are gone")
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_model_that_dies_ends_the_server(single: Path) -> None:
+    """Triton would stay "ready" and answer every request with a 500."""
+    with running(single) as live:
+        group = tritonserver(live)
+        os.kill(next(pid for pid in processes(group) if pid != group), signal.SIGKILL)
+        assert live.process.wait(PATIENCE) == 1
+        assert "the process of a model has died" in live.said()
+        assert processes(group) == []

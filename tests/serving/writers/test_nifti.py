@@ -1,0 +1,78 @@
+"""NIfTI files of samples, read back with nibabel."""
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from serving.bundle import Output
+from serving.sample_set import Samples
+from serving.writers.nifti import NiftiError, write_nifti
+from serving.writers.sample_folder import write_samples
+
+LABELS = ("background", "LV", "MYO", "RV")
+ROW, COLUMN = 5, 18
+PROVENANCE = {"model": "chain", "seed": 7, "stages": [{"model": "mask"}, {"model": "image"}]}
+
+
+def point(spacing: tuple[float, float] | None) -> Samples:
+    """One pixel of class 3 and of full brightness, in a picture of 24 rows and 32 columns."""
+    mask = np.zeros((1, 1, 24, 32), np.uint8)
+    mask[0, 0, ROW, COLUMN] = 3
+    outputs = (
+        Output("mask", "uint8", (1, 24, 32), 0, 3, LABELS, spacing),
+        Output("image", "float32", (1, 24, 32), 0.0, 1.0, (), spacing),
+        Output("score", "float32", (1,), 0.0, 1.0),
+    )
+    arrays = {"mask": mask, "image": mask.astype(np.float32) / 3, "score": np.zeros((1, 1), np.float32)}
+    return Samples(arrays, [PROVENANCE], outputs)
+
+
+def test_a_point_lies_where_it_was_drawn(tmp_path: Path) -> None:
+    write_nifti(point((1.5, 0.75)), tmp_path)
+    for name, dtype, value in (("mask", np.uint8, 3), ("image", np.float32, 1.0)):
+        image = nibabel.load(tmp_path / f"000007_{name}.nii.gz")
+        assert image.shape == (32, 24, 1)
+        assert image.get_data_dtype() == dtype
+        voxels = np.asanyarray(image.dataobj)
+        assert np.argwhere(voxels).tolist() == [[COLUMN, ROW, 0]]
+        assert voxels[COLUMN, ROW, 0] == value
+        assert image.header.get_zooms() == (0.75, 1.5, 1.0)
+        assert image.header.get_xyzt_units()[0] == "mm"
+        assert (image.affine @ [COLUMN, ROW, 0, 1]).tolist() == [0.75 * COLUMN, 1.5 * ROW, 0, 1]
+
+
+def test_the_sidecar_names_labels_spacing_and_origin(tmp_path: Path) -> None:
+    write_nifti(point((1.5, 0.75)), tmp_path)
+    mask, image = (json.loads((tmp_path / f"000007_{name}.json").read_text()) for name in ("mask", "image"))
+    assert mask["labels"] == {"0": "background", "1": "LV", "2": "MYO", "3": "RV"}
+    assert image["labels"] == {}
+    assert image["values"] == {"low": 0.0, "high": 1.0}
+    for sidecar in (mask, image):
+        assert sidecar["spacing"] == {"unit": "mm", "x": 0.75, "y": 1.5}
+        assert sidecar["provenance"] == PROVENANCE
+
+
+def test_an_unknown_spacing_is_said_to_be_unknown(tmp_path: Path) -> None:
+    write_nifti(point(None), tmp_path)
+    np.testing.assert_array_equal(nibabel.load(tmp_path / "000007_mask.nii.gz").affine, np.eye(4))
+    assert json.loads((tmp_path / "000007_mask.json").read_text())["spacing"].startswith("unknown")
+
+
+def test_they_are_in_a_folder_beside_the_others_and_are_replaced_with_them(tmp_path: Path) -> None:
+    out = tmp_path / "samples"
+    assert "nifti/" not in write_samples(point(None), out)
+    for _ in range(2):
+        assert "nifti/" in write_samples(point(None), out, replace=True, nifti=True)
+    assert {file.name for file in (out / "nifti").iterdir()} == {
+        f"000007_{name}.{end}" for name in ("mask", "image") for end in ("nii.gz", "json")
+    }
+
+
+def test_without_nibabel_there_is_a_line_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(NiftiError, match=r"pip install 'medgen\[nifti\]'"):
+        write_nifti(point(None), tmp_path / "nifti")
+    assert not (tmp_path / "nifti").exists()

@@ -1,0 +1,169 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from serving.bundle import Output
+from serving.sample_set import Samples
+from serving.writers.pictures import PALETTE, contact_sheet, drawings, mask_picture, outline, overlay, to_8_bit
+from serving.writers.sample_folder import write_samples
+from training.data.pairs import load_pairs
+
+
+def pairs(count: int = 3, size: int = 32) -> Samples:
+    """A bright disc with its mask, and a ring of class 2 around it; a dark and a bright end of the scale."""
+    y, x = np.mgrid[:size, :size]
+    radius = np.hypot(y - size / 2, x - size / 2)
+    mask = np.where(radius < size / 6, 1, np.where(radius < size / 3, 2, 0)).astype(np.uint8)
+    image = np.where(mask == 1, 50.0, -50.0).astype(np.float32)
+    seeds = [7 + row for row in range(count)]
+    provenance = [{"model": "m", "bundle": "b", "seed": seed, "solver": "ddim", "steps": 4} for seed in seeds]
+    outputs = (
+        Output("mask", "uint8", (1, size, size), 0, 2, ("background", "disc", "ring")),
+        Output("image", "float32", (1, size, size), -100.0, 100.0),
+    )
+    return Samples(
+        {"mask": np.stack([mask[None]] * count), "image": np.stack([image[None]] * count)}, provenance, outputs
+    )
+
+
+def test_grey_levels_follow_the_declared_range_alone() -> None:
+    values = np.array([-1.5, -1, 0, 0.5, 1, 7], np.float32)
+    assert to_8_bit(values, -1, 1).tolist() == [0, 0, 128, 191, 255, 255]
+    assert to_8_bit(values[2:4], -1, 1).tolist() == [128, 191]
+    assert to_8_bit(np.array([-1024, 1023, 3071], np.int16), -1024, 3071).tolist() == [0, 127, 255]
+
+
+def test_an_outline_is_the_inner_edge_of_each_class() -> None:
+    mask = np.array(
+        [
+            [0, 0, 0, 0, 0, 0],
+            [0, 1, 1, 1, 0, 0],
+            [0, 1, 1, 1, 2, 2],
+            [0, 1, 1, 1, 2, 2],
+            [0, 0, 0, 0, 0, 0],
+        ],
+        np.uint8,
+    )
+    expected = [
+        [0, 0, 0, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0],
+        [0, 1, 0, 1, 1, 1],
+        [0, 1, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0],
+    ]
+    assert outline(mask).astype(int).tolist() == expected
+    assert not outline(np.ones((4, 4), np.uint8)).any()
+
+
+def colours(picture: Image.Image) -> set[tuple[int, ...]]:
+    return {colour for _, colour in picture.getcolors(maxcolors=1 << 16)}
+
+
+@pytest.mark.parametrize("zoom", [1, 3])
+def test_an_overlay_keeps_the_picture_and_draws_each_class_in_its_colour(zoom: int) -> None:
+    mask = pairs().arrays["mask"][0, 0]
+    grey = np.full(mask.shape, 90, np.uint8)
+    drawn = overlay(grey, mask, zoom)
+    assert drawn.size == (32 * zoom, 32 * zoom)
+    assert colours(drawn) == {(90, 90, 90), tuple(PALETTE[1]), tuple(PALETTE[2])}
+    assert drawn.getpixel((16 * zoom, 16 * zoom)) == (90, 90, 90)
+
+
+def test_a_mask_of_many_classes_holds_indices_and_shows_colours() -> None:
+    mask = pairs().arrays["mask"][0, 0]
+    picture = mask_picture(mask, classes=3)
+    np.testing.assert_array_equal(np.asarray(picture), mask)
+    assert colours(picture.convert("RGB")) == {(0, 0, 0), tuple(PALETTE[1]), tuple(PALETTE[2])}
+
+
+def test_pairs_of_two_classes_can_be_trained_on(tmp_path: Path) -> None:
+    samples = pairs()
+    lesion = samples.arrays["mask"] == 1
+    outputs = (replace(samples.outputs[0], high=1), samples.outputs[1])
+    write_samples(Samples({**samples.arrays, "mask": lesion.astype(np.uint8)}, samples.provenance, outputs), tmp_path)
+    loaded = load_pairs(tmp_path, size=32)
+    assert loaded.names == ("000007", "000008", "000009")
+    for item, expected in zip(loaded.items, lesion, strict=True):
+        np.testing.assert_array_equal(item["mask"].numpy(), expected)
+
+
+def test_the_sheet_has_a_tile_for_every_sample() -> None:
+    one, five = contact_sheet(pairs(1)), contact_sheet(pairs(5))
+    assert (five.width // one.width, five.height // one.height) in {(2, 1), (3, 2), (2, 2)}
+    tile = np.asarray(one)[4:196, 4:196]
+    assert tuple(PALETTE[1]) in {tuple(pixel) for pixel in tile.reshape(-1, 3)}
+    caption = np.asarray(one)[196:, 4:60]
+    assert caption.max() > 150, "no seed is written under the tile"
+
+
+def test_samples_without_a_mask_or_without_a_picture_are_drawn_too() -> None:
+    both = pairs()
+    for name in ("mask", "image"):
+        output = next(output for output in both.outputs if output.name == name)
+        single = Samples({name: both.arrays[name]}, both.provenance, (output,))
+        assert list(drawings(single, 0)) == [f"{name}s"]
+        assert contact_sheet(single).size == contact_sheet(both).size
+
+
+def test_the_files(tmp_path: Path) -> None:
+    samples, out = pairs(), tmp_path / "deep" / "samples"
+    assert write_samples(samples, out) == [
+        "images/",
+        "masks/",
+        "overlays/",
+        "pairs.npz",
+        "provenance.json",
+        "sheet.png",
+    ]
+    with np.load(out / "pairs.npz") as arrays:
+        assert arrays["seed"].tolist() == [7, 8, 9]
+        for name, values in samples.arrays.items():
+            np.testing.assert_array_equal(arrays[name], values)
+    for folder in ("images", "masks", "overlays"):
+        assert sorted(path.name for path in (out / folder).iterdir()) == ["000007.png", "000008.png", "000009.png"]
+    image = np.asarray(Image.open(out / "images" / "000008.png"))
+    assert sorted(np.unique(image)) == [64, 191]  # -50 and 50 between -100 and 100
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "masks" / "000008.png")), samples.arrays["mask"][1, 0])
+    record = json.loads((out / "provenance.json").read_text())
+    assert record["samples"] == samples.provenance
+    assert record["outputs"][0]["labels"] == ["background", "disc", "ring"]
+    assert [path.name for path in out.parent.iterdir()] == ["samples"]
+
+
+def test_files_are_never_lost(tmp_path: Path) -> None:
+    out, precious = tmp_path / "samples", tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter1.txt").write_text("...")
+    for force in (False, True):
+        with pytest.raises(FileExistsError, match="thesis exists and holds no samples"):
+            write_samples(pairs(), precious, force)
+    out.mkdir()
+    write_samples(pairs(3), out)
+    with pytest.raises(FileExistsError, match=r"holds samples already.*--force"):
+        write_samples(pairs(1), out)
+    assert len(list((out / "images").iterdir())) == 3
+    write_samples(pairs(1), out, replace=True)
+    assert len(list((out / "images").iterdir())) == 1
+    (out / "notes.txt").write_text("...")
+    with pytest.raises(FileExistsError, match=r"holds notes.txt beside samples"):
+        write_samples(pairs(1), out, replace=True)
+    assert (out / "notes.txt").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples", "thesis"]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object, **__: object) -> NDArray[np.uint8]:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "samples"
+    write_samples(pairs(3), out)
+    monkeypatch.setattr("serving.writers.sample_folder.contact_sheet", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_samples(pairs(1), out, replace=True)
+    assert len(list((out / "images").iterdir())) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
