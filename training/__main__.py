@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, pack, read_config
 from training.data import DataError, open_dataset
-from training.data.loaded import LoadedPairs
+from training.data.dataset import LoadedPairs
 from training.data.phantom import Phantoms
 from training.family import Family
 from training.fit import Interrupted, Run, fit

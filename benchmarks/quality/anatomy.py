@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from training.data.recordings import LABELS
+from training.data.classes import HEART
 
-LV, MYO, RV = (LABELS.index(name) for name in ("LV", "MYO", "RV"))
+LV, MYO, RV = (HEART.index(name) for name in ("LV", "MYO", "RV"))
 SIDES = ndimage.generate_binary_structure(2, 1)
 SIDES_AND_CORNERS = ndimage.generate_binary_structure(2, 2)
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from benchmarks.quality.anatomy import LV, MYO, RV, faults
 from benchmarks.quality.segmenter import dice, train_segmenter
 from benchmarks.tables import wide_console
+from training.cardiac_families import CLASSES
 from training.data import DataError, open_dataset
-from training.data.loaded import LoadedPairs
-from training.data.recordings import LABELS
-from training.hearts import CLASSES
+from training.data.classes import HEART
+from training.data.dataset import LoadedPairs
 
 STRUCTURES = {"LV": LV, "MYO": MYO, "RV": RV}
 
@@ -44,7 +44,7 @@ def anatomy(samples: tuple[Path, ...], data: str, epochs: int, json_file: Path |
         train, held_out = (open_dataset(data, sizes[0], split) for split in ("train", "validation"))
     except DataError as error:
         raise click.ClickException(str(error)) from error
-    if not (isinstance(train, LoadedPairs) and isinstance(held_out, LoadedPairs) and train.labels == LABELS):
+    if not (isinstance(train, LoadedPairs) and isinstance(held_out, LoadedPairs) and train.labels == HEART):
         raise click.ClickException(f"--data is {data}; ACDC or M&Ms is needed")
     network = train_segmenter(train, epochs)
     real = {"real, trained on": stacked(train), "real, held out": stacked(held_out)}

@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from training.hearts import CLASSES
+from training.cardiac_families import CLASSES
 
 BATCH = 16
 LEARNING_RATE = 2e-3

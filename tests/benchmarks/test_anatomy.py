@@ -12,8 +12,8 @@ from benchmarks.__main__ import main
 from benchmarks.quality import command
 from benchmarks.quality.anatomy import LV, MYO, RV, faults
 from training.data import open_dataset
-from training.data.loaded import LoadedPairs
-from training.data.recordings import LABELS
+from training.data.classes import HEART
+from training.data.dataset import LoadedPairs
 
 SIZE = 32
 ROWS, COLUMNS = np.indices((SIZE, SIZE))
@@ -83,7 +83,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     random = np.random.default_rng(0)
     masks = [heart(*random.uniform((12, 14, 3), (20, 22, 5))) for _ in range(60)]
     images = [picture(mask, seed) for seed, mask in enumerate(masks)]
-    pairs = LoadedPairs([str(k) for k in range(60)], [image * 2 - 1 for image in images], masks, LABELS)
+    pairs = LoadedPairs([str(k) for k in range(60)], [image * 2 - 1 for image in images], masks, HEART)
     monkeypatch.setattr(command, "open_dataset", lambda *_: pairs)
     written = {}
     for name, order in {"following": range(8), "ignoring": [*range(1, 8), 0]}.items():

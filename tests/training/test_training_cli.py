@@ -11,8 +11,8 @@ from tiny_pig import SET_OPTIONS, SIZE, tiny_pig
 import training.__main__
 from training.__main__ import main
 from training.checkpoint import find_checkpoint, load_checkpoint
-from training.data.loaded import LoadedPairs
-from training.data.recordings import LABELS
+from training.data.classes import HEART
+from training.data.dataset import LoadedPairs
 from training.models import family_names
 from training.models.pig import PRESETS
 
@@ -100,7 +100,7 @@ class TestFit:
         assert not (tmp_path / "run").exists()
 
     def test_so_are_hearts_for_a_model_of_lesions(self, tmp_path, monkeypatch):
-        hearts = LoadedPairs(["a"], [np.zeros((SIZE, SIZE), np.float32)], [np.full((SIZE, SIZE), 3, np.uint8)], LABELS)
+        hearts = LoadedPairs(["a"], [np.zeros((SIZE, SIZE), np.float32)], [np.full((SIZE, SIZE), 3, np.uint8)], HEART)
         monkeypatch.setattr(training.__main__, "open_dataset", lambda *_, **__: hearts)
         line = the_line(train(*FIT, "--out", str(tmp_path / "run")))
         assert "has masks of the classes background, LV, MYO, RV; pig learns background, lesion" in line

@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
-from training.data.loaded import DataError, LoadedPairs
-from training.data.mias import load_mias
-from training.data.pairs import load_pairs
+from training.data.dataset import LoadedPairs
+from training.data.layouts import acdc, mnms
+from training.data.layouts.mini_mias import load_mias
+from training.data.layouts.pair_folder import load_pairs
 from training.data.phantom import Phantoms
-from training.data.recordings import holds_recordings
+from training.data.problems import DataError
 
 __all__ = ["SPLITS", "DataError", "open_dataset"]
 
@@ -52,9 +53,9 @@ def open_dataset(source: str, size: int, split: str = "train", skip_bad: bool = 
         return load_pairs(folder, size, skip_bad)
     if (folder / "Info.txt").is_file() and any(folder.glob("mdb*.pgm")):
         return load_mias(folder, size, split, skip_bad)
-    if holds_recordings(folder):
+    if acdc.find_patients(folder) or mnms.find_table(folder):
         try:
-            from training.data.cardiac import load_cardiac
+            from training.data.layouts.cardiac import load_cardiac
         except ModuleNotFoundError as missing:
             raise DataError(f"{folder}: NIfTI files need {missing.name}: pip install 'medgen[train]'") from missing
         return load_cardiac(folder, size, split, skip_bad)

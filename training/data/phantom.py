@@ -14,7 +14,7 @@ from numpy.random import Generator, SeedSequence, default_rng
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from training.data.loaded import LESION
+from training.data.classes import LESION
 
 Array = NDArray[np.float32]
 

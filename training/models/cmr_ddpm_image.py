@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from serving.sampling.solvers import Schedule
+from training.cardiac_families import CLASSES, HeartPainter, PainterPreset, one_hot
 from training.family import Preset
-from training.hearts import CLASSES, HeartPainter, PainterPreset, one_hot
 from training.unets import UNetPreset, diffusers_unet
 
 # fmt: off

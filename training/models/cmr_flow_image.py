@@ -14,8 +14,8 @@ from monai.networks.nets import ControlNet, DiffusionModelUNet
 from torch import Tensor, nn
 
 from serving.sampling.solvers import Schedule
+from training.cardiac_families import CLASSES, HeartPainter, PainterPreset, one_hot
 from training.family import Preset
-from training.hearts import CLASSES, HeartPainter, PainterPreset, one_hot
 from training.unets import monai_options, placed
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from serving.sampling.solvers import Schedule
+from training.cardiac_families import CLASSES, HeartPainter, PainterPreset, one_hot
 from training.family import Batch, Preset
-from training.hearts import CLASSES, HeartPainter, PainterPreset, one_hot
 from training.unets import monai_options
 
 

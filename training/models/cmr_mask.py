@@ -13,9 +13,9 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
 from serving.sampling.solvers import Schedule
+from training.cardiac_families import CLASSES, mask_output, one_hot
 from training.denoiser import Denoiser
 from training.family import Batch, Preset
-from training.hearts import CLASSES, mask_output, one_hot
 from training.unets import UNetPreset, monai_options, placed
 
 

@@ -11,7 +11,7 @@ from serving.bundle import Output
 from serving.sample_set import Samples
 from serving.writers.pictures import PALETTE, contact_sheet, drawings, mask_picture, outline, overlay, to_8_bit
 from serving.writers.sample_folder import write_samples
-from training.data.pairs import load_pairs
+from training.data.layouts.pair_folder import load_pairs
 
 
 def pairs(count: int = 3, size: int = 32) -> Samples:

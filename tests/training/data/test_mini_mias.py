@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from training.data.loaded import DataError, LoadedPairs, Problems
-from training.data.mias import find_breast, load_mias, patient_of, read_info, validation_patients
+from training.data.dataset import LoadedPairs
+from training.data.layouts.mini_mias import find_breast, load_mias, patient_of, read_info, validation_patients
+from training.data.problems import DataError, Problems
 
 PROSE = """\
               MAMMOGRAPHIC IMAGE ANALYSIS SOCIETY

@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from training.data.images import BadFileError, Bools, Floats, fit_image, fit_mask, read_grey
-from training.data.loaded import LESION, DataError, LoadedPairs, Problems, progress, warn_of_tiny_lesions
+from training.data.classes import LESION
+from training.data.dataset import LoadedPairs
+from training.data.formats.grey_image import read_grey
+from training.data.preparation.resize import Bools, Floats, fit_image, fit_mask
+from training.data.problems import BadFileError, DataError, Problems, progress, warn_of_tiny_lesions
 
 log = logging.getLogger(__name__)
 

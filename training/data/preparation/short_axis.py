@@ -10,15 +10,23 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from training.data.images import BadFileError, Floats
-from training.data.nifti import Stack
-from training.data.recordings import FIELD_OF_VIEW
+from training.data.classes import FIELD_OF_VIEW
+from training.data.preparation.resize import Floats
+from training.data.problems import BadFileError
 
 PIXEL = 1.25  # mm
 SIDE = round(FIELD_OF_VIEW / PIXEL)  # pixels: 128
 PERCENTILES = (1, 99)
 SHRINK = (4, 4, 1)  # the bias field is smooth: it is estimated on fewer pixels
 SETTINGS = (1, PIXEL, SIDE, PERCENTILES, SHRINK, sitk.Version.VersionString())  # first: count up when code changes
+
+
+class Stack(NamedTuple):
+    """One moment: ``image`` float32 and ``labels`` uint8, both [x, y, slice], and the ``spacing`` of those in mm."""
+
+    image: Floats
+    labels: NDArray[np.uint8]
+    spacing: tuple[float, ...]
 
 
 class Heart(NamedTuple):

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.images import SUFFIXES, BadFileError, Bools, fit_image, fit_mask, read_grey
-from training.data.loaded import LESION, DataError, LoadedPairs, Problems, progress, warn_of_tiny_lesions
+from training.data.classes import LESION
+from training.data.dataset import LoadedPairs
+from training.data.formats.grey_image import SUFFIXES, read_grey
+from training.data.preparation.resize import Bools, fit_image, fit_mask
+from training.data.problems import BadFileError, DataError, Problems, progress, warn_of_tiny_lesions
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from scipy import ndimage
 
-from training.data import open_dataset, prepared
-from training.data.cardiac import assign, load_cardiac
-from training.data.heart import PIXEL, SIDE, prepare
-from training.data.images import fit_classes
-from training.data.loaded import DataError, LoadedPairs
-from training.data.nifti import Stack
-from training.data.recordings import Recording
+from training.data import open_dataset
+from training.data.dataset import LoadedPairs
+from training.data.layouts import cached_slices
+from training.data.layouts.cardiac import assign, load_cardiac
+from training.data.layouts.recording import Recording
+from training.data.preparation.resize import fit_classes
+from training.data.preparation.short_axis import PIXEL, SIDE, Stack, prepare
+from training.data.problems import DataError
 
 SPACING = (2.0, 2.5, 8.0)
 SHAPE = (84, 70, 4)
@@ -346,7 +347,7 @@ class TestCache:
     def prepared_of(self, monkeypatch) -> list[Stack]:
         """What ``prepare`` was called with."""
         calls: list[Stack] = []
-        monkeypatch.setattr(prepared, "prepare", lambda stack: calls.append(stack) or prepare(stack))
+        monkeypatch.setattr(cached_slices, "prepare", lambda stack: calls.append(stack) or prepare(stack))
         return calls
 
     @pytest.fixture
@@ -366,7 +367,7 @@ class TestCache:
         write_acdc(home / "patient001", image=draw_image(LABELS, seed=1))
         load_cardiac(home, 32, "all")
         assert len(prepared_of) == 2
-        monkeypatch.setattr(prepared, "SETTINGS", ("other",))
+        monkeypatch.setattr(cached_slices, "SETTINGS", ("other",))
         load_cardiac(home, 32, "all")
         assert len(prepared_of) == 3
 
@@ -411,7 +412,7 @@ except DataError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "NIfTI files need SimpleITK: pip install 'medgen[train]'" in done.stdout
+    assert "NIfTI files need nibabel: pip install 'medgen[train]'" in done.stdout
 
 
 @pytest.fixture(scope="module")

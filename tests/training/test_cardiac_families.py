@@ -5,9 +5,9 @@ import torch
 from tiny_families import SIZE, random_batch, random_condition, random_state, tiny_family
 from torch import Tensor
 
-from training.data.loaded import LoadedPairs
-from training.data.recordings import LABELS
-from training.hearts import CLASSES, one_hot, without_classes
+from training.cardiac_families import CLASSES, one_hot, without_classes
+from training.data.classes import HEART
+from training.data.dataset import LoadedPairs
 from training.models import load_family
 from training.unets import placed
 
@@ -116,7 +116,7 @@ def test_the_largest_channel_is_the_class():
 class TestLatents:
     def dataset(self) -> LoadedPairs:
         batch = random_batch(9, classes=CLASSES)
-        return LoadedPairs("abcdefghi", list(batch["image"][:, 0].numpy()), list(batch["mask"][:, 0].numpy()), LABELS)
+        return LoadedPairs("abcdefghi", list(batch["image"][:, 0].numpy()), list(batch["mask"][:, 0].numpy()), HEART)
 
     def test_they_are_scaled_to_a_deviation_of_1_when_their_phase_begins(self):
         family, dataset = tiny_family("cmr_ldm_image"), self.dataset()

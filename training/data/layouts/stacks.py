@@ -1,38 +1,28 @@
-"""Short-axis stacks and their masks, read from NIfTI files and checked against each other."""
+"""Short-axis stacks and their masks, read from files and checked against each other."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.images import BadFileError, Floats
-from training.data.loaded import Problems
-from training.data.recordings import Recording
+from training.data.formats.nifti import read_nifti
+from training.data.layouts.recording import Recording
+from training.data.preparation.resize import Floats
+from training.data.preparation.short_axis import Stack
+from training.data.problems import BadFileError, Problems
 
-AXES = "x, y, slice, time"
 MATCHING = 1e-3  # mm, and the cosines of axes at right angles
-
-
-class Stack(NamedTuple):
-    """One moment: ``image`` float32 and ``labels`` uint8, both [x, y, slice], and the ``spacing`` of those in mm."""
-
-    image: Floats
-    labels: NDArray[np.uint8]
-    spacing: tuple[float, ...]
 
 
 def read_stacks(recording: Recording, problems: Problems) -> dict[str, Stack] | None:
     """The stack of every frame, by its name, or None and what is wrong with either file added to ``problems``."""
     images = mask = None
     with problems.of(recording.image):
-        image, affine = _read(recording.image, recording.frames)
+        image, affine = read_nifti(recording.image, recording.frames)
         _check_orientation(image, affine)
         images = {name: _grey_levels(_moment(image, frame)) for name, frame in recording.frames.items()}
     with problems.of(recording.mask):
-        mask, mask_affine = _read(recording.mask, recording.frames)
+        mask, mask_affine = read_nifti(recording.mask, recording.frames)
     if images is None or mask is None:
         return None
     with problems.of(recording.mask):
@@ -45,28 +35,6 @@ def read_stacks(recording: Recording, problems: Problems) -> dict[str, Stack] | 
         spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
         return {name: Stack(images[name], labels[name], spacing) for name in recording.frames}
     return None
-
-
-def _read(path: Path, frames: Mapping[str, int | None]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels [x, y, slice] or, where frames are numbered, [x, y, slice, time], and the affine to mm."""
-    if not path.is_file():
-        raise BadFileError("is missing")
-    try:
-        file: Any = nib.load(path)
-        voxels, affine = np.asanyarray(file.dataobj), file.affine
-    except Exception as error:  # a decoder raises anything on a broken file
-        reason = str(error).replace(str(path), path.name) or type(error).__name__
-        raise BadFileError(f"cannot be read ({reason})") from error
-    numbers = [frame for frame in frames.values() if frame is not None]
-    axes = 4 if numbers else 3
-    if voxels.ndim != axes or not voxels.size:
-        raise BadFileError(f"has the shape {voxels.shape}; it must be ({AXES if numbers else AXES[:-6]})")
-    for number in numbers:
-        if not 0 <= number < voxels.shape[3]:
-            raise BadFileError(f"has no frame {number}; there are {voxels.shape[3]}, counted from 0")
-    if voxels.dtype.kind not in "buif":
-        raise BadFileError(f"holds {voxels.dtype} values, not numbers")
-    return voxels, affine
 
 
 def _moment(voxels: NDArray[Any], frame: int | None) -> NDArray[Any]:

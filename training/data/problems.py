@@ -1,54 +1,22 @@
-"""Pairs held in memory, and the account of the files that are not among them."""
+"""The account of the files of a data set that cannot be used."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich import get_console
 from rich.progress import track
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from training.data.images import BadFileError, Floats
-
-LESION = ("background", "lesion")  # the classes of masks that are no hearts
 
 log = logging.getLogger(__name__)
 
 
+class BadFileError(Exception):
+    """Why one file cannot be used."""
+
+
 class DataError(Exception):
     """A data set cannot be trained on; the message names every file at fault and what is wrong with it."""
-
-
-class LoadedPairs(Dataset[dict[str, Tensor]]):
-    """Decoded (image, mask) pairs: items are {"image": float32 [1, S, S] in [-1, 1], "mask": uint8 [1, S, S]}.
-
-    Masks hold class indices, which ``labels`` names. Five bytes a pixel stay in memory; loader
-    processes that are forked share them. ``names`` are the files' stems, with the slice where a file holds several.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        images: Sequence[Floats],
-        masks: Sequence[NDArray[np.uint8]],
-        labels: tuple[str, ...],
-    ) -> None:
-        self.names, self.labels = tuple(names), labels
-        self.items = [
-            {"image": torch.from_numpy(image)[None], "mask": torch.from_numpy(mask)[None]}
-            for image, mask in zip(images, masks, strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return dict(self.items[index])
 
 
 class Problems:

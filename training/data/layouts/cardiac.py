@@ -5,10 +5,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.data.images import fit_classes, fit_image
-from training.data.loaded import DataError, LoadedPairs, Problems, progress
-from training.data.prepared import cache_folder, prepared_slices
-from training.data.recordings import LABELS, Recording, find_recordings
+from training.data.classes import HEART
+from training.data.dataset import LoadedPairs
+from training.data.layouts import acdc, mnms
+from training.data.layouts.cached_slices import cache_folder, prepared_slices
+from training.data.layouts.recording import Recording
+from training.data.preparation.resize import fit_classes, fit_image
+from training.data.problems import DataError, Problems, progress
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +26,9 @@ def load_cardiac(
 ) -> LoadedPairs:
     """The slices of an ACDC or M&Ms folder that hold structures, at end-diastole and end-systole.
 
-    ``training.data.heart`` prepares them: 160 mm around the heart, whatever the size, rows along the files' y axis
-    and columns along their x. That takes seconds for every stack, so what comes of it is kept in the user's cache.
+    ``training.data.preparation.short_axis`` prepares them: 160 mm around the heart, whatever the size, rows along the
+    files' y axis and columns along their x. That takes seconds for every stack, so what comes of it is kept in the
+    user's cache.
     Masks hold 0 background, 1 LV, 2 MYO and 3 RV whatever their files do.
 
     Args:
@@ -40,7 +44,8 @@ def load_cardiac(
         DataError: a file of the split is missing or cannot be used (all are listed), or no slice is left.
     """
     problems = Problems(folder)
-    recordings = find_recordings(folder, problems)
+    layout = acdc if acdc.find_patients(folder) else mnms
+    recordings = layout.find_recordings(folder, problems)
     parts = assign(recordings, folder, validation_fraction, seed)
     chosen = {
         next(iter(recording.frames)): recording
@@ -55,7 +60,7 @@ def load_cardiac(
             continue
         patients.add(chosen[name].patient)
         for slice_name, image, mask in zip(*slices, strict=True):
-            fitted = fit_classes(mask, size, len(LABELS))
+            fitted = fit_classes(mask, size, len(HEART))
             if fitted.any():
                 names.append(str(slice_name))
                 images.append(fit_image(image, size))
@@ -64,7 +69,7 @@ def load_cardiac(
     if not names:
         raise DataError(f"{folder}: no slice of the {split} split can be used")
     log.info("%s: the %s split has %d slices of %d patients", folder, split, len(names), len(patients))
-    return LoadedPairs(names, images, masks, LABELS)
+    return LoadedPairs(names, images, masks, HEART)
 
 
 def assign(recordings: Sequence[Recording], folder: Path, validation_fraction: float, seed: int) -> list[str]:

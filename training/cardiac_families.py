@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from serving.bundle import Condition, Output
-from training.data.recordings import FIELD_OF_VIEW, LABELS
+from training.data.classes import FIELD_OF_VIEW, HEART
 from training.denoiser import Denoiser
 from training.family import Batch
 from training.unets import UNetPreset
 
-CLASSES = len(LABELS)
+CLASSES = len(HEART)
 
 
 def one_hot(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,7 +35,7 @@ def without_classes(mask: Tensor, share: float, generator: torch.Generator) -> T
 
 def mask_output(size: int) -> Output:
     """Class indices uint8 [1, size, size]."""
-    return Output("mask", "uint8", (1, size, size), low=0, high=CLASSES - 1, labels=LABELS, spacing=spacing(size))
+    return Output("mask", "uint8", (1, size, size), low=0, high=CLASSES - 1, labels=HEART, spacing=spacing(size))
 
 
 def image_output(size: int) -> Output:
@@ -68,14 +68,14 @@ class HeartPainter(Denoiser):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return LABELS
+        return HEART
 
     def describe(self, preset: PainterPreset) -> None:
         """Say what goes in and what comes out."""
         size = preset.size
         self.preset = preset
         self.sample_shape = (1, size, size)
-        self.condition = Condition("mask", (1, size, size), CLASSES, LABELS, spacing(size))
+        self.condition = Condition("mask", (1, size, size), CLASSES, HEART, spacing(size))
         self.outputs = (image_output(size),)
 
     def data(self, batch: Batch) -> Tensor:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.heart import SETTINGS, prepare
-from training.data.images import Floats
-from training.data.loaded import Problems
-from training.data.nifti import read_stacks
-from training.data.recordings import Recording
+from training.data.layouts.recording import Recording
+from training.data.layouts.stacks import read_stacks
+from training.data.preparation.resize import Floats
+from training.data.preparation.short_axis import SETTINGS, prepare
+from training.data.problems import Problems
 
 
 class Slices(NamedTuple):

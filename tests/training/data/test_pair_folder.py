@@ -7,9 +7,10 @@ import tifffile
 import torch
 from PIL import Image
 
-from training.data.images import fit_image, fit_mask
-from training.data.loaded import DataError, LoadedPairs
-from training.data.pairs import load_pairs
+from training.data.dataset import LoadedPairs
+from training.data.layouts.pair_folder import load_pairs
+from training.data.preparation.resize import fit_image, fit_mask
+from training.data.problems import DataError
 
 RAMP = np.linspace(0, 1, 16 * 16).reshape(16, 16)
 SQUARE = np.zeros((16, 16), np.uint8)

@@ -1,0 +1,1 @@
+"""One file as it is stored: one module for every format that is read."""
