@@ -8,7 +8,7 @@ from training.data.layouts import acdc, mnms
 from training.data.layouts.mini_mias import load_mias
 from training.data.layouts.pair_folder import load_pairs
 from training.data.phantom import Phantoms
-from training.data.problems import DataError
+from training.data.problems import DataError, some
 
 __all__ = ["SPLITS", "DataError", "open_dataset"]
 
@@ -47,16 +47,30 @@ def open_dataset(source: str, size: int, split: str = "train", skip_bad: bool = 
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(f"{source!r} is no folder; accepted are {ACCEPTED}")
-    if (folder / "images").is_dir() and (folder / "masks").is_dir():
+    layouts = {
+        "a folder of pairs": (folder / "images").is_dir() and (folder / "masks").is_dir(),
+        "mini-MIAS": (folder / "Info.txt").is_file() and any(folder.glob("mdb*.pgm")),
+        acdc.NAME: bool(acdc.find_patients(folder)),
+        mnms.NAME: mnms.find_table(folder) is not None,
+    }
+    found = [layout for layout, there in layouts.items() if there]
+    if len(found) > 1:
+        raise DataError(f"{folder} is {' and '.join(found)} at once; give each a folder of its own")
+    if not found:
+        if mnms.holds_images(folder):
+            tables = some([path.name for path in sorted(folder.glob("*.csv"))]) or "no CSV"
+            raise DataError(
+                f"{folder} holds images of M&Ms, but no CSV with columns External code, ED and ES; there is {tables}"
+            )
+        raise DataError(f"{source!r} holds no data set; accepted are {ACCEPTED}")
+    if found == ["a folder of pairs"]:
         if split == "validation":
             raise DataError(f"{folder}: a folder of pairs is not split; keep validation pairs in a folder of their own")
         return load_pairs(folder, size, skip_bad)
-    if (folder / "Info.txt").is_file() and any(folder.glob("mdb*.pgm")):
+    if found == ["mini-MIAS"]:
         return load_mias(folder, size, split, skip_bad)
-    if acdc.find_patients(folder) or mnms.find_table(folder):
-        try:
-            from training.data.layouts.cardiac import load_cardiac
-        except ModuleNotFoundError as missing:
-            raise DataError(f"{folder}: NIfTI files need {missing.name}: pip install 'medgen[train]'") from missing
-        return load_cardiac(folder, size, split, skip_bad)
-    raise DataError(f"{source!r} holds no data set; accepted are {ACCEPTED}")
+    try:
+        from training.data.layouts.cardiac import load_cardiac
+    except ModuleNotFoundError as missing:
+        raise DataError(f"{folder}: NIfTI files need {missing.name}: pip install 'medgen[train]'") from missing
+    return load_cardiac(folder, size, split, skip_bad)

@@ -1,6 +1,7 @@
 """The account of the files of a data set that cannot be used."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,9 @@ from rich import get_console
 from rich.progress import track
 
 log = logging.getLogger(__name__)
+
+NAMED = 5  # files that are named one by one
+LINES = 40  # of a list of problems
 
 
 class BadFileError(Exception):
@@ -24,10 +28,10 @@ class Problems:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.found: list[str] = []
+        self.found: list[tuple[str, str]] = []
 
     def add(self, path: Path, reason: str) -> None:
-        self.found.append(f"{path.relative_to(self.folder)} {reason}")
+        self.found.append((str(path.relative_to(self.folder)), reason))
 
     @contextmanager
     def of(self, path: Path) -> Iterator[None]:
@@ -41,7 +45,7 @@ class Problems:
         """Raise the DataError that lists every problem or, to skip them, log the list as a warning."""
         if not self.found:
             return
-        listed = "".join(f"\n  {problem}" for problem in self.found)
+        listed = "".join(f"\n  {line}" for line in self.lines())
         if not skip_bad:
             raise DataError(
                 f"{self.folder}: not every file can be used; mend these ({len(self.found)}) "
@@ -49,13 +53,33 @@ class Problems:
             )
         log.warning("%s: left out (%d):%s", self.folder, len(self.found), listed)
 
+    def lines(self) -> list[str]:
+        """A line for each problem; where many files have the same one they share a line, and too many lines are cut."""
+        same = defaultdict(list)
+        for path, reason in self.found:
+            same[reason].append(path)
+        lines = []
+        for reason, paths in same.items():
+            if len(paths) > NAMED:
+                lines.append(f"{len(paths)} files: each {reason} ({some(paths)})")
+            else:
+                lines += [f"{path} {reason}" for path in paths]
+        return lines if len(lines) <= LINES else [*lines[: LINES - 1], f"and {len(lines) - LINES + 1} more"]
+
+
+def some(names: Sequence[str]) -> str:
+    """The names, or where they are many the first of them and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
 
 def progress(names: Sequence[str], folder: Path) -> Iterable[str]:
     """The names, with a bar on a terminal while they are worked through."""
     return track(names, f"Reading {folder.name}", transient=True, disable=not get_console().is_terminal)
 
 
-def warn_of_tiny_lesions(names: Sequence[str], size: int) -> None:
-    """Say which pairs have a lesion too small for the training size, drawn larger than it is rather than lost."""
-    if names:
-        log.warning("a lesion too small for %d x %d pixels is kept as one pixel in: %s", size, size, ", ".join(names))
+def tiny_lesions(names: Sequence[str], size: int) -> list[str]:
+    """Says which pairs have a lesion too small for the training size, drawn larger than it is rather than lost."""
+    if not names:
+        return []
+    return [f"a lesion too small for {size} x {size} pixels is kept as one pixel in {len(names)} masks: {some(names)}"]

@@ -12,17 +12,22 @@ from scipy import ndimage
 
 from training.data import open_dataset
 from training.data.dataset import LoadedPairs
-from training.data.layouts import cached_slices
+from training.data.layouts import acdc, cached_slices, mnms
 from training.data.layouts.cardiac import assign, load_cardiac
 from training.data.layouts.recording import Recording
+from training.data.layouts.stacks import Stacks, read_stacks
 from training.data.preparation.resize import fit_classes
 from training.data.preparation.short_axis import PIXEL, SIDE, Stack, prepare
-from training.data.problems import DataError
+from training.data.problems import DataError, Problems
 
 SPACING = (2.0, 2.5, 8.0)
 SHAPE = (84, 70, 4)
 X, Y, Z = np.indices(SHAPE)
 BACKGROUND, LV, MYO, RV = range(4)
+# a short axis as it lies in a patient: x to the left and back, y to the feet, slices to the base
+DIRECTIONS = np.array([[-0.72, 0.12, 0.684], [-0.66, -0.43, -0.616], [0.22, -0.895, 0.388]])
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = np.linalg.svd(DIRECTIONS)[0] @ np.linalg.svd(DIRECTIONS)[2] * SPACING
 GREY = np.array([60, 400, 120, 300])
 ACDC_ON_DISK = np.array([0, 3, 2, 1], np.uint8)  # by our label
 TABLE = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
@@ -67,10 +72,8 @@ def write_mnms(home: Path, ed: int = 2, es: int = 0, frames: int = 3) -> None:
     image, labels = np.full((*SHAPE, frames), 7, np.float32), np.zeros((*SHAPE, frames), np.uint8)
     for frame in (ed, es):
         image[..., frame], labels[..., frame] = IMAGE, LABELS
-    oblique = np.diag([*SPACING, 1]) * [1, -1, 1, 1]
-    oblique[:3, :3] = [[0.8, 0.6, 0], [-0.6, 0.8, 0], [0, 0, 1]] @ oblique[:3, :3]
-    write(home / f"{home.name}_sa.nii.gz", image, oblique)
-    write(home / f"{home.name}_sa_gt.nii.gz", labels, oblique)
+    write(home / f"{home.name}_sa.nii.gz", image, OBLIQUE)
+    write(home / f"{home.name}_sa_gt.nii.gz", labels, OBLIQUE)
 
 
 def write_table(folder: Path, *rows: str) -> None:
@@ -125,6 +128,195 @@ class TestPublishedLayouts:
             assert len(open_dataset(str(folder / "training"), 32, "all")) == 6
 
 
+def stored_otherwise(image: nib.Nifti1Image, axes: tuple[int, ...]) -> nib.Nifti1Image:
+    """The same in the patient, with the axes in another order; negative ones, counted from 1, run backwards."""
+    orientation = np.zeros((3, 2))
+    for place, axis in enumerate(axes):
+        orientation[abs(axis) - 1] = place, np.sign(axis)
+    return image.as_reoriented(orientation)
+
+
+def recording_of(image: nib.Nifti1Image, mask: nib.Nifti1Image, folder: Path) -> Recording:
+    folder.mkdir()
+    nib.save(image, folder / "image.nii.gz")
+    nib.save(mask, folder / "mask.nii.gz")
+    return Recording("a", folder / "image.nii.gz", folder / "mask.nii.gz", {"a": None}, (0, 1, 2, 3))
+
+
+def stacks_of(image: nib.Nifti1Image, mask: nib.Nifti1Image, folder: Path) -> Stacks:
+    problems = Problems(folder)
+    stacks = read_stacks(recording_of(image, mask, folder), problems)
+    assert not problems.found, problems.lines()
+    assert stacks is not None
+    return stacks
+
+
+LPS = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1])  # as ACDC is published
+RAS = np.diag([*SPACING, 1])
+
+
+class TestOrientation:
+    @pytest.mark.parametrize("affine", [LPS, RAS, OBLIQUE], ids=["nominal", "nominal the other way", "oblique"])
+    @pytest.mark.parametrize("axes", [(-1, 2, 3), (1, -2, -3), (2, 1, 3), (-2, 1, 3), (-2, -1, -3)])
+    def test_the_same_heart_is_the_same_stack_however_it_is_stored(self, tmp_path, affine, axes):
+        image, mask = (nib.Nifti1Image(voxels, affine) for voxels in (IMAGE, LABELS))
+        plain = stacks_of(image, mask, tmp_path / "plain")
+        other = stacks_of(stored_otherwise(image, axes), stored_otherwise(mask, (1, 2, -3)), tmp_path / "other")
+        for one, its_other in zip(plain.by_frame["a"], other.by_frame["a"], strict=True):
+            assert np.array_equal(one, its_other)
+        assert np.array_equal(plain.by_frame["a"].image, IMAGE)  # which is drawn as it is looked at
+        assert np.array_equal(plain.by_frame["a"].labels, LABELS)
+
+    def test_a_folder_may_mix_them(self, tmp_path):
+        write_acdc(tmp_path / "patient001")
+        for suffix in ("", "_gt"):
+            plain = nib.load(tmp_path / "patient001" / f"patient001_frame01{suffix}.nii.gz")
+            path = tmp_path / "patient002" / f"patient002_frame01{suffix}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            nib.save(stored_otherwise(plain, (-2, 1, 3)), path)
+        pairs = load_cardiac(tmp_path, 32, "all")
+        for one, other in zip(pairs.items[:3], pairs.items[3:], strict=True):
+            assert torch.equal(one["image"], other["image"])
+            assert torch.equal(one["mask"], other["mask"])
+        assert pairs.reading["axes"] == {"RAS": 1, "PRS": 1}
+
+    def test_of_nominal_axes_the_heart_decides_which_way_is_up_and_it_is_said(self, tmp_path):
+        stacks = [
+            stacks_of(nib.Nifti1Image(IMAGE, affine), nib.Nifti1Image(LABELS, affine), tmp_path / name)
+            for name, affine in {"as published": LPS, "by half": RAS}.items()
+        ]
+        assert np.array_equal(stacks[0].by_frame["a"].image, stacks[1].by_frame["a"].image)
+        assert [(each.axes, each.turned) for each in stacks] == [("LPS", ""), ("RAS", "by half")]
+
+    def test_true_axes_are_kept_and_an_rv_on_the_wrong_side_is_said(self, tmp_path):
+        mirrored = OBLIQUE * [-1, -1, 1, 1]
+        write(tmp_path / "patient001" / "patient001_frame01.nii.gz", IMAGE, mirrored)
+        write(tmp_path / "patient001" / "patient001_frame01_gt.nii.gz", ACDC_ON_DISK[LABELS], mirrored)
+        pairs = load_cardiac(tmp_path, 32, "all")
+        assert pairs.warnings == (
+            "by their axes the RV lies to the patient's left of the LV in 1 files: patient001_frame01.nii.gz",
+        )
+        mask = pairs[0]["mask"][0].numpy()
+        assert ndimage.center_of_mass(mask == RV)[1] > ndimage.center_of_mass(mask == LV)[1]
+
+    @pytest.mark.parametrize(("unit", "factor"), [("mm", 1), ("meter", 0.001), ("micron", 1000), ("unknown", 1)])
+    def test_lengths_are_in_the_files_unit(self, tmp_path, unit, factor):
+        both = [nib.Nifti1Image(voxels, np.diag([*np.array(SPACING) * factor, 1])) for voxels in (IMAGE, LABELS)]
+        for image in both:
+            image.header.set_xyzt_units(unit)
+        assert stacks_of(*both, tmp_path / "a").by_frame["a"].spacing == pytest.approx(SPACING)
+
+    def test_an_sform_without_lengths_has_those_of_the_voxels(self, tmp_path):
+        both = [nib.Nifti1Image(voxels, LPS) for voxels in (IMAGE, LABELS)]
+        for image in both:
+            image.set_sform(np.diag([-1, -1, 1, 1]), code=1)  # as in ACDC
+        stacks = stacks_of(*both, tmp_path / "a")
+        assert stacks.by_frame["a"].spacing == pytest.approx(SPACING)
+        assert stacks.axes == "LPS"
+
+    def test_without_any_form_the_order_of_the_file_is_that_of_the_view(self, tmp_path):
+        both = [nib.Nifti1Image(voxels, None) for voxels in (IMAGE, LABELS)]
+        for image in both:
+            image.header.set_zooms(SPACING)
+        stacks = stacks_of(*both, tmp_path / "a")
+        assert np.array_equal(stacks.by_frame["a"].image, IMAGE)
+        assert stacks.by_frame["a"].spacing == SPACING
+
+    def contradicting(self, **forms: np.ndarray) -> nib.Nifti1Image:
+        image = nib.Nifti1Image(IMAGE, RAS)
+        image.set_qform(forms.get("qform", RAS), code=1)
+        image.set_sform(forms.get("sform", RAS), code=1)
+        return image
+
+    @pytest.mark.parametrize(
+        ("forms", "reason"),
+        [
+            ({"sform": RAS * [2, 2, 2, 1]}, "says that its voxels are 2 x 2.5 x 8 by pixdim, but 4 x 5 x 16 by its"),
+            ({"qform": LPS}, "is turned one way by its sform and another way by its qform"),
+        ],
+    )
+    def test_a_header_that_contradicts_itself_is_refused(self, tmp_path, forms, reason):
+        problems = Problems(tmp_path)
+        read_stacks(recording_of(self.contradicting(**forms), nib.Nifti1Image(LABELS, RAS), tmp_path / "a"), problems)
+        (line,) = problems.lines()
+        assert line.startswith(f"a/image.nii.gz {reason}")
+
+
+class TestUniqueNames:
+    @pytest.fixture
+    def sites(self, tmp_path) -> Path:
+        write_acdc(tmp_path / "siteA" / "patient001")
+        write_acdc(tmp_path / "siteB" / "patient001", image=draw_image(LABELS, seed=1))
+        write_acdc(tmp_path / "siteB" / "training" / "patient002")
+        return tmp_path
+
+    def test_two_sites_may_have_a_patient_of_the_same_number(self, sites):
+        pairs = load_cardiac(sites, 32, "all")
+        assert len(pairs) == 9
+        assert pairs.names[::3] == (
+            "siteA/patient001_frame01_slice01",
+            "siteB/patient001_frame01_slice01",
+            "patient002_frame01_slice01",
+        )
+        assert not torch.equal(pairs[0]["image"], pairs[3]["image"])
+        assert pairs.reading["patients"] == 3
+
+    def test_they_are_on_one_side_of_a_split(self, sites):
+        for seed in range(9):
+            recordings = acdc.find_recordings(sites, Problems(sites))
+            parts = assign(recordings, sites, 0.5, seed)
+            assert parts[0] == parts[1]
+
+    def test_two_subjects_of_mnms_with_one_code(self, tmp_path):
+        write_mnms(tmp_path / "Training" / "A0")
+        write_mnms(tmp_path / "Validation" / "A0")
+        write_table(tmp_path, "0,A0,Siemens,A,1,2,0,50")
+        assert load_cardiac(tmp_path, 32, "all").names[::6] == ("Training/A0_ED_slice01", "Validation/A0_ED_slice01")
+
+    def test_a_code_with_two_rows_is_a_problem(self, tmp_path):
+        write_mnms(tmp_path / "A0")
+        write_table(tmp_path, "0,A0,Siemens,A,1,2,0,50", "1,A0,Siemens,A,1,0,2,50")
+        with pytest.raises(DataError, match=r"opendataset\.csv has 2 rows for A0; there must be one"):
+            load_cardiac(tmp_path, 32, "all")
+
+    def test_so_is_a_second_table(self, tmp_path):
+        write_mnms(tmp_path / "A0")
+        write_table(tmp_path, "0,A0,Siemens,A,1,2,0,50")
+        (tmp_path / "another.csv").write_bytes((tmp_path / TABLE).read_bytes())
+        with pytest.raises(DataError, match=f"another.csv is a table of subjects, and so is {TABLE}"):
+            load_cardiac(tmp_path, 32, "all")
+
+    def test_so_is_a_second_column_of_a_name(self, tmp_path):
+        write_mnms(tmp_path / "A0")
+        (tmp_path / TABLE).write_text("External code,ED,ES,ED\nA0,2,0,1\n")
+        with pytest.raises(DataError, match="has 2 columns 'ed'; there must be one"):
+            load_cardiac(tmp_path, 32, "all")
+
+
+class TestTable:
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+    @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+    def test_it_may_be_as_a_spreadsheet_writes_it(self, tmp_path, encoding, delimiter):
+        write_mnms(tmp_path / "A0")
+        text = "External code,Vendor, Name,ED,ES\r\nA0,B,x,2,0\r\n\r\n".replace(",", delimiter)
+        (tmp_path / TABLE).write_bytes(text.encode(encoding))
+        (found,) = mnms.find_recordings(tmp_path, Problems(tmp_path))
+        assert found.frames == {"A0_ED": 2, "A0_ES": 0}
+
+    def test_one_that_is_missing_is_named(self, tmp_path):
+        write_mnms(tmp_path / "Training" / "A0")
+        (tmp_path / "notes.csv").write_text("code,age\n")
+        with pytest.raises(DataError, match=r"no CSV with columns External code, ED and ES; there is notes\.csv"):
+            open_dataset(str(tmp_path), 32)
+
+    def test_two_data_sets_in_one_folder_are_named(self, tmp_path):
+        write_acdc(tmp_path / "patient001")
+        write_mnms(tmp_path / "Training" / "A0")
+        write_table(tmp_path, "0,A0,Siemens,A,1,2,0,50")
+        with pytest.raises(DataError, match="is ACDC and M&Ms at once; give each a folder of its own"):
+            open_dataset(str(tmp_path), 32)
+
+
 class TestPreparation:
     @pytest.mark.parametrize("size", [128, 64])
     def test_a_known_point_is_where_it_must_be_in_image_and_mask(self, tmp_path, size):
@@ -162,6 +354,13 @@ class TestPreparation:
         plain, shaded = (prepare(Stack(IMAGE * field, LABELS, SPACING)) for field in (np.float32(1), shade))
         heart = plain.masks != BACKGROUND
         assert np.abs(shaded.images - plain.images)[heart].mean() < 0.05  # 0.18 if it stays
+
+    @pytest.mark.parametrize(("scale", "offset"), [(1, -2048), (1 / 97, -1.7)], ids=["offset", "z-scored"])
+    def test_values_below_0_change_nothing(self, scale, offset):
+        image = IMAGE - IMAGE.min()
+        plain = prepare(Stack(image, LABELS, SPACING)).images
+        moved = prepare(Stack(image * np.float32(scale) + np.float32(offset), LABELS, SPACING)).images
+        assert np.abs(moved - plain).max() < 0.01
 
     def test_what_lies_beyond_the_stack_is_black_and_background(self):
         at_the_edge = draw_labels(x=74, y=60)
@@ -256,6 +455,21 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "is empty: no structure is marked",
     ),
     "no grey": (lambda stem: write(Path(f"{stem}.nii.gz"), np.zeros_like(IMAGE)), "", "is empty: every voxel is 0"),
+    "padding": (
+        lambda stem: write(Path(f"{stem}.nii.gz"), np.where(X < 9, -32768, IMAGE)),
+        "",
+        "holds -32768 far below all else (",
+    ),
+    "no spacing": (
+        lambda stem: write(Path(f"{stem}.nii.gz"), IMAGE, np.diag([0.002, 0.0025, 0.008, 1])),
+        "",
+        "has voxels of 0.002 x 0.0025 x 0.008 mm; pixels must have 0.1 to 10 mm",
+    ),
+    "tiny": (
+        lambda stem: [write(Path(f"{stem}{suffix}.nii.gz"), LABELS[40:46, 30:36]) for suffix in ("", "_gt")],
+        "_gt",
+        "has slices of 6 x 6 pixels; 8 are needed each way",
+    ),
     "nan": (lambda stem: write(Path(f"{stem}.nii.gz"), with_nan()), "", "holds NaN or infinity"),
     "4-D": (
         lambda stem: write(Path(f"{stem}.nii.gz"), IMAGE[..., None].repeat(2, 3)),

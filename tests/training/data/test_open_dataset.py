@@ -10,10 +10,11 @@ from training.data import PHANTOM_COUNT, DataError, open_dataset
 
 @pytest.fixture
 def pair_folder(tmp_path) -> Path:
+    folder = tmp_path / "pairs"
     for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-        Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / name / "a.png")
-    return tmp_path
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(folder / name / "a.png")
+    return folder
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from training.data.dataset import LoadedPairs
+from training.data.formats.grey_image import read_grey
 from training.data.layouts.pair_folder import load_pairs
 from training.data.preparation.resize import fit_image, fit_mask
-from training.data.problems import DataError
+from training.data.problems import BadFileError, DataError
 
 RAMP = np.linspace(0, 1, 16 * 16).reshape(16, 16)
 SQUARE = np.zeros((16, 16), np.uint8)
@@ -107,7 +108,151 @@ class TestFormats:
         assert len(load_pairs(tmp_path, 16)) == 1
 
 
+class TestOnePicture:
+    """Of what a container says besides its pixels, nothing is passed over."""
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("kind", ["png", "tif", "lzw.tif"])
+    def test_it_is_turned_as_its_tags_say(self, tmp_path, kind, orientation):
+        stored = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
+        path = tmp_path / f"a.{kind}"
+        exif = Image.Exif()
+        exif[274] = orientation
+        options = {"tiffinfo": {274: orientation}} if kind != "png" else {"exif": exif}
+        if kind == "lzw.tif":
+            options["compression"] = "tiff_lzw"
+        Image.fromarray(stored).save(path, **options)
+        flips = {1: "", 2: "lr", 3: "ud lr", 4: "ud", 5: "T", 6: "T lr", 7: "T ud lr", 8: "T ud"}[orientation]
+        shown = stored.T if "T" in flips else stored
+        shown = shown[:: -1 if "ud" in flips else 1, :: -1 if "lr" in flips else 1]
+        image = read_grey(path)
+        np.testing.assert_array_equal(image.pixels, shown)
+        assert image.turned == (orientation > 1)
+
+    def test_image_and_mask_are_turned_each_by_its_own(self, tmp_path):
+        stored = grey(0)
+        stored[4:9, 6:12] = 255
+        pair(tmp_path, stored)
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.fromarray(np.rot90(stored)).save(tmp_path / "images" / "a.png", exif=exif)
+        Image.fromarray(np.rot90(SQUARE)).save(tmp_path / "masks" / "a.png", exif=exif)
+        pairs = load_pairs(tmp_path, 16)
+        np.testing.assert_array_equal(pairs[0]["mask"][0].numpy(), SQUARE // 255)
+        np.testing.assert_array_equal(pairs[0]["image"][0].numpy() == 1, SQUARE == 255)
+        assert pairs.reading["turned_by_their_tags"] == 1
+
+    def test_a_second_one_is_named(self, tmp_path):
+        Image.fromarray(grey(1)).save(tmp_path / "a.png", save_all=True, append_images=[Image.fromarray(grey(2))])
+        (tmp_path / "b.pgm").write_bytes(2 * (b"P5 4 4 255\n" + bytes(16)))
+        (tmp_path / "c.pgm").write_text(2 * ("P2 # plain\n2 2 # size\n255\n" + "1 2 3 4\n"))
+        with (tmp_path / "d.npy").open("wb") as file:
+            for value in (1, 2):
+                np.save(file, grey(value))
+        with tifffile.TiffWriter(tmp_path / "e.tif") as tiff:
+            tiff.write(grey(1), subifds=1)
+            tiff.write(grey(2)[:8, :8])
+        for name, reason in {
+            "a.png": "holds 2 pictures, not one",
+            "d.npy": "is no NPY file with one array",
+            "e.tif": "holds 2 pages, not one",
+            "b.pgm": "goes on after its 4 x 4 pixels; it must hold one picture",
+            "c.pgm": "goes on after its 2 x 2 pixels; it must hold one picture",
+        }.items():
+            with pytest.raises(BadFileError, match=reason):
+                read_grey(tmp_path / name)
+
+    def test_an_imagej_stack_of_one_page_is_named(self, tmp_path):
+        said = "ImageJ=1.53\nimages=3\nslices=3\n"
+        tifffile.imwrite(tmp_path / "a.tif", grey(1), description=said, metadata=None)
+        with (tmp_path / "a.tif").open("ab") as file:  # where ImageJ puts the others
+            file.write(bytes(16 * 16 * 2))
+        with pytest.raises(BadFileError, match="holds several pictures"):
+            read_grey(tmp_path / "a.tif")
+
+    @pytest.mark.parametrize("name", ["a.png", "a.tif"])
+    def test_pixels_that_are_not_square_are_named(self, tmp_path, name):
+        Image.fromarray(grey(1)).save(tmp_path / name, dpi=(144, 72))
+        with pytest.raises(BadFileError, match=r"has 14\S+ x 7\S+ pixels to the same length; pixels must be square"):
+            read_grey(tmp_path / name)
+
+    def test_a_tiff_that_only_another_package_reads_names_it(self, tmp_path):
+        Image.fromarray(grey(1)).save(tmp_path / "a.tif", compression="tiff_lzw")
+        content = bytearray((tmp_path / "a.tif").read_bytes())
+        with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+            offset = tiff.pages.first.tags["Compression"].valueoffset
+        content[offset : offset + 2] = (50001).to_bytes(2, "little")  # WebP, which Pillow's TIFF reader has not
+        (tmp_path / "a.tif").write_bytes(content)
+        with pytest.raises(BadFileError, match="is compressed by WEBP; to read it, pip install imagecodecs"):
+            read_grey(tmp_path / "a.tif")
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+    def test_lzw_is_read(self, tmp_path, dtype):
+        stored = (RAMP * (1 if dtype == np.float32 else np.iinfo(dtype).max)).astype(dtype)
+        Image.fromarray(stored).save(tmp_path / "a.tif", compression="tiff_lzw")
+        image = read_grey(tmp_path / "a.tif").pixels
+        assert image.dtype == dtype
+        np.testing.assert_array_equal(image, stored)
+
+    def test_a_plain_pgm_is_read(self, tmp_path):
+        (tmp_path / "a.pgm").write_text("P2\n# made by hand\n3 2\n15\n0 1 2 # first row\n3 4 15\n")
+        assert read_grey(tmp_path / "a.pgm").pixels.tolist() == [[0, 1, 2], [3, 4, 15]]
+
+
+def write_pgms(folder: Path, *files: tuple[np.ndarray, int]) -> None:
+    for number, (pixels, maxval) in enumerate(files):
+        pair(folder, grey(1), name=f"{number}.pgm")
+        stored = pixels.astype(">u1" if maxval < 256 else ">u2").tobytes()
+        (folder / "images" / f"{number}.pgm").write_bytes(b"P5\n16 16\n%d\n" % maxval + stored)
+
+
 class TestScale:
+    @pytest.mark.parametrize("white", [1023, 4095])
+    def test_a_stray_pixel_darkens_no_folder_and_is_named(self, tmp_path, white):
+        for number in range(4):
+            stored = (RAMP * white).astype(np.uint16)
+            if number == 2:
+                stored[3, 3] = 65535
+            pair(tmp_path, stored, name=f"{number}.png")
+        pairs = load_pairs(tmp_path, 16)
+        for item in pairs.items:
+            image = item["image"][0].numpy().copy()
+            image[3, 3] = RAMP[3, 3] * 2 - 1
+            np.testing.assert_allclose(image, RAMP * 2 - 1, atol=2 / white)
+        assert pairs.warnings == (
+            "1 of 4 images have pixels far brighter than all others, which are cut off at white: 2",
+        )
+        assert pairs.reading["white"] == {"more bits": white}
+
+    def test_one_image_in_twenty_may_be_of_another_scale_and_is_named(self, tmp_path):
+        for number in range(21):
+            pair(tmp_path, (RAMP * (65535 if number == 7 else 4095)).astype(np.uint16), name=f"{number:02d}.png")
+        pairs = load_pairs(tmp_path, 16)
+        assert pairs.reading["white"] == {"more bits": 4095}
+        assert pairs.warnings[0].endswith("at white: 07")
+
+    def test_a_brighter_tenth_is_no_stray(self, tmp_path):
+        for number in range(10):
+            pair(tmp_path, (RAMP * (30000 if number == 7 else 3000)).astype(np.uint16), name=f"{number}.png")
+        pairs = load_pairs(tmp_path, 16)
+        assert pairs.reading["white"] == {"more bits": 65535}
+        assert not pairs.warnings
+
+    @pytest.mark.parametrize(
+        ("brightest", "white"),
+        [((100, 200, 250), 255), ((1000, 3000, 2500), 4095), ((300, 400, 500), 1023)],
+    )
+    def test_pgms_whose_maxval_is_their_own_brightest_pixel_keep_their_levels(self, tmp_path, brightest, white):
+        write_pgms(tmp_path, *((RAMP * value, value) for value in brightest))
+        images = [float(item["image"].max()) for item in load_pairs(tmp_path, 16).items]
+        assert images == pytest.approx([value / white * 2 - 1 for value in brightest], abs=1e-6)
+
+    @pytest.mark.parametrize("maxval", [15, 4095])
+    def test_a_maxval_that_all_pgms_share_is_white(self, tmp_path, maxval):
+        write_pgms(tmp_path, (RAMP * maxval, maxval), (RAMP * maxval / 4, maxval))
+        images = [float(item["image"].max()) for item in load_pairs(tmp_path, 16).items]
+        assert images == pytest.approx([1, maxval // 4 / maxval * 2 - 1], abs=1e-6)
+
     @pytest.mark.parametrize(
         ("brightest", "white"), [(200, 255), (1023, 1023), (1024, 4095), (4095, 4095), (4096, 16383), (16384, 65535)]
     )
@@ -178,16 +323,14 @@ class TestTinyLesions:
         assert none == 0
         assert fitted.sum() == alone.sum() + 2
 
-    def test_it_is_said(self, tmp_path, caplog):
+    def test_it_is_said(self, tmp_path):
         speck = np.zeros((256, 256), np.uint8)
         speck[40, 40] = 1
         pair(tmp_path, np.zeros((256, 256), np.uint8), speck, "speck.png")
         pair(tmp_path, grey(9), SQUARE, "square.png")
         pairs = load_pairs(tmp_path, 16)
         assert pairs[0]["mask"].sum() == 1
-        assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-            "a lesion too small for 16 x 16 pixels is kept as one pixel in: speck"
-        ]
+        assert pairs.warnings == ("a lesion too small for 16 x 16 pixels is kept as one pixel in 1 masks: speck",)
 
     def test_nothing_is_lost_when_enlarging(self):
         mask = np.zeros((50, 50), bool)
@@ -251,6 +394,29 @@ def make_bad(folder: Path) -> dict[str, str]:
         "masks/more": "is none of .npy, .pgm, .png, .tif, .tiff",
         **dict.fromkeys(both, "cannot be read ("),
     }
+
+
+class TestManyBadFiles:
+    def test_those_with_the_same_fault_share_a_line(self, tmp_path):
+        pair(tmp_path, grey(1), name="good.png")
+        for number in range(300):
+            (tmp_path / "images" / f"{number:03d}.png").touch()
+        with pytest.raises(DataError) as caught:
+            load_pairs(tmp_path, 16)
+        first, *lines = str(caught.value).split("\n")
+        assert "mend these (300)" in first
+        named = ", ".join(f"images/{number:03d}.png" for number in range(5))
+        assert lines == [f"  300 files: each has no partner in masks/ ({named} and 295 more)"]
+
+    def test_a_long_list_of_different_faults_is_cut(self, tmp_path):
+        for number in range(60):
+            pair(tmp_path, grey(1), name=f"{number:02d}.png")
+            (tmp_path / "images" / f"{number:02d}.png").write_bytes(b"")
+        with pytest.raises(DataError) as caught:
+            load_pairs(tmp_path, 16)
+        lines = str(caught.value).split("\n")[1:]
+        assert len(lines) == 40
+        assert lines[-1] == "  and 21 more"
 
 
 class TestBadFiles:

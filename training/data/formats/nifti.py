@@ -1,8 +1,7 @@
 """One NIfTI file as it is stored."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -10,26 +9,67 @@ from numpy.typing import NDArray
 
 from training.data.problems import BadFileError
 
-AXES = "x, y, slice, time"
+MILLIMETRES = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+AGREEING = 0.01  # how far lengths may be apart, as a share, and cosines of directions
 
 
-def read_nifti(path: Path, frames: Mapping[str, int | None]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels [x, y, slice] or, where frames are numbered, [x, y, slice, time], and the affine to mm."""
+class Volume(NamedTuple):
+    """``voxels`` [i, j, k] or [i, j, k, time] of any type, and the ``affine`` [4, 4] from (i, j, k, 1) to mm.
+
+    mm are counted towards the patient's right, front and head (RAS), as NIfTI has it.
+    """
+
+    voxels: NDArray[Any]
+    affine: NDArray[np.float64]
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read a file; lengths in metres or micrometres become mm, and those of an unknown unit are mm.
+
+    Raises:
+        BadFileError: it is missing or broken, holds no numbers, or its header contradicts itself.
+    """
     if not path.is_file():
         raise BadFileError("is missing")
     try:
         file: Any = nib.load(path)
-        voxels, affine = np.asanyarray(file.dataobj), file.affine
+        voxels = np.asanyarray(file.dataobj)
+        affine = _affine(file.header) * np.array([[MILLIMETRES[file.header.get_xyzt_units()[0]]]] * 3 + [[1.0]])
+    except BadFileError:
+        raise
     except Exception as error:  # a decoder raises anything on a broken file
         reason = str(error).replace(str(path), path.name) or type(error).__name__
         raise BadFileError(f"cannot be read ({reason})") from error
-    numbers = [frame for frame in frames.values() if frame is not None]
-    axes = 4 if numbers else 3
-    if voxels.ndim != axes or not voxels.size:
-        raise BadFileError(f"has the shape {voxels.shape}; it must be ({AXES if numbers else AXES[:-6]})")
-    for number in numbers:
-        if not 0 <= number < voxels.shape[3]:
-            raise BadFileError(f"has no frame {number}; there are {voxels.shape[3]}, counted from 0")
     if voxels.dtype.kind not in "buif":
         raise BadFileError(f"holds {voxels.dtype} values, not numbers")
-    return voxels, affine
+    return Volume(voxels, affine)
+
+
+def _affine(header: Any) -> NDArray[np.float64]:
+    """What the header says in its own unit: by its sform, else by its qform, else by the voxels' sides alone.
+
+    Files of ACDC have an sform of directions without lengths. Without either form the axes are taken as ITK takes
+    them: towards the patient's left, back and head.
+    """
+    sides = np.array(header.get_zooms()[:3], np.float64)
+    forms = [form for form in (header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]) if form is not None]
+    if not forms:
+        return np.diag([-sides[0], -sides[1], sides[2], 1.0])
+    affine, *others = (np.array(form, np.float64) for form in forms)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if np.allclose(lengths, 1, atol=AGREEING):
+        affine[:3, :3] *= sides / lengths
+    elif not np.allclose(lengths, sides, rtol=AGREEING):
+        raise BadFileError(f"says that its voxels are {_by(sides)} by pixdim, but {_by(lengths)} by its affine")
+    for other in others:
+        if np.abs(_directions(affine) - _directions(other)).max() > AGREEING:
+            raise BadFileError("is turned one way by its sform and another way by its qform")
+    return affine
+
+
+def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    return affine[:3, :3] / np.maximum(np.linalg.norm(affine[:3, :3], axis=0), np.finfo(float).tiny)
+
+
+def _by(lengths: NDArray[np.float64]) -> str:
+    return " x ".join(f"{length:.4g}" for length in lengths)

@@ -6,12 +6,13 @@ from pathlib import Path
 from training.data.layouts.recording import Recording
 from training.data.problems import Problems
 
+NAME = "ACDC"
 LABELS = (0, 3, 2, 1)  # what a value in a mask file becomes
 
 
 def find_patients(folder: Path) -> list[Path]:
-    """The folders of patients in ACDC, or in a part of it."""
-    paths = sorted([*folder.glob("patient*"), *folder.glob("*/patient*")])
+    """The folders of patients in ACDC, in a part of it, or in the folders of several sites that hold such."""
+    paths = sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}patient*"))
     return [path for path in paths if re.fullmatch(r"patient\d{3}", path.name) and path.is_dir()]
 
 

@@ -18,11 +18,19 @@ from training.data.problems import Problems
 
 
 class Slices(NamedTuple):
-    """``names`` [N] of a recording's slices, ``images`` float32 [N, 128, 128] and ``masks`` uint8 [N, 128, 128]."""
+    """``names`` [N] of a recording's slices, ``images`` float32 [N, 128, 128] and ``masks`` uint8 [N, 128, 128].
+
+    Of the files they came from: ``spacing`` [3] in mm, and ``axes`` [] and ``turned`` [] as ``Stacks`` has them;
+    ``below_zero`` [] says that they hold values below 0.
+    """
 
     names: NDArray[np.str_]
     images: Floats
     masks: NDArray[np.uint8]
+    spacing: NDArray[np.float64]
+    axes: NDArray[np.str_]
+    turned: NDArray[np.str_]
+    below_zero: NDArray[np.bool_]
 
 
 def prepared_slices(recording: Recording, problems: Problems) -> Slices | None:
@@ -38,11 +46,16 @@ def prepared_slices(recording: Recording, problems: Problems) -> Slices | None:
     if stacks is None:
         return None
     with problems.of(recording.mask):
-        hearts = {name: prepare(stack) for name, stack in stacks.items()}
+        hearts = {name: prepare(stack) for name, stack in stacks.by_frame.items()}
+        any_stack = next(iter(stacks.by_frame.values()))
         slices = Slices(
             np.array([f"{name}_slice{level:02d}" for name, heart in hearts.items() for level in heart.levels]),
             np.concatenate([heart.images for heart in hearts.values()]),
             np.concatenate([heart.masks for heart in hearts.values()]),
+            np.array(any_stack.spacing),
+            np.array(stacks.axes),
+            np.array(stacks.turned),
+            np.array(any(stack.image.min() < 0 for stack in stacks.by_frame.values())),
         )
         _write(kept, slices)
     return slices

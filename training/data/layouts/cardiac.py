@@ -1,19 +1,21 @@
 """Cardiac MRI with masks of its structures: ACDC and M&Ms as pairs."""
 
 import hashlib
-import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from training.data.classes import HEART
 from training.data.dataset import LoadedPairs
 from training.data.layouts import acdc, mnms
-from training.data.layouts.cached_slices import cache_folder, prepared_slices
-from training.data.layouts.recording import Recording
+from training.data.layouts.cached_slices import Slices, prepared_slices
+from training.data.layouts.recording import Recording, prefixes
+from training.data.listing import list_files
 from training.data.preparation.resize import fit_classes, fit_image
-from training.data.problems import DataError, Problems, progress
-
-log = logging.getLogger(__name__)
+from training.data.problems import DataError, Problems, progress, some
 
 
 def load_cardiac(
@@ -26,10 +28,11 @@ def load_cardiac(
 ) -> LoadedPairs:
     """The slices of an ACDC or M&Ms folder that hold structures, at end-diastole and end-systole.
 
-    ``training.data.preparation.short_axis`` prepares them: 160 mm around the heart, whatever the size, rows along the
-    files' y axis and columns along their x. That takes seconds for every stack, so what comes of it is kept in the
+    ``training.data.preparation`` does that: all are seen from the same side, 160 mm around the heart, whatever the
+    size. That takes seconds for every stack, so what comes of it is kept in the
     user's cache.
-    Masks hold 0 background, 1 LV, 2 MYO and 3 RV whatever their files do.
+    Of patients of the same name in several folders, the names of slices begin with the folder; they are on one side of
+    a split, since they may be the same. Masks hold 0 background, 1 LV, 2 MYO and 3 RV whatever their files do.
 
     Args:
         folder: holds ACDC's ``patientNNN/``, or folders of these, or M&Ms' folders and its CSV.
@@ -48,28 +51,55 @@ def load_cardiac(
     recordings = layout.find_recordings(folder, problems)
     parts = assign(recordings, folder, validation_fraction, seed)
     chosen = {
-        next(iter(recording.frames)): recording
-        for recording, part in zip(recordings, parts, strict=True)
+        f"{prefix}{recording.image.name}": (prefix, recording)
+        for prefix, recording, part in zip(prefixes(recordings, folder), recordings, parts, strict=True)
         if split in ("all", part)
     }
-    log.info("%s: prepared slices are kept in %s", folder, cache_folder())
-    names, images, masks, patients = [], [], [], set()
+    names, images, masks, used = [], [], [], {}
     for name in progress(list(chosen), folder):
-        slices = prepared_slices(chosen[name], problems)
+        prefix, recording = chosen[name]
+        slices = prepared_slices(recording, problems)
         if slices is None:
             continue
-        patients.add(chosen[name].patient)
-        for slice_name, image, mask in zip(*slices, strict=True):
+        used[name] = slices
+        for slice_name, image, mask in zip(slices.names, slices.images, slices.masks, strict=True):
             fitted = fit_classes(mask, size, len(HEART))
             if fitted.any():
-                names.append(str(slice_name))
+                names.append(f"{prefix}{slice_name}")
                 images.append(fit_image(image, size))
                 masks.append(fitted)
     problems.settle(skip_bad)
     if not names:
         raise DataError(f"{folder}: no slice of the {split} split can be used")
-    log.info("%s: the %s split has %d slices of %d patients", folder, split, len(names), len(patients))
-    return LoadedPairs(names, images, masks, HEART)
+    files = {path for name in used for path in (chosen[name][1].image, chosen[name][1].mask)}
+    reading = {
+        "layout": layout.NAME,
+        "split": split,
+        "patients": len({(prefix, recording.patient) for prefix, recording in (chosen[name] for name in used)}),
+        **_geometry(list(used.values())),
+        "left_out": len(problems.found),
+    }
+    tables = filter(None, [mnms.find_table(folder)]) if layout is mnms else []
+    return LoadedPairs(names, images, masks, HEART, reading, _warnings(used), list_files(folder, {*files, *tables}))
+
+
+def _geometry(used: Sequence[Slices]) -> dict[str, Any]:
+    """How the recordings lay in their files."""
+    spacing = np.array([slices.spacing for slices in used]).round(4)
+    return {
+        "recordings": len(used),
+        "axes": dict(Counter(str(slices.axes) for slices in used)),
+        "turned_by_half": sum(str(slices.turned) == "by half" for slices in used),
+        "spacing_mm": [[float(low), float(high)] for low, high in zip(spacing.min(0), spacing.max(0), strict=True)],
+        "with_values_below_0": sum(bool(slices.below_zero) for slices in used),
+    }
+
+
+def _warnings(used: Mapping[str, Slices]) -> list[str]:
+    odd = [name for name, slices in used.items() if str(slices.turned) == "not"]
+    if not odd:
+        return []
+    return [f"by their axes the RV lies to the patient's left of the LV in {len(odd)} files: {some(odd)}"]
 
 
 def assign(recordings: Sequence[Recording], folder: Path, validation_fraction: float, seed: int) -> list[str]:

@@ -1,7 +1,6 @@
 """mini-MIAS as it is published: 322 films ``mdbNNN.pgm`` and ``Info.txt`` (Suckling et al. 1994)."""
 
 import hashlib
-import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,9 @@ from scipy import ndimage
 from training.data.classes import LESION
 from training.data.dataset import LoadedPairs
 from training.data.formats.grey_image import read_grey
+from training.data.listing import list_files
 from training.data.preparation.resize import Bools, Floats, fit_image, fit_mask
-from training.data.problems import BadFileError, DataError, Problems, progress, warn_of_tiny_lesions
-
-log = logging.getLogger(__name__)
+from training.data.problems import BadFileError, DataError, Problems, progress, tiny_lesions
 
 SIDE = 1024
 PATIENTS = 161
@@ -102,19 +100,18 @@ def load_mias(
     problems.settle(skip_bad)
     if not names:
         raise DataError(f"{folder}: no film of the {split} split can be used")
-    log.info(
-        "%s: %d films in Info.txt, of which %d are normal and %d have an abnormality without a true circle; "
-        "the %s split reads %d films of %d patients",
-        folder,
-        len(films),
-        sum(film == Film() for film in films.values()),
-        sum(film.uncircled > 0 for film in films.values()),
-        split,
-        len(names),
-        len({patient_of(name) for name in names}),
-    )
-    warn_of_tiny_lesions(tiny, size)
-    return LoadedPairs(names, images, masks, LESION)
+    reading = {
+        "layout": "mini-MIAS",
+        "split": split,
+        "white": {"8 bits": 255},
+        "patients": len({patient_of(name) for name in names}),
+        "films_in_info_txt": len(films),
+        "normal": sum(film == Film() for film in films.values()),
+        "without_a_true_circle": sum(film.uncircled > 0 for film in films.values()),
+        "left_out": len(problems.found),
+    }
+    files = [folder / "Info.txt", *(folder / f"{name}.pgm" for name in names)]
+    return LoadedPairs(names, images, masks, LESION, reading, tiny_lesions(tiny, size), list_files(folder, files))
 
 
 def patient_of(name: str) -> int:
@@ -156,7 +153,7 @@ def read_film(path: Path, circles: list[Circle]) -> tuple[Floats, Bools]:
     """
     if not path.exists():
         raise BadFileError("is missing, but Info.txt lists a lesion on it")
-    film = read_grey(path)
+    film = read_grey(path).pixels
     if film.shape != (SIDE, SIDE) or film.dtype != np.uint8:
         raise BadFileError(f"is {film.shape[0]} x {film.shape[1]} {film.dtype}; mini-MIAS is {SIDE} x {SIDE} uint8")
     breast = find_breast(film)

@@ -1,6 +1,5 @@
 """A folder of pairs: ``images/`` and ``masks/``, matched by stem."""
 
-import logging
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ from numpy.typing import NDArray
 
 from training.data.classes import LESION
 from training.data.dataset import LoadedPairs
-from training.data.formats.grey_image import SUFFIXES, read_grey
+from training.data.formats.grey_image import SUFFIXES, GreyImage, read_grey
+from training.data.listing import list_files
+from training.data.preparation.grey_scale import BIT_DEPTHS, Levels, levels_of, scale_of
 from training.data.preparation.resize import Bools, fit_image, fit_mask
-from training.data.problems import BadFileError, DataError, Problems, progress, warn_of_tiny_lesions
+from training.data.problems import BadFileError, DataError, Problems, progress, some, tiny_lesions
 
-log = logging.getLogger(__name__)
-
-BIT_DEPTHS = (8, 10, 12, 14, 16)
 Files = dict[str, list[Path]]
 
 
@@ -24,9 +22,8 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
     """Decode every pair of a folder into ``size`` x ``size`` pixels, aspect kept by padding with black.
 
     Images are PNG, PGM, TIFF or NPY and are scaled to [-1, 1] by one rule for the whole folder, never image by image:
-    floats from 0..1; 8-bit integers from 0..255; wider integers from 0..2**bits - 1, where bits is the least of 8, 10,
-    12, 14 and 16 that holds the brightest of them in the folder, because 12-bit data in 16-bit files is common.
-    Masks hold 0 for background and one other value, whichever, for the lesion; a mask may be empty.
+    ``grey_scale`` has it. Masks hold 0 for background and one other value, whichever, for the lesion; a mask may be
+    empty.
 
     Raises:
         DataError: a file cannot be used or lacks its partner (all are listed), or no pair is left. With ``skip_bad``
@@ -35,16 +32,16 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
     problems = Problems(folder)
     images, masks = (_files_by_stem(folder / name, problems) for name in ("images", "masks"))
     names, fitted_images, fitted_masks, tiny = [], [], [], []
-    scales: list[int | None] = []  # None: wider than 8 bits, known when the brightest is
-    brightest = 0
+    levels: list[Levels] = []
+    turned = 0
     for name in progress(_matched(images, masks, problems), folder):
         pair = _read_pair(images[name][0], masks[name][0], problems)
         if pair is None:
             continue
-        pixels, mask = pair
-        scales.append(_own_scale(pixels.dtype))
-        if scales[-1] is None:
-            brightest = max(brightest, int(pixels.max()))
+        image, mask = pair
+        pixels = image.pixels
+        levels.append(levels_of(pixels, image.maxval))
+        turned += image.turned
         fitted_mask, enlarged = fit_mask(mask, size)
         names.append(name)
         fitted_images.append(fit_image(pixels.astype(np.float32), size))
@@ -54,16 +51,25 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
     if not names:
         raise DataError(f"{folder}: images/ and masks/ hold no pair that can be used")
 
-    bits = next(depth for depth in BIT_DEPTHS if brightest < 2**depth)
-    for image, scale in zip(fitted_images, scales, strict=True):
-        image *= 2 / (scale or 2**bits - 1)
-        image -= 1
-        image.clip(-1, 1, out=image)
-    log.info("%s: %d pairs, %d with an empty mask", folder, len(names), sum(not mask.any() for mask in fitted_masks))
-    if None in scales:
-        log.info("%s: the brightest of the images wider than 8 bits is %d: read as %d bits", folder, brightest, bits)
-    warn_of_tiny_lesions(tiny, size)
-    return LoadedPairs(names, fitted_images, fitted_masks, LESION)
+    scale = scale_of(levels)
+    for fitted, white in zip(fitted_images, scale.white, strict=True):
+        fitted *= 2 / white
+        fitted -= 1
+        fitted.clip(-1, 1, out=fitted)
+    warnings = tiny_lesions(tiny, size)
+    if scale.beyond:
+        warnings.append(
+            f"{len(scale.beyond)} of {len(names)} images have pixels far brighter than all others, which are cut off "
+            f"at white: {some([names[index] for index in scale.beyond])}"
+        )
+    reading = {
+        "layout": "pairs",
+        "white": scale.kinds,
+        "turned_by_their_tags": turned,
+        "left_out": len(problems.found),
+    }
+    files = [path for name in names for path in (images[name][0], masks[name][0])]
+    return LoadedPairs(names, fitted_images, fitted_masks, LESION, reading, warnings, list_files(folder, files))
 
 
 def _files_by_stem(folder: Path, problems: Problems) -> Files:
@@ -94,7 +100,7 @@ def _matched(images: Files, masks: Files, problems: Problems) -> list[str]:
     return matched
 
 
-def _read_pair(image_path: Path, mask_path: Path, problems: Problems) -> tuple[NDArray[Any], Bools] | None:
+def _read_pair(image_path: Path, mask_path: Path, problems: Problems) -> tuple[GreyImage, Bools] | None:
     image = mask = None
     with problems.of(image_path):
         image = _read_image(image_path)
@@ -102,36 +108,30 @@ def _read_pair(image_path: Path, mask_path: Path, problems: Problems) -> tuple[N
         mask = _read_mask(mask_path)
     if image is None or mask is None:
         return None
-    if image.shape != mask.shape:
-        problems.add(mask_path, f"has {_extent(mask)} pixels, but its image {_extent(image)}")
+    if image.pixels.shape != mask.shape:
+        problems.add(mask_path, f"has {_extent(mask)} pixels, but its image {_extent(image.pixels)}")
         return None
     return image, mask
 
 
-def _read_image(path: Path) -> NDArray[Any]:
-    pixels = read_grey(path)
+def _read_image(path: Path) -> GreyImage:
+    image = read_grey(path)
+    pixels = image.pixels
     if pixels.dtype.kind == "b":
         raise BadFileError("is 1 bit deep, which no grey image is")
     highest = 1 if pixels.dtype.kind == "f" else 2 ** BIT_DEPTHS[-1] - 1
     if pixels.min() < 0 or pixels.max() > highest:
         raise BadFileError(f"holds {pixels.min():g} to {pixels.max():g}; {pixels.dtype} must lie in 0 to {highest}")
-    return pixels
+    return image
 
 
 def _read_mask(path: Path) -> Bools:
-    pixels = read_grey(path)
+    pixels = read_grey(path).pixels
     values = np.unique(pixels)
     if np.count_nonzero(values) > 1:
-        some = ", ".join(f"{value:g}" for value in values[:5]) + ", ..." * (len(values) > 5)
-        raise BadFileError(f"holds {len(values)} values ({some}); a mask holds 0 and one other")
+        some_values = ", ".join(f"{value:g}" for value in values[:5]) + ", ..." * (len(values) > 5)
+        raise BadFileError(f"holds {len(values)} values ({some_values}); a mask holds 0 and one other")
     return pixels != 0
-
-
-def _own_scale(dtype: np.dtype[Any]) -> int | None:
-    """The value that is white for this type alone, or None where the folder's brightest image decides."""
-    if dtype.kind == "f":
-        return 1
-    return 255 if dtype == np.uint8 else None
 
 
 def _extent(pixels: NDArray[Any]) -> str:

@@ -18,7 +18,8 @@ PIXEL = 1.25  # mm
 SIDE = round(FIELD_OF_VIEW / PIXEL)  # pixels: 128
 PERCENTILES = (1, 99)
 SHRINK = (4, 4, 1)  # the bias field is smooth: it is estimated on fewer pixels
-SETTINGS = (1, PIXEL, SIDE, PERCENTILES, SHRINK, sitk.Version.VersionString())  # first: count up when code changes
+LEAST = 2 * max(SHRINK)  # rows and columns that the bias field can be estimated on
+SETTINGS = (2, PIXEL, SIDE, PERCENTILES, SHRINK, sitk.Version.VersionString())  # first: count up when code changes
 
 
 class Stack(NamedTuple):
@@ -40,12 +41,14 @@ class Heart(NamedTuple):
 def prepare(stack: Stack) -> Heart:
     """The slices that hold structures, rows along y and columns along x, 1.25 mm a pixel.
 
-    The bias field is removed (N4, Tustison et al. 2010), then every slice is cut out around the middle of its own
+    A stack with values below 0 is raised by its lowest value, since fields multiply. The bias field is removed (N4,
+    Tustison et al. 2010), then every slice is cut out around the middle of its own
     structures, as breathing moves slices apart: images by cubic B-splines, labels by the nearest. What lies beyond the
     slice is 0. The 1st to 99th percentile of what is cut out becomes [-1, 1].
 
     Raises:
-        BadFileError: a slice's structures are wider than the 160 mm that are cut out, or its image is blank.
+        BadFileError: slices have fewer than 8 rows or columns, a slice's structures are wider than the 160 mm that are
+            cut out, or its image is blank.
     """
     spacing = stack.spacing[:2]
     levels = stack.labels.any(axis=(0, 1)).nonzero()[0]
@@ -78,12 +81,16 @@ def _corner(labels: NDArray[np.uint8], spacing: tuple[float, ...], level: int) -
 
 
 def _without_bias_field(stack: Stack) -> Floats:
-    image = sitk.GetImageFromArray(stack.image.T)
+    x, y, _ = stack.image.shape
+    if min(x, y) < LEAST:
+        raise BadFileError(f"has slices of {x} x {y} pixels; {LEAST} are needed each way")
+    grey = stack.image - min(stack.image.min(), np.float32(0))
+    image = sitk.GetImageFromArray(grey.T)
     image.SetSpacing(stack.spacing)
     tissue = sitk.OtsuThreshold(image, 0, 1)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.Execute(sitk.Shrink(image, SHRINK), sitk.Shrink(tissue, SHRINK))
-    return stack.image / np.exp(sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).T)
+    return grey / np.exp(sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).T)
 
 
 def _cut_out(
