@@ -12,7 +12,10 @@ from accelerate import PartialState
 from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, pack, read_config
 from training.data import DataError, open_dataset
 from training.data.dataset import LoadedPairs
+from training.data.listing import check_same_files
+from training.data.listing import digest as listing_digest
 from training.data.phantom import Phantoms
+from training.data.summary import lines, summarise
 from training.family import Family
 from training.fit import Interrupted, Run, fit
 from training.models import family_names, load_family
@@ -92,9 +95,16 @@ def fit_command(
         if resume:
             now = {"model": model, **config, "preset": dataclasses.asdict(chosen)}
             check_unchanged(read_config(find_checkpoint(out)), json.loads(json.dumps(now)))
-        run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every)
         dataset = open_dataset(data, chosen.size, skip_bad=skip_bad)
         check_classes(untrained, dataset, data)
+        files = dataset.files if isinstance(dataset, LoadedPairs) else {}
+        if resume:
+            check_same_files(out, read_config(find_checkpoint(out)).get("data_digest"), files)
+        summary = summarise(dataset)
+        if PartialState().is_main_process:
+            click.echo("\n".join(lines(summary)))
+        config |= {"data_digest": listing_digest(files), "data_summary": summary}
+        run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every, files=files)
         checkpoint = fit(untrained, dataset, run, resume)
     except (CheckpointError, DataError, OSError, ValueError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, save_checkpoint
+from training.data.listing import Listing, write_listing
 from training.family import Batch, Family
 from training.preview import save_preview
 
@@ -42,6 +43,7 @@ class Run:
     checkpoint_every: int = 500
     preview_every: int = 1000
     keep: int = 2
+    files: Listing = field(default_factory=dict)  # what the data were read from, kept to know them again
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -130,6 +132,8 @@ def fit(family: Family, dataset: Dataset, run: Run, resume: bool = False) -> Pat
     step = state["step"] if state else 0
     if state:
         family.load_state_dict(state["weights"])
+    elif accelerator.is_main_process:
+        write_listing(run.out, run.files)
 
     # channels_last is the layout that convolutions are fastest in, on CPUs and GPUs alike
     family = family.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

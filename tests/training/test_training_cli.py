@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from tiny_families import FAMILIES
 from tiny_pig import SET_OPTIONS, SIZE, tiny_pig
 
@@ -142,6 +143,53 @@ class TestResume:
         result = train(*FIT, "--out", str(run), "--resume")
         assert result.exit_code == 0
         assert "00000002 is ready" in result.output
+
+
+class TestData:
+    """What is said of a data set, kept of it, and compared when a run goes on."""
+
+    @pytest.fixture
+    def data(self, tmp_path) -> Path:
+        for part in ("images", "masks"):
+            (tmp_path / "data" / part).mkdir(parents=True)
+        for number in range(3):
+            self.write(tmp_path / "data", number)
+        return tmp_path / "data"
+
+    def write(self, data: Path, number: int, grey: int = 200) -> None:
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        mask[:3, :3] = 1
+        Image.fromarray(mask * grey).save(data / "images" / f"{number}.png")
+        Image.fromarray(mask).save(data / "masks" / f"{number}.png")
+
+    def fit(self, data: Path, *options: str) -> Result:
+        return train(*FIT, "--data", str(data), "--out", str(data.parent / "run"), *options)
+
+    def test_it_is_printed_and_kept(self, data):
+        (data / "masks" / "2.png").unlink()
+        result = self.fit(data, "--skip-bad")
+        assert result.exit_code == 0, result.output
+        assert "data: 2 pairs\n  layout pairs, white 8 bits 255" in result.output
+        summary = load_checkpoint(data.parent / "run")[1]["data_summary"]
+        assert (summary["pairs"], summary["left_out"], summary["warnings"]) == (2, 1, [])
+
+    def test_what_is_odd_is_a_warning(self, data):
+        for number in range(3):
+            Image.fromarray(np.ones((SIZE, SIZE), np.uint8)).save(data / "masks" / f"{number}.png")
+        result = self.fit(data)
+        warning = "more than half is lesion in 3 of 3 masks, 100 % at most; are they inverted? 0, 1, 2"
+        assert f"  Warning: {warning}\n" in result.output
+        assert load_checkpoint(data.parent / "run")[1]["data_summary"]["warnings"] == [warning]
+
+    def test_a_run_goes_on_with_the_same_files_alone(self, data):
+        assert self.fit(data).exit_code == 0
+        assert self.fit(data, "--resume").exit_code == 0
+        self.write(data, 1, grey=100)
+        assert "but 2 changed: images/1.png, masks/1.png. Put them" in the_line(self.fit(data, "--resume"))
+        for part in ("images", "masks"):
+            (data / part / "2.png").unlink()
+        line = the_line(self.fit(data, "--resume"))
+        assert "but 2 gone: images/2.png, masks/2.png; 2 changed: images/1.png, masks/1.png" in line
 
 
 class TestPack:
