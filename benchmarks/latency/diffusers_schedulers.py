@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any, Protocol
 from unittest.mock import patch
@@ -42,13 +42,33 @@ def trained_on(schedule: Schedule) -> dict[str, Any]:
     }
 
 
+def ddim(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
+    divides = schedule.num_train_timesteps % steps == 0
+    return one_step(DDIMScheduler if divides else EvenDDIM, "ddim", schedule, clip, steps)
+
+
+def ddpm(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
+    return one_step(DDPMScheduler, "ddpm", schedule, clip, steps)
+
+
 def one_step(
-    kind: type[DDIMScheduler | DDPMScheduler], schedule: Schedule, clip: float | None, steps: int
+    kind: type[DDIMScheduler | DDPMScheduler], solver: str, schedule: Schedule, clip: float | None, steps: int
 ) -> Scheduler:
     scheduler = kind(**trained_on(schedule), clip_sample=clip is not None, clip_sample_range=clip or 1.0)
     scheduler.set_timesteps(steps)
+    scheduler.timesteps = our_times(solver, schedule, steps).long()  # of a divisor of T they are its own
     made: Scheduler = scheduler
     return made
+
+
+class EvenDDIM(DDIMScheduler):
+    """Steps to its next timestep; diffusers' own to the one T // steps below, also where the next is another."""
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: Any) -> Any:
+        following = max((t for t in self.timesteps.tolist() if t < timestep), default=-1)
+        # T // this is how far diffusers steps down
+        self.num_inference_steps = Fraction(self.config.num_train_timesteps, int(timestep) - following)
+        return super().step(model_output, timestep, sample, **options)
 
 
 def dpm_solver(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
@@ -75,8 +95,8 @@ def flow_dpm_solver(schedule: Schedule, clip: float | None, steps: int) -> Sched
 
 Maker = Callable[[Schedule, float | None, int], Scheduler]
 DIFFUSIONS: dict[str, Maker] = {
-    "ddim": partial(one_step, DDIMScheduler),
-    "ddpm": partial(one_step, DDPMScheduler),
+    "ddim": ddim,
+    "ddpm": ddpm,
     "dpmpp_2m": dpm_solver,
 }
 FLOWS: dict[str, Maker] = {"euler": flow_euler, "dpmpp_2m": flow_dpm_solver}

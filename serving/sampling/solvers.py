@@ -108,13 +108,18 @@ def _check_steps(schedule: Schedule, steps: int) -> None:
         raise ValueError(f"steps must be an integer from 1 to {schedule.num_train_timesteps}, not {steps!r}")
 
 
-def _leading(schedule: Schedule, steps: int) -> NDArray[np.int64]:
-    """The first `steps` multiples of T // steps, from the largest down to 0, as diffusers' "leading" spacing.
+def _even(schedule: Schedule, steps: int) -> NDArray[np.int64]:
+    """Evenly spaced from the largest down, as diffusers has them.
 
-    Where `steps` is no divisor of T the largest is well below T, and there the trajectory starts.
+    A count that divides T takes the multiples of T / steps below T, diffusers' "leading" spacing. Any other, and 1,
+    takes every (T / steps)-th, rounded, from T - 1 down, its "trailing": "leading" would begin well below T, where the
+    state should not be noise alone.
     """
     _check_steps(schedule, steps)
-    return np.arange(steps)[::-1] * (schedule.num_train_timesteps // steps)
+    last = schedule.num_train_timesteps
+    if steps > 1 and last % steps == 0:
+        return np.arange(steps)[::-1] * (last // steps)
+    return np.rint(np.arange(steps, 0, -1) * last / steps).astype(np.int64) - 1
 
 
 def _log_snr(schedule: Schedule, steps: int) -> NDArray[np.int64]:
@@ -155,7 +160,7 @@ def _table(rows: int, **columns: Array | float) -> Array:
 
 def ddpm(schedule: Schedule, steps: int) -> Array:
     """Ancestral sampling, the posterior of x_t' given x_t and x0: Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7."""
-    k = _levels(schedule, _leading(schedule, steps))
+    k = _levels(schedule, _even(schedule, steps))
     beta = 1 - (k.alpha / k.next_alpha) ** 2
     a = k.alpha / k.next_alpha * (k.next_sigma / k.sigma) ** 2
     b = k.next_alpha * beta / k.sigma**2
@@ -167,7 +172,7 @@ def ddim(schedule: Schedule, steps: int, eta: float = 0.0) -> Array:
     """Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16. First order; eta from 0 (no noise) to 1 (as much as ddpm)."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be from 0 to 1, not {eta!r}")
-    k = _levels(schedule, _leading(schedule, steps))
+    k = _levels(schedule, _even(schedule, steps))
     s = eta * k.next_sigma / k.sigma * np.sqrt(1 - (k.alpha / k.next_alpha) ** 2)
     toward_noise = np.sqrt(k.next_sigma**2 - s**2)
     return _table(steps, t=k.t, p=k.p, q=k.q, a=toward_noise * k.u, b=k.next_alpha, c=toward_noise * k.w, s=s)

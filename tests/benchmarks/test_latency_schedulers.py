@@ -20,7 +20,7 @@ def network(x, t):
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
-@pytest.mark.parametrize("steps", [1, 2, 20])
+@pytest.mark.parametrize("steps", [1, 2, 20, 30])
 @pytest.mark.parametrize(("schedule", "solver"), CASES)
 def test_trajectory(schedule, solver, steps, clip):
     torch.manual_seed(0)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import product
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
+from benchmarks.latency.diffusers_schedulers import EvenDDIM
 from serving.sampling.solvers import COLUMNS, HISTORY, SOLVERS, Schedule, ddim, longest_table, solver_table, solvers_for
 
 SHAPE = (2, 1, 4, 4)
@@ -113,14 +114,19 @@ def test_alphas_cumprod_are_those_of_diffusers(schedule: Schedule) -> None:
     np.testing.assert_allclose(schedule.alphas_cumprod, shipped, rtol=1e-4)  # float32 betas
 
 
+def spacing(steps: int) -> str:
+    """Of 1000 timesteps."""
+    return "leading" if steps > 1 and 1000 % steps == 0 else "trailing"
+
+
 @every_schedule
 @every_clip
-@pytest.mark.parametrize("steps", [*STEPS, 1000])
+@pytest.mark.parametrize("steps", [*STEPS, 256, 1000])
 def test_ddpm_is_that_of_diffusers(
     schedule: Schedule, steps: int, clip: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample, outs, noises = arbitrary(steps)
-    scheduler = scheduler_for(DDPMScheduler, schedule, clip_sample=clip < math.inf)
+    scheduler = scheduler_for(DDPMScheduler, schedule, clip_sample=clip < math.inf, timestep_spacing=spacing(steps))
     scheduler.set_timesteps(steps)
     queue = iter(noises)
     monkeypatch.setattr(
@@ -138,7 +144,8 @@ def test_ddpm_is_that_of_diffusers(
 @pytest.mark.parametrize("steps", [*STEPS, 256])
 def test_ddim_is_that_of_diffusers(schedule: Schedule, steps: int, clip: float, eta: float) -> None:
     sample, outs, noises = arbitrary(steps)
-    scheduler = scheduler_for(DDIMScheduler, schedule, clip_sample=clip < math.inf)
+    kind = DDIMScheduler if spacing(steps) == "leading" else EvenDDIM
+    scheduler = scheduler_for(kind, schedule, clip_sample=clip < math.inf, timestep_spacing=spacing(steps))
     scheduler.set_timesteps(steps)
     theirs = diffusers_states(
         scheduler,
@@ -455,6 +462,30 @@ def test_tables_of_every_length(schedule: Schedule) -> None:
             assert ((t >= 0) & (t <= last)).all()
             assert (np.diff(t) > 0).all() if schedule.process == "flow" else (np.diff(t) < 0).all()
             assert column(table, "s").any() == (SOLVERS[name].stochastic and steps > 1)
+
+
+@pytest.mark.parametrize("timesteps", [40, 1000, 1024])
+@pytest.mark.parametrize("name", [*solvers_for(SMALL), "euler", "midpoint"])
+def test_a_trajectory_begins_where_the_state_is_noise(name: str, timesteps: int) -> None:
+    """At T - 1, or with T / steps left above (of 2 steps, at T / 2, as in diffusers); a flow at 0."""
+    schedule = replace(SMALL if name in solvers_for(SMALL) else SMALL_FLOW, num_train_timesteps=timesteps)
+    for steps in (1, 2, 3, 7, 25, timesteps // 2 + 1, 2 * timesteps // 3, timesteps - 1, timesteps):
+        first = solver_table(name, schedule, steps)[0, 0]
+        if schedule.process == "flow":
+            assert first == 0
+        elif name in ("ddpm", "ddim") and steps > 1 and timesteps % steps == 0:
+            assert first == timesteps - timesteps // steps
+        else:
+            assert first == timesteps - 1
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+@pytest.mark.parametrize("timesteps", [1000, 1024])
+def test_a_count_that_divides_the_timesteps_takes_their_multiples(name: str, timesteps: int) -> None:
+    schedule = replace(SMALL, num_train_timesteps=timesteps)
+    for steps in (steps for steps in range(2, timesteps + 1) if timesteps % steps == 0):
+        multiples = np.arange(0, timesteps, timesteps // steps)
+        assert column(solver_table(name, schedule, steps), "t").tolist() == multiples[::-1].tolist()
 
 
 @pytest.mark.parametrize(
