@@ -13,13 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from serving.bundle import REPOSITORY
 from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, SamplingError
 from serving.condition_files import MaskFileError, read_masks
+from serving.progress import NowAndThen
 from serving.sample_set import Samples
 from serving.triton.address import Address
 from serving.triton.errors import ServerError
 from serving.triton.served_models import find_models
 from serving.triton.server import TritonServer
 from serving.writers.nifti import NiftiError, check_nifti
-from serving.writers.sample_folder import check_destination, write_samples
+from serving.writers.sample_folder import NameClashError, check_destination, write_samples
+from serving.writers.space import WORTH_SAYING, SpaceError, check_space, space_for
 
 PORT = click.IntRange(1, 65535)
 repository_option = click.option(
@@ -136,28 +138,43 @@ def sample(
         check_destination(out, force)
         if nifti:
             check_nifti()
-        condition = None if condition_file is None else read_masks(condition_file)
-        count = count or (16 if condition is None else len(condition))
+        masks = None if condition_file is None else read_masks(condition_file)
+        notes = []
+        if condition_file is not None and masks is not None and not masks.labels:
+            notes.append(f"{condition_file.name} does not name its classes: only their range was checked")
+        count = count or (16 if masks is None else len(masks.values))
         solving = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
         with LocalClient(repository) if local else SampleClient(url, protocol, timeout) as client:
             if wait and isinstance(client, SampleClient):
                 client.wait_until_ready(model, wait)
+            space = space_for(client.shapes(model), count, nifti)
+            check_space(out, space)
+            if max(space.disk, space.memory) >= WORTH_SAYING:
+                click.echo(f"{count} samples of {model} take {space}", err=True)
             began = time.monotonic()
-            samples = _with_progress(client, model, count, seed=seed, **solving, condition=condition)
+            samples = _with_progress(client, model, count, seed=seed, **solving, condition=masks)
             seconds = time.monotonic() - began
-        names = write_samples(samples, out, force, nifti)
-    except (SamplingError, MaskFileError, NiftiError, OSError) as error:
+        names = write_samples(samples, out, force, nifti, notes)
+    except (SamplingError, MaskFileError, NiftiError, NameClashError, SpaceError, OSError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{count} samples of {model} in {seconds:.1f} s, {count / seconds:.2f} a second")
-    click.echo(f"{out}: {', '.join(names)}")
+    for line in (*notes, f"{out}: {', '.join(names)}"):
+        click.echo(line)
 
 
 def _with_progress(client: Client, model: str, count: int, **asked: Any) -> Samples:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
+    line = NowAndThen()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(model, total=count)
-        return client.sample(model, count, **asked, progress=lambda done, _: bar.update(task, completed=done))
+
+        def progress(done: int, _: int) -> None:
+            bar.update(task, completed=done)
+            if not console.is_terminal:
+                line(f"{model}: {done} of {count} samples")
+
+        return client.sample(model, count, **asked, progress=progress)
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def read_chain(repository: Path, model: str) -> Chain | None:
 def chain_of(config: ModelConfig) -> Chain | None:
     """The chain that a model's configuration describes, or None if it describes a single model.
 
-    Raises ChainError if a stage draws from other seeds than the client's, takes what no stage before it gives, or keeps
-    its provenance from the client.
+    Raises ChainError if a stage draws from other seeds than the client's, takes what no stage before it gives, gives
+    what is there already, or keeps its provenance from the client.
     """
     if config.platform != "ensemble":
         return None
@@ -72,7 +72,10 @@ def chain_of(config: ModelConfig) -> Chain | None:
             raise ChainError(f"chain {config.name}: {stage.model} takes {missing[0]!r}, which nothing before it gives")
         if stage.outputs.get(PROVENANCE) not in outputs:
             raise ChainError(f"chain {config.name}: the provenance of {stage.model} is none of its outputs")
-        given |= set(stage.outputs.values())
+        for tensor in stage.outputs.values():
+            if tensor in given:
+                raise ChainError(f"chain {config.name}: {stage.model} gives {tensor!r}, which is there already")
+            given.add(tensor)
     if not stages:
         raise ChainError(f"chain {config.name} has no stages")
     return Chain(config.name, stages, outputs)
@@ -90,21 +93,22 @@ def check_stages(chain: Chain, manifests: Mapping[str, Manifest]) -> None:
             if (tensor := stage.inputs.get(condition.name)) not in drawn:
                 raise ChainError(f"chain {chain.model}: no stage draws the {condition.name} that {stage.model} needs")
             source, output = drawn[tensor]
-            wanted, found = _wanted(condition), _found(output, condition)
-            if found != wanted:
+            needed, given = wanted(condition), found(output, condition)
+            if given != needed:
                 raise ChainError(
-                    f"chain {chain.model}: {source} draws {output.name} as {found}; {stage.model} needs {wanted}"
+                    f"chain {chain.model}: {source} draws {output.name} as {given}; {stage.model} needs {needed}"
                 )
         drawn |= {stage.outputs[o.name]: (stage.model, o) for o in manifest.outputs if o.name in stage.outputs}
 
 
-def _wanted(condition: Condition) -> str:
+def wanted(condition: Condition) -> str:
+    """What masks a model needs, in words; ``found`` says the same of masks that fit."""
     text = f"uint8 {list(condition.shape)} of {condition.classes} classes"
     return text + _labels(condition.labels) + (_pixels(condition.spacing) if condition.spacing else "")
 
 
-def _found(output: Output, condition: Condition) -> str:
-    """Labels and spacing only where the condition has its own: without them it takes any."""
+def found(output: Output, condition: Condition) -> str:
+    """What masks are; their labels and spacing only where the condition has its own: without them it takes any."""
     text = f"{output.dtype} {list(output.shape)} of {len(output.labels)} classes"
     labels = _labels(output.labels) if condition.labels else ""
     return text + labels + (_pixels(output.spacing) if condition.spacing else "")

@@ -18,16 +18,27 @@ from urllib.parse import urlsplit
 import numpy as np
 from google.protobuf import json_format
 from numpy.typing import NDArray
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
+from serving.asked import (
+    SamplingError,
+    check_classes,
+    check_condition,
+    check_is_alone,
+    check_masks,
+    check_model,
+    parameter,
+)
 from serving.bundle import REPOSITORY, BundleError, Condition, Output, bundle_folder, decoded, load_bundle
-from serving.chain import PROVENANCE, SEED, Chain, ChainError, chain_of, read_chain
+from serving.chain import CONFIG, PROVENANCE, SEED, Chain, ChainError, chain_of, read_chain
+from serving.condition_files import Masks
 from serving.engines import EngineError
 from serving.sample_set import Samples, joined, under
 from serving.sampling.chain_sampler import ChainSampler
-from serving.sampling.requests import BadRequest, parse_request
+from serving.sampling.requests import BadRequest, parse_request, shown
 from serving.sampling.sampler import Sampler
+from serving.sampling.seeds import seed_column
 
 DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
 # Enough that the server always has a batch waiting.
@@ -40,26 +51,14 @@ HTTP_STATUS = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
-OF_CHAINS = ("mask_steps", "mask_solver")
-NO_CONDITION = "a condition was given; {} takes none"
+OTHER_VERSION = "the server's medgen is of another version than this one: {}"
 # What Triton says before the reason: the place in a chain, and an id that nobody gave.
 PREFIXES = re.compile(r"^(in ensemble '[^']*', )?(\[request id: <id_unknown>\] )?")
 
 Progress = Callable[[int, int], object]
 AnyClient = TypeVar("AnyClient", bound="Client")
 Arrays = Mapping[str, NDArray[Any]]
-
-
-class SamplingError(RuntimeError):
-    """No samples were drawn.
-
-    status is an HTTP status whatever the protocol: 400 the request is wrong, 404 there is no such model, 500 the model
-    failed, 502 no server answers, 503 the server is overloaded, 504 it took too long.
-    """
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+Shapes = dict[str, tuple[np.dtype, tuple[int, ...]]]
 
 
 class Client(abc.ABC):
@@ -80,25 +79,37 @@ class Client(abc.ABC):
         count: int | None = None,
         *,
         seed: int = 0,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int] | NDArray[np.integer] | None = None,
         steps: int | None = None,
         solver: str | None = None,
         mask_steps: int | None = None,
         mask_solver: str | None = None,
-        condition: NDArray[np.uint8] | None = None,
+        condition: NDArray[np.uint8] | Masks | None = None,
         progress: Progress | None = None,
     ) -> Samples:
         """Samples of `count` seeds from `seed` up, or of the given `seeds`, in that order; any number of them.
 
+        seeds: whole numbers of any integer type in a list, an array or a range; one may come more than once.
         steps, solver: the model's own unless given; of a chain, every stage's. mask_steps, mask_solver: those of a
         chain's mask stage, for chains alone. condition: uint8 [N, 1, H, W], a mask per sample, for a model that wants
-        them; the samples hold it too. progress: called with (samples done, samples in all).
+        them; the samples hold it too. Of a bare array only the range of the classes is checked, of Masks that have
+        labels these and the spacing too. progress: called with (samples done, samples in all).
         Raises SamplingError.
         """
-        _check_masks(condition)
+        check_model(model)
+        masks = condition if condition is None or isinstance(condition, Masks) else Masks(condition)
+        check_masks(masks)
         given = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
-        parameters = {name: value for name, value in given.items() if value is not None}
-        return self._draw(model, _seed_column(count, seed, seeds), parameters, condition, progress)
+        try:
+            column = seed_column(count, seed, seeds)
+            parameters = {name: parameter(name, value) for name, value in given.items() if value is not None}
+        except BadRequest as error:
+            raise SamplingError(str(error), 400) from None
+        return self._draw(model, column, parameters, masks, progress)
+
+    @abc.abstractmethod
+    def shapes(self, model: str) -> Shapes:
+        """The arrays of one sample, a condition's too; raises SamplingError."""
 
     @abc.abstractmethod
     def _draw(
@@ -106,43 +117,10 @@ class Client(abc.ABC):
         model: str,
         seeds: NDArray[np.int64],
         parameters: dict[str, Any],
-        condition: NDArray[np.uint8] | None,
+        masks: Masks | None,
         progress: Progress | None,
     ) -> Samples:
         """The samples of seeds [N, 1]."""
-
-
-def _check_masks(condition: Any) -> None:
-    """What no model can take; whether a model can take the masks, it says itself."""
-    if condition is None:
-        return
-    if not isinstance(condition, np.ndarray):
-        found = f"a {type(condition).__name__}"
-    elif condition.dtype != np.uint8 or condition.ndim == 0:
-        found = f"{condition.dtype} {list(condition.shape)}"
-    else:
-        return
-    raise SamplingError(f"condition is {found}; it must be an array of uint8 [N, 1, H, W]", 400)
-
-
-def _check_is_alone(model: str, parameters: Mapping[str, Any]) -> None:
-    for name in OF_CHAINS:
-        if name in parameters:
-            message = f"{name} is {parameters[name]!r}, but {model} is no chain; allowed are steps and solver"
-            raise SamplingError(message, 400)
-
-
-def _seed_column(count: int | None, seed: int, seeds: Sequence[int] | None) -> NDArray[np.int64]:
-    if (count is None) == (seeds is None):
-        raise SamplingError("give either count or seeds", 400)
-    if count is not None and count < 1:
-        raise SamplingError(f"count is {count}; it must be at least 1", 400)
-    wanted = range(seed, seed + count) if count is not None else list(seeds or ())
-    if not wanted:
-        raise SamplingError("seeds is empty; at least 1 is needed", 400)
-    if outside := [value for value in (min(wanted), max(wanted)) if not 0 <= value < 2**63]:
-        raise SamplingError(f"seed is {outside[0]}; it must be from 0 to {2**63 - 1}", 400)
-    return np.array(wanted, np.int64)[:, None]
 
 
 class LocalClient(Client):
@@ -158,13 +136,13 @@ class LocalClient(Client):
         model: str,
         seeds: NDArray[np.int64],
         parameters: dict[str, Any],
-        condition: NDArray[np.uint8] | None,
+        masks: Masks | None,
         progress: Progress | None,
     ) -> Samples:
         try:
             if chain := self._chains.get(model) or self._open_chain(model):
-                if condition is not None:
-                    raise SamplingError(NO_CONDITION.format(model), 400)
+                if masks is not None:
+                    raise SamplingError(f"a condition was given; {model} takes none", 400)
                 arrays = chain.sample(seeds, parameters, progress)
                 manifests = chain.manifests
                 stages = [
@@ -173,12 +151,14 @@ class LocalClient(Client):
                 return joined(model, stages)
             sampler = self._sampler(model)
             manifest = sampler.bundle.manifest
-            _check_is_alone(model, parameters)
-            (arrays,) = sampler.sample([parse_request(manifest, seeds, parameters, condition)], progress)
+            check_is_alone(model, parameters)
+            if (condition := manifest.condition) is not None:
+                check_classes(model, masks, condition)
+                check_condition(model, condition.name, condition.shape, masks, len(seeds))
+            values = None if masks is None else masks.values
+            (arrays,) = sampler.sample([parse_request(manifest, seeds, parameters, values)], progress)
             samples = _of_stage(arrays, {name: name for name in arrays}, manifest.outputs)
-            if condition is None or manifest.condition is None:
-                return samples
-            return under(manifest.condition, condition, samples)
+            return samples if condition is None or values is None else under(condition, values, samples)
         except BadRequest as error:
             raise SamplingError(str(error), 400) from None
         except BundleError as error:
@@ -186,7 +166,30 @@ class LocalClient(Client):
         except EngineError as error:
             raise SamplingError(str(error), 500) from error
 
+    def shapes(self, model: str) -> Shapes:
+        check_model(model)
+        try:
+            if chain := self._chains.get(model) or self._open_chain(model):
+                manifests = chain.manifests
+                drawn = [(manifests[stage.model].outputs, stage.outputs) for stage in chain.chain.stages]
+            else:
+                manifest = self._sampler(model).bundle.manifest
+                drawn = [(manifest.outputs, {output.name: output.name for output in manifest.outputs})]
+                if (condition := manifest.condition) is not None:
+                    mask = Output(condition.name, "uint8", condition.shape, 0, condition.classes - 1)
+                    drawn.insert(0, ((mask,), {mask.name: mask.name}))
+        except BundleError as error:
+            raise SamplingError(str(error), 404) from None
+        except EngineError as error:
+            raise SamplingError(str(error), 500) from error
+        return {
+            names[o.name]: (np.dtype(o.dtype), o.shape) for outputs, names in drawn for o in outputs if o.name in names
+        }
+
     def _sampler(self, model: str) -> Sampler:
+        if not (self._repository / model).is_dir():
+            held = ", ".join(sorted(file.parent.name for file in self._repository.glob(f"*/{CONFIG}"))) or "none"
+            raise BundleError(f"no model {model!r} in {self._repository}; it holds {held}")
         if model not in self._samplers:
             self._samplers[model] = Sampler(load_bundle(bundle_folder(self._repository, model)))
         return self._samplers[model]
@@ -209,6 +212,8 @@ class SampleClient(Client):
     """
 
     def __init__(self, url: str | None = None, protocol: str = "grpc", timeout: float = 300.0) -> None:
+        if not timeout > 0:
+            raise SamplingError(f"timeout is {shown(timeout)}; it must be above 0 seconds", 400)
         if protocol not in DEFAULT_URLS:
             raise SamplingError(f"protocol is {protocol!r}; allowed are {' and '.join(DEFAULT_URLS)}", 400)
         self.url = (url or DEFAULT_URLS[protocol]).removeprefix(f"{protocol}://").rstrip("/")
@@ -239,6 +244,7 @@ class SampleClient(Client):
 
     def wait_until_ready(self, model: str, timeout: float = 60.0) -> None:
         """Returns when the server can answer for the model; raises SamplingError if it cannot after timeout seconds."""
+        check_model(model)
         deadline = time.monotonic() + timeout
         while not self._holds(self._client.is_model_ready, model):
             if time.monotonic() > deadline:
@@ -252,15 +258,15 @@ class SampleClient(Client):
         model: str,
         seeds: NDArray[np.int64],
         parameters: dict[str, Any],
-        condition: NDArray[np.uint8] | None,
+        masks: Masks | None,
         progress: Progress | None,
     ) -> Samples:
         config = self._config(model)
-        columns = {SEED: seeds, **_condition_column(config, condition, len(seeds))}
+        columns = {SEED: seeds, **_condition_column(config, masks, len(seeds))}
         names = [output.name for output in config.output]
         chain = _chain(config)
         if not chain:
-            _check_is_alone(model, parameters)
+            check_is_alone(model, parameters)
         configs = [self._config(stage.model) for stage in chain.stages] if chain else [config]
         size = min(one.max_batch_size for one in configs)
         starts = deque(range(0, len(seeds), size))
@@ -273,15 +279,26 @@ class SampleClient(Client):
                 under_way.append(_Call(self, partial(self._send, model, part, parameters)))
             answer = under_way.popleft().answer()
             parts.append({name: answer.as_numpy(name) for name in names})
+            if masks is not None and len(parts) == 1:
+                check_classes(model, masks, _described_condition(parts[0][PROVENANCE]))
             if progress is not None:
                 progress(sum(len(part[names[0]]) for part in parts), len(seeds))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
         try:
             if chain:
                 return joined(model, [_as_described(arrays, stage.outputs) for stage in chain.stages])
-            return _as_described(arrays, {name: name for name in names}, condition)
+            return _as_described(arrays, {name: name for name in names}, masks)
         except BundleError as error:
-            raise SamplingError(f"the server's medgen is of another version than this one: {error}", 500) from None
+            raise SamplingError(OTHER_VERSION.format(error), 500) from None
+
+    def shapes(self, model: str) -> Shapes:
+        check_model(model)
+        config = self._config(model)
+        chain = _chain(config)
+        if not chain:
+            return {tensor.name: _array_of(tensor) for tensor in (*config.input, *config.output) if tensor.name != SEED}
+        drawn = [(self._config(stage.model).output, stage.outputs) for stage in chain.stages]
+        return {names[o.name]: _array_of(o) for outputs, names in drawn for o in outputs if o.name in names}
 
     def _config(self, model: str) -> ModelConfig:
         try:
@@ -290,7 +307,11 @@ class SampleClient(Client):
                 return json_format.ParseDict(fields, ModelConfig(), ignore_unknown_fields=True)
             return self._client.get_model_config(model, **self._limit).config
         except self.failures as failure:
-            raise self.explain(failure) from None
+            error = self.explain(failure)
+            if error.status != 404:
+                raise error from None
+            advice = "python -m export list says what is built, python -m serving up what is served"
+            raise SamplingError(f"no model {model!r} is served at {self.url}: {advice}", 404) from None
 
     def _send(self, model: str, columns: Arrays, parameters: dict[str, Any]) -> Callable[[], Any]:
         """Sends one request and returns what waits for its result."""
@@ -370,25 +391,35 @@ def _chain(config: ModelConfig) -> Chain | None:
         raise SamplingError(str(error), 500) from None
 
 
-def _condition_column(config: ModelConfig, condition: NDArray[np.uint8] | None, rows: int) -> Arrays:
-    if condition is None:
-        return {}  # the server says what is missing
-    names = [given.name for given in config.input if given.name != SEED]
-    if not names:
-        raise SamplingError(NO_CONDITION.format(config.name), 400)
-    if len(condition) != rows:
-        raise SamplingError(f"{names[0]} has {len(condition)} rows; it must have {rows}, one per sample", 400)
-    return {names[0]: condition}
+def _array_of(tensor: Any) -> tuple[np.dtype, tuple[int, ...]]:
+    """What a ModelInput or ModelOutput says of one sample's array."""
+    name = DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    return np.dtype(triton_to_np_dtype("BYTES" if name == "STRING" else name)), tuple(tensor.dims)
 
 
-def _as_described(arrays: Arrays, names: Mapping[str, str], condition: NDArray[np.uint8] | None = None) -> Samples:
+def _condition_column(config: ModelConfig, masks: Masks | None, rows: int) -> Arrays:
+    wanted = [given for given in config.input if given.name != SEED]
+    if not wanted:
+        if masks is not None:
+            raise SamplingError(f"a condition was given; {config.name} takes none", 400)
+        return {}
+    check_condition(config.name, wanted[0].name, wanted[0].dims, masks, rows)
+    return {} if masks is None else {wanted[0].name: masks.values}
+
+
+def _described_condition(provenance: NDArray[Any]) -> Condition:
+    try:
+        return decoded(Condition, json.loads(provenance[0, 0]).get("condition"), "condition")
+    except BundleError as error:
+        raise SamplingError(OTHER_VERSION.format(error), 500) from None
+
+
+def _as_described(arrays: Arrays, names: Mapping[str, str], masks: Masks | None = None) -> Samples:
     """The samples of a stage, which a server describes beside its provenance."""
     facts = json.loads(arrays[names[PROVENANCE]][0, 0])
     outputs = tuple(decoded(Output, fields, "outputs") for fields in facts.get("outputs", ()))
     samples = _of_stage(arrays, names, outputs)
-    if condition is None:
-        return samples
-    return under(decoded(Condition, facts.get("condition"), "condition"), condition, samples)
+    return samples if masks is None else under(_described_condition(arrays[PROVENANCE]), masks.values, samples)
 
 
 def _of_stage(arrays: Arrays, names: Mapping[str, str], described: Sequence[Output]) -> Samples:

@@ -1,5 +1,6 @@
 """Samples, whoever drew them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import Condition, Output
+from serving.bundle import BundleError, Condition, Output
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,9 +16,9 @@ class Samples:
     """N samples: row i of every array belongs to provenance[i].
 
     arrays: one array [N, ...] per output, by name. provenance: model, bundle digest, seed, solver and steps of each,
-    and under a mask "condition_sha256", of the mask's bytes; of a chain model, seed and "stages", which holds the same
-    for every stage. outputs: what the arrays mean, in the order of the manifest or of the stages; the masks that a
-    client gave as a condition come first.
+    under a mask "condition_sha256", of the mask's bytes, and "unfinished" where the training was not through; of a
+    chain model, seed and "stages", which holds the same for every stage. outputs: what the arrays mean, in the order of
+    the manifest or of the stages; the masks that a client gave as a condition come first.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -31,9 +32,24 @@ class Samples:
     def seeds(self) -> list[int]:
         return [facts["seed"] for facts in self.provenance]
 
+    @property
+    def names(self) -> list[str]:
+        """Of files, each once: the seed, and where it has been before, how often it has: 000007, 000007_2, 000007_3."""
+        times: Counter[int] = Counter()
+        names = []
+        for seed in self.seeds:
+            times[seed] += 1
+            names.append(f"{seed:06d}" if times[seed] == 1 else f"{seed:06d}_{times[seed]}")
+        return names
+
 
 def under(condition: Condition, masks: NDArray[np.uint8], samples: Samples) -> Samples:
-    """The samples with the masks [N, 1, H, W] that they were drawn under."""
+    """The samples with the masks [N, 1, H, W] that they were drawn under.
+
+    Raises BundleError if what was drawn has the name of the masks.
+    """
+    if condition.name in samples.arrays:
+        raise BundleError(f"{samples.provenance[0]['model']} draws {condition.name!r} under {condition.name!r}")
     highest = condition.classes - 1
     mask = Output(condition.name, "uint8", condition.shape, 0, highest, condition.labels, condition.spacing)
     return Samples({mask.name: masks, **samples.arrays}, samples.provenance, (mask, *samples.outputs))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -73,17 +74,17 @@ def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tupl
     for name, value in parameters.items():
         if name not in (*known, *_not_for_us(manifest)):
             allowed = f"allowed are {_listed(known)}" if known else f"{manifest.model} takes none"
-            raise BadRequest(f"parameter {_shown(name)} (value {_shown(value)}) is unknown; {allowed}")
+            raise BadRequest(f"parameter {shown(name)} (value {shown(value)}) is unknown; {allowed}")
     _check_not_for_us(manifest, parameters)
     if schedule is None:
         return None, 0
     name, solver, advice = _given(manifest, parameters, "solver", manifest.default_solver)
     solvers = solvers_for(schedule)
     if not isinstance(solver, str) or solver not in solvers:
-        raise BadRequest(f"{name} is {_shown(solver)}; allowed for {manifest.model} are {', '.join(solvers)}{advice}")
+        raise BadRequest(f"{name} is {shown(solver)}; allowed for {manifest.model} are {', '.join(solvers)}{advice}")
     name, steps, advice = _given(manifest, parameters, "steps", manifest.default_steps)
     last = schedule.num_train_timesteps
-    _check_steps(name, steps, last, f"from 1 to {last}{advice}")
+    steps = _checked_steps(name, steps, last, f"from 1 to {last}{advice}")
     try:
         solver_table(solver, schedule, steps)
     except ValueError as error:
@@ -91,12 +92,18 @@ def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tupl
     return solver, steps
 
 
-def _check_steps(name: str, steps: Any, last: float, allowed: str) -> None:
-    if type(steps) is not int:
-        kind = type(steps).__name__
-        raise BadRequest(f"{name} is {_shown(steps)}, a {kind}; it must be an integer {allowed}")
+def whole_number(name: str, value: Any, allowed: str) -> int:
+    """A value of any integer type; BadRequest for all else, a bool too: name it, and say what is allowed."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise BadRequest(f"{name} is {shown(value)}, a {type(value).__name__}; it must be an integer {allowed}")
+    return int(value)
+
+
+def _checked_steps(name: str, value: Any, last: float, allowed: str) -> int:
+    steps = whole_number(name, value, allowed)
     if not 1 <= steps <= last:
-        raise BadRequest(f"{name} is {_shown(steps)}; it must be {allowed}")
+        raise BadRequest(f"{name} is {shown(steps)}; it must be {allowed}")
+    return steps
 
 
 def _check_not_for_us(manifest: Manifest, parameters: Mapping[str, Any]) -> None:
@@ -106,9 +113,9 @@ def _check_not_for_us(manifest: Manifest, parameters: Mapping[str, Any]) -> None
             continue
         value = parameters[name]
         if kind == "steps":
-            _check_steps(name, value, math.inf, "from 1 up")
+            _checked_steps(name, value, math.inf, "from 1 up")
         elif not isinstance(value, str) or value not in SOLVERS:
-            raise BadRequest(f"{name} is {_shown(value)}; allowed are {', '.join(SOLVERS)}")
+            raise BadRequest(f"{name} is {shown(value)}; allowed are {', '.join(SOLVERS)}")
 
 
 def _known(manifest: Manifest) -> list[str]:
@@ -165,8 +172,8 @@ def _wanted(condition: Condition, rows: int) -> str:
     return f"uint8 of shape {[rows, *condition.shape]}, class indices from 0 to {condition.classes - 1}"
 
 
-def _shown(value: Any, width: int = 60) -> str:
-    """repr, shortened; Python refuses to write out an integer of thousands of digits."""
+def shown(value: Any, width: int = 60) -> str:
+    """A value for a message: its repr, shortened; Python refuses to write out an integer of thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 4 * width:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)

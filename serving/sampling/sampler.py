@@ -48,15 +48,17 @@ class Sampler:
 
         Returns:
             For each request the manifest's outputs by name, [N, ...] each, and "provenance", object [N, 1]: JSON as
-            bytes, saying model, bundle, seed, solver, steps and, under a condition, the sha256 of its bytes.
+            bytes, saying model, bundle, seed, solver, steps, under a condition the sha256 of its bytes, and of a model
+            whose training was not through, how far it came.
 
         Raises:
             EngineError: the engine failed, or its values are not finite.
         """
         manifest = self.bundle.manifest
+        count = sum(len(request.seeds) for request in requests)
+        samples = {o.name: np.empty((count, *o.shape), o.dtype) for o in manifest.outputs}  # first: it may be too much
         rows = [row for request in requests for row in self._rows(request)]
-        longest_first = sorted(range(len(rows)), key=lambda k: -len(rows[k].table))
-        samples = {o.name: np.empty((len(rows), *o.shape), o.dtype) for o in manifest.outputs}
+        longest_first = sorted(range(count), key=lambda k: -len(rows[k].table))
         for first in range(0, len(rows), manifest.max_batch):
             chosen = longest_first[first : first + manifest.max_batch]
             for name, values in self._batch([rows[k] for k in chosen]).items():
@@ -120,6 +122,8 @@ class Sampler:
     def _provenance(self, row: Row) -> bytes:
         facts: dict[str, Any] = {"model": self.bundle.manifest.model, "bundle": self.bundle.digest}
         facts |= {"seed": row.seed, "solver": row.solver, "steps": row.steps}
+        if so_far := self.bundle.manifest.checkpoint.get("unfinished"):
+            facts["unfinished"] = so_far
         if row.condition is not None:
             facts["condition_sha256"] = hashlib.sha256(row.condition.tobytes()).hexdigest()
         return json.dumps(facts, sort_keys=True).encode()

@@ -11,6 +11,7 @@ from serving.bundle import Output
 from serving.sample_set import Samples
 
 UNKNOWN = (1.0, 1.0)
+ORIENTATION = "nominal: x, the columns, to the right, y, the rows, to the front (RAS+); the PNG's first row is y = 0"
 
 
 class NiftiError(Exception):
@@ -24,11 +25,13 @@ def check_nifti() -> None:
 
 
 def write_nifti(samples: Samples, folder: Path) -> None:
-    """Writes SEED_OUTPUT.nii.gz and SEED_OUTPUT.json for every output [1, H, W] of every sample.
+    """Writes NAME_OUTPUT.nii.gz and NAME_OUTPUT.json for every output [1, H, W] of every sample; NAME as a PNG's.
 
     Voxels are [x, y, 1]: x counts columns, y counts rows. The affine has no more than the spacing, in mm, as the files
-    of ACDC do: it does not place the slice in a patient. Where the spacing is unknown, a voxel is 1 mm and the sidecar
-    says so. Raises NiftiError if nibabel is missing.
+    of ACDC do: it does not place the slice in a patient. Nominally columns run to the patient's right and rows to the
+    front (RAS+), so that reading in the closest canonical orientation gives the array back; a viewer that shows the
+    front at the top, as those in RAS do, has the first row at the bottom, and the PNG upside down. Where the spacing is
+    unknown, a voxel is 1 mm. The sidecar says both. Raises NiftiError if nibabel is missing.
     """
     check_nifti()
     import nibabel
@@ -39,13 +42,13 @@ def write_nifti(samples: Samples, folder: Path) -> None:
             continue
         between_rows, between_columns = output.spacing or UNKNOWN
         affine = np.diag([between_columns, between_rows, 1.0, 1.0])
-        for row, seed in enumerate(samples.seeds):
+        for row, name in enumerate(samples.names):
             voxels = samples.arrays[output.name][row, 0].T[..., None]
             image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
             image.header.set_xyzt_units("mm")
-            image.to_filename(folder / f"{seed:06d}_{output.name}.nii.gz")
+            image.to_filename(folder / f"{name}_{output.name}.nii.gz")
             sidecar = json.dumps(_described(output, samples.provenance[row]), indent=1)
-            (folder / f"{seed:06d}_{output.name}.json").write_text(sidecar + "\n")
+            (folder / f"{name}_{output.name}.json").write_text(sidecar + "\n")
 
 
 def _described(output: Output, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -58,5 +61,6 @@ def _described(output: Output, provenance: dict[str, Any]) -> dict[str, Any]:
         "values": {"low": output.low, "high": output.high},
         "labels": {str(number): label for number, label in enumerate(output.labels)},
         **spacing,
+        "orientation": ORIENTATION,
         "provenance": provenance,
     }

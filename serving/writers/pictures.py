@@ -1,6 +1,7 @@
 """Pictures of samples: grey levels, masks in colours, outlines, and a contact sheet."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ SHEET_LIMIT = 100
 TILE_WIDTH = 192
 CAPTION_HEIGHT = 18
 GAP = 4
+SWATCH = 12
 PAPER, INK = (24, 24, 24), (210, 210, 210)
 CLASS_COLOURS = ((255, 70, 70), (80, 200, 255), (255, 210, 60), (120, 230, 110), (240, 120, 255), (255, 150, 50))
 # One colour per class index; 0, the background, is black.
@@ -76,18 +78,49 @@ def drawings(samples: Samples, row: int, zoom: int = 1) -> dict[str, Image.Image
     return drawn
 
 
+def legend(samples: Samples) -> list[tuple[str, tuple[int, ...]]]:
+    """The classes of the mask that the sheet shows in colours, with their colours."""
+    shown = drawings(samples, 0)
+    for output in samples.outputs:
+        if output.labels and f"{output.name}s" in shown and ("overlays" in shown or len(output.labels) > 2):
+            return [(label, tuple(PALETTE[k].tolist())) for k, label in enumerate(output.labels) if k]
+    return []
+
+
 def contact_sheet(samples: Samples) -> Image.Image:
-    """The first SHEET_LIMIT samples side by side, masks as outlines on pictures, each with its seed."""
+    """The first SHEET_LIMIT samples side by side, masks as outlines on pictures, each with its seed, and a legend."""
     plain = list(drawings(samples, 0).values())[-1]
     zoom = max(1, round(TILE_WIDTH / plain.width))
     width, height = plain.width * zoom, plain.height * zoom
     tiles = [list(drawings(samples, row, zoom).values())[-1] for row in range(min(len(samples), SHEET_LIMIT))]
     columns = math.ceil(math.sqrt(len(tiles)))
     step_x, step_y = width + GAP, height + CAPTION_HEIGHT + GAP
-    sheet = Image.new("RGB", (GAP + columns * step_x, GAP + math.ceil(len(tiles) / columns) * step_y), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    whole_width, above = GAP + columns * step_x, GAP + math.ceil(len(tiles) / columns) * step_y
+    font = ImageFont.load_default(12)
+    entries, lines = _laid_out(legend(samples), whole_width - 2 * GAP, font)
+    sheet = Image.new("RGB", (whole_width, above + lines * (CAPTION_HEIGHT + GAP)), PAPER)
+    draw = ImageDraw.Draw(sheet)
     for row, tile in enumerate(tiles):
         x, y = GAP + row % columns * step_x, GAP + row // columns * step_y
         sheet.paste(tile.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
         draw.text((x + 2, y + height + 1), f"seed {samples.seeds[row]}", INK, font)
+    for text, colour, left, line in entries:
+        x, y = GAP + left, above + line * (CAPTION_HEIGHT + GAP)
+        draw.rectangle((x, y + 2, x + SWATCH - 1, y + 1 + SWATCH), colour)
+        draw.text((x + SWATCH + GAP, y + 1), text, INK, font)
     return sheet
+
+
+def _laid_out(
+    entries: Sequence[tuple[str, tuple[int, ...]]], width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> tuple[list[tuple[str, tuple[int, ...], int, int]], int]:
+    """Text, colour, left edge and line of every entry of a legend, and how many lines there are."""
+    placed, left, line = [], 0, 0
+    for label, colour in entries:
+        text = " ".join(label.encode(errors="replace").decode().split())  # JSON may hold halves of a character
+        needed = SWATCH + 4 * GAP + math.ceil(font.getlength(text))
+        if left and left + needed > width:
+            left, line = 0, line + 1
+        placed.append((text, colour, left, line))
+        left += needed
+    return placed, line + 1 if placed else 0

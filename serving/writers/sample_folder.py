@@ -3,10 +3,15 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serving.sample_set import Samples
 from serving.writers.nifti import write_nifti
@@ -15,10 +20,27 @@ from serving.writers.pictures import contact_sheet, drawings
 PROVENANCE = "provenance.json"
 SHEET = "sheet.png"
 NIFTI = "nifti"
+OTHERS = ("pairs.npz", SHEET, PROVENANCE, "overlays", NIFTI)
+PLAIN = re.compile(r"\w+", re.ASCII)  # a name that is one on every file system
+
+
+class NameClashError(Exception):
+    """Two arrays or folders would have the same name, or one has a name that no file can have."""
 
 
 def check_destination(folder: Path, replace: bool = False) -> None:
-    """Raises FileExistsError if folder holds something that write_samples may not replace."""
+    """Raises OSError if write_samples cannot put samples there, FileExistsError if it may not."""
+    try:
+        folder = folder.resolve()
+        if folder.is_dir() and os.path.ismount(folder):
+            raise FileExistsError(f"{folder} is a mount point, and cannot be replaced: choose a folder in it")
+        _check_is_free(folder, replace)
+        _try(folder)
+    except ValueError as error:  # a NUL, or what the file system's encoding lacks
+        raise OSError(f"{str(folder)!r} cannot be a folder: {error}") from None
+
+
+def _check_is_free(folder: Path, replace: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / PROVENANCE).is_file():
@@ -29,37 +51,66 @@ def check_destination(folder: Path, replace: bool = False) -> None:
         raise FileExistsError(f"{folder} holds {others[0]} beside samples, and would lose it: choose another folder")
 
 
+def _try(folder: Path) -> None:
+    """Makes what write_samples would make first, and takes it away again."""
+    made: list[Path] = []
+    try:
+        unfinished = _unfinished(folder)
+        made = [path for path in (unfinished, *unfinished.parents) if not path.exists()]
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written: {error.strerror or error}") from None
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}-{os.getpid()}")
+
+
 def _written_names(folder: Path) -> set[str]:
     """What write_samples may have put into a folder of samples."""
     try:
         outputs = json.loads((folder / PROVENANCE).read_text())["outputs"]
-        return {"pairs.npz", SHEET, PROVENANCE, "overlays", NIFTI, *(f"{output['name']}s" for output in outputs)}
+        return {*OTHERS, *(f"{output['name']}s" for output in outputs)}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
 
-def write_samples(samples: Samples, folder: Path, replace: bool = False, nifti: bool = False) -> list[str]:
+def write_samples(
+    samples: Samples, folder: Path, replace: bool = False, nifti: bool = False, notes: Sequence[str] = ()
+) -> list[str]:
     """Writes samples to a new folder, whole or not at all, and returns the names of what it holds.
 
-    pairs.npz: every output [N, ...] as it came, and seed [N]. masks/, images/ and overlays/ (images with outlines): one
-    8-bit PNG per sample, named by its seed. sheet.png: an overview. provenance.json: what made each sample, and what
-    the outputs mean. nifti/, if asked for: see write_nifti. Raises FileExistsError as check_destination does.
+    pairs.npz: every output [N, ...] as it came, with OUTPUT_labels, the names of its classes, and OUTPUT_spacing, in
+    mm, where it has them; and seed [N]. masks/, images/ and overlays/ (images with outlines): one 8-bit PNG per sample,
+    named by its seed, and where a seed comes again also by how often it has, as 000007_2. sheet.png: an overview.
+    provenance.json: what made each sample, its files' name, what the outputs mean, and notes. nifti/, if asked for: see
+    write_nifti. Raises OSError as check_destination does, and NameClashError.
     """
     folder = folder.resolve()
     check_destination(folder, replace)
-    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
+    arrays = _arrays(samples)
+    unfinished = _unfinished(folder)
     unfinished.mkdir(parents=True)
     try:
-        np.savez(unfinished / "pairs.npz", seed=np.array(samples.seeds, np.int64), **samples.arrays)
-        for row, seed in enumerate(samples.seeds):
-            for name, picture in drawings(samples, row).items():
-                (unfinished / name).mkdir(exist_ok=True)
-                picture.save(unfinished / name / f"{seed:06d}.png")
+        np.savez(unfinished / "pairs.npz", **arrays)
+        for row, name in enumerate(samples.names):
+            for kind, picture in drawings(samples, row).items():
+                (unfinished / kind).mkdir(exist_ok=True)
+                picture.save(unfinished / kind / f"{name}.png")
         if drawings(samples, 0):
             contact_sheet(samples).save(unfinished / SHEET)
         if nifti:
             write_nifti(samples, unfinished / NIFTI)
-        record = {"outputs": [dataclasses.asdict(output) for output in samples.outputs], "samples": samples.provenance}
+        record = {
+            "outputs": [dataclasses.asdict(output) for output in samples.outputs],
+            **({"notes": list(notes)} if notes else {}),
+            "files": samples.names,
+            "samples": samples.provenance,
+        }
         (unfinished / PROVENANCE).write_text(json.dumps(record, indent=1) + "\n")
         _put_in_place(unfinished, folder)
     finally:
@@ -67,9 +118,33 @@ def write_samples(samples: Samples, folder: Path, replace: bool = False, nifti: 
     return sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
 
 
+def _arrays(samples: Samples) -> dict[str, NDArray[Any]]:
+    """What pairs.npz holds."""
+    arrays: list[tuple[str, NDArray[Any]]] = [("seed", np.array(samples.seeds, np.int64)), *samples.arrays.items()]
+    for output in samples.outputs:
+        if not PLAIN.fullmatch(output.name) or f"{output.name}s" in OTHERS:
+            raise NameClashError(f"an output is called {output.name!r}, and no folder of samples can have it")
+        if output.labels:
+            arrays.append((f"{output.name}_labels", np.array(output.labels)))
+        if output.spacing:
+            arrays.append((f"{output.name}_spacing", np.array(output.spacing, np.float64)))
+    named = dict(arrays)
+    if len(named) < len(arrays):
+        names = [name for name, _ in arrays]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise NameClashError(f"two arrays are called {twice!r}, and pairs.npz would hold one of them")
+    return named
+
+
 def _put_in_place(unfinished: Path, folder: Path) -> None:
     replaced = unfinished.with_name(f"{unfinished.name}-replaced")
-    if folder.exists():
+    was_there = folder.exists()
+    if was_there:
         folder.rename(replaced)
-    unfinished.rename(folder)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if was_there:
+            replaced.rename(folder)
+        raise
     shutil.rmtree(replaced, ignore_errors=True)

@@ -58,6 +58,8 @@ def test_fields_of_a_newer_triton_do_no_harm(edited) -> None:
          "chain cmr_flow: the provenance of cmr_mask is none of its outputs"),
         ('{ name: "provenance"', '{ name: "origin"',
          "the provenance of cmr_flow_image is none of its outputs"),
+        ('output_map { key: "image" value: "image" }', 'output_map { key: "image" value: "mask" }',
+         "chain cmr_flow: cmr_flow_image gives 'mask', which is there already"),
         ('platform: "ensemble"', 'platform: "ensemble', r"config\.pbtxt cannot be read: 3:11"),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """The client library against the live server and in process; what the server itself promises is in test_server."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +10,9 @@ from live import CONDITION, MAX_BATCH, Live, free_ports
 
 from serving.bundle import Output, bundle_folder, load_bundle
 from serving.client import Client, LocalClient, SampleClient, SamplingError
+from serving.condition_files import Masks
 
+MASKS = np.zeros((1, 1, 16, 16), np.uint8)
 MASKS_WANTED = r"it must be an array of uint8 \[N, 1, H, W\]"
 
 
@@ -82,6 +85,32 @@ def test_a_condition_comes_back_with_the_samples(client: Client) -> None:
     np.testing.assert_array_equal(samples.arrays["anatomy"], masks)
 
 
+def test_masks_whose_classes_are_the_models(client: Client) -> None:
+    masks = np.random.default_rng(4).integers(0, 3, (2, *CONDITION.shape), np.uint8)
+    named = client.sample("tiny_conditional", 2, condition=Masks(masks, CONDITION.labels, CONDITION.spacing))
+    bare = client.sample("tiny_conditional", 2, condition=masks)
+    for name, values in named.arrays.items():
+        np.testing.assert_array_equal(values, bare.arrays[name])
+
+
+@pytest.mark.parametrize("seeds", [np.array([4, 2, 4], np.uint8), range(4, 1, -1), [np.int64(4), 2, 4]])
+def test_seeds_in_arrays_and_ranges_and_more_than_once(client: Client, seeds: object) -> None:
+    samples = client.sample("tiny", seeds=seeds, steps=np.int64(2))
+    assert samples.seeds == list(map(int, seeds))
+    assert len(set(samples.names)) == 3
+    assert {facts["steps"] for facts in samples.provenance} == {2}
+    (two,) = client.sample("tiny", seeds=[4], steps=2).arrays["image"]
+    np.testing.assert_array_equal(samples.arrays["image"][0], two)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny_conditional", "cmr_flow"])
+def test_shapes_are_those_of_the_arrays(client: Client, model: str) -> None:
+    condition = np.zeros((1, *CONDITION.shape), np.uint8) if model == "tiny_conditional" else None
+    arrays = client.sample(model, 1, condition=condition).arrays
+    said = {name: array for name, array in client.shapes(model).items() if name in arrays}
+    assert said == {name: (values.dtype, values.shape[1:]) for name, values in arrays.items()}
+
+
 def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
     count = 2 * MAX_BATCH + 1
     masks = np.random.default_rng(3).integers(0, CONDITION.classes, (count, *CONDITION.shape), np.uint8)
@@ -114,7 +143,21 @@ def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
             "mask_steps is 3, but cmr_flow_image is no chain",
             400,
         ),
-        ({"model": "nobody", "count": 1}, "nobody", 404),
+        ({"model": "nobody", "count": 1}, "no model 'nobody' (is served at|in) .*", 404),
+        *(
+            ({"model": model, "count": 1}, f"model is {re.escape(repr(model))}; it must be the name of a model", 404)
+            for model in ("../tiny", "tiny/1", "ti\0ny", "\udcff", "", ".", 3, None)
+        ),
+        ({"seeds": [1.5]}, r"seeds\[0\] is 1.5, a float; it must be an integer from 0 to", 400),
+        ({"seeds": [True]}, r"seeds\[0\] is True, a bool; it must be an integer", 400),
+        ({"seeds": np.ones(2)}, r"seeds is float64 \[2\]; it must be an array \[N\] of integers", 400),
+        ({"count": 1, "steps": 2.5}, "steps is 2.5, a float; it must be an integer from 1 to", 400),
+        ({"count": 1, "steps": True}, "steps is True, a bool; it must be an integer from 1 to", 400),
+        ({"count": 1, "steps": "8"}, "steps is '8', a str; it must be an integer from 1 to", 400),
+        ({"count": 1, "steps": 2**63}, "steps is 9223372036854775808; it must be from 1 to", 400),
+        ({"count": 1, "steps": 10**5000}, "steps is an integer of 16610 bits; it must be from 1 to", 400),
+        ({"count": 1, "solver": 3}, "solver is 3; it must be the name of a solver", 400),
+        ({"count": 1, "solver": "\udcff"}, r"solver is '\\udcff'; it must be the name of a solver", 400),
         (
             {"model": "cmr_flow", "count": 1, "condition": np.zeros((1, 1, 16, 16), np.uint8)},
             "cmr_flow takes none",
@@ -123,7 +166,25 @@ def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
         ({"model": "cmr_flow", "count": 9, "solver": "midpoint"}, "allowed for cmr_mask are ddpm.*; mask_solver", 400),
         ({"model": "cmr_flow", "count": 9, "solver": "ddim"}, "allowed for cmr_flow_image are .*euler, midpoint", 400),
         ({"model": "cmr_flow", "count": 9, "mask_steps": 1001}, "^mask_steps is 1001; it must be from 1 to 1000$", 400),
-        ({"model": "tiny_conditional", "count": 1}, "anatomy", 400),
+        (
+            {"model": "tiny_conditional", "count": 1},
+            r"^anatomy is missing; tiny_conditional needs it as uint8 of shape \[1, 1, 16, 16\]: .*--condition$",
+            400,
+        ),
+        *(
+            ({"model": "tiny_conditional", "count": 1, "condition": Masks(MASKS, *others)}, f"^{message}$", 400)
+            for others, message in [
+                (
+                    (("background", "LV", "MYO", "RV"), CONDITION.spacing),
+                    r"the masks are uint8 \[1, 16, 16\] of 4 classes \(background, LV, MYO, RV\), 2.0 x 2.5 mm; "
+                    r"tiny_conditional needs uint8 \[1, 16, 16\] of 4 classes \(air, skin, fat, bone\), 2.0 x 2.5 mm",
+                ),
+                ((("air", "skin"), CONDITION.spacing), r".* of 2 classes \(air, skin\), .*"),
+                (((*CONDITION.labels[:2], "bone", "fat"), CONDITION.spacing), r".*\(air, skin, bone, fat\), .*"),
+                ((CONDITION.labels,), r".*\(air, skin, fat, bone\), pixels of unknown size; .*"),
+                ((CONDITION.labels, (1.0, 2.5)), r".*, 1.0 x 2.5 mm; .*, 2.0 x 2.5 mm"),
+            ]
+        ),
         (
             {"model": "tiny_conditional", "count": 9, "condition": np.zeros((8, 1, 16, 16), np.uint8)},
             "anatomy has",
@@ -200,6 +261,12 @@ def test_wait_until_ready(live: Live, protocol: str) -> None:
 def test_the_url_as_the_server_prints_it(live: Live, protocol: str) -> None:
     with SampleClient(f"{protocol}://{live.url(protocol)}/", protocol) as client:
         assert len(client.sample("tiny", 1)) == 1
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_what_is_no_time_limit(timeout: float) -> None:
+    with pytest.raises(SamplingError, match=f"timeout is {timeout}; it must be above 0 seconds"):
+        SampleClient(timeout=timeout)
 
 
 def test_what_is_no_url_or_protocol() -> None:

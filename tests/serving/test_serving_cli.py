@@ -150,6 +150,60 @@ def test_masks_that_will_not_do(live: Live, tmp_path: Path, name: str, masks: ob
     assert not (tmp_path / "samples").exists()
 
 
+@pytest.mark.parametrize("way", ["local", "grpc"])
+def test_masks_of_another_model_are_refused(live: Live, tmp_path: Path, way: str) -> None:
+    here = ["--local", "--repository", live.repository] if way == "local" else ["--url", live.url("grpc")]
+    assert serving("sample", *here, "--model", "tiny", "--count", 2, "--out", tmp_path / "pairs").exit_code == 0
+    asked = ["sample", *here, "--model", "cmr_ddpm_image", "--count", 2, "--out", tmp_path / "images"]
+    said = refused(*asked, "--condition", tmp_path / "pairs" / "pairs.npz")
+    assert "the masks are uint8 [1, 16, 16] of 2 classes (background, lesion), pixels of unknown size; " in said
+    assert "cmr_ddpm_image needs uint8 [1, 16, 16] of 4 classes (background, LV, MYO, RV), 1.25 x 1.5 mm" in said
+    assert "mask is missing; cmr_ddpm_image needs it as uint8 of shape [2, 1, 16, 16]: " in refused(*asked)
+    assert not (tmp_path / "images").exists()
+    np.save(tmp_path / "bare.npy", np.load(tmp_path / "pairs" / "pairs.npz")["mask"])
+    result = serving(*asked, "--condition", tmp_path / "bare.npy")
+    note = "bare.npy does not name its classes: only their range was checked"
+    assert note in result.output.splitlines()
+    assert json.loads((tmp_path / "images" / "provenance.json").read_text())["notes"] == [note]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--out", "file/samples"], "file/samples cannot be written: Not a directory"),
+        (["--out", "samples", "--count", 10**8], "the samples take up to 1.7 TB on disk and 460.8 GB of memory, and "),
+        (["--out", "samples", "--count", 10**30], "the samples take up to "),
+        (["--out", "samples", "--model", "pug"], "no model 'pug' in "),
+    ],
+)
+def test_what_cannot_be_written_is_found_before_anything_is_drawn(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], said: str
+) -> None:
+    def draw(*_: object, **__: object) -> None:
+        raise AssertionError("something was drawn")
+
+    monkeypatch.setattr("serving.client.LocalClient.sample", draw)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert said in refused("sample", "--model", "tiny", "--local", "--repository", repository, *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_where_the_output_is_piped_a_line_comes_now_and_then(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["sample", "--model", "tiny", "--local", "--repository", repository, "--count", 11, "--out", tmp_path / "a"]
+    assert "of 11 samples" not in serving(*asked, "--force").output
+    monkeypatch.setattr("serving.progress.SECONDS", 0)
+    assert "tiny: 8 of 11 samples\ntiny: 11 of 11 samples\n" in serving(*asked, "--force").output
+
+
+def test_what_takes_much_room_is_said(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.__main__.WORTH_SAYING", 1000)
+    asked = ["sample", "--model", "tiny", "--local", "--repository", repository, "--count", 11, "--out", tmp_path / "a"]
+    assert "11 samples of tiny take up to 185.9 kB on disk and 50.7 kB of memory\n" in serving(*asked).output
+
+
 def test_samples_are_replaced_only_when_asked(repository: Path, tmp_path: Path) -> None:
     out = tmp_path / "samples"
     asked = ["sample", "--model", "tiny", "--local", "--repository", repository, "--out", out]
@@ -167,6 +221,7 @@ def test_what_sample_refuses(repository: Path, tmp_path: Path) -> None:
     assert "steps is 0; it must be from 1 to 1000" in refused(*asked, *here, "--steps", 0)
     assert "solver is 'magic'; allowed for tiny are ddpm, ddim" in refused(*asked, *here, "--solver", "magic")
     assert "python -m export build --model pig" in refused(*asked, *here, "--model", "pig")
+    assert f"no model 'pug' in {repository}; it holds pig, tiny" in refused(*asked, *here, "--model", "pug")
     port = free_ports(1)[0]
     assert f"no server answers at 127.0.0.1:{port}: start one with" in refused(*asked, "--url", f"127.0.0.1:{port}")
     waited = refused(*asked, "--url", f"127.0.0.1:{port}", "--wait", 0.3)

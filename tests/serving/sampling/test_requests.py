@@ -88,6 +88,12 @@ def test_bad_steps_are_refused(manifest, steps, message):
     assert refusal(manifest, SEED, {"steps": steps}) == message
 
 
+@pytest.mark.parametrize("steps", [np.int64(12), np.uint8(12)])
+def test_steps_are_of_any_integer_type(manifest, steps):
+    taken = parse_request(manifest, SEED, {"steps": steps}).steps
+    assert (taken, type(taken)) == (12, int)
+
+
 @pytest.mark.parametrize("solver", ["nope", "euler", "", "DDIM", 3, None, ["ddim"]])
 def test_a_bad_solver_is_refused_with_those_the_schedule_allows(manifest, solver):
     message = refusal(manifest, SEED, {"solver": solver})

@@ -222,6 +222,15 @@ def test_samples_are_what_the_manifest_says(tiny):
     ]
 
 
+def test_provenance_says_how_far_an_unfinished_training_came(tiny):
+    so_far = {"digest": "0" * 64, "unfinished": "step 40 of 90"}
+    manifest = dataclasses.replace(tiny.bundle.manifest, checkpoint=so_far)
+    sampler = Sampler(dataclasses.replace(tiny.bundle, manifest=manifest), tiny._engine)
+    for drawn_by, expected in ((tiny, None), (sampler, "step 40 of 90")):
+        (samples,) = drawn_by.sample([request(drawn_by, [3])])
+        assert json.loads(samples["provenance"][0, 0]).get("unfinished") == expected
+
+
 def test_provenance_knows_the_mask(tmp_path):
     conditional = sampler_of(tmp_path, condition=MASK, sample_shape=(1, 16, 16))
     masks = np.random.default_rng(0).integers(0, 4, (2, 1, 16, 16), np.uint8)

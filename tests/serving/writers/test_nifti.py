@@ -44,6 +44,31 @@ def test_a_point_lies_where_it_was_drawn(tmp_path: Path) -> None:
         assert (image.affine @ [COLUMN, ROW, 0, 1]).tolist() == [0.75 * COLUMN, 1.5 * ROW, 0, 1]
 
 
+def test_which_way_is_up(tmp_path: Path) -> None:
+    """In the orientation that viewers in RAS show, and in which training reads, an array is what was drawn.
+
+    Rows run to the front (A), which such a viewer has at the top: the first row is at the bottom of its picture.
+    """
+    samples = point((1.5, 0.75))
+    write_nifti(samples, tmp_path)
+    image = nibabel.load(tmp_path / "000007_mask.nii.gz")
+    assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
+    canonical = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
+    np.testing.assert_array_equal(canonical[..., 0].T, samples.arrays["mask"][0, 0])
+    assert "y, the rows, to the front (RAS+)" in json.loads((tmp_path / "000007_mask.json").read_text())["orientation"]
+
+
+def test_samples_of_one_seed_have_files_of_their_own(tmp_path: Path) -> None:
+    one = point(None)
+    arrays = {name: np.concatenate([values, 0 * values, values]) for name, values in one.arrays.items()}
+    write_nifti(Samples(arrays, [{**PROVENANCE, "seed": seed} for seed in (7, 7, 8)], one.outputs), tmp_path)
+    names = [file.name.removesuffix(".nii.gz") for file in tmp_path.glob("*_mask.nii.gz")]
+    assert sorted(names) == ["000007_2_mask", "000007_mask", "000008_mask"]
+    for name, values in zip(("000007", "000007_2", "000008"), arrays["mask"], strict=True):
+        voxels = np.asanyarray(nibabel.load(tmp_path / f"{name}_mask.nii.gz").dataobj)
+        np.testing.assert_array_equal(voxels[..., 0].T, values[0])
+
+
 def test_the_sidecar_names_labels_spacing_and_origin(tmp_path: Path) -> None:
     write_nifti(point((1.5, 0.75)), tmp_path)
     mask, image = (json.loads((tmp_path / f"000007_{name}.json").read_text()) for name in ("mask", "image"))

@@ -1,4 +1,6 @@
 import json
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.bundle import Output
-from serving.sample_set import Samples
-from serving.writers.pictures import PALETTE, contact_sheet, drawings, mask_picture, outline, overlay, to_8_bit
-from serving.writers.sample_folder import write_samples
+from serving.bundle import BundleError, Condition, Output
+from serving.condition_files import MaskFileError, read_masks
+from serving.sample_set import Samples, under
+from serving.writers.pictures import PALETTE, contact_sheet, drawings, legend, mask_picture, outline, overlay, to_8_bit
+from serving.writers.sample_folder import NameClashError, check_destination, write_samples
 from training.data.layouts.pair_folder import load_pairs
 
 
@@ -107,7 +110,24 @@ def test_samples_without_a_mask_or_without_a_picture_are_drawn_too() -> None:
         output = next(output for output in both.outputs if output.name == name)
         single = Samples({name: both.arrays[name]}, both.provenance, (output,))
         assert list(drawings(single, 0)) == [f"{name}s"]
-        assert contact_sheet(single).size == contact_sheet(both).size
+        assert contact_sheet(single).width == contact_sheet(both).width
+
+
+def test_the_sheet_says_which_colour_is_which_class() -> None:
+    samples = pairs(1)
+    assert legend(samples) == [("disc", tuple(PALETTE[1])), ("ring", tuple(PALETTE[2]))]
+    assert {tuple(PALETTE[1]), tuple(PALETTE[2])} <= colours(contact_sheet(samples).crop((0, 218, 200, 240)))
+    image = Samples({"image": samples.arrays["image"]}, samples.provenance, samples.outputs[1:])
+    assert legend(image) == []
+    many = (
+        replace(samples.outputs[0], labels=("background", *(f"structure {k}" for k in range(9)))),
+        samples.outputs[1],
+    )
+    sheet = contact_sheet(Samples(samples.arrays, samples.provenance, many))
+    assert sheet.width == contact_sheet(samples).width
+    assert sheet.height > contact_sheet(samples).height + 2 * 22, "nine names take more than one line"
+    odd = (replace(samples.outputs[0], labels=("background", "half \ud800\nof it", "")), samples.outputs[1])
+    assert contact_sheet(Samples(samples.arrays, samples.provenance, odd)).size == contact_sheet(samples).size
 
 
 def test_the_files(tmp_path: Path) -> None:
@@ -135,6 +155,81 @@ def test_the_files(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["samples"]
 
 
+def test_a_seed_that_comes_again_has_files_of_its_own(tmp_path: Path) -> None:
+    three = pairs(3)
+    arrays = {**three.arrays, "mask": np.stack([three.arrays["mask"][0] * (row == 0) for row in range(3)])}
+    provenance = [{**three.provenance[row], "seed": seed} for row, seed in enumerate((7, 8, 7))]
+    write_samples(Samples(arrays, provenance, three.outputs), tmp_path)
+    files = ["000007", "000008", "000007_2"]
+    for folder in ("images", "masks", "overlays"):
+        assert {path.stem for path in (tmp_path / folder).iterdir()} == set(files)
+    for name, mask in zip(files, arrays["mask"], strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "masks" / f"{name}.png")), mask[0])
+    assert json.loads((tmp_path / "provenance.json").read_text())["files"] == files
+
+
+def test_pairs_say_what_their_classes_are(tmp_path: Path) -> None:
+    samples = pairs()
+    outputs = (replace(samples.outputs[0], spacing=(1.5, 0.75)), samples.outputs[1])
+    write_samples(Samples(samples.arrays, samples.provenance, outputs), tmp_path)
+    with np.load(tmp_path / "pairs.npz") as arrays:
+        assert set(arrays) == {"seed", "mask", "image", "mask_labels", "mask_spacing"}
+    masks = read_masks(tmp_path / "pairs.npz")
+    np.testing.assert_array_equal(masks.values, samples.arrays["mask"])
+    assert (masks.labels, masks.spacing) == (("background", "disc", "ring"), (1.5, 0.75))
+    np.save(tmp_path / "bare.npy", masks.values)
+    assert (read_masks(tmp_path / "bare.npy").labels, read_masks(tmp_path / "bare.npy").spacing) == ((), None)
+    np.savez(tmp_path / "odd.npz", mask=masks.values, mask_labels=np.arange(3))
+    with pytest.raises(MaskFileError, match=r"odd.npz holds int64 \[3\] as mask_labels; it must be strings"):
+        read_masks(tmp_path / "odd.npz")
+    np.savez(tmp_path / "odd.npz", mask=masks.values, mask_spacing=np.array([1.5]))
+    with pytest.raises(MaskFileError, match=r"odd.npz holds float64 \[1\] as mask_spacing; it must be two floats"):
+        read_masks(tmp_path / "odd.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("seed", "two arrays are called 'seed'"),
+        ("mask_labels", "two arrays are called 'mask_labels'"),
+        ("overlay", "an output is called 'overlay', and no folder of samples can have it"),
+        ("../../mask", "an output is called '../../mask', and"),
+        ("im\0age", "an output is called"),
+        ("\ud800", "an output is called"),
+    ],
+)
+def test_names_that_would_lose_something_are_refused(tmp_path: Path, name: str, message: str) -> None:
+    samples = pairs()
+    outputs = (samples.outputs[0], replace(samples.outputs[1], name=name))
+    clashing = Samples({"mask": samples.arrays["mask"], name: samples.arrays["image"]}, samples.provenance, outputs)
+    with pytest.raises(NameClashError, match=re.escape(message)):
+        write_samples(clashing, tmp_path / "samples")
+    assert not list(tmp_path.iterdir())
+
+
+def test_masks_are_not_lost_under_a_picture_of_their_name() -> None:
+    samples = pairs()
+    with pytest.raises(BundleError, match="m draws 'mask' under 'mask'"):
+        under(Condition("mask", (1, 32, 32), 3), samples.arrays["mask"], samples)
+
+
+@pytest.mark.parametrize("name", ["file/samples", "n" * 250, "sam\0ples", "\ud800", "mount"])
+def test_where_nothing_can_be_written_is_found_at_once(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mount").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "mount")
+    with pytest.raises(OSError, match="cannot be"):
+        check_destination(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mount"]
+
+
+def test_a_destination_is_left_as_it_was_found(tmp_path: Path) -> None:
+    check_destination(tmp_path / "deep" / "er" / "samples")
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_are_never_lost(tmp_path: Path) -> None:
     out, precious = tmp_path / "samples", tmp_path / "thesis"
     precious.mkdir()
@@ -154,6 +249,23 @@ def test_files_are_never_lost(tmp_path: Path) -> None:
         write_samples(pairs(1), out, replace=True)
     assert (out / "notes.txt").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples", "thesis"]
+
+
+def test_samples_that_cannot_be_replaced_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "samples"
+    write_samples(pairs(3), out)
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if target == out and path.name.endswith(str(os.getpid())):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        write_samples(pairs(1), out, replace=True)
+    assert len(list((out / "images").iterdir())) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,85 @@
+"""What is asked of a client, checked before anything is sent or drawn."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from serving.bundle import Condition, Output
+from serving.chain import found, wanted
+from serving.condition_files import Masks
+from serving.sampling.requests import BadRequest, shown, whole_number
+
+OF_CHAINS = ("mask_steps", "mask_solver")
+
+
+class SamplingError(RuntimeError):
+    """No samples were drawn.
+
+    status is an HTTP status whatever the protocol: 400 the request is wrong, 404 there is no such model, 500 the model
+    failed, 502 no server answers, 503 the server is overloaded, 504 it took too long.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def check_model(model: Any) -> None:
+    """A name that no model can have is neither sent nor looked for in a repository."""
+    if not isinstance(model, str) or not model.isprintable() or not re.fullmatch(r"[^./\\][^/\\]*", model):
+        raise SamplingError(f"model is {shown(model)}; it must be the name of a model", 404)
+
+
+def parameter(name: str, value: Any) -> int | str:
+    """A parameter as the protocols can carry it; whether the model can take it, it says itself."""
+    if name.endswith("steps"):
+        allowed = "from 1 to the timesteps that the model was trained with"
+        steps = whole_number(name, value, allowed)
+        if not -(2**63) <= steps < 2**63:
+            raise BadRequest(f"{name} is {shown(steps)}; it must be {allowed}")
+        return steps
+    if not isinstance(value, str) or not value.isprintable():
+        raise BadRequest(f"{name} is {shown(value)}; it must be the name of a solver")
+    return value
+
+
+def check_masks(masks: Masks | None) -> None:
+    """What no model can take; whether a model can take the masks, it says itself."""
+    if masks is None:
+        return
+    values: Any = masks.values
+    if not isinstance(values, np.ndarray):
+        kind = f"a {type(values).__name__}"
+    elif values.dtype != np.uint8 or values.ndim == 0:
+        kind = f"{values.dtype} {list(values.shape)}"
+    else:
+        return
+    raise SamplingError(f"condition is {kind}; it must be an array of uint8 [N, 1, H, W]", 400)
+
+
+def check_classes(model: str, masks: Masks | None, condition: Condition | None) -> None:
+    """Masks that say what their classes are must be what the model was trained under."""
+    if masks is None or condition is None or not masks.labels:
+        return
+    shape, highest = masks.values.shape[1:], len(masks.labels) - 1
+    given = found(Output("mask", "uint8", shape, 0, highest, masks.labels, masks.spacing), condition)
+    if given != (needed := wanted(condition)):
+        raise SamplingError(f"the masks are {given}; {model} needs {needed}", 400)
+
+
+def check_condition(model: str, name: str, shape: Sequence[int], masks: Masks | None, rows: int) -> None:
+    needed = f"uint8 of shape {[rows, *shape]}"
+    if masks is None:
+        how = "give it as condition, or to the command as --condition"
+        raise SamplingError(f"{name} is missing; {model} needs it as {needed}: {how}", 400)
+    if masks.values.shape != (rows, *shape):
+        raise SamplingError(f"{name} has shape {list(masks.values.shape)}; it must be {needed}", 400)
+
+
+def check_is_alone(model: str, parameters: Mapping[str, Any]) -> None:
+    for name in OF_CHAINS:
+        if name in parameters:
+            message = f"{name} is {parameters[name]!r}, but {model} is no chain; allowed are steps and solver"
+            raise SamplingError(message, 400)
