@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from benchmarks.latency.workload import make_case
 from benchmarks.tables import wide_console
 from export import BuildError
 from serving.bundle import REPOSITORY, BundleError
+from serving.progress import NowAndThen
 from serving.sampling.solvers import SOLVERS
 from training.checkpoint import CheckpointError
 
@@ -91,14 +94,8 @@ def latency(
         parameters = {name: value for name, value in asked.items() if value is not None}
         case = make_case(model, checkpoints, repository, batch, parameters)
         names = [name for name in ROWS if not only or name in (*only, YARDSTICK)]
-        with progress_bar() as progress:
-            task = progress.add_task("", total=1.0)
-            rows = measure(
-                case,
-                names,
-                rounds,
-                lambda doing, done: progress.update(task, description=doing, completed=done),
-            )
+        with progress_bar() as bar:
+            rows = measure(case, names, rounds, Progressing(bar))
     except (BuildError, BundleError, CheckpointError, RowError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     console = wide_console()
@@ -113,6 +110,27 @@ def latency(
 def progress_bar() -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+class Progressing:
+    """What is being done, and how long the rounds will take yet: on the bar, or in lines where it is not seen."""
+
+    def __init__(self, bar: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bar, self._clock, self._line = bar, clock, NowAndThen(clock=clock)
+        self._task = bar.add_task("", total=1.0)
+        self._began: tuple[float, float] | None = None
+
+    def __call__(self, doing: str, done: float) -> None:
+        """done: the share of the rounds that is."""
+        now = self._clock()
+        if done and self._began is None:
+            self._began = now, done
+        if self._began and done > self._began[1]:
+            seconds = (now - self._began[0]) / (done - self._began[1]) * (1 - done)
+            doing = f"{doing}, {done:.0%} of the rounds, about {seconds:.0f} s to go"
+        self._bar.update(self._task, description=doing, completed=done)
+        if not self._bar.console.is_terminal:
+            self._line(doing)
 
 
 def describe_device(threads: int) -> str:

@@ -63,7 +63,7 @@ def read_pairs(folder: Path) -> tuple[Tensor, Tensor]:
     """
     try:
         with np.load(folder / "pairs.npz") as arrays:
-            images, masks = arrays["image"], arrays["mask"]
+            images, masks, labels = arrays["image"], arrays["mask"], arrays.get("mask_labels")
     except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise click.ClickException(f"{folder} holds no pairs of mask and image that `serving sample` wrote") from error
     if masks.dtype != np.uint8:
@@ -71,6 +71,9 @@ def read_pairs(folder: Path) -> tuple[Tensor, Tensor]:
     if images.shape != masks.shape or images.ndim != 4:
         shapes = f"images of shape {list(images.shape)} and masks of {list(masks.shape)}"
         raise click.ClickException(f"{folder} holds {shapes}; both must be [N, 1, S, S]")
+    if labels is not None and tuple(labels.tolist()) != HEART:
+        classes = f"{', '.join(labels.tolist())}; hearts have {', '.join(HEART)}"
+        raise click.ClickException(f"{folder} holds masks of {classes}")
     if (highest := masks.max()) >= CLASSES:
         raise click.ClickException(f"{folder} holds masks of class {highest}; hearts have 0 to {CLASSES - 1}")
     return torch.from_numpy(images) * 2 - 1, torch.from_numpy(masks)

@@ -7,10 +7,12 @@ from monai.losses import DiceCELoss
 from monai.metrics import DiceMetric
 from monai.networks.nets import UNet
 from monai.networks.utils import one_hot
+from rich import get_console
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from serving.progress import NowAndThen
 from training.cardiac_families import CLASSES
 
 BATCH = 16
@@ -25,7 +27,11 @@ def train_segmenter(dataset: Dataset[dict[str, Tensor]], epochs: int, seed: int 
     loader = DataLoader(dataset, BATCH, shuffle=True, drop_last=len(dataset) > BATCH)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * len(loader))
-    for batch in track(_repeated(loader, epochs), "training a segmenter", total=epochs * len(loader), transient=True):
+    steps, line, piped = epochs * len(loader), NowAndThen(), not get_console().is_terminal
+    batches = track(_repeated(loader, epochs), "training a segmenter", total=steps, transient=True, disable=piped)
+    for step, batch in enumerate(batches):
+        if piped:
+            line(f"training a segmenter: step {step} of {steps}")
         optimizer.zero_grad()
         criterion(network(batch["image"]), batch["mask"]).backward()
         optimizer.step()

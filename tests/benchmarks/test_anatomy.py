@@ -114,7 +114,8 @@ def test_pictures_that_ignore_their_masks_are_told(folders, tmp_path):
     assert "8 of 8" in output
 
 
-def test_a_structure_that_is_nowhere_has_no_figures(folders, tmp_path):
+def test_a_structure_that_is_nowhere_has_no_figures(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.progress.SECONDS", 0)
     with np.load(folders["following"] / "pairs.npz") as arrays:
         np.savez(
             folders["ignoring"] / "pairs.npz",
@@ -126,6 +127,7 @@ def test_a_structure_that_is_nowhere_has_no_figures(folders, tmp_path):
     assert (row["dice"]["RV"], row["brightness"]["RV"]) == (None, None)
     assert row["brightness"]["LV"] is not None
     assert output.rstrip().endswith("-")
+    assert "training a segmenter: step 1 of " in output
 
 
 MASK, IMAGE = np.zeros((2, 1, 8, 8), np.uint8), np.zeros((2, 1, 8, 8), np.float32)
@@ -140,6 +142,10 @@ MASK, IMAGE = np.zeros((2, 1, 8, 8), np.uint8), np.zeros((2, 1, 8, 8), np.float3
         ({"image": IMAGE, "mask": MASK + 4}, "masks of class 4; hearts have 0 to 3"),
         ({"image": IMAGE, "mask": MASK[..., :4]}, r"images of shape [2, 1, 8, 8] and masks of [2, 1, 8, 4]"),
         ({"image": IMAGE, "mask": MASK.astype(np.int64)}, "int64 masks"),
+        (
+            {"image": IMAGE, "mask": MASK, "mask_labels": np.array(["background", "lesion"])},
+            "background, lesion; hearts",
+        ),
     ],
 )
 def test_a_folder_without_such_pairs_is_named(folders, tmp_path, content, message):

@@ -1,5 +1,6 @@
 """``python -m benchmarks``, run as its users run it."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
+from rich.progress import Progress
 
 import benchmarks.__main__ as program
-from benchmarks.latency.command import latency
+from benchmarks.latency.command import Progressing, latency
 from benchmarks.latency.contenders import PAPER
 
 CHECKOUT = Path(__file__).parents[2]
@@ -102,3 +105,16 @@ def test_a_missing_package_stops_its_own_command_alone(monkeypatch):
     refused = CliRunner().invoke(program.main, ["gpu", "--anything", "here"])
     assert refused.exit_code == 1
     assert "gpu needs the package no_such_package" in refused.output
+
+
+def test_a_pipe_gets_a_line_now_and_then_that_says_how_long_it_will_take(monkeypatch, capsys):
+    monkeypatch.setattr("serving.progress.SECONDS", 0)
+    clock = [0.0]
+    progress = Progressing(Progress(console=Console(file=io.StringIO())), lambda: clock[0])
+    for doing, done, clock[0] in (("warming up medgen", 0, 60), ("medgen", 0.25, 90), ("medgen", 0.5, 100)):
+        progress(doing, done)
+    assert capsys.readouterr().err.splitlines() == [
+        "warming up medgen",
+        "medgen",
+        "medgen, 50% of the rounds, about 20 s to go",
+    ]
