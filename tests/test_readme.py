@@ -1,0 +1,53 @@
+"""What README says of the models and of the order of its commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from serving.bundle import REPOSITORY
+from serving.chain import read_chain
+from training.checkpoint import SHIPPED
+from training.models import load_family
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+NETWORKS = {
+    "pig": ["guider"],  # and a generator like it
+    "cmr_mask": ["denoiser"],
+    "cmr_ddpm_image": ["denoiser"],
+    "cmr_ldm_image": ["autoencoder", "denoiser"],
+    "cmr_flow_image": ["denoiser.unet", "denoiser.control"],
+}
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_the_table_has_the_parameters_of_the_networks(model: str) -> None:
+    (row,) = re.findall(rf"^\| `{model}` \|.*$", README, re.MULTILINE)
+    told = dict(re.findall(r"`(\w+)` \d+x\d+,([^;|]*)", row))
+    family = load_family(model)
+    assert told.keys() == family.presets.keys()
+    for name, preset in family.presets.items():
+        with torch.device("meta"):
+            drawn_by = family(preset)
+        networks = [drawn_by.get_submodule(path) for path in NETWORKS[model]]
+        counts = [sum(weight.numel() for weight in network.parameters()) for network in networks]
+        shown = [f"{count:,}" if model == "pig" else f"{count / 1e6:.2f} M" for count in counts]
+        assert re.findall(r"[\d,]{6,}|[\d.]+ M", told[name]) == shown, name
+
+
+def test_nothing_is_built_before_it_is_trained_or_drawn_before_it_is_built() -> None:
+    trained = {name for name in NETWORKS if (SHIPPED / f"{name}-phantom").is_dir()}
+    built = set()
+    commands = re.findall(r"(fit|build|sample|latency) (?:[^`\n]* )?--model (\w+)", README)
+    assert {command for command, _ in commands} == {"fit", "build", "sample", "latency"}
+    for command, model in commands:
+        chain = read_chain(REPOSITORY, model)
+        stages = {stage.model for stage in chain.stages} if chain else {model}
+        if command == "fit":
+            trained.add(model)
+        elif command == "build":
+            assert stages <= trained, f"{model} is built before {stages - trained} is trained"
+            built |= {model, *stages}
+        else:
+            assert model in built, f"{command} needs {model} before it is built"
