@@ -43,7 +43,7 @@ def read_masks(file: Path) -> Masks:
                 raise MaskFileError(f"{file} has no array {NAME!r}; it holds {', '.join(arrays) or 'nothing'}")
             labels, spacing = arrays.get(f"{NAME}_labels"), arrays.get(f"{NAME}_spacing")
             return Masks(_checked(file, arrays[NAME]), _labels(file, labels), _spacing(file, spacing))
-    except (ValueError, EOFError, OSError, BadZipFile) as error:
+    except (ValueError, EOFError, OSError, MemoryError, BadZipFile) as error:
         raise MaskFileError(f"{file} is no .npz or .npy of masks: {error}") from None
 
 

@@ -49,7 +49,7 @@ def under(condition: Condition, masks: NDArray[np.uint8], samples: Samples) -> S
     Raises BundleError if what was drawn has the name of the masks.
     """
     if condition.name in samples.arrays:
-        raise BundleError(f"{samples.provenance[0]['model']} draws {condition.name!r} under {condition.name!r}")
+        raise BundleError(f"{samples.provenance[0].get('model')} draws {condition.name!r} under {condition.name!r}")
     highest = condition.classes - 1
     mask = Output(condition.name, "uint8", condition.shape, 0, highest, condition.labels, condition.spacing)
     return Samples({mask.name: masks, **samples.arrays}, samples.provenance, (mask, *samples.outputs))

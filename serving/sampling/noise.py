@@ -5,6 +5,7 @@ generator: any block of any stream is reached at once, so a draw depends on no o
 """
 
 import hashlib
+from operator import index
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,11 @@ def draw(seed: int, stage: str, number: int, out: NDArray[np.float32]) -> None:
     """Fill ``out`` (float32, C-contiguous) with draw ``number`` >= 0 of the stream (seed, stage), 0 <= seed < 2**63.
 
     Draws of two streams, or of two numbers, share nothing: the stream is the generator's key, the number the high word
-    of its counter.
+    of its counter. Raises TypeError for a seed or number that is no integer, ValueError for one out of range.
     """
+    seed, number = index(seed), index(number)
+    if not (0 <= seed < 2**63 and number >= 0):
+        raise ValueError(f"seed is {seed} and number {number}; they must be from 0 to 2**63 - 1, and 0 or more")
     key = np.array([seed, _stage_word(stage)], np.uint64)
     philox = np.random.Philox(counter=np.array([0, 0, 0, number], np.uint64), key=key)
     np.random.Generator(philox).standard_normal(dtype=np.float32, out=out)

@@ -104,7 +104,7 @@ def _levels(schedule: Schedule, timesteps: NDArray[np.int64]) -> Levels:
 
 
 def _check_steps(schedule: Schedule, steps: int) -> None:
-    if not isinstance(steps, Integral) or not 1 <= steps <= schedule.num_train_timesteps:
+    if not isinstance(steps, Integral) or isinstance(steps, bool) or not 1 <= steps <= schedule.num_train_timesteps:
         raise ValueError(f"steps must be an integer from 1 to {schedule.num_train_timesteps}, not {steps!r}")
 
 

@@ -20,6 +20,9 @@ from serving.bundle import REPOSITORY, bundle_folder
 from serving.triton.installation import find_installation
 from serving.triton.served_models import find_models
 
+HEADER = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 1, 1000, 1000)}"
+HUGE = b"\x93NUMPY\x01\x00\x76\x00" + HEADER.ljust(117).encode() + b"\n"
+
 
 def serving(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -131,6 +134,7 @@ def test_images_under_the_masks_of_other_samples(live: Live, tmp_path: Path) -> 
         ("masks.npy", np.zeros((16, 16), np.uint8), "shape [16, 16]; it must be [N, H, W] or [N, 1, H, W]"),
         ("masks.npy", np.zeros((0, 16, 16), np.uint8), "shape [0, 16, 16]; it must be"),
         ("masks.npy", np.array([None]), "masks.npy is no .npz or .npy of masks"),
+        ("masks.npy", HUGE, "masks.npy is no .npz or .npy of masks"),
         ("masks.npy", b"PNG", "masks.npy is no .npz or .npy of masks"),
         ("masks.npz", b"PK\x03\x04", "masks.npz is no .npz or .npy of masks"),
         ("pairs.npz", {"image": np.zeros(3), "seed": np.zeros(3)}, "has no array 'mask'; it holds image, seed"),

@@ -44,3 +44,9 @@ def test_it_is_standard_normal(seed):
     values = drawn(seed, "pig", 0, 1_000_000).astype(np.float64)
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((values**power).mean() - moment) < 5 * np.sqrt(variance / len(values))
+
+
+@pytest.mark.parametrize(("seed", "number"), [(1.5, 0), (1, 0.5), ("1", 0), (-1, 0), (2**63, 0), (1, -1)])
+def test_no_number_is_cut_to_fit(seed, number):
+    with pytest.raises((TypeError, ValueError)):
+        drawn(seed, "pig", number)

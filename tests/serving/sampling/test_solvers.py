@@ -559,7 +559,7 @@ def test_solver_of_the_other_process_is_refused(name: str, schedule: Schedule) -
         SOLVERS[name].table(schedule, 8)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 41, 10**9, 8.0, "8", math.nan, None])
+@pytest.mark.parametrize("steps", [0, -1, 41, 10**9, 8.0, "8", math.nan, None, True])
 @pytest.mark.parametrize(
     ("name", "schedule"),
     [*product(solvers_for(SMALL), [SMALL]), *product(solvers_for(SMALL_FLOW), [SMALL_FLOW])],
