@@ -11,7 +11,7 @@ from serving.bundle import Output
 from serving.sample_set import Samples
 
 UNKNOWN = (1.0, 1.0)
-ORIENTATION = "nominal: x, the columns, to the right, y, the rows, to the front (RAS+); the PNG's first row is y = 0"
+ORIENTATION = "nominal: x, the columns, to the left, y, the rows, to the back (LPS); the PNG's first row is y = 0"
 
 
 class NiftiError(Exception):
@@ -27,11 +27,11 @@ def check_nifti() -> None:
 def write_nifti(samples: Samples, folder: Path) -> None:
     """Writes NAME_OUTPUT.nii.gz and NAME_OUTPUT.json for every output [1, H, W] of every sample; NAME as a PNG's.
 
-    Voxels are [x, y, 1]: x counts columns, y counts rows. The affine has no more than the spacing, in mm, as the files
-    of ACDC do: it does not place the slice in a patient. Nominally columns run to the patient's right and rows to the
-    front (RAS+), so that reading in the closest canonical orientation gives the array back; a viewer that shows the
-    front at the top, as those in RAS do, has the first row at the bottom, and the PNG upside down. Where the spacing is
-    unknown, a voxel is 1 mm. The sidecar says both. Raises NiftiError if nibabel is missing.
+    Voxels are [x, y, 1]: x counts columns, y counts rows. The affine has the spacing, in mm, and nominal directions: it
+    does not place the slice in a patient. Columns run to the patient's left and rows to the back (LPS, as in DICOM), so
+    that a viewer with the front at the top and the patient's left on the right shows the PNG, and training reads the
+    array back. Where the spacing is unknown, a voxel is 1 mm. The sidecar says both. Raises NiftiError if nibabel is
+    missing.
     """
     check_nifti()
     import nibabel
@@ -41,7 +41,7 @@ def write_nifti(samples: Samples, folder: Path) -> None:
         if len(output.shape) != 3 or output.shape[0] != 1:
             continue
         between_rows, between_columns = output.spacing or UNKNOWN
-        affine = np.diag([between_columns, between_rows, 1.0, 1.0])
+        affine = np.diag([-between_columns, -between_rows, 1.0, 1.0])
         for row, name in enumerate(samples.names):
             voxels = samples.arrays[output.name][row, 0].T[..., None]
             image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)

@@ -11,6 +11,8 @@ from serving.bundle import Output
 from serving.sample_set import Samples
 from serving.writers.nifti import NiftiError, write_nifti
 from serving.writers.sample_folder import write_samples
+from training.data.formats.nifti import read_nifti
+from training.data.preparation.orientation import canonical
 
 LABELS = ("background", "LV", "MYO", "RV")
 ROW, COLUMN = 5, 18
@@ -41,21 +43,29 @@ def test_a_point_lies_where_it_was_drawn(tmp_path: Path) -> None:
         assert voxels[COLUMN, ROW, 0] == value
         assert image.header.get_zooms() == (0.75, 1.5, 1.0)
         assert image.header.get_xyzt_units()[0] == "mm"
-        assert (image.affine @ [COLUMN, ROW, 0, 1]).tolist() == [0.75 * COLUMN, 1.5 * ROW, 0, 1]
+        assert (image.affine @ [COLUMN, ROW, 0, 1]).tolist() == [-0.75 * COLUMN, -1.5 * ROW, 0, 1]
 
 
 def test_which_way_is_up(tmp_path: Path) -> None:
-    """In the orientation that viewers in RAS show, and in which training reads, an array is what was drawn.
-
-    Rows run to the front (A), which such a viewer has at the top: the first row is at the bottom of its picture.
-    """
+    """A viewer in RAS turns what it shows by the directions, and has the front (A) at the top and L on the right."""
     samples = point((1.5, 0.75))
     write_nifti(samples, tmp_path)
     image = nibabel.load(tmp_path / "000007_mask.nii.gz")
-    assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
-    canonical = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
-    np.testing.assert_array_equal(canonical[..., 0].T, samples.arrays["mask"][0, 0])
-    assert "y, the rows, to the front (RAS+)" in json.loads((tmp_path / "000007_mask.json").read_text())["orientation"]
+    assert nibabel.aff2axcodes(image.affine) == ("L", "P", "S")
+    to_the_right_and_front = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)[..., 0]
+    shown = to_the_right_and_front[::-1, ::-1].T  # its rows from the front, its columns from the right
+    np.testing.assert_array_equal(shown, samples.arrays["mask"][0, 0])
+    said = json.loads((tmp_path / "000007_mask.json").read_text())["orientation"]
+    assert "x, the columns, to the left, y, the rows, to the back (LPS)" in said
+
+
+def test_training_reads_back_what_was_drawn(tmp_path: Path) -> None:
+    samples = point((1.5, 0.75))
+    write_nifti(samples, tmp_path)
+    for name in ("mask", "image"):
+        volume = canonical(read_nifti(tmp_path / f"000007_{name}.nii.gz"))
+        np.testing.assert_array_equal(volume.voxels[..., 0].T, samples.arrays[name][0, 0])
+        assert np.linalg.norm(volume.affine[:3, :3], axis=0).tolist() == [0.75, 1.5, 1]
 
 
 def test_samples_of_one_seed_have_files_of_their_own(tmp_path: Path) -> None:
@@ -82,7 +92,7 @@ def test_the_sidecar_names_labels_spacing_and_origin(tmp_path: Path) -> None:
 
 def test_an_unknown_spacing_is_said_to_be_unknown(tmp_path: Path) -> None:
     write_nifti(point(None), tmp_path)
-    np.testing.assert_array_equal(nibabel.load(tmp_path / "000007_mask.nii.gz").affine, np.eye(4))
+    np.testing.assert_array_equal(nibabel.load(tmp_path / "000007_mask.nii.gz").affine, np.diag([-1, -1, 1, 1]))
     assert json.loads((tmp_path / "000007_mask.json").read_text())["spacing"].startswith("unknown")
 
 
