@@ -8,7 +8,7 @@ from pathlib import Path
 from serving.triton.control import READY
 from serving.triton.errors import ServerError
 from serving.triton.installation import STUB
-from serving.triton.processes import POLL_SECONDS, command, processes
+from serving.triton.processes import POLL_SECONDS, children, command
 from serving.triton.served_models import compile_code, fingerprint, is_built, look
 from serving.triton.server import TritonServer
 
@@ -95,9 +95,7 @@ class Keeper:
 
     def _keep_processes(self) -> None:
         """Triton does not notice that a model's process has died: it stays ready, and answers with a 500 each."""
-        for process in processes():
-            if process.parent != self._server.pid:
-                continue
+        for process in children(self._server.pid):
             if process.state != "Z":
                 self._learn(process.pid)
                 continue

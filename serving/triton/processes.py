@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,12 +38,26 @@ def tied_to_us(program: str) -> list[str]:
 
 def processes() -> Iterator[Process]:
     """Every process of this machine."""
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent, group = _fields(file)[:3]
-        except OSError:  # ended meanwhile
-            continue
-        yield Process(int(file.parent.name), int(parent), int(group), state)
+    return _read(file.parent.name for file in Path("/proc").glob("[0-9]*/stat"))
+
+
+def children(pid: int) -> Iterator[Process]:
+    """Those that a process, by whichever of its threads, has started and not asked about yet."""
+    lists = list(Path(f"/proc/{pid}/task").glob("*/children"))
+    if not lists:  # it has ended, or the kernel was built without them
+        return (process for process in processes() if process.parent == pid)
+    pids: list[str] = []
+    for file in lists:
+        with suppress(OSError):  # the thread has ended
+            pids += file.read_text().split()
+    return _read(pids)
+
+
+def _read(pids: Iterable[str]) -> Iterator[Process]:
+    for pid in pids:
+        with suppress(OSError):  # ended meanwhile
+            state, parent, group = _fields(Path(f"/proc/{pid}/stat"))[:3]
+            yield Process(int(pid), int(parent), int(group), state)
 
 
 def command(pid: int) -> list[str]:

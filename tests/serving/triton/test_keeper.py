@@ -14,8 +14,6 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from live import (
-    CHAINS,
-    MASK,
     PATIENCE,
     SPACING,
     Live,
@@ -34,6 +32,7 @@ from serving.sample_set import Samples
 from serving.triton.keeper import _BackOff
 
 CHAIN = "cmr_ddpm"
+SEEDS = range(20, 50)
 # 110 bytes, for which Triton 2.51 asks for 8 TB of memory.
 SHAPE_BOMB = b'{"inputs": [{"name": "seed", "datatype": "INT64", "shape": [1000000, 1000000], "data": [7]}]}'
 DEEP_BOMB = b'{"inputs": ' + b"[" * 5_000_000
@@ -91,22 +90,21 @@ def asked_all_the_while(live: Live, *models: str) -> Iterator[None]:
 
 def test_a_model_whose_process_dies_loses_what_it_had_in_hand_alone(kept: Live) -> None:
     """The requests that wait are answered, and those of other models too."""
-    with ThreadPoolExecutor(101) as threads, asked_all_the_while(kept, "tiny", CHAIN):
+    with ThreadPoolExecutor(31) as threads, asked_all_the_while(kept, "tiny", CHAIN):
         with kept.closed("gated") as waiting:
             in_hand = threads.submit(draw, kept, "gated")
             eventually(waiting.exists, "the model has the first in hand")
-            queued = [threads.submit(draw, kept, "gated", seed, 8) for seed in range(100)]
-            eventually(lambda: kept.metric("pending_request_count", "gated") == 100, "the others wait")
+            queued = [threads.submit(draw, kept, "gated", seed, 8) for seed in SEEDS]
+            eventually(lambda: kept.metric("pending_request_count", "gated") == len(SEEDS), "the others wait")
             os.kill(kept.process_of("gated"), signal.SIGKILL)
             with pytest.raises(SamplingError, match="not healthy"):
                 in_hand.result()
             eventually(lambda: "Serving gated again" in kept.said(), "it is started again")
         answers = [answer.result() if not answer.exception() else None for answer in queued]
     local = LocalClient(kept.repository)
-    lost = [seed for seed, samples in enumerate(answers) if samples is None]
     # Until the new process is there, each second the dead one takes another batch, here of one request.
-    assert len(lost) < 50
-    for seed, samples in enumerate(answers):
+    assert answers.count(None) < len(SEEDS) / 2
+    for seed, samples in zip(SEEDS, answers, strict=True):
         if samples is not None:
             expected = local.sample("gated", 8, seed=seed).arrays["image"]
             np.testing.assert_array_equal(samples.arrays["image"], expected)
@@ -176,20 +174,17 @@ def test_a_rebuilt_bundle_that_cannot_be_loaded_leaves_the_one_that_is_served(ke
 
 
 def test_a_chain_is_let_go_while_its_stages_do_not_fit(kept: Live) -> None:
-    image = {"sample_shape": (1, 16, 16), "condition": MASK, "spacing": SPACING}
     replace_bundle(kept.repository, "cmr_mask", sample_shape=(4, 24, 24), spacing=SPACING)
     eventually(lambda: f"model {CHAIN} is served no longer: chain {CHAIN}" in kept.said(), "it is said")
     with pytest.raises(SamplingError) as refusal:
         draw(kept, CHAIN)
     assert refusal.value.status in (400, 404)
     replace_bundle(kept.repository, "cmr_mask", sample_shape=(4, 16, 16), spacing=SPACING)
-    replace_bundle(kept.repository, "cmr_ddpm_image", **image)
     eventually(lambda: f"Serving {CHAIN}\n" in kept.said(), "it fits again")
     assert_serves(kept, CHAIN)
     shutil.rmtree(kept.repository / "cmr_mask" / "1" / "bundle")
     eventually(lambda: "model cmr_mask has not been built" in kept.said(), "it is said")
     draw(kept, CHAIN)
-    assert CHAINS[0] == CHAIN
 
 
 def test_pauses_grow_while_something_keeps_falling(monkeypatch: pytest.MonkeyPatch) -> None:
