@@ -222,6 +222,15 @@ def test_json_that_is_no_int64_is_refused_by_triton_itself(live: Live, local: Lo
     np.testing.assert_array_equal(np.float32(image), local.sample("tiny", seeds=[7]).arrays["image"].ravel())
 
 
+def test_parameters_that_are_no_text_are_refused(live: Live) -> None:
+    seed = b'{"name": "seed", "datatype": "INT64", "shape": [1, 1], "data": [7]}'
+    body = b'{"parameters": {"solver": "dd\xc6im"}, "inputs": [' + seed + b"]}"
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(f"http://{live.url('http')}/v2/models/tiny/infer", body, timeout=PATIENCE)
+    assert refusal.value.code == 400
+    assert b"the parameters cannot be read: 'utf-8' codec can't decode byte 0xc6" in refusal.value.read()
+
+
 def test_each_request_of_a_batch_gets_its_own_answer(live: Live, local: LocalClient) -> None:
     """A bad request and one that fails, merged with good ones: 400, 500, and samples."""
     model = "tiny_gated"
