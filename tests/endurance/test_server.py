@@ -1,6 +1,6 @@
 """The server under malformed requests, kills and overload.
 
-Seconds in CI; MEDGEN_ENDURANCE=long takes minutes and prints its figures:
+Seconds in CI; MEDGEN_ENDURANCE=long takes five minutes and prints its figures:
 
     MEDGEN_ENDURANCE=long python -m pytest tests/endurance/test_server.py -s
 """
@@ -32,7 +32,7 @@ from serving.triton.keeper import Keeper
 from serving.triton.server import TritonServer
 
 LONG = os.environ.get("MEDGEN_ENDURANCE") == "long"
-MALFORMED, KILLS, OVERLOAD_SECONDS = (10_000, 30, 60.0) if LONG else (300, 3, 4.0)
+MALFORMED, KILLS, OVERLOAD_SECONDS = (10_000, 20, 60.0) if LONG else (300, 2, 3.0)
 # What allocators keep of the largest moment; a leak of 20 kB a request would be 200 MB in the long form.
 FLAT_BYTES = 48 * 2**20
 PAGE = os.sysconf("SC_PAGE_SIZE")
