@@ -174,12 +174,12 @@ class Keeper:
     def _let_go(self, name: str, reason: str) -> None:
         """A chain whose stages no longer fit would fail each request; what is only gone from disk is still served."""
         if is_built(self._repository, name):
-            self._show(f"model {name} is served no longer: {reason}")
             del self._loaded[name]
             try:
                 self._server.control.unload(name)
+                self._show(f"model {name} is served no longer: {reason}")
             except ServerError as error:
-                self._show(f"model {name} cannot be unloaded: {error}")
+                self._show(f"model {name} should be served no longer, but cannot be unloaded: {error}; {reason}")
         elif self._missing.get(name) != reason:
             self._missing[name] = reason
             self._show(f"{reason}. What was loaded is served on")
