@@ -15,10 +15,14 @@ from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, Samp
 from serving.condition_files import MaskFileError, read_masks
 from serving.progress import NowAndThen
 from serving.sample_set import Samples
+from serving.triton.access import RISKS, Access
 from serving.triton.address import Address
 from serving.triton.errors import ServerError
+from serving.triton.installation import find_installation
+from serving.triton.keeper import Keeper
 from serving.triton.served_models import find_models
 from serving.triton.server import TritonServer
+from serving.triton.version import describe, find_version, narrowed, permitted
 from serving.writers.nifti import NiftiError, check_nifti
 from serving.writers.sample_folder import NameClashError, check_destination, write_samples
 from serving.writers.space import WORTH_SAYING, SpaceError, check_space, space_for
@@ -46,6 +50,22 @@ def main() -> None:
 @click.option("--http-port", type=PORT, default=8000)
 @click.option("--grpc-port", type=PORT, default=8001)
 @click.option("--metrics-port", type=PORT, default=8002)
+@click.option(
+    "--accept-known-vulnerabilities",
+    "accepted",
+    type=click.Choice(["grpc", "http"]),
+    help="Listen on --host though this Triton has known security holes: by gRPC alone, or by HTTP and gRPC. "
+    "One small request over HTTP can end such a Triton.",
+)
+@click.option(
+    "--open-api",
+    "open_apis",
+    multiple=True,
+    type=click.Choice(list(RISKS)),
+    help="Leave an API of Triton's open to all who reach the server: "
+    + "; ".join(f"with {api} they can {risk}" for api, risk in RISKS.items())
+    + ". Repeat for more.  [default: all of these are closed]",
+)
 @click.option("--verbose", is_flag=True, help="Show all of Triton's log.")
 def up(
     repository: Path,
@@ -54,26 +74,40 @@ def up(
     http_port: int,
     grpc_port: int,
     metrics_port: int,
+    accepted: str | None,
+    open_apis: tuple[str, ...],
     verbose: bool,
 ) -> None:
-    """Start Triton Inference Server and stay until it ends; Ctrl-C or SIGTERM ends it."""
+    """Start Triton Inference Server and keep it up; Ctrl-C or SIGTERM ends it.
+
+    tritonserver, or a process of a model, that dies is started again. What is built or rebuilt meanwhile is loaded, and
+    no request fails for it.
+    """
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    address = Address(host, http_port, grpc_port, metrics_port)
     try:
         names, passed_over = find_models(repository, models)
         for name, reason in passed_over.items():
             console.print(f"{name} is not served: {reason}")
-        with TritonServer(repository, names, address, console.out, verbose) as server:
+        installation = find_installation()
+        version = find_version(installation)
+        asked = Address(host, http_port, grpc_port, metrics_port)
+        address = permitted(asked, version, accepted)
+        if address != asked:
+            console.print(narrowed(asked, address, version))
+        access = Access(open_apis)
+        with TritonServer(repository, names, address, console.out, verbose, access, installation) as server:
+            keeper = Keeper(server, models)
             server.stop_on(signal.SIGINT, signal.SIGTERM)
             with console.status(f"Loading {', '.join(names)}"):
                 ready = server.wait_until_ready()
             if ready:
-                console.print(f"Serving {', '.join(names)}")
-                console.print(
-                    f"HTTP http://{host}:{http_port}  gRPC {host}:{grpc_port}  metrics {host}:{metrics_port}/metrics"
-                )
+                urls = address.urls()
+                console.print(f"Serving {', '.join(names)} by {describe(version)}")
+                console.print(f"HTTP http://{urls['http']}  gRPC {urls['grpc']}  metrics {urls['metrics']}/metrics")
+                for api in open_apis:
+                    console.print(f"Open to all who reach this server: {api}, with which they can {RISKS[api]}")
                 console.print("Ctrl-C ends it")
-            sys.exit(server.wait())
+            sys.exit(keeper.wait())
     except ServerError as error:
         raise click.ClickException(str(error)) from None
 

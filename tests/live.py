@@ -33,7 +33,9 @@ from pathlib import Path
 
 from serving.triton.model import BundleModel
 
-CLOSED, WAITING = (Path(__file__).parent / name for name in ("closed", "waiting"))
+MODEL = Path(__file__).parents[1]
+# Beside the models: a file in a model's folder would be a change of the model to Triton.
+CLOSED, WAITING = (MODEL.with_name(f".{MODEL.name}-{name}") for name in ("closed", "waiting"))
 
 
 class TritonPythonModel(BundleModel):
@@ -126,16 +128,37 @@ class Live:
     ports: dict[str, int]
     process: subprocess.Popen[bytes]
     log: Path
+    host: str = "127.0.0.1"
 
     def said(self) -> str:
         """All that it has written."""
         return self.log.read_text()
 
     def url(self, protocol: str) -> str:
-        return f"127.0.0.1:{self.ports[protocol]}"
+        return f"{self.host}:{self.ports[protocol]}"
 
     def client(self, protocol: str, timeout: float = PATIENCE) -> SampleClient:
         return SampleClient(self.url(protocol), protocol, timeout)
+
+    def tritonserver(self) -> int:
+        """Its process, which leads the group of the models' processes."""
+
+        def found() -> list[int]:
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            return [int(pid) for pid in children if b"\0--load-model=" in arguments(int(pid))]
+
+        eventually(lambda: found() != [], "tritonserver has been started")
+        return found()[0]
+
+    def process_of(self, model: str) -> int:
+        """The process of a model, the newest if there are two for a moment."""
+
+        def found() -> list[int]:
+            called = f"/{model}/1/model.py\0".encode()
+            return [pid for pid in processes(self.tritonserver()) if called in arguments(pid)]
+
+        eventually(lambda: found() != [], f"{model} has a process")
+        return max(found())
 
     def metric(self, name: str, model: str, **labels: str) -> float:
         """The value of one of Triton's metrics, added up over the labels that are not given."""
@@ -147,13 +170,21 @@ class Live:
     @contextmanager
     def closed(self, model: str) -> Iterator[Path]:
         """A gated model, kept from working while the context lasts; the file is there once it has a batch in hand."""
-        closed, waiting = (self.repository / model / "1" / name for name in ("closed", "waiting"))
+        closed, waiting = (self.repository / f".{model}-{name}" for name in ("closed", "waiting"))
         waiting.unlink(missing_ok=True)
         closed.touch()
         try:
             yield waiting
         finally:
             closed.unlink()
+
+
+def arguments(pid: int) -> bytes:
+    """The command line of a process, each argument followed by a zero byte; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def processes(group: int) -> list[int]:
@@ -177,22 +208,22 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(repository: Path) -> Live:
-    """`python -m serving up`, not yet ready."""
+def start(repository: Path, *more: str, host: str = "127.0.0.1") -> Live:
+    """`python -m serving up` with more options, not yet ready."""
     ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
     options = [f"--{name}-port={port}" for name, port in ports.items()]
-    command = [sys.executable, "-m", "serving", "up", f"--repository={repository}", *options]
+    command = [sys.executable, "-m", "serving", "up", f"--repository={repository}", f"--host={host}", *options, *more]
     # To a file: a pipe that nobody reads would stop the server once it is full.
     log = repository.with_name(f"{repository.name}-{ports['http']}.log")
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=CHECKOUT, stdout=output, stderr=subprocess.STDOUT)
-    return Live(repository, ports, process, log)
+    return Live(repository, ports, process, log, f"[{host}]" if ":" in host else host)
 
 
 @contextmanager
-def running(repository: Path) -> Iterator[Live]:
+def running(repository: Path, *more: str, host: str = "127.0.0.1") -> Iterator[Live]:
     """The same, ready, and ended when the context ends."""
-    live = start(repository)
+    live = start(repository, *more, host=host)
     try:
         eventually(lambda: "Ctrl-C" in live.said() or live.process.poll() is not None, "the server is up")
         assert live.process.poll() is None, f"the server ended: {live.said()}"
@@ -200,3 +231,13 @@ def running(repository: Path) -> Iterator[Live]:
     finally:
         live.process.send_signal(signal.SIGINT)
         live.process.wait(PATIENCE)
+
+
+def replace_bundle(repository: Path, model: str, **tiny: object) -> None:
+    """As a build does: written aside, then renamed into place."""
+    bundle = bundle_folder(repository, model)
+    new, old = bundle.with_name(".bundle-new"), bundle.with_name(".bundle-old")
+    write_tiny_bundle(new, **{"model": model, "max_batch": MAX_BATCH, **tiny})
+    bundle.rename(old)
+    new.rename(bundle)
+    shutil.rmtree(old)

@@ -3,9 +3,11 @@
 import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +22,15 @@ STUB = "triton_python_backend_stub"
 
 @dataclass(frozen=True)
 class Installation:
-    """A tritonserver program, the arguments that lead it to its Python backend, and the environment it needs."""
+    """A tritonserver program, the arguments that lead it to its Python backend, and the environment it needs.
+
+    folders: those that are named in the arguments.
+    """
 
     program: Path
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    folders: tuple[Path, ...] = ()
 
 
 def find_installation() -> Installation:
@@ -33,6 +39,7 @@ def find_installation() -> Installation:
     Raises ServerError if there is none, or if the wheel cannot run this Python.
     """
     environment = {**os.environ, "PYTHONPATH": _joined(PACKAGES, os.environ.get("PYTHONPATH"))}
+    environment.pop("AIP_MODE", None)  # would open a front end for Vertex AI, which no option of ours closes
     if on_path := shutil.which("tritonserver"):
         return Installation(Path(on_path), (), environment)
     wheel = importlib.util.find_spec("pytriton")
@@ -51,7 +58,7 @@ def find_installation() -> Installation:
     }
     _check_libraries(stub, environment)
     program = package / "tritonserver" / "bin" / "tritonserver"
-    return Installation(program, (f"--backend-directory={backends}",), environment)
+    return Installation(program, (f"--backend-directory={backends}",), environment, (backends,))
 
 
 def _joined(*paths: Path | str | None) -> str:
@@ -69,7 +76,7 @@ def _backend_directory(wheel: Path) -> tuple[Path, Path]:
     if not stub.exists():
         known = ", ".join(sorted(folder.parent.name for folder in wheel.glob(f"python_backend_stubs/*/{STUB}")))
         raise ServerError(f"nvidia-pytriton runs models under Python {known}, and this is Python {version}")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgen"
+    cache = _cache()
     directory = cache / f"triton-{sha256(str(stub).encode()).hexdigest()[:16]}"
     if not directory.exists():
         unfinished = cache / f".{directory.name}-{uuid.uuid4().hex}"
@@ -83,6 +90,23 @@ def _backend_directory(wheel: Path) -> tuple[Path, Path]:
             if not directory.exists():  # else another launch was quicker
                 raise ServerError(f"cannot write {directory}: {error.strerror}; set XDG_CACHE_HOME") from None
     return stub, directory
+
+
+def _cache() -> Path:
+    """Where the user keeps what can be made again; below /tmp for a user without a home, as in many containers."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "medgen"
+    try:
+        return Path.home() / ".cache" / "medgen"
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        pass
+    folder = Path(tempfile.gettempdir()) / f"medgen-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    # Programs are started from there, and anyone may have made it.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise ServerError(f"{folder} is not a folder that you alone can write to; set XDG_CACHE_HOME to one that is")
+    return folder
 
 
 def _check_libraries(program: Path, environment: Mapping[str, str]) -> None:

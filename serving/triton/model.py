@@ -73,7 +73,7 @@ class BundleModel:
         seed = tensors.pop("seed")
         condition = next(iter(tensors.values()), None)  # Triton lets no other input through
         try:
-            return parse_request(self.manifest, seed, json.loads(request.parameters()), condition)
+            return parse_request(self.manifest, seed, _parameters(request), condition)
         except BadRequest as error:
             return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
 
@@ -92,3 +92,11 @@ class BundleModel:
         provenance = [[json.dumps({**fact, **self.described}).encode()] for fact in facts]
         arrays = {**samples, "provenance": np.array(provenance, object)}
         return pb.InferenceResponse([pb.Tensor(name, values) for name, values in arrays.items()])
+
+
+def _parameters(request: Any) -> dict[str, Any]:
+    """Raises BadRequest if they are not UTF-8, which Triton's HTTP front end lets through."""
+    try:
+        return json.loads(request.parameters())
+    except ValueError as error:
+        raise BadRequest(f"the parameters cannot be read: {error}") from None

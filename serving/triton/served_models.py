@@ -1,11 +1,17 @@
 """Which models of a repository can be served, and why the others cannot."""
 
+import py_compile
+import re
 from collections.abc import Iterable
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 from serving.bundle import MANIFEST, REPOSITORY, BundleError, Manifest, bundle_folder
 from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
 from serving.triton.errors import ServerError
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str], dict[str, str]]:
@@ -14,24 +20,68 @@ def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str]
     A chain is served with its stages. What is not built, and chains that cannot be run, are passed over unless wanted.
     Raises ServerError if a wanted model is unknown or cannot be served, or if there is nothing to serve.
     """
-    known = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
+    known = _known(repository)
     if not known:
         raise ServerError(f"{repository} is no model repository: it holds no MODEL/{CONFIG}")
     wanted = tuple(wanted)
     if strangers := [name for name in wanted if name not in known]:
         raise ServerError(f"no model {strangers[0]!r} in {repository}; it holds {', '.join(known)}")
+    for name in wanted:
+        _check_name(name)
+    served, passed_over = look(repository, wanted or known)
+    if (wanted and passed_over) or not served:
+        raise ServerError(next(iter(passed_over.values())))
+    return served, passed_over
+
+
+def look(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str], dict[str, str]]:
+    """The same of a repository that is being worked on: nothing raises, and there may be nothing to serve."""
     served: dict[str, None] = {}
     passed_over: dict[str, str] = {}
-    for name in wanted or known:
+    for name in tuple(wanted) or _known(repository):
         try:
+            _check_name(name)
             served |= dict.fromkeys(_with_stages(repository, name))
         except ServerError as error:
-            if wanted:
-                raise
             passed_over[name] = str(error)
-    if not served:
-        raise ServerError(next(iter(passed_over.values())))
     return list(served), passed_over
+
+
+def fingerprint(repository: Path, model: str) -> str:
+    """Another one after every build and every edit of what Triton reads of a model, its stages apart."""
+    digest = sha256()
+    for file in (CONFIG, "1/model.py", f"1/bundle/{MANIFEST}"):
+        try:
+            digest.update((repository / model / file).read_bytes())
+        except FileNotFoundError:  # a chain has neither code nor bundle
+            digest.update(b"none")
+    return digest.hexdigest()
+
+
+def compile_code(repository: Path, model: str) -> None:
+    """Writes what Python else writes when it first runs model.py: Triton would take that for a change of the model."""
+    with suppress(OSError, py_compile.PyCompileError):  # whether the code is right, Triton says
+        py_compile.compile(str(repository / model / "1" / "model.py"), doraise=True)
+
+
+def is_built(repository: Path, model: str) -> bool:
+    """Whether the bundle is there, of a chain those of all stages; it need not be one that can be served."""
+    try:
+        chain = read_chain(repository, model)
+    except ChainError:
+        return False
+    stages = [stage.model for stage in chain.stages] if chain else [model]
+    return all((bundle_folder(repository, stage) / MANIFEST).is_file() for stage in stages)
+
+
+def _known(repository: Path) -> list[str]:
+    return sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
+
+
+def _check_name(model: str) -> None:
+    """Triton puts the name into a line for a shell."""
+    if not _NAME.fullmatch(model):
+        raise ServerError(f"model {model!r} cannot be served: its name may have letters, digits and _ - . alone")
 
 
 def _with_stages(repository: Path, name: str) -> list[str]:

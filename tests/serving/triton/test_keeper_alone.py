@@ -1,0 +1,81 @@
+"""What the keeper does where the server does not do its part; no Triton is started."""
+
+from pathlib import Path
+
+import pytest
+from live import add_model
+
+from serving.triton.control import READY
+from serving.triton.errors import ServerError
+from serving.triton.installation import STUB
+from serving.triton.keeper import Keeper
+from serving.triton.processes import Process
+
+
+class FakeServer:
+    """Does what it is told, and stops when it has been started again."""
+
+    pid = 1
+    is_ready, is_stopping = True, False
+
+    def __init__(self, repository: Path, models: list[str]) -> None:
+        self.repository, self.models = repository, models
+        self.said: list[str] = []
+        self.done: list[str] = []
+        self.show, self.control = self.said.append, self
+        self.failures: dict[str, str] = {}
+        self.exit: int | None = None
+
+    def code(self) -> int | None:
+        return self.exit
+
+    def why_ended(self) -> str:
+        return "it fell"
+
+    def load_failures(self) -> dict[str, str]:
+        return self.failures
+
+    def clear_away(self, grace: float) -> None:
+        self.done.append("clear away")
+
+    def end(self) -> None:
+        self.done.append("end")
+        self.exit = 0
+
+    def start(self) -> None:
+        self.done.append(f"start {' '.join(self.models)}")
+        self.is_stopping, self.exit = True, -15
+
+    def states(self) -> dict[str, str]:
+        return dict.fromkeys(self.models, READY)
+
+    def replace_processes(self, model: str, folder: Path, nonce: int) -> None:
+        raise ServerError("no memory for two")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> FakeServer:
+    add_model(tmp_path, "tiny")
+    add_model(tmp_path, "other")
+    return FakeServer(tmp_path, ["tiny", "other"])
+
+
+def test_all_is_ended_in_order_where_a_model_alone_cannot_be_started_again(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = iter("SZZZZZZ")
+    monkeypatch.setattr("serving.triton.keeper.children", lambda pid: [Process(7, pid, pid, next(states))])
+    monkeypatch.setattr("serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", "/models/tiny/1/model.py"])
+    assert Keeper(server).wait() == 128 + 15
+    assert server.done == ["end", "clear away", "start other tiny"]
+    died, alone, ended = server.said
+    assert died.startswith("the process of model tiny has died")
+    assert alone.startswith("model tiny cannot be started again alone: no memory for two. Ending tritonserver")
+    assert ended.startswith("tritonserver was ended. Starting it again")
+
+
+def test_a_model_that_cannot_be_loaded_after_a_fall_does_not_keep_the_others_down(server: FakeServer) -> None:
+    server.exit, server.failures = 1, {"tiny": "half of it is missing"}
+    Keeper(server).wait()
+    assert server.done == ["clear away", "start other"]
+    assert "model tiny is served no longer: half of it is missing" in server.said
