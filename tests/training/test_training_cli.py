@@ -238,7 +238,7 @@ class TestReplaced:
             ({"clip": "none"}, "preset field 'clip' is 'none'; it must be float | None, like None"),
             (
                 {"widths": [8, "16"]},
-                "preset field 'widths' is (8, '16'); it must be tuple[int, ...], like (32, ",
+                "preset field 'widths' is [8, '16']; it must be tuple[int, ...], like (32, ",
             ),
             ({"antithetic": 1}, "preset field 'antithetic' is 1; it must be bool, like True"),
             ({"binarise_guide": "often"}, "preset field 'binarise_guide' is 'often'; it must be Literal['never', "),
@@ -246,6 +246,7 @@ class TestReplaced:
             ({"schedule": {"beta": 3}}, "schedule field 'beta' is unknown; there are kind, "),
             ({"schedule": {"beta_end": "3"}}, "schedule field 'beta_end' is '3'; it must be float, like 0.02"),
             ({"schedule": {"beta_end": 3}}, "beta_end"),
+            ({"learning_rate": float("nan")}, "preset field 'learning_rate' is nan; it must be float, like 0.0002"),
             ({"default_steps": 5000}, "5000"),
         ],
     )
