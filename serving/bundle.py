@@ -268,15 +268,16 @@ def _build_command(model: str) -> str:
 def decoded(kind: type[Described], fields: Any, what: str = "") -> Described:
     """The inverse of ``dataclasses.asdict`` after JSON; raises ``BundleError`` naming the field of ``what``."""
     try:
-        return _reader(kind).validate_json(json.dumps(fields))
+        found: Described = _reader(kind).validate_json(json.dumps(fields))
+        return found
     except ValidationError as error:
         (first, *_) = error.errors()
         raise BundleError(f"{MANIFEST}: {_in_words(first, what)}") from None
 
 
 @lru_cache
-def _reader(kind: type[Described]) -> TypeAdapter[Described]:
-    return TypeAdapter(kind)
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)  # which takes milliseconds to make
 
 
 def _in_words(error: ErrorDetails, what: str) -> str:

@@ -84,7 +84,7 @@ def _in_words(old: Any, changed: Mapping[str, Any], error: ValidationError) -> s
     (first, *_) = error.errors()
     if "error" in first.get("ctx", {}):
         return str(first["ctx"]["error"])  # of __post_init__
-    (name, *inner), what = first["loc"], "preset field"
+    (name, *inner), what = map(str, first["loc"]), "preset field"
     if name == "schedule" and inner:
         (name, *_), what, old, changed = inner, "schedule field", old.schedule, changed["schedule"]
     kind = formatannotation(get_type_hints(type(old))[name])
@@ -169,7 +169,12 @@ class Family(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, noises: Sequence[Tensor], solver: str, steps: int, condition: Tensor | None = None
+        self,
+        noises: Sequence[Tensor],
+        solver: str,
+        steps: int,
+        condition: Tensor | None = None,
+        progress: Callable[[int, int], object] = lambda *_: None,
     ) -> tuple[Tensor, ...]:
         """Draw samples in PyTorch.
 
@@ -179,6 +184,8 @@ class Family(nn.Module):
             solver: a name in ``serving.sampling.solvers.SOLVERS``.
             steps: 1 .. the schedule's number of training timesteps.
             condition: class-index mask uint8 [B, 1, H, W] for the families that take one.
+            progress: called with (rows done, rows in all) before each row of the solver's table; what it raises ends
+                the drawing.
 
         Returns:
             The named outputs, in the order of ``outputs``.
@@ -187,6 +194,7 @@ class Family(nn.Module):
         sample, zeros = noises[0], torch.zeros_like(noises[0])
         history = zeros, zeros, zeros
         for k, row in enumerate(table):
+            progress(k, len(table))
             noise = noises[k + 1] if k + 1 < len(noises) else zeros
             coeffs = row.expand(len(sample), -1)
             sample, prediction = self.step(sample, *history, noise, coeffs, condition)

@@ -48,7 +48,8 @@ class Sampler:
 
         Returns:
             For each request the manifest's outputs by name, [N, ...] each, and "provenance", object [N, 1]: JSON as
-            bytes, saying model, bundle, seed, solver, steps and, under a condition, the sha256 of its bytes.
+            bytes, saying model, bundle, seed, solver, steps, under a condition the sha256 of its bytes, and
+            "unfinished" if the model's training was not through.
 
         Raises:
             EngineError: the engine failed, or its values are not finite.
@@ -120,6 +121,8 @@ class Sampler:
     def _provenance(self, row: Row) -> bytes:
         facts: dict[str, Any] = {"model": self.bundle.manifest.model, "bundle": self.bundle.digest}
         facts |= {"seed": row.seed, "solver": row.solver, "steps": row.steps}
+        if so_far := self.bundle.manifest.checkpoint.get("unfinished"):
+            facts["unfinished"] = so_far
         if row.condition is not None:
             facts["condition_sha256"] = hashlib.sha256(row.condition.tobytes()).hexdigest()
         return json.dumps(facts, sort_keys=True).encode()

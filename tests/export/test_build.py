@@ -41,7 +41,13 @@ def repository(built: Bundle, tmp_path: Path) -> Path:
 
 class TestBundle:
     def test_holds_the_graphs_the_manifest_and_the_parity_figures(self, built):
-        assert contents(built.folder).keys() == {"manifest.json", "parity.json", "step.onnx", "finish.onnx"}
+        assert contents(built.folder).keys() == {
+            "SHA256SUMS",
+            "manifest.json",
+            "parity.json",
+            "step.onnx",
+            "finish.onnx",
+        }
         manifest = built.manifest
         assert (manifest.model, manifest.preset, manifest.sample_shape) == ("pig", "small", (2, SIZE, SIZE))
         assert [output.name for output in manifest.outputs] == ["mask", "image"]

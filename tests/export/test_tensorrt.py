@@ -57,7 +57,7 @@ def timings(tmp_path):
 
 def test_bundle(trt, checkpoint, tmp_path):
     bundle = build_plans(checkpoint, tmp_path)
-    assert contents(bundle.folder).keys() == {"manifest.json", "parity.json", "step.plan", "finish.plan"}
+    assert contents(bundle.folder).keys() == {"SHA256SUMS", "manifest.json", "parity.json", "step.plan", "finish.plan"}
     assert bundle.manifest.precision == "fp32"
     assert bundle.manifest.target == {
         "name": "tensorrt",
