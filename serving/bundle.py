@@ -268,7 +268,7 @@ def _build_command(model: str) -> str:
 def decoded(kind: type[Described], fields: Any, what: str = "") -> Described:
     """The inverse of ``dataclasses.asdict`` after JSON; raises ``BundleError`` naming the field of ``what``."""
     try:
-        found: Described = _reader(kind).validate_json(json.dumps(fields))
+        found: Described = _reader(kind).validate_json(json.dumps(fields))  # type: ignore[arg-type]  # types are hashable
         return found
     except ValidationError as error:
         (first, *_) = error.errors()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from tiny import FLOW, LINEAR, write_tiny_bundle
 
-from serving import noise
 from serving.bundle import MANIFEST, BundleError, Condition, EngineFile, file_digest, load_bundle, seal
 from serving.engines import EngineError, StepEngine, open_engine
 from serving.sampling import noise
