@@ -7,7 +7,6 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ import onnx
 import onnxruntime
 
 from export import BuildError, Progress, silent, tensorrt
-from export.graphs import BF16_OPSET, OPSET, finish_graph, step_graph
+from export.graphs import finish_graph, step_graph
+from export.options import BF16_OPSET, DEFAULTS, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
 from export.parity import BATCH, Figures, compare_engines, measure_parity
-from export.precision import TOLERANCES, Tolerance, widened
+from export.precision import widened
 from serving.bundle import (
     MANIFEST,
     PARITY,
@@ -42,30 +42,11 @@ OWN_FILES = ("config.pbtxt", "1/model.py", "1/.gitkeep")  # of a model in a repo
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 
 
-@dataclass(frozen=True)
-class Options:
-    """What may be chosen about a bundle.
-
-    target: "onnx" or "tensorrt". precision: "fp32", "tf32", "fp16" or "bf16". opset: None for the one that is fastest
-    in this precision. tolerance: None for the precision's own. plan: for TensorRT alone. unfinished: take checkpoints
-    whose training was not through.
-    """
-
-    target: str = "onnx"
-    precision: str = "fp32"
-    max_batch: int = 16
-    opset: int | None = None
-    fused: bool = True
-    tolerance: Tolerance | None = None
-    plan: tensorrt.PlanOptions = field(default_factory=tensorrt.PlanOptions)
-    unfinished: bool = False
-
-
 def build(
     model: str,
     checkpoint: Path,
     repository: Path = REPOSITORY,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
     progress: Progress = silent,
 ) -> Bundle:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle in its place.
@@ -86,7 +67,7 @@ def build(
 def build_all(
     checkpoints: Mapping[str, Path],
     repository: Path = REPOSITORY,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
     progress: Progress = silent,
     check_manifests: Callable[[Mapping[str, Manifest]], object] = lambda _: None,
 ) -> dict[str, Bundle]:
@@ -149,7 +130,7 @@ def describe_target(options: Options) -> dict[str, Any]:
     opset = options.opset or (BF16_OPSET if options.precision == "bf16" else OPSET)
     if options.precision == "bf16" and opset < BF16_OPSET:
         raise BuildError(f"--opset {opset} has no bf16 convolutions; bf16 needs {BF16_OPSET} or more")
-    if options.target == "onnx" and options.plan != tensorrt.PlanOptions():
+    if options.target == "onnx" and options.plan != PlanOptions():
         raise BuildError("--workspace and --hardware-compatibility are for --target tensorrt")
     target: dict[str, Any] = {"name": "onnx"}
     if options.target == "tensorrt":
@@ -198,7 +179,7 @@ def write_engines(
 
 
 def engine_files(
-    graphs: Mapping[str, onnx.ModelProto], manifest: Manifest, plan: tensorrt.PlanOptions, progress: Progress = silent
+    graphs: Mapping[str, onnx.ModelProto], manifest: Manifest, plan: PlanOptions, progress: Progress = silent
 ) -> dict[str, bytes]:
     """What the manifest's target runs, by file name."""
     if manifest.target["name"] == "tensorrt":

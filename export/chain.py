@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from export import BuildError, Progress, silent
-from export.build import Options, build_all, prepare_repository, refuse_unfinished
+from export.build import build_all, prepare_repository, refuse_unfinished
+from export.options import Options
 from serving.bundle import REPOSITORY, Bundle, Manifest, bundle_folder, load_bundle
 from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
 from training.checkpoint import CheckpointError, find_checkpoint, read_config, shipped_checkpoint

@@ -18,16 +18,13 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from serving.folders import Busy, recover, replacing
+from training import CheckpointError
 from training.family import Family
 from training.models import load_family
 
 FORMAT = 1
 CONFIGS = "checkpoints/[0-9]*/config.json"  # in a run folder; one that is being written has a name with a dot
 SHIPPED = Path(__file__).parent / "checkpoints"
-
-
-class CheckpointError(Exception):
-    """A checkpoint that is missing, incomplete or of another format; the message names the file."""
 
 
 def save_checkpoint(

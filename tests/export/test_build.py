@@ -14,9 +14,9 @@ from tiny_pig import FIELDS, SIZE, tiny_pig
 
 from export import BuildError
 from export.__main__ import main
-from export.build import Options, build, written_aside
+from export.build import build, written_aside
+from export.options import Options, Tolerance
 from export.parity import measure_parity
-from export.precision import Tolerance
 from serving.bundle import Bundle, bundle_folder, load_bundle
 from serving.engines import open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine

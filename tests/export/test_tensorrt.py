@@ -20,9 +20,10 @@ from tiny_pig import SIZE, tiny_pig
 
 from export import BuildError, silent, tensorrt
 from export.__main__ import main
-from export.build import Options, build
+from export.build import build
+from export.options import Options, PlanOptions
 from export.parity import compare_engines
-from export.tensorrt import PlanOptions, prepared
+from export.tensorrt import prepared
 from serving.bundle import Condition, bundle_folder, load_bundle
 from serving.engines import EngineError
 from serving.engines.onnxruntime import OnnxRuntimeEngine
