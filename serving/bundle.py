@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, from_json
 
 from serving.folders import Busy, recover
 from serving.sampling.solvers import Schedule, solver_table
@@ -118,7 +117,7 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> "Manifest":
         """The inverse of ``to_json``; raises ``BundleError`` naming the field that is missing or wrong."""
         try:
-            fields = from_json(text)
+            fields = read_json(text)
         except ValueError as error:
             raise BundleError(f"{MANIFEST} is not JSON: {error}") from None
         schema = fields.pop("schema", None) if isinstance(fields, dict) else None
@@ -265,6 +264,15 @@ def _build_command(model: str) -> str:
     )
 
 
+def read_json(text: str | bytes) -> Any:
+    """What JSON says; raises ValueError with the line and the column where it is none, or nested too deep."""
+    try:
+        return _reader(Any).validate_json(text)
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise ValueError(first["ctx"]["error"]) from None
+
+
 def decoded(kind: type[Described], fields: Any, what: str = "") -> Described:
     """The inverse of ``dataclasses.asdict`` after JSON; raises ``BundleError`` naming the field of ``what``."""
     try:
@@ -280,7 +288,7 @@ def _reader(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)  # which takes milliseconds to make
 
 
-def _in_words(error: ErrorDetails, what: str) -> str:
+def _in_words(error: Any, what: str) -> str:
     """What is wrong: where it is, the value, and what it must be."""
     where = what + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
     where = where.removeprefix(".")

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from serving.bundle import read_json
 from serving.folders import Busy, recover, replacing
 from training import CheckpointError
 from training.family import Family
@@ -78,7 +78,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     try:
-        config = from_json(file.read_bytes())
+        config = read_json(file.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
