@@ -14,6 +14,7 @@ from export import BuildError
 from export.options import BF16_OPSET, COMPATIBILITY, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
 from serving.bundle import MAX_BATCH, REPOSITORY, BundleError
 from serving.engines import EngineError
+from serving.folders import Busy
 from training import CheckpointError
 from training.models import family_names
 
@@ -41,7 +42,7 @@ class Commands(click.Group):
         except OSError as error:
             what = error.filename or "a file of the bundle cannot be written"
             raise click.ClickException(f"{what}: {error.strerror or error}") from error
-        except (BuildError, BundleError, CheckpointError, EngineError) as error:
+        except (BuildError, BundleError, Busy, CheckpointError, EngineError) as error:
             raise click.ClickException(str(error)) from error
 
 

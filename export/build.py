@@ -85,10 +85,10 @@ def build_all(
         refuse_unfinished(f"{checkpoint} was", unfinished(family, config), options)
         loaded[model] = family, describe(family, config, options, target)
     check_manifests({model: manifest for model, (_, manifest) in loaded.items()})
-    for model in loaded:
-        prepare_repository(repository, model)
     places = [bundle_folder(repository, model) for model in loaded]
     try:
+        for model in loaded:
+            prepare_repository(repository, model)
         with replacing(*places) as folders:
             for folder, (model, (family, manifest)) in zip(folders, loaded.items(), strict=True):
                 write_compared(folder, family, manifest, checkpoints[model], options, progress)

@@ -9,6 +9,7 @@ from export.build import build_all, prepare_repository, refuse_unfinished
 from export.options import Options
 from serving.bundle import REPOSITORY, Bundle, Manifest, bundle_folder, load_bundle
 from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
+from serving.folders import recover
 from training.checkpoint import CheckpointError, find_checkpoint, read_config, shipped_checkpoint
 from training.models import family_names
 
@@ -82,7 +83,9 @@ def build_chain(
     for model in models:
         if model in given:
             continue
-        if (folder := bundle_folder(repository, model)).exists():
+        folder = bundle_folder(repository, model)
+        recover(folder)
+        if folder.exists():
             kept[model] = load_bundle(folder)
             refuse_unfinished(f"{folder} was", kept[model].manifest.checkpoint.get("unfinished"), options)
         else:

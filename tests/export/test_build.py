@@ -25,6 +25,7 @@ from serving.bundle import Bundle, bundle_folder, load_bundle
 from serving.client import LocalClient
 from serving.engines import open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.triton.served_models import find_models
 from training.checkpoint import save_checkpoint
 
 STEPS = FIELDS["default_steps"]
@@ -74,7 +75,7 @@ class TestBundle:
         folder = built.folder.parents[1]
         for name in ("config.pbtxt", "1/model.py"):
             assert (folder / name).read_bytes() == (ROOT / "model_repository" / "pig" / name).read_bytes()
-        assert not list(folder.glob("1/.bundle-*"))
+        assert not list(folder.glob("1/.bundle.*"))
 
     def test_the_graphs_say_nothing_of_where_they_were_made(self, built):
         for name in ("step", "finish"):
@@ -271,6 +272,7 @@ class TestCutShort:
             shutil.copytree(bundle, new, dirs_exist_ok=True)
         monkeypatch.undo()
         assert not bundle.exists()
+        assert find_models(repository) == (["pig"], {})
         assert load_bundle(bundle).digest == before
         assert {file.name for file in bundle.parent.iterdir()} == {"bundle", "model.py"}
 

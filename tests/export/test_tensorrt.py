@@ -72,7 +72,7 @@ def test_bundle(trt, checkpoint, tmp_path):
         "fused": True,
     }
     assert bundle.manifest.parity["onnx"].keys() == {"state", "mask", "image"}
-    assert not list(bundle.folder.parent.glob(".bundle-*"))
+    assert not list(bundle.folder.parent.glob(".bundle.*"))
 
 
 def test_what_tensorrt_is_told(trt, checkpoint, tmp_path):
