@@ -51,11 +51,9 @@ def print_list(repository: Path) -> None:
     for name, reason in broken.items():
         chains.add_row(name, "", "broken")
         notes.append(f"{name} is broken: {reason}")
-    for table in (models, chains):
-        Console().print(table)
-        click.echo()
+    Console().print(models, "", chains)
     for note in notes:
-        click.echo(note)
+        click.echo(f"\n{note}")
 
 
 def plain_table(*columns: str) -> Table:
