@@ -1,31 +1,23 @@
 """``python -m export`` (installed as ``export``): build bundles, look at them, check them."""
 
-from collections import Counter
-from collections.abc import Mapping
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
-import onnx
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
-from rich.table import Table
 
+# Here and above, nothing that takes long: commands import what they need when they run.
 from export import BuildError
-from export.build import Options, build, check, limited, open_built
-from export.chain import Built, build_chain, by_model, find_chain, find_chains
-from export.graphs import BF16_OPSET, OPSET
-from export.parity import BATCH, measure_parity
-from export.precision import TOLERANCES, Tolerance
-from export.tensorrt import COMPATIBILITY, PlanOptions
-from serving.bundle import REPOSITORY, Bundle, BundleError, Manifest, bundle_folder, load_bundle
-from serving.chain import Chain, check_stages
+from export.options import BF16_OPSET, COMPATIBILITY, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
+from serving.bundle import MAX_BATCH, REPOSITORY, BundleError
 from serving.engines import EngineError
-from training.checkpoint import CheckpointError, load_checkpoint, shipped_checkpoint
+from serving.folders import Busy
+from training import CheckpointError
 from training.models import family_names
 
-FAILURES = (BuildError, BundleError, CheckpointError, EngineError)
 # Eager, for what --model allows depends on it.
 REPOSITORY_OPTION = click.option(
     "--repository",
@@ -39,19 +31,34 @@ END_TOLERANCES = ", ".join(f"{limits.end_to_end:g} for {name}" for name, limits 
 
 
 class Commands(click.Group):
-    """Every expected failure is one line on standard error and exit code 1."""
+    """Every expected failure is one line on standard error and exit code 1; SIGTERM clears up as Ctrl-C does."""
 
     def invoke(self, context: click.Context) -> object:
         try:
-            return super().invoke(context)
-        except FAILURES as error:
-            raise click.ClickException(str(error)) from error
+            with terminated_as_interrupted():
+                return super().invoke(context)
+        except BrokenPipeError:
+            raise  # who reads has seen enough, and click knows what to do
         except OSError as error:
             what = error.filename or "a file of the bundle cannot be written"
-            raise click.ClickException(f"{what}: {error.strerror}") from error
+            raise click.ClickException(f"{what}: {error.strerror or error}") from error
+        except (BuildError, BundleError, Busy, CheckpointError, EngineError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends what runs inside as an exception does, so that it leaves nothing behind."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def known_model(context: click.Context, _: click.Parameter, model: str) -> str:
+    from export.chain import find_chain, find_chains
+
     repository = context.params["repository"]
     if model not in family_names() and not find_chain(repository, model):
         allowed = ", ".join(map(repr, [*family_names(), *find_chains(repository)[0]]))
@@ -72,11 +79,12 @@ def main() -> None:
 @REPOSITORY_OPTION
 @click.option("--target",     default="onnx", show_default=True, type=click.Choice(["onnx", "tensorrt"]), help="What runs the engines.")
 @click.option("--precision",  default="fp32", show_default=True, type=click.Choice([*TOLERANCES]), help="What the networks compute in; tf32 is for GPUs alone: a CPU runs it, and compares it with PyTorch, in float32.")
-@click.option("--max-batch",  default=16, show_default=True, type=click.IntRange(1),               help="Samples that one launch may hold.")
+@click.option("--max-batch",  default=16, show_default=True, type=click.IntRange(1, MAX_BATCH),    help="Samples that one launch may hold.")
 @click.option("--opset",      type=click.IntRange(18, 23),                                         help=f"ONNX operator set.  [default: {OPSET}, the fastest; {BF16_OPSET} for bf16]")
 @click.option("--fuse/--no-fuse", "fused", default=True, show_default=True,                        help="Put the fused operators of `kernels` into the graphs.")
 @click.option("--tolerance",  type=click.FloatRange(0),                                            help=f"Largest difference from PyTorch in any one step.  [default: {STEP_TOLERANCES}]")
 @click.option("--end-to-end-tolerance", type=click.FloatRange(0),                                  help=f"Largest difference at the end: of an image's values, of a mask's share of pixels.  [default: {END_TOLERANCES}, and 0.001 for masks]")
+@click.option("--unfinished", is_flag=True,                                                        help="Take a checkpoint whose training was not through; bundle and samples say so.")
 @click.option("--workspace",  type=click.FloatRange(0, min_open=True),                             help="GiB of GPU memory that TensorRT may use for one layer.  [default: all]")
 @click.option("--hardware-compatibility", default=COMPATIBILITY[0], show_default=True, type=click.Choice(COMPATIBILITY), help="Other GPUs that TensorRT's plans are to run on; they are slower for it.")
 def build_command(
@@ -90,17 +98,26 @@ def build_command(
     fused: bool,
     tolerance: float | None,
     end_to_end_tolerance: float | None,
+    unfinished: bool,
     workspace: float | None,
     hardware_compatibility: str,
 ) -> None:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle into the model repository."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+
+    from export.build import build
+    from export.chain import Built, build_chain, by_model
+    from export.report import chain_named, print_bundle
+    from training.checkpoint import shipped_checkpoint
+
     limits = TOLERANCES[precision]
     if tolerance is not None:
         limits = replace(limits, step=tolerance)
     if end_to_end_tolerance is not None:
         limits = Tolerance(limits.step, end_to_end_tolerance)
     plan = PlanOptions(workspace, hardware_compatibility)
-    options = Options(target, precision, max_batch, opset, fused, limits, plan)
+    options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -117,7 +134,7 @@ def build_command(
             stages = [Built(build(model, source, repository, options, show), source)]
     for bundle, checkpoint in stages:
         click.echo(f"{bundle.folder} is {'kept as it was' if checkpoint is None else f'built from {checkpoint}'}")
-        print_report(bundle)
+        print_bundle(bundle)
 
 
 # fmt: on
@@ -129,33 +146,9 @@ def list_command(repository: Path) -> None:
     """The model families and chains, and which of them the repository has bundles of."""
     if not repository.is_dir():
         raise BundleError(f"--repository is {repository}, which is no folder")
-    table = Table("model", "bundle", "preset", "default", "precision", "target")
-    table.columns[0].no_wrap, table.columns[1].min_width = True, 12  # names and digests are there to be copied
-    for name in family_names():
-        try:
-            bundle = load_bundle(bundle_folder(repository, name))
-        except BundleError as error:
-            missing = not bundle_folder(repository, name).exists()
-            table.add_row(name, "not built" if missing else f"broken: {error}")
-            continue
-        manifest = bundle.manifest
-        table.add_row(
-            name, bundle.digest[:12], manifest.preset, default_sampling(manifest), manifest.precision, target(manifest)
-        )
-    Console().print(table)
-    Console().print(chain_table(repository))
+    from export.report import print_list
 
-
-def chain_table(repository: Path) -> Table:
-    table = Table("chain", "stages", "bundles")
-    chains, broken = find_chains(repository)
-    for name, chain in chains.items():
-        stages = [stage.model for stage in chain.stages]
-        missing = [stage for stage in stages if not bundle_folder(repository, stage).exists()]
-        table.add_row(name, ", ".join(stages), f"{missing[0]} is not built" if missing else "all built")
-    for name, error in broken.items():
-        table.add_row(name, "", f"broken: {error}")
-    return table
+    print_list(repository)
 
 
 @main.command("inspect")
@@ -163,8 +156,10 @@ def chain_table(repository: Path) -> Table:
 @REPOSITORY_OPTION
 def inspect_command(bundle: str, repository: Path) -> None:
     """What BUNDLE (a folder, or the name of a model or chain) holds."""
+    from export.report import open_bundles, print_bundle
+
     for found in open_bundles(bundle, repository):
-        print_report(found)
+        print_bundle(found)
 
 
 @main.command("verify")
@@ -182,88 +177,13 @@ def verify_command(bundle: str, checkpoints: tuple[Path, ...], repository: Path)
 
     That is its digests and ONNX graphs, whether a chain's stages fit together and, given a checkpoint, parity with PyTorch.
     """
+    from export.chain import by_model
+    from export.report import open_bundles, verify
+
     bundles = {found.manifest.model: found for found in open_bundles(bundle, repository)}
     given = by_model(checkpoints, [*bundles])
     for model, found in bundles.items():
         verify(found, given.get(model))
-
-
-def verify(found: Bundle, checkpoint: Path | None) -> None:
-    """Raises what FAILURES are, or prints what is good."""
-    graphs = onnx_graphs(found)
-    for path in graphs:
-        onnx.checker.check_model(str(path), full_check=True)
-    good = "digests and graphs are good" if graphs else "digests are good; nothing is known of what is in its plans"
-    click.echo(f"{found.folder}: {good}")
-    if checkpoint is None:
-        return
-    family, config = load_checkpoint(checkpoint)
-    if config["digest"] != found.manifest.checkpoint.get("digest"):
-        raise BuildError(f"{checkpoint} is not the checkpoint that {found.folder} was built from: their digests differ")
-    manifest = found.manifest
-    figures = measure_parity(family, open_built(found), batch=min(BATCH, manifest.max_batch))
-    check(figures, Tolerance(**manifest.parity["tolerance"]), manifest)
-    Console().print(parity_table(figures, manifest))
-
-
-def onnx_graphs(bundle: Bundle) -> list[Path]:
-    paths = (bundle.engine_path(name) for name in bundle.manifest.engines)
-    return [path for path in paths if path.suffix == ".onnx"]
-
-
-def open_bundles(bundle: str, repository: Path) -> list[Bundle]:
-    """One, or those of a chain's stages, which fit together."""
-    chain = chain_named(bundle, repository)
-    if chain is None:
-        return [load_bundle(bundle_folder(repository, bundle) if bundle in family_names() else Path(bundle))]
-    stages = [stage.model for stage in chain.stages]
-    bundles = [load_bundle(bundle_folder(repository, stage)) for stage in stages]
-    check_stages(chain, dict(zip(stages, (found.manifest for found in bundles), strict=True)))
-    return bundles
-
-
-def chain_named(name: str, repository: Path) -> Chain | None:
-    return None if name in family_names() else find_chain(repository, name)
-
-
-def print_report(bundle: Bundle) -> None:
-    """The manifest's main lines, the graphs' sizes and the parity figures."""
-    manifest = bundle.manifest
-    facts = {"model": f"{manifest.model}, preset {manifest.preset}", "bundle": bundle.digest}
-    facts["state"] = " x ".join(map(str, manifest.sample_shape))
-    for output in manifest.outputs:
-        values = ", ".join(output.labels) or f"{output.low:g} .. {output.high:g}"
-        facts[output.name] = f"{output.dtype} {' x '.join(map(str, output.shape))} ({values})"
-    facts["default"] = default_sampling(manifest)
-    facts["target"] = f"{target(manifest)}, {manifest.precision}, batch up to {manifest.max_batch}"
-    for name, engine in manifest.engines.items():
-        path = bundle.engine_path(name)
-        facts[engine.file] = f"{path.stat().st_size / 1e6:.1f} MB"
-        if path.suffix == ".onnx":
-            counts = Counter(node.op_type for node in onnx.load(path).graph.node).most_common(4)
-            facts[engine.file] += f": {', '.join(f'{count} {kind}' for kind, count in counts)}, ..."
-    for name, fact in facts.items():
-        click.echo(f"{name:<12} {fact}")
-    Console().print(parity_table(manifest.parity, manifest))
-    if note := manifest.parity.get("note"):
-        click.echo(note)
-
-
-def parity_table(figures: Mapping[str, Any], manifest: Manifest) -> Table:
-    table = Table("difference from PyTorch", "tensor", "largest", "tolerance")
-    titles = {"end_to_end": "end to end", "onnx": "end to end, from ONNX Runtime"}
-    for kind, name, difference, limit in limited(figures, Tolerance(**manifest.parity["tolerance"]), manifest):
-        table.add_row(titles.get(kind, kind), name, f"{difference:.1e}", f"{limit:.0e}")
-    return table
-
-
-def default_sampling(manifest: Manifest) -> str:
-    return f"{manifest.default_solver}, {manifest.default_steps} steps" if manifest.default_solver else "one pass"
-
-
-def target(manifest: Manifest) -> str:
-    details = ", ".join(f"{key} {value}" for key, value in manifest.target.items() if key != "name")
-    return f"{manifest.target['name']} ({details})"
 
 
 if __name__ == "__main__":

@@ -3,13 +3,10 @@
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,13 @@ import onnx
 import onnxruntime
 
 from export import BuildError, Progress, silent, tensorrt
-from export.graphs import BF16_OPSET, OPSET, finish_graph, step_graph
+from export.graphs import finish_graph, step_graph
+from export.options import BF16_OPSET, DEFAULTS, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
 from export.parity import BATCH, Figures, compare_engines, measure_parity
-from export.precision import TOLERANCES, Tolerance, widened
+from export.precision import widened
 from serving.bundle import (
     MANIFEST,
+    PARITY,
     REPOSITORY,
     Bundle,
     EngineFile,
@@ -29,39 +28,25 @@ from serving.bundle import (
     bundle_folder,
     file_digest,
     load_bundle,
+    seal,
 )
 from serving.engines import EngineError, StepEngine, open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
-from training.checkpoint import find_checkpoint, load_checkpoint
+from serving.folders import Busy, replacing
+from training.checkpoint import find_checkpoint, load_checkpoint, unfinished
 from training.family import Family
 
 KINDS = ("random", "step", "end_to_end", "onnx")  # of parity figures; the last is of TensorRT alone
 NO_TF32 = "Compared on a CPU, which has no TF32: these differences are those of float32."
+OWN_FILES = ("config.pbtxt", "1/model.py", "1/.gitkeep")  # of a model in a repository
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may be chosen about a bundle.
-
-    target: "onnx" or "tensorrt". precision: "fp32", "tf32", "fp16" or "bf16". opset: None for the one that is fastest
-    in this precision. tolerance: None for the precision's own. plan: for TensorRT alone.
-    """
-
-    target: str = "onnx"
-    precision: str = "fp32"
-    max_batch: int = 16
-    opset: int | None = None
-    fused: bool = True
-    tolerance: Tolerance | None = None
-    plan: tensorrt.PlanOptions = field(default_factory=tensorrt.PlanOptions)
 
 
 def build(
     model: str,
     checkpoint: Path,
     repository: Path = REPOSITORY,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
     progress: Progress = silent,
 ) -> Bundle:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle in its place.
@@ -71,7 +56,8 @@ def build(
 
     Raises:
         CheckpointError: the checkpoint is missing or broken.
-        BuildError: the checkpoint is of another model, TensorRT cannot build a plan, or the tolerance is missed.
+        BuildError: the checkpoint is of another model or its training was not through, the bundle is being built by
+            another process, TensorRT cannot build a plan, or the tolerance is missed.
         EngineError: there is no GPU for TensorRT, or the engines do not run here.
         OSError: the bundle cannot be written.
     """
@@ -81,7 +67,7 @@ def build(
 def build_all(
     checkpoints: Mapping[str, Path],
     repository: Path = REPOSITORY,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
     progress: Progress = silent,
     check_manifests: Callable[[Mapping[str, Manifest]], object] = lambda _: None,
 ) -> dict[str, Bundle]:
@@ -96,14 +82,25 @@ def build_all(
         family, config = load_checkpoint(checkpoint)
         if family.name != model:
             raise BuildError(f"{checkpoint} holds a {family.name}; --model is {model}")
+        refuse_unfinished(f"{checkpoint} was", unfinished(family, config), options)
         loaded[model] = family, describe(family, config, options, target)
     check_manifests({model: manifest for model, (_, manifest) in loaded.items()})
-    with ExitStack() as all_or_none:
-        for model, (family, manifest) in loaded.items():
+    places = [bundle_folder(repository, model) for model in loaded]
+    try:
+        for model in loaded:
             prepare_repository(repository, model)
-            folder = all_or_none.enter_context(written_aside(bundle_folder(repository, model)))
-            write_compared(folder, family, manifest, checkpoints[model], options, progress)
-    return {model: load_bundle(bundle_folder(repository, model)) for model in checkpoints}
+        with replacing(*places) as folders:
+            for folder, (model, (family, manifest)) in zip(folders, loaded.items(), strict=True):
+                write_compared(folder, family, manifest, checkpoints[model], options, progress)
+    except Busy as error:
+        raise BuildError(str(error)) from None
+    return {model: load_bundle(place) for model, place in zip(loaded, places, strict=True)}
+
+
+def refuse_unfinished(what: str, so_far: str | None, options: Options) -> None:
+    """Raises BuildError for a training that was not through."""
+    if so_far and not options.unfinished:
+        raise BuildError(f"{what} trained to {so_far}; go on with fit --resume, or build it as it is with --unfinished")
 
 
 def write_compared(
@@ -118,13 +115,14 @@ def write_compared(
         figures["onnx"] = compare_with_onnx(family, engine, bundle, graphs, progress)
     check(figures, tolerance, manifest)
     figures["checkpoint"] = str(find_checkpoint(checkpoint).absolute())
-    (folder / "parity.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (folder / PARITY).write_text(json.dumps(figures, indent=1) + "\n")
     parity = {name: figures[name] for name in KINDS if name in figures}
     limits = {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None}
     if manifest.precision == "tf32" and isinstance(engine, OnnxRuntimeEngine):
         parity["note"] = NO_TF32
     manifest = dataclasses.replace(bundle.manifest, parity={**parity, "tolerance": limits})
     (folder / MANIFEST).write_text(manifest.to_json())
+    seal(folder)
 
 
 def describe_target(options: Options) -> dict[str, Any]:
@@ -132,7 +130,7 @@ def describe_target(options: Options) -> dict[str, Any]:
     opset = options.opset or (BF16_OPSET if options.precision == "bf16" else OPSET)
     if options.precision == "bf16" and opset < BF16_OPSET:
         raise BuildError(f"--opset {opset} has no bf16 convolutions; bf16 needs {BF16_OPSET} or more")
-    if options.target == "onnx" and options.plan != tensorrt.PlanOptions():
+    if options.target == "onnx" and options.plan != PlanOptions():
         raise BuildError("--workspace and --hardware-compatibility are for --target tensorrt")
     target: dict[str, Any] = {"name": "onnx"}
     if options.target == "tensorrt":
@@ -142,7 +140,10 @@ def describe_target(options: Options) -> dict[str, Any]:
 
 def describe(family: Family, config: Mapping[str, Any], options: Options, target: Mapping[str, Any]) -> Manifest:
     """The manifest of a family's bundle, without the engine files and the parity figures."""
-    origin = {key: config[key] for key in ("digest", "data", "step", "seed") if key in config}
+    origin = {key: config[key] for key in ("digest", "data", "phase", "step", "seed") if key in config}
+    origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
+    if so_far := unfinished(family, config):
+        origin["unfinished"] = so_far
     return Manifest(
         model=family.name,
         preset=config.get("preset_name", "custom"),
@@ -178,7 +179,7 @@ def write_engines(
 
 
 def engine_files(
-    graphs: Mapping[str, onnx.ModelProto], manifest: Manifest, plan: tensorrt.PlanOptions, progress: Progress = silent
+    graphs: Mapping[str, onnx.ModelProto], manifest: Manifest, plan: PlanOptions, progress: Progress = silent
 ) -> dict[str, bytes]:
     """What the manifest's target runs, by file name."""
     if manifest.target["name"] == "tensorrt":
@@ -192,6 +193,7 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -
         (folder / file).write_bytes(content)
     engines = {Path(file).stem: EngineFile(file, file_digest(folder / file)) for file in files}
     (folder / MANIFEST).write_text(dataclasses.replace(manifest, engines=engines).to_json())
+    seal(folder)
     return load_bundle(folder)
 
 
@@ -218,7 +220,7 @@ def compare_with_onnx(
     if manifest.precision == "bf16":
         graphs = {name: widened(graph) for name, graph in graphs.items()}
     files = {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
-    with tempfile.TemporaryDirectory(dir=bundle.folder.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=bundle.folder) as folder:
         reference = OnnxRuntimeEngine(write_bundle(Path(folder), manifest, files))
         return compare_engines(family, engine, reference, bundle.manifest.target["buckets"], progress)
 
@@ -244,31 +246,30 @@ def limited(
 
 
 def prepare_repository(repository: Path, model: str) -> None:
-    """Give the repository the folder of a model or chain as it is in this checkout, if it has none yet."""
-    if (repository / model).is_dir():
-        return
-    ours = REPOSITORY / model
-    if not ours.is_dir():
-        raise BuildError(f"{ours} is missing: a model family needs its folder in model_repository")
-    shutil.copytree(ours, repository / model, ignore=shutil.ignore_patterns("bundle", ".bundle-*", "__pycache__"))
+    """Give the repository the folder of a model or chain as it is in this checkout, if it has none yet.
+
+    Of one that is there, what is missing or cut short, as a full disk leaves it, is written again; all else is kept.
+    """
+    ours, theirs = REPOSITORY / model, repository / model
+    if not theirs.is_dir():
+        if not ours.is_dir():
+            raise BuildError(f"{ours} is missing: a model family needs its folder in model_repository")
+        with replacing(theirs) as (new,):
+            for file in OWN_FILES:
+                if (ours / file).is_file():
+                    (new / file).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(ours / file, new / file)
+    for file in OWN_FILES:
+        if (ours / file).is_file() and is_cut_short(theirs / file, ours / file):
+            (theirs / file).parent.mkdir(exist_ok=True)
+            aside = (theirs / file).with_name(f".{Path(file).name}.new")
+            shutil.copyfile(ours / file, aside)
+            aside.replace(theirs / file)
 
 
-@contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``folder`` if the block ends well, and vanishes if it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=folder.parent) as holder:
-        aside, old = Path(holder) / "new", Path(holder) / "old"
-        aside.mkdir()
-        yield aside
-        for file in aside.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        if folder.exists():
-            folder.rename(old)
-        try:
-            aside.rename(folder)
-        except BaseException:
-            if old.exists():
-                old.rename(folder)
-            raise
+def is_cut_short(file: Path, whole: Path) -> bool:
+    """It is not there, or ends before the end."""
+    if not file.exists():
+        return True
+    content, all_of_it = file.read_bytes(), whole.read_bytes()
+    return len(content) < len(all_of_it) and all_of_it.startswith(content)

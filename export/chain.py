@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from export import BuildError, Progress, silent
-from export.build import Options, build_all, prepare_repository
+from export.build import build_all, prepare_repository, refuse_unfinished
+from export.options import Options
 from serving.bundle import REPOSITORY, Bundle, Manifest, bundle_folder, load_bundle
 from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
+from serving.folders import recover
 from training.checkpoint import CheckpointError, find_checkpoint, read_config, shipped_checkpoint
 from training.models import family_names
 
@@ -81,8 +83,11 @@ def build_chain(
     for model in models:
         if model in given:
             continue
-        if (folder := bundle_folder(repository, model)).exists():
+        folder = bundle_folder(repository, model)
+        recover(folder)
+        if folder.exists():
             kept[model] = load_bundle(folder)
+            refuse_unfinished(f"{folder} was", kept[model].manifest.checkpoint.get("unfinished"), options)
         else:
             given[model] = _shipped(chain, model)
 
@@ -100,5 +105,6 @@ def _shipped(chain: Chain, model: str) -> Path:
         return shipped_checkpoint(model)
     except CheckpointError:
         raise BuildError(
-            f"{chain.model} needs {model}, which has not been built: name a checkpoint of it with --checkpoint"
+            f"{chain.model} needs {model}, which has not been built: name a checkpoint of it with --checkpoint, "
+            f"such as the --out of python -m training fit --model {model}"
         ) from None

@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from export.fuse import fuse
+from export.options import OPSET
 from export.precision import DTYPES, in_half_precision
 from kernels.onnx_functions import add_functions, translations
 from training.family import Family
-
-# Measured on ONNX Runtime's CPU with PIG's UNet: at 21 GroupNormalization is one node, which the runtime takes apart
-# into slow pieces; at 18 it is InstanceNormalization, which has a kernel of its own.
-OPSET = 18
-BF16_OPSET = 22  # the first with convolutions of bfloat16
 
 STEP_INPUTS = ("sample", "history_1", "history_2", "history_3", "noise", "coeffs")
 STEP_OUTPUTS = ("sample_next", "prediction")

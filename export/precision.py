@@ -1,7 +1,5 @@
 """Half precision with float32 islands, written into the graph itself, so that every runtime does the same."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -18,37 +16,6 @@ from kernels.group_norm_silu import group_norm_silu
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """The largest differences from PyTorch in float32 that a bundle may have, see ``measure_parity``.
-
-    step: in one step. end_to_end: of an output's values. mask: of a mask's share of pixels. state: of the last state's
-    values. The last two are as ``end_to_end`` if None.
-    """
-
-    step: float
-    end_to_end: float
-    mask: float | None = None
-    state: float | None = None
-
-    def of(self, kind: str, name: str, masks: Collection[str]) -> float:
-        """The limit of one figure, "random", "step", "end_to_end" or "onnx", of a tensor; ``masks`` names outputs."""
-        if kind in ("random", "step"):
-            return self.step
-        limit = self.state if name == "state" else self.mask if name in masks else self.end_to_end
-        return self.end_to_end if limit is None else limit
-
-
-# Over what the checkpoint that comes with medgen shows with every value rounded: in a step, in the image, in the share
-# of mask pixels and in the last state, whose mask is of any size where a pixel is undecided.
-# fmt: off
-TOLERANCES = {
-    "fp32": Tolerance(step=1e-4, end_to_end=1e-3),                        # seen 2.9e-6, 1.9e-6, 0, 1.3e-5
-    "tf32": Tolerance(step=5e-3, end_to_end=1e-2, mask=1e-3),             # multiplies with as many bits as fp16
-    "fp16": Tolerance(step=5e-3, end_to_end=1e-2, mask=1e-3),             # seen 2.8e-3, 4.8e-4, 0, 3.0e-3
-    "bf16": Tolerance(step=5e-2, end_to_end=1e-1, mask=1e-3, state=1.0),  # seen 2.6e-2, 3.6e-2, 2.4e-4, 3.1e-1
-}
-# fmt: on
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Products of images with weights, and the fused operators, which sum, normalise and exponentiate in float32 inside.

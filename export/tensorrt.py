@@ -1,6 +1,5 @@
 """ONNX graphs -> TensorRT plans for the GPU that is here, with TensorRT 10.9 or newer. Not measured on hardware."""
 
-import math
 import os
 import re
 import subprocess
@@ -8,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
 
 import onnx
 
 from export import BuildError, Progress
+from export.options import PlanOptions
 from kernels.language import INSTALLED
 from kernels.onnx_functions import DOMAIN, split_large_groups
 from kernels.plugin import register_plugins
@@ -27,21 +26,6 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 LESS = "a smaller --workspace or --max-batch takes less"
-COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What TensorRT may be told.
-
-    workspace: GiB of GPU memory that a layer may use while it runs, None for all there is. hardware_compatibility:
-    which other GPUs the plans run on, one of ``COMPATIBILITY``. deadline: by ``time.monotonic``, when a build that is
-    not done is given up.
-    """
-
-    workspace: float | None = None
-    hardware_compatibility: str = "none"
-    deadline: float = field(default=math.inf, compare=False)  # plans are the same with another
 
 
 def describe_target(max_batch: int, options: PlanOptions) -> dict[str, Any]:

@@ -4,17 +4,32 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from serving.folders import Busy, recover
 from serving.sampling.solvers import Schedule, solver_table
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
+PARITY = "parity.json"
+SUMS = "SHA256SUMS"
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
-DTYPES = ("uint8", "int16", "int32", "int64", "float32")
+MAX_BATCH = 65_536
+MOST_VALUES = 2**31  # that one sample may have
+
+# What JSON may hold: the types say it, and no others are converted.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=200)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Side = Annotated[int, Field(ge=1, le=65_536)]
+Shape = Annotated[tuple[Side, ...], Field(min_length=1, max_length=8)]
+Millimetres = Annotated[float, Field(gt=0)]
+CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 Described = TypeVar("Described")
 
@@ -25,19 +40,21 @@ class BundleError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """One named output of the finish graph, of one of ``DTYPES``; ``shape`` is that of one sample.
+    """One named output of the finish graph; ``shape`` is that of one sample.
 
     ``low`` and ``high`` are the values an output can take; ``labels`` names the classes of a mask, from 0 up;
     ``spacing`` is how far rows, and columns, are apart in mm, where the pixels of a picture have a known size.
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+    __pydantic_config__ = CHECKED
+
+    name: Name
+    dtype: Literal["uint8", "int16", "int32", "int64", "float32"]
+    shape: Shape
     low: float
     high: float
     labels: tuple[str, ...] = ()
-    spacing: tuple[float, float] | None = None
+    spacing: tuple[Millimetres, Millimetres] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +64,21 @@ class Condition:
     ``labels`` names the classes from 0 up, and ``spacing`` is as an output's; without them any will do.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    classes: int
+    __pydantic_config__ = CHECKED
+
+    name: Name
+    shape: Shape
+    classes: Annotated[int, Field(ge=1, le=256)]
     labels: tuple[str, ...] = ()
-    spacing: tuple[float, float] | None = None
+    spacing: tuple[Millimetres, Millimetres] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineFile:
     """A file in the bundle's folder and the sha256 (hexadecimal) of its bytes."""
 
-    file: str
-    sha256: str
+    file: Name
+    sha256: Digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,18 +87,21 @@ class Manifest:
 
     ``engines`` has "finish" and, for a model that takes steps, "step". A model without steps (a GAN) has neither
     schedule nor default solver, and ``default_steps`` 0. ``target``, ``parity``, ``checkpoint`` and ``tools`` are
-    JSON objects for people to read; of them serving reads ``target`` alone.
+    JSON objects for people to read; of them serving reads ``target``, and of ``checkpoint`` "unfinished", which is
+    there if the training was not through, and says how far it came.
     """
 
-    model: str
+    __pydantic_config__ = CHECKED
+
+    model: Name
     preset: str
-    sample_shape: tuple[int, int, int]
+    sample_shape: tuple[Side, Side, Side]
     condition: Condition | None
     outputs: tuple[Output, ...]
     schedule: Schedule | None
     default_solver: str | None
     default_steps: int
-    max_batch: int
+    max_batch: Annotated[int, Field(ge=1, le=MAX_BATCH)]
     precision: str
     engines: Mapping[str, EngineFile]
     target: Mapping[str, Any]
@@ -95,13 +117,13 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> "Manifest":
         """The inverse of ``to_json``; raises ``BundleError`` naming the field that is missing or wrong."""
         try:
-            fields = json.loads(text)
+            fields = read_json(text)
         except ValueError as error:
             raise BundleError(f"{MANIFEST} is not JSON: {error}") from None
         schema = fields.pop("schema", None) if isinstance(fields, dict) else None
         if schema != SCHEMA:
             raise BundleError(f"{MANIFEST}: schema is {schema!r}; this version of medgen reads schema {SCHEMA}")
-        manifest = _decode(cls, fields, "")
+        manifest = decoded(cls, fields)
         for problem in manifest._problems():
             raise BundleError(f"{MANIFEST}: {problem}")
         return manifest
@@ -110,22 +132,22 @@ class Manifest:
         engines = ["finish"] if self.schedule is None else ["finish", "step"]
         if sorted(self.engines) != engines:
             yield f"engines has {sorted(self.engines)}; it must have {engines}"
-        for name, engine in self.engines.items():
-            if Path(engine.file).name != engine.file:
-                yield f"engines.{name}.file is {engine.file!r}; it must be a file in the bundle's folder"
-        for k, output in enumerate(self.outputs):
-            if output.dtype not in DTYPES:
-                yield f"outputs[{k}].dtype is {output.dtype!r}; allowed are {', '.join(DTYPES)}"
-            yield from _spacing_problems(f"outputs[{k}]", output.spacing)
-        if not self.outputs:
-            yield "outputs is empty"
+        shapes = {f"outputs[{k}].shape": output.shape for k, output in enumerate(self.outputs)}
+        shapes["sample_shape"] = self.sample_shape
         if self.condition is not None:
-            yield from _spacing_problems("condition", self.condition.spacing)
+            shapes["condition.shape"] = self.condition.shape
             labels, classes = self.condition.labels, self.condition.classes
             if labels and len(labels) != classes:
                 yield f"condition.labels is {list(labels)}; it must name all {classes} classes, or none"
-        if self.max_batch < 1:
-            yield f"max_batch is {self.max_batch}; it must be at least 1"
+        for where, shape in shapes.items():
+            if math.prod(shape) > MOST_VALUES:
+                yield f"{where} is {list(shape)}; a sample has at most {MOST_VALUES} values"
+        for k, output in enumerate(self.outputs):
+            if output.low > output.high:
+                yield f"outputs[{k}].low is {output.low:g}; it must be at most high, which is {output.high:g}"
+        names = [output.name for output in self.outputs]
+        if not names or len({*names}) < len(names):
+            yield f"outputs has the names {names}; there must be one or more, all different"
         if self.schedule is None:
             if (self.default_solver, self.default_steps) != (None, 0):
                 yield "default_solver and default_steps must be null and 0 where schedule is null"
@@ -134,11 +156,6 @@ class Manifest:
                 solver_table(str(self.default_solver), self.schedule, self.default_steps)
             except ValueError as error:
                 yield f"default_solver and default_steps do not go with the schedule: {error}"
-
-
-def _spacing_problems(where: str, spacing: tuple[float, float] | None) -> Iterator[str]:
-    if spacing is not None and not all(0 < side < math.inf for side in spacing):
-        yield f"{where}.spacing is {list(spacing)}; both must be above 0 mm"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,86 +189,115 @@ def file_digest(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def load_bundle(folder: Path | str) -> Bundle:
-    """Read and check a bundle: its manifest's schema and fields, and the sha256 of every engine file.
+def seal(folder: Path) -> None:
+    """Write down the digests of all files in a bundle's folder, so that ``sha256sum -c SHA256SUMS`` reads them too."""
+    files = sorted(file for file in folder.iterdir() if file.name != SUMS)
+    (folder / SUMS).write_text("".join(f"{file_digest(file)}  {file.name}\n" for file in files))
 
-    Raises ``BundleError`` naming what is missing or damaged, and the command that builds it where that helps.
+
+def load_bundle(folder: Path | str) -> Bundle:
+    """Read and check a bundle: the sha256 of every file, and its manifest's schema and fields.
+
+    A build that was cut short when this bundle was to be replaced is finished first. Raises ``BundleError`` naming what
+    is missing or damaged, and the command that builds it where that helps.
     """
     folder = Path(folder).absolute()
     try:
-        text = (folder / MANIFEST).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        model = folder.parents[1].name if folder.parts[-2:] == ("1", "bundle") else "NAME"
-        raise BundleError(f"no bundle at {folder}; {_build_command(model)}") from None
-    except OSError as error:
-        raise BundleError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from None
+        recover(folder)
+    except (OSError, Busy) as error:
+        raise BundleError(f"{folder} was being replaced when that was cut short, and still is: {error}") from None
+    model = folder.parents[1].name if folder.parts[-2:] == ("1", "bundle") else "NAME"
+    if not (folder / MANIFEST).exists():
+        raise BundleError(f"no bundle at {folder}; {_build_command(model)}")
+    text = _read(folder / MANIFEST, model)
     try:
         manifest = Manifest.from_json(text)
     except BundleError as error:
-        raise BundleError(f"{folder}: {error}; {_build_command()}") from None
+        raise BundleError(f"{folder}: {error}; {_build_command(model)}") from None
+    digests = _sums(folder, manifest.model)
+    for file, sha256 in digests.items():
+        _check_file(folder / file, sha256, manifest.model)
+    for file in (MANIFEST, *(engine.file for engine in manifest.engines.values())):
+        if file not in digests:
+            raise BundleError(f"{folder / SUMS} does not have {file}; {_build_command(manifest.model)}")
     for engine in manifest.engines.values():
-        _check_file(folder / engine.file, engine.sha256, manifest.model)
+        if digests[engine.file] != engine.sha256:
+            raise BundleError(f"{folder}: {engine.file} is not the file that {MANIFEST} names; {_build_command(model)}")
     return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
+
+
+def _sums(folder: Path, model: str) -> dict[str, str]:
+    """The sha256 that each of a bundle's files must have, by its name."""
+    lines = _read(folder / SUMS, model).decode("ascii", "replace").split("\n")
+    found = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line, re.ASCII) for line in lines[:-1]]
+    if lines[-1] or not all(found):
+        raise BundleError(f"{folder / SUMS} is damaged; {_build_command(model)}")
+    return {match[2]: match[1] for match in found if match}
+
+
+def _read(path: Path, model: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing; {_build_command(model)}") from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _check_file(path: Path, sha256: str, model: str) -> None:
     try:
         found = file_digest(path)
     except FileNotFoundError:
-        raise BundleError(f"{path} is missing; {_build_command(model)}") from None
+        raise BundleError(f"{path}, which {SUMS} names, is missing; {_build_command(model)}") from None
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from None
     if found != sha256:
         raise BundleError(
-            f"{path} is not the file that was built: expected sha256 {sha256}, found {found}; {_build_command(model)}"
+            f"{path} is not the file that was built: {SUMS} has sha256 {sha256}, found {found}; {_build_command(model)}"
         )
 
 
-def _build_command(model: str = "NAME") -> str:
-    return f"build it with: python -m export build --model {model}"
+def _build_command(model: str) -> str:
+    return (
+        f"build it with: python -m export build --model {model} "
+        "(and --checkpoint RUN, what `python -m training fit` wrote, where medgen ships none)"
+    )
 
 
-def decoded(kind: type[Described], fields: Any, what: str) -> Described:
-    """The inverse of ``dataclasses.asdict`` after JSON; raises ``BundleError`` naming the field of ``what``."""
-    return _decode(kind, fields, what)
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """A JSON value as the annotated type ``kind``: a dataclass, tuple, mapping, union with None or plain scalar."""
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (Union, UnionType):
-        return None if value is None else _decode(next(arg for arg in args if arg is not NoneType), value, where)
-    if dataclasses.is_dataclass(kind):
-        return _decode_fields(kind, _checked(value, dict, "an object", where), where)
-    if origin is tuple:
-        items = _checked(value, list, "a list", where)
-        kinds = [args[0]] * len(items) if args[-1] is Ellipsis else args
-        if len(items) != len(kinds):
-            raise BundleError(f"{MANIFEST}: {where} has {len(items)} items; it must have {len(kinds)}")
-        return tuple(_decode(k, item, f"{where}[{n}]") for n, (k, item) in enumerate(zip(kinds, items, strict=True)))
-    if origin is Mapping:
-        fields = _checked(value, dict, "an object", where)
-        return {name: _decode(args[1], item, f"{where}.{name}") for name, item in fields.items()}
-    names = {str: "a string", int: "an integer", float: "a number"}
-    return _checked(value, (int, float) if kind is float else kind, names[kind], where)
-
-
-def _decode_fields(kind: Any, fields: dict[str, Any], where: str) -> Any:
-    types = get_type_hints(kind)
-    dot = f"{where}." if where else ""
-    if missing := types.keys() - fields.keys():
-        raise BundleError(f"{MANIFEST}: {dot}{min(missing)} is missing")
-    if unknown := fields.keys() - types.keys():
-        raise BundleError(f"{MANIFEST}: {dot}{min(unknown)} is not a field that schema {SCHEMA} has")
+def read_json(text: str | bytes) -> Any:
+    """What JSON says; raises ValueError with the line and the column where it is none, or nested too deep."""
     try:
-        return kind(**{name: _decode(types[name], value, dot + name) for name, value in fields.items()})
-    except ValueError as error:
-        raise BundleError(f"{MANIFEST}: {where}: {error}") from None
+        return _reader(Any).validate_json(text)
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise ValueError(first["ctx"]["error"]) from None
 
 
-def _checked(value: Any, kind: Any, name: str, where: str) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise BundleError(f"{MANIFEST}: {where} is {repr(value)[:60]}; it must be {name}")
-    return value
+def decoded(kind: type[Described], fields: Any, what: str = "") -> Described:
+    """The inverse of ``dataclasses.asdict`` after JSON; raises ``BundleError`` naming the field of ``what``."""
+    try:
+        found: Described = _reader(kind).validate_json(json.dumps(fields))  # type: ignore[arg-type]  # types are hashable
+        return found
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise BundleError(f"{MANIFEST}: {_in_words(first, what)}") from None
+
+
+@lru_cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)  # which takes milliseconds to make
+
+
+def _in_words(error: Any, what: str) -> str:
+    """What is wrong: where it is, the value, and what it must be."""
+    where = what + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
+    where = where.removeprefix(".")
+    match error["type"]:
+        case "missing":
+            return f"{where} is missing"
+        case "unexpected_keyword_argument":
+            return f"{where} is not a field that schema {SCHEMA} has"
+        case "value_error":
+            return f"{where}: {error['ctx']['error']}"
+    must = re.sub("^(Input|String|Tuple|Value)( should)?", "it must", error["msg"])
+    return f"{where} is {repr(error['input'])[:60]}; {must}"

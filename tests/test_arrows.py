@@ -11,6 +11,7 @@ LEAVES = {
     f"serving.{name}"
     for name in (
         "bundle",
+        "folders",
         "sample_set",
         "sampling.noise",
         "sampling.solvers",
@@ -33,7 +34,7 @@ ROOMS = {
     "writers": set(),
     "triton": {"engines", "sampling"},
 }
-BESIDE = {"bundle", "chain", "condition_files", "sample_set"}
+BESIDE = {"bundle", "chain", "condition_files", "folders", "sample_set"}
 FRAMEWORKS = {"accelerate", "diffusers", "onnx", "onnxscript", "safetensors", "torch"}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from serving.bundle import MANIFEST, Condition, EngineFile, Manifest, Output, file_digest
+from serving.bundle import MANIFEST, Condition, EngineFile, Manifest, Output, file_digest, seal
 from serving.sampling.solvers import COLUMNS, Schedule
 
 OPSET = 18
@@ -142,6 +142,7 @@ def write_tiny_bundle(
         tools={},
     )
     (folder / MANIFEST).write_text(manifest.to_json())
+    seal(folder)
     return folder
 
 

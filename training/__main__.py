@@ -3,22 +3,18 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
-from accelerate import PartialState
 
-from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, pack, read_config
-from training.data import DataError, open_dataset
-from training.data.dataset import LoadedPairs
-from training.data.listing import check_same_files
-from training.data.listing import digest as listing_digest
-from training.data.phantom import Phantoms
-from training.data.summary import lines, summarise
-from training.family import Family
-from training.fit import Interrupted, Run, fit
-from training.models import family_names, load_family
+# Here and above, nothing that takes long: commands import what they need when they run.
+from training import CheckpointError
+from training.models import family_names
+
+if TYPE_CHECKING:
+    from training.data.dataset import LoadedPairs
+    from training.data.phantom import Phantoms
+    from training.family import Family
 
 
 @click.group()
@@ -82,6 +78,18 @@ def fit_command(
 
     Run it under `accelerate launch` for several GPUs. Ctrl-C writes a checkpoint and stops.
     """
+    import torch
+    from accelerate import PartialState
+
+    from training.checkpoint import find_checkpoint, read_config
+    from training.data import DataError, open_dataset
+    from training.data.dataset import LoadedPairs
+    from training.data.listing import check_same_files
+    from training.data.listing import digest as listing_digest
+    from training.data.summary import lines, summarise
+    from training.fit import Interrupted, Run, fit
+    from training.models import load_family
+
     try:
         family = load_family(model)
         if preset not in family.presets:
@@ -106,6 +114,8 @@ def fit_command(
         config |= {"data_digest": listing_digest(files), "data_summary": summary}
         run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every, files=files)
         checkpoint = fit(untrained, dataset, run, resume)
+    except BrokenPipeError:
+        raise  # who reads has seen enough, and click knows what to do
     except (CheckpointError, DataError, OSError, ValueError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
     except Interrupted as stopped:
@@ -118,8 +128,10 @@ def fit_command(
 # fmt: on
 
 
-def start_from(checkpoint: Path, untrained: Family) -> str:
+def start_from(checkpoint: Path, untrained: "Family") -> str:
     """Give a model the weights of a checkpoint, and return their digest."""
+    from training.checkpoint import load_checkpoint
+
     trained, config = load_checkpoint(checkpoint)
     shapes = [{name: weight.shape for name, weight in model.state_dict().items()} for model in (trained, untrained)]
     if shapes[0] != shapes[1]:
@@ -128,7 +140,7 @@ def start_from(checkpoint: Path, untrained: Family) -> str:
     return config["digest"]
 
 
-def check_classes(family: Family, dataset: LoadedPairs | Phantoms, data: str) -> None:
+def check_classes(family: "Family", dataset: "LoadedPairs | Phantoms", data: str) -> None:
     """A model learns the classes that it has."""
     if family.labels and dataset.labels != family.labels:
         found, wanted = (", ".join(labels) for labels in (dataset.labels, family.labels))
@@ -150,12 +162,15 @@ def check_unchanged(then: dict[str, Any], now: dict[str, Any]) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 def pack_command(checkpoint: Path, out: Path) -> None:
     """Copy CHECKPOINT to OUT as float16 weights without the state to resume from."""
+    from rich.filesize import decimal
+
+    from training.checkpoint import pack
+
     try:
         pack(checkpoint, out)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
-    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    click.echo(f"{out}: {size:.1f} MB")
+    click.echo(f"{out}: {decimal(sum(file.stat().st_size for file in out.iterdir()))}")
 
 
 if __name__ == "__main__":

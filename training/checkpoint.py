@@ -1,13 +1,12 @@
 """Checkpoints: folders of ``config.json``, ``model.safetensors`` and, to resume from, ``training.pt``.
 
-A run folder holds ``checkpoints/00001000`` and the like. A checkpoint is written beside its place and renamed into it,
-so one that exists is whole.
+A run folder holds ``checkpoints/00001000`` and the like. A checkpoint is written beside its place and put there when it
+is complete, so one that exists is whole.
 """
 
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from serving.bundle import read_json
+from serving.folders import Busy, recover, replacing
+from training import CheckpointError
 from training.family import Family
 from training.models import load_family
 
 FORMAT = 1
 CONFIGS = "checkpoints/[0-9]*/config.json"  # in a run folder; one that is being written has a name with a dot
 SHIPPED = Path(__file__).parent / "checkpoints"
-
-
-class CheckpointError(Exception):
-    """A checkpoint that is missing, incomplete or of another format; the message names the file."""
 
 
 def save_checkpoint(
@@ -48,30 +46,23 @@ def save_checkpoint(
     Raises:
         CheckpointError: it cannot be written; what was there is untouched.
     """
-    aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("writing", "old"))
-    for left_over in (aside, old):
-        shutil.rmtree(left_over, ignore_errors=True)
+    described = {"format": FORMAT, "model": family.name, **config, "preset": dataclasses.asdict(family.preset)}
     try:
-        aside.mkdir(parents=True)
-        described = {"format": FORMAT, "model": family.name, **config, "preset": dataclasses.asdict(family.preset)}
-        (aside / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, aside / "model.safetensors")
-        if training is not None:
-            torch.save(dict(training), aside / "training.pt")
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
+        with replacing(folder) as (aside,):
+            (aside / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, aside / "model.safetensors")
+            if training is not None:
+                torch.save(dict(training), aside / "training.pt")
+    except (OSError, RuntimeError, SafetensorError, Busy) as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for left_over in (aside, old):
-            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def find_checkpoint(path: Path) -> Path:
     """A checkpoint folder itself, or the newest one of a run folder."""
+    try:
+        recover(path)
+    except (OSError, Busy) as error:
+        raise CheckpointError(f"{path} was being replaced when that was cut short, and still is: {error}") from error
     if (path / "config.json").is_file():
         return path
     if checkpoints := sorted(path.glob(CONFIGS)):
@@ -87,9 +78,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text())
+        config = read_json(file.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(f"{file} is not JSON: {error}") from error
     found = config.get("format") if isinstance(config, dict) else None
@@ -103,6 +94,17 @@ def build_family(config: Mapping[str, Any]) -> Family:
     family = load_family(config["model"])
     (any_preset, *_) = family.presets.values()
     return family(any_preset.replaced(config["preset"]))
+
+
+def unfinished(family: Family, config: Mapping[str, Any]) -> str | None:
+    """How far the training of a checkpoint came, such as "step 500 of 14000, in phase guider"; None if it is through.
+
+    Of a checkpoint that ``fit`` did not write, and that does not say what it is, nothing is known: None as well.
+    """
+    phase, step, steps = config.get("phase"), config.get("step", 0), sum(family.preset.steps)
+    if phase is None or (phase == family.phases[-1] and step >= steps):
+        return None
+    return f"step {step} of {steps}, in phase {phase}"
 
 
 def load_checkpoint(path: Path) -> tuple[Family, dict[str, Any]]:
@@ -119,7 +121,7 @@ def load_checkpoint(path: Path) -> tuple[Family, dict[str, Any]]:
     file = folder / "model.safetensors"
     try:
         family = build_family(config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} describes no model that medgen has: {error}") from error
     try:
         content = file.read_bytes()
@@ -155,4 +157,7 @@ def shipped_checkpoint(model: str) -> Path:
     """
     if found := sorted(SHIPPED.glob(f"{model}-*/config.json")):
         return found[0].parent
-    raise CheckpointError(f"medgen ships no checkpoint of {model}: name yours with --checkpoint")
+    raise CheckpointError(
+        f"medgen ships no checkpoint of {model}: train one with python -m training fit --model {model} --data DIR "
+        f"--out runs/{model}, and name it with --checkpoint runs/{model}"
+    )

@@ -1,13 +1,14 @@
 """What every model family is: networks, a loss for each training phase, a step and a finish."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from inspect import formatannotation
-from types import UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -25,6 +26,8 @@ Network = Callable[..., Tensor]  # (input [B, C, H, W], t) or (input, t, conditi
 @dataclasses.dataclass(frozen=True)
 class Preset:
     """What every family's preset says; a family adds its own fields."""
+
+    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)
 
     size: int
     schedule: Schedule
@@ -55,40 +58,37 @@ class Preset:
         solver_table(self.default_solver, self.schedule, self.default_steps)  # says so if they do not go together
 
     def replaced(self, fields: Mapping[str, Any]) -> "Preset":
-        """The preset with some fields changed, as read from JSON: lists become tuples, a mapping the schedule.
+        """The preset with some fields changed, as JSON gives them: lists are tuples, a mapping changes the schedule.
 
         Raises:
             ValueError: a field is unknown or its value is of the wrong type or out of range.
         """
-        return _replaced(self, fields, "preset field")
+        changed = _merged(self, fields, "preset field")
+        schedule = changed["schedule"]
+        if isinstance(schedule, Mapping):
+            changed["schedule"] = _merged(self.schedule, schedule, "schedule field")
+        try:
+            return TypeAdapter(type(self)).validate_json(json.dumps(changed, default=dataclasses.asdict))
+        except ValidationError as error:
+            raise ValueError(_in_words(self, changed, error)) from None
 
 
-def _replaced(old: Any, fields: Mapping[str, Any], what: str) -> Any:
-    kinds = get_type_hints(type(old))
-    if unknown := fields.keys() - kinds.keys():
-        raise ValueError(f"{what} {min(unknown)!r} is unknown; there are {', '.join(kinds)}")
-    changes = {}
-    for name, value in fields.items():
-        present = getattr(old, name)
-        if dataclasses.is_dataclass(present) and isinstance(value, Mapping):
-            value = _replaced(present, value, f"{name} field")
-        elif isinstance(value, list):
-            value = tuple(value)
-        if not _fits(value, kind := kinds[name]):
-            raise ValueError(f"{what} {name!r} is {value!r}; it must be {formatannotation(kind)}, like {present!r}")
-        changes[name] = value
-    return dataclasses.replace(old, **changes)
+def _merged(old: Any, fields: Mapping[str, Any], what: str) -> dict[str, Any]:
+    known = {field.name: getattr(old, field.name) for field in dataclasses.fields(old)}
+    if unknown := fields.keys() - known.keys():
+        raise ValueError(f"{what} {min(unknown)!r} is unknown; there are {', '.join(known)}")
+    return {**known, **fields}
 
 
-def _fits(value: object, kind: Any) -> bool:
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in args
-    if origin in (Union, UnionType):
-        return any(_fits(value, arg) for arg in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
-    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+def _in_words(old: Any, changed: Mapping[str, Any], error: ValidationError) -> str:
+    (first, *_) = error.errors()
+    if "error" in first.get("ctx", {}):
+        return str(first["ctx"]["error"])  # of __post_init__
+    (name, *inner), what = map(str, first["loc"]), "preset field"
+    if name == "schedule" and inner:
+        (name, *_), what, old, changed = inner, "schedule field", old.schedule, changed["schedule"]
+    kind = formatannotation(get_type_hints(type(old))[name])
+    return f"{what} {name!r} is {changed[name]!r}; it must be {kind}, like {getattr(old, name)!r}"
 
 
 class Family(nn.Module):
@@ -169,7 +169,12 @@ class Family(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, noises: Sequence[Tensor], solver: str, steps: int, condition: Tensor | None = None
+        self,
+        noises: Sequence[Tensor],
+        solver: str,
+        steps: int,
+        condition: Tensor | None = None,
+        progress: Callable[[int, int], object] = lambda *_: None,
     ) -> tuple[Tensor, ...]:
         """Draw samples in PyTorch.
 
@@ -179,6 +184,8 @@ class Family(nn.Module):
             solver: a name in ``serving.sampling.solvers.SOLVERS``.
             steps: 1 .. the schedule's number of training timesteps.
             condition: class-index mask uint8 [B, 1, H, W] for the families that take one.
+            progress: called with (rows done, rows in all) before each row of the solver's table; what it raises ends
+                the drawing.
 
         Returns:
             The named outputs, in the order of ``outputs``.
@@ -187,6 +194,7 @@ class Family(nn.Module):
         sample, zeros = noises[0], torch.zeros_like(noises[0])
         history = zeros, zeros, zeros
         for k, row in enumerate(table):
+            progress(k, len(table))
             noise = noises[k + 1] if k + 1 < len(noises) else zeros
             coeffs = row.expand(len(sample), -1)
             sample, prediction = self.step(sample, *history, noise, coeffs, condition)

@@ -3,12 +3,13 @@
 import csv
 import math
 import pickle
-import shutil
+import re
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from serving.folders import Busy, locked, remove
 from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, save_checkpoint
 from training.data.listing import Listing, write_listing
 from training.family import Batch, Family
 from training.preview import save_preview
 
 LOG_FIELDS = ("step", "phase", "loss", "learning_rate", "samples_per_second")
+ROW = re.compile(r"\d+,\w+(,[\d.e+-]+){3}")
+LOCK = ".lock"
+LONG = 10.0  # seconds that a picture may take without a word
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,10 @@ class Run:
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
     """The run was asked to stop; its checkpoint is written."""
+
+
+class NotDrawn(Exception):  # noqa: N818 - it is no error
+    """A picture was given up, for the run was asked to stop."""
 
 
 class Shuffled(Sampler[list[int]]):
@@ -116,7 +125,7 @@ def fit(family: Family, dataset: Dataset, run: Run, resume: bool = False) -> Pat
 
     Raises:
         ValueError: the preset has not one number of steps for each phase.
-        CheckpointError: there is nothing to resume, or a run is there already.
+        CheckpointError: there is nothing to resume, a run is there already, or another process trains in its folder.
         Interrupted: SIGINT or SIGTERM came; a checkpoint of the step it stopped at is written.
         FloatingPointError: the loss is no longer finite.
     """
@@ -126,6 +135,18 @@ def fit(family: Family, dataset: Dataset, run: Run, resume: bool = False) -> Pat
             f"{' and '.join(family.phases)}"
         )
     accelerator = Accelerator(mixed_precision=run.precision)
+    if resume:
+        find_checkpoint(run.out)
+    run.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(run.out / LOCK) if accelerator.is_main_process else nullcontext():
+            return train(family, dataset, run, resume, accelerator)
+    except Busy as error:
+        raise CheckpointError(f"{run.out} is the folder of a run that is under way: {error}") from None
+
+
+def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator: Accelerator) -> Path:
+    """``fit`` in a folder that nobody else trains in."""
     if not resume and any(run.out.glob(CONFIGS)):
         raise CheckpointError(f"{run.out} already holds a run; go on with it (--resume) or name another folder")
     state = load_training_state(run.out) if resume else None
@@ -142,9 +163,10 @@ def fit(family: Family, dataset: Dataset, run: Run, resume: bool = False) -> Pat
             network.compile()
     ends = list(accumulate(family.preset.steps))
     total = ends[-1]
-    log = Log(run.out / "log.csv", step) if accelerator.is_main_process else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with stop_requests() as stops, Progress(*columns, disable=not accelerator.is_main_process) as progress:
+        say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
+        log = Log(run.out / "log.csv", step, say) if accelerator.is_main_process else None
         task = progress.add_task("", total=total, completed=step)
         for phase, end in zip(family.phases, ends, strict=True):
             if step >= end:
@@ -174,20 +196,45 @@ def fit(family: Family, dataset: Dataset, run: Run, resume: bool = False) -> Pat
                         progress.update(task, description=f"{phase} loss {mean:.4f}")
                 if phase_ends:
                     trainer.adopt_average()
-                if accelerator.is_main_process and saves:
+                if log and saves:
                     checkpoint(family, trainer, run, step)
-                previews = phase == family.phases[-1] and (step % run.preview_every == 0 or phase_ends)
-                if accelerator.is_main_process and previews:
-                    with trainer.averaged():
-                        save_preview(family, dataset, run.out / "previews" / f"{step:08d}.png")
                 progress.update(task, completed=step)
+                previews = phase == family.phases[-1] and (step % run.preview_every == 0 or phase_ends)
+                if log and previews and not stops:
+                    file = run.out / "previews" / f"{step:08d}.png"
+                    watched = Watched(file, stops, say)
+                    with suppress(NotDrawn), trainer.averaged():
+                        save_preview(family, dataset, file, watched)
+                    if stops and not saves:
+                        checkpoint(family, trainer, run, step)
                 if stops:
-                    raise Interrupted(f"stopped at step {step} of {total}; go on with --resume")
+                    raise Interrupted(
+                        f"stopped at step {step} of {total}; go on with --resume"
+                        if step < total
+                        else f"stopped after all {total} steps; they are saved"
+                    )
                 if phase_ends:
                     break
     accelerator.wait_for_everyone()  # for the last checkpoint, which one process writes
     accelerator.end_training()
     return find_checkpoint(run.out)
+
+
+class Watched:
+    """Is told of every step of a picture: says how long it will take, if that is long, and heeds requests to stop."""
+
+    def __init__(self, file: Path, stops: list[int], say: Callable[[str], object]) -> None:
+        self.file, self.stops, self.say = file, stops, say
+        self.since = time.monotonic()
+
+    def __call__(self, done: int, rows: int) -> None:
+        if self.stops:
+            raise NotDrawn
+        seconds = (time.monotonic() - self.since) * rows
+        if done == 1 and seconds > LONG:
+            self.say(
+                f"drawing {self.file}: {rows} steps, about {math.ceil(seconds / 60)} min; Ctrl-C ends and saves the run"
+            )
 
 
 class Phase:
@@ -272,9 +319,8 @@ def checkpoint(family: Family, trainer: Phase, run: Run, step: int) -> None:
         )
     for old in sorted(folder.parent.glob("[0-9]*"))[: -run.keep]:
         old.rename(old.with_name(f".{old.name}.old"))
-    for pattern in (".*.old", ".*.writing"):
-        for left_over in folder.parent.glob(pattern):
-            shutil.rmtree(left_over)
+    for left_over in folder.parent.glob(".*"):
+        remove(left_over)
 
 
 def load_training_state(out: Path) -> dict[str, Any]:
@@ -291,20 +337,27 @@ def load_training_state(out: Path) -> dict[str, Any]:
 class Log:
     """``log.csv``: the mean loss of the steps since the row before."""
 
-    def __init__(self, file: Path, step: int) -> None:
+    def __init__(self, file: Path, step: int, say: Callable[[str], object]) -> None:
         self.file = file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        rows = []
-        if file.is_file():
-            with file.open() as stream:
-                rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= step]
+        rows = [row for row in self.read(say) if int(row[0]) <= step]
         aside = file.with_name(".log.csv.writing")
         with aside.open("w") as stream:
-            writer = csv.DictWriter(stream, LOG_FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+            csv.writer(stream).writerows([LOG_FIELDS, *rows])
         aside.replace(file)
         self.reset()
+
+    def read(self, say: Callable[[str], object]) -> list[list[str]]:
+        """The rows that are there, up to the first that a crash has spoilt; then the file is kept, by another name."""
+        if not self.file.is_file():
+            return []
+        rows = []
+        for number, line in enumerate(self.file.read_text(errors="replace").splitlines()[1:], 2):
+            if not ROW.fullmatch(line):
+                kept = self.file.replace(self.file.with_name("log.csv.damaged"))
+                say(f"{self.file}: line {number} is damaged; the rows before it are kept, the old file is {kept}")
+                break
+            rows.append(line.split(","))
+        return rows
 
     def reset(self) -> None:
         self.losses: list[Tensor] = []

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from serving.sampling.solvers import Schedule
+from serving.sampling.solvers import Schedule, data_weights
 
 
 def draw_timesteps(schedule: Schedule, count: int, generator: torch.Generator, antithetic: bool = True) -> Tensor:
@@ -29,9 +29,14 @@ def noised(schedule: Schedule, data: Tensor, noise: Tensor, t: Tensor) -> tuple[
     """
     alpha, sigma = levels(schedule, t.to(data.device))
     state = alpha * data + sigma * noise
-    if schedule.prediction == "epsilon":
-        return state, noise
-    return state, alpha * noise - sigma * data if schedule.prediction == "v" else data - noise
+    targets = {"epsilon": noise, "v": alpha * noise - sigma * data, "velocity": data - noise}
+    return state, targets[schedule.prediction]
+
+
+def estimate(schedule: Schedule, state: Tensor, out: Tensor, t: Tensor) -> Tensor:
+    """The data [B, C, H, W], given states at t [B] and what a network predicted there: as a solver's step has it."""
+    p, q = data_weights(schedule.prediction, *levels(schedule, t))
+    return p * state + q * out
 
 
 def levels(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Pictures of what a half-trained model draws."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from training.family import Family
 COUNT = 16
 
 
-def save_preview(family: Family, dataset: Dataset[Any], file: Path) -> None:
+def save_preview(
+    family: Family, dataset: Dataset[Any], file: Path, progress: Callable[[int, int], object] = lambda *_: None
+) -> None:
     """Draw seeds 0 to 15 with the preset's own solver and steps, as serving would, and write one contact sheet.
 
     A family that is conditioned on a mask gets masks from all over the data set; the sheet shows their outlines.
+    ``progress`` is called as ``Family.sample`` does; if it raises, there is no sheet.
     """
     preset = family.preset
     rows = len(solver_table(preset.default_solver, preset.schedule, preset.default_steps))
@@ -33,11 +37,13 @@ def save_preview(family: Family, dataset: Dataset[Any], file: Path) -> None:
         pairs = len(dataset)  # type: ignore[arg-type]
         condition = torch.stack([dataset[k * pairs // COUNT]["mask"] for k in range(COUNT)]).to(device)
     tensors = family.sample(
-        list(torch.from_numpy(noises).to(device)), preset.default_solver, preset.default_steps, condition
+        list(torch.from_numpy(noises).to(device)), preset.default_solver, preset.default_steps, condition, progress
     )
     arrays = {output.name: tensor.cpu().numpy() for output, tensor in zip(family.outputs, tensors, strict=True)}
     samples = Samples(arrays, [{"seed": seed} for seed in range(COUNT)], family.outputs)
     if family.condition is not None and condition is not None:
         samples = under(family.condition, condition.cpu().numpy(), samples)
     file.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(samples).save(file)
+    aside = file.with_name(f".{file.name}")
+    contact_sheet(samples).save(aside)
+    aside.replace(file)

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from benchmarks.latency.diffusers_schedulers import make_scheduler
-from export.build import Options, describe, describe_target, engine_files, write_bundle
+from export.build import describe, describe_target, engine_files, write_bundle
 from export.fuse import fuse
 from export.graphs import Step, export_graph, finish_graph, step_graph
+from export.options import Options, PlanOptions
 from export.precision import DTYPES, in_half_precision
-from export.tensorrt import PlanOptions
 from serving.engines import EngineError, Trajectory, open_engine
 from serving.engines.gpu import GpuEngine
 from serving.sampling.solvers import COLUMNS, HISTORY, solver_table

@@ -48,8 +48,8 @@ class Sampler:
 
         Returns:
             For each request the manifest's outputs by name, [N, ...] each, and "provenance", object [N, 1]: JSON as
-            bytes, saying model, bundle, seed, solver, steps, under a condition the sha256 of its bytes, and of a model
-            whose training was not through, how far it came.
+            bytes, saying model, bundle, seed, solver, steps, under a condition the sha256 of its bytes, and
+            "unfinished" if the model's training was not through.
 
         Raises:
             EngineError: the engine failed, or its values are not finite.

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ Array = NDArray[np.float64]
 
 COLUMNS = ("t", "p", "q", "a", "b", "c", "s", "m", "n", "d1", "d2", "d3")
 HISTORY = 3
+MOST_TIMESTEPS = 100_000
 
 PREDICTIONS = {"linear": ("epsilon", "v"), "scaled_linear": ("epsilon", "v"), "flow": ("velocity",)}
 
@@ -35,7 +36,7 @@ class Schedule:
     """The noise a network was trained on, and what it predicts. ValueError for values other than these:
 
     kind: "linear" (betas evenly spaced), "scaled_linear" (their square roots are) or "flow".
-    num_train_timesteps: number of noise levels, at least 1; the network sees t from 0 to num_train_timesteps - 1.
+    num_train_timesteps: number of noise levels, 1 to 100,000; the network sees t from 0 to num_train_timesteps - 1.
     beta_start, beta_end: first and last beta, 0 < beta_start <= beta_end < 1; a flow has none and ignores them.
     prediction: "epsilon" (noise) or "v" (alpha*noise - sigma*data); "velocity" (data - noise) for a flow.
     """
@@ -52,8 +53,9 @@ class Schedule:
         if self.prediction not in PREDICTIONS[self.kind]:
             allowed = ", ".join(PREDICTIONS[self.kind])
             raise ValueError(f"prediction of a {self.kind} schedule must be one of {allowed}, not {self.prediction!r}")
-        if not isinstance(self.num_train_timesteps, Integral) or self.num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps must be an integer of at least 1, not {self.num_train_timesteps!r}")
+        levels = self.num_train_timesteps
+        if not isinstance(levels, Integral) or not 1 <= levels <= MOST_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps must be an integer from 1 to {MOST_TIMESTEPS}, not {levels!r}")
         if self.process == "diffusion" and not 0 < self.beta_start <= self.beta_end < 1:
             betas = f"{self.beta_start!r} and {self.beta_end!r}"
             raise ValueError(f"beta_start and beta_end must keep 0 < beta_start <= beta_end < 1, not {betas}")
@@ -78,7 +80,7 @@ class Schedule:
 class Levels(NamedTuple):
     """The noise levels a table steps from and to, each float64 [rows].
 
-    x0 = p*x + q*out and noise = u*x + w*out: the only place that knows what the network predicts.
+    x0 = p*x + q*out and noise = u*x + w*out, where out is what the network predicts.
     """
 
     t: Array
@@ -92,14 +94,24 @@ class Levels(NamedTuple):
     w: Array
 
 
+def data_weights(prediction: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+    """p and q of x0 = p*x + q*out, where x = alpha*data + sigma*noise: arrays or tensors of any shape, as these are."""
+    if prediction == "velocity":  # of a flow, whose alpha is 1 - sigma
+        return 1 + 0 * alpha, sigma
+    if prediction == "v":
+        return alpha, -sigma
+    return 1 / alpha, -sigma / alpha
+
+
 def _levels(schedule: Schedule, timesteps: NDArray[np.int64]) -> Levels:
     alphas_cumprod = np.append(schedule.alphas_cumprod[timesteps], 1.0)
     alphas, sigmas = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
     alpha, sigma = alphas[:-1], sigmas[:-1]
+    p, q = data_weights(schedule.prediction, alpha, sigma)
     if schedule.prediction == "v":
-        p, q, u, w = alpha, -sigma, sigma, alpha
+        u, w = sigma, alpha
     else:
-        p, q, u, w = 1 / alpha, -sigma / alpha, np.zeros_like(alpha), np.ones_like(alpha)
+        u, w = np.zeros_like(alpha), np.ones_like(alpha)
     return Levels(timesteps.astype(np.float64), alpha, sigma, alphas[1:], sigmas[1:], p, q, u, w)
 
 
@@ -146,9 +158,9 @@ def _flow_levels(schedule: Schedule, steps: int) -> Levels:
     time = _flow_times(schedule, steps)
     alphas = np.append(time, 1.0)
     sigmas = 1.0 - alphas
-    one = np.ones(steps)
     t = time * (schedule.num_train_timesteps - 1)
-    return Levels(t, alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:], p=one, q=sigmas[:-1], u=one, w=-time)
+    p, q = data_weights(schedule.prediction, alphas[:-1], sigmas[:-1])
+    return Levels(t, alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:], p, q, u=np.ones(steps), w=-time)
 
 
 def _table(rows: int, **columns: Array | float) -> Array:
@@ -252,14 +264,16 @@ def ipndm(schedule: Schedule, steps: int) -> Array:
 def euler(schedule: Schedule, steps: int) -> Array:
     """x + h*v for dx/dt = v, t from 0 to 1: Lipman et al. 2023 (arXiv 2210.02747), eq. 1. First order."""
     t = _flow_times(schedule, steps, 1)
-    return _table(steps, t=t * (schedule.num_train_timesteps - 1), p=1, q=1 - t, a=1, c=1 / steps)
+    p, q = data_weights(schedule.prediction, t, 1 - t)
+    return _table(steps, t=t * (schedule.num_train_timesteps - 1), p=p, q=q, a=1, c=1 / steps)
 
 
 def midpoint(schedule: Schedule, steps: int) -> Array:
     """x + h*v(x + h/2*v(x)), the same equation by the explicit midpoint rule. Second order, two rows a step."""
     t, h = _flow_times(schedule, steps, 2), 1 / steps
+    p, q = data_weights(schedule.prediction, t, 1 - t)
     c, n, d1 = np.tile([[h / 2, h], [1, 0], [0, -h / 2]], steps)
-    return _table(2 * steps, t=t * (schedule.num_train_timesteps - 1), p=1, q=1 - t, a=1, c=c, n=n, d1=d1)
+    return _table(2 * steps, t=t * (schedule.num_train_timesteps - 1), p=p, q=q, a=1, c=c, n=n, d1=d1)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serving.bundle import MANIFEST, REPOSITORY, BundleError, Manifest, bundle_folder
 from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
+from serving.folders import Busy, recover
 from serving.triton.errors import ServerError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -89,6 +90,10 @@ def _with_stages(repository: Path, name: str) -> list[str]:
     chain = _chain(repository, name)
     stages = [stage.model for stage in chain.stages] if chain else [name]
     for stage in stages:
+        try:
+            recover(bundle_folder(repository, stage))
+        except (Busy, OSError) as error:
+            raise ServerError(f"the bundle of {stage} was being replaced when that was cut short: {error}") from None
         if not (bundle_folder(repository, stage) / MANIFEST).is_file():
             needed = "" if name == stage else f", which {name} needs,"
             raise ServerError(f"model {stage}{needed} has not been built: run {_build_command(repository, name)}")

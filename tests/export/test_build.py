@@ -1,6 +1,9 @@
 import json
+import os
+import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,18 +11,21 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from tiny import contents
 from tiny_pig import FIELDS, SIZE, tiny_pig
 
 from export import BuildError
 from export.__main__ import main
-from export.build import Options, build, written_aside
+from export.build import build, prepare_repository
+from export.options import Options, Tolerance
 from export.parity import measure_parity
-from export.precision import Tolerance
+from serving import folders
 from serving.bundle import Bundle, bundle_folder, load_bundle
+from serving.client import LocalClient
 from serving.engines import open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.triton.served_models import find_models
 from training.checkpoint import save_checkpoint
 
 STEPS = FIELDS["default_steps"]
@@ -41,7 +47,13 @@ def repository(built: Bundle, tmp_path: Path) -> Path:
 
 class TestBundle:
     def test_holds_the_graphs_the_manifest_and_the_parity_figures(self, built):
-        assert contents(built.folder).keys() == {"manifest.json", "parity.json", "step.onnx", "finish.onnx"}
+        assert contents(built.folder).keys() == {
+            "SHA256SUMS",
+            "manifest.json",
+            "parity.json",
+            "step.onnx",
+            "finish.onnx",
+        }
         manifest = built.manifest
         assert (manifest.model, manifest.preset, manifest.sample_shape) == ("pig", "small", (2, SIZE, SIZE))
         assert [output.name for output in manifest.outputs] == ["mask", "image"]
@@ -63,7 +75,7 @@ class TestBundle:
         folder = built.folder.parents[1]
         for name in ("config.pbtxt", "1/model.py"):
             assert (folder / name).read_bytes() == (ROOT / "model_repository" / "pig" / name).read_bytes()
-        assert not list(folder.glob("1/.bundle-*"))
+        assert not list(folder.glob("1/.bundle.*"))
 
     def test_the_graphs_say_nothing_of_where_they_were_made(self, built):
         for name in ("step", "finish"):
@@ -178,20 +190,127 @@ class TestFailures:
             assert "step.onnx" in self.run(command, folder)
 
 
-class TestWrittenAside:
-    def test_replaces_the_old_folder(self, tmp_path):
-        for text in ("old", "new"):
-            with written_aside(tmp_path / "bundle") as folder:
-                (folder / "file").write_text(text)
-        assert contents(tmp_path) == {"bundle/file": b"new"}
+class TestRepository:
+    @pytest.mark.parametrize("name", ["config.pbtxt", "1/model.py"])
+    def test_a_file_that_a_full_disk_cut_short_is_written_again(self, tmp_path, name):
+        prepare_repository(tmp_path, "pig")
+        whole = contents(tmp_path)
+        for length in (0, 9):
+            (tmp_path / "pig" / name).write_bytes(whole[f"pig/{name}"][:length])
+            prepare_repository(tmp_path, "pig")
+            assert contents(tmp_path) == whole
+        (tmp_path / "pig" / name).unlink()
+        prepare_repository(tmp_path, "pig")
+        assert contents(tmp_path) == whole
 
-    def test_an_error_leaves_the_old_folder(self, tmp_path):
-        with written_aside(tmp_path / "bundle") as folder:
-            (folder / "file").write_text("old")
-        with pytest.raises(RuntimeError), written_aside(tmp_path / "bundle") as folder:  # noqa: PT012
-            (folder / "file").write_text("new")
-            raise RuntimeError
-        assert contents(tmp_path) == {"bundle/file": b"old"}
+    def test_what_the_user_changed_stays(self, tmp_path):
+        prepare_repository(tmp_path, "pig")
+        config = tmp_path / "pig" / "config.pbtxt"
+        config.write_text(config.read_text() + "# mine")
+        before = contents(tmp_path)
+        prepare_repository(tmp_path, "pig")
+        assert contents(tmp_path) == before
+
+    def test_a_full_disk_leaves_no_part_of_it(self, tmp_path, monkeypatch):
+        copy = shutil.copyfile
+
+        def full(source: Path, target: Path) -> None:
+            if target.name == "model.py":
+                target.touch()
+                raise OSError(28, "No space left on device", str(target))
+            copy(source, target)
+
+        monkeypatch.setattr(shutil, "copyfile", full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare_repository(tmp_path, "pig")
+        assert not list(tmp_path.iterdir())
+
+
+class TestCutShort:
+    def run(self, repository: Path, checkpoint: Path) -> Result:
+        arguments = ["build", "--model", "pig", "--checkpoint", str(checkpoint), "--repository", str(repository)]
+        return CliRunner().invoke(main, [*arguments, "--max-batch", "3"])
+
+    def test_sigterm_leaves_the_old_bundle_and_nothing_else(self, exported, repository, checkpoint, monkeypatch):
+        before, handler = contents(repository), signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr("export.build.measure_parity", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert self.run(repository, checkpoint).exit_code == 128 + signal.SIGTERM
+        assert contents(repository) == before
+        assert signal.getsignal(signal.SIGTERM) == handler
+
+    def test_what_a_killed_build_left_is_cleared_away(self, exported, repository, checkpoint):
+        left_over = bundle_folder(repository, "pig").with_name(".bundle.new")
+        left_over.mkdir()
+        (left_over / "step.onnx").write_bytes(b"half")
+        assert self.run(repository, checkpoint).exit_code == 0
+        assert {file.name for file in left_over.parent.iterdir()} == {"bundle", "model.py"}
+
+    def test_two_builds_of_a_model_do_not_mix(self, exported, repository, checkpoint, monkeypatch):
+        refused = []
+
+        def meanwhile(*arguments: object) -> object:
+            refused.append(self.run(repository, checkpoint).stderr)
+            return measure_parity(*arguments)
+
+        monkeypatch.setattr("export.build.measure_parity", meanwhile)
+        assert self.run(repository, checkpoint).exit_code == 0
+        assert "another process is at work in " in refused[0]
+        assert load_bundle(bundle_folder(repository, "pig")).manifest.max_batch == 3
+
+    def test_a_bundle_that_was_to_be_replaced_when_the_builder_was_killed_is_put_right(self, repository, monkeypatch):
+        bundle = bundle_folder(repository, "pig")
+        before = load_bundle(bundle).digest
+
+        def killed(place: Path, _: int) -> None:
+            if place.exists():
+                place.rename(place.with_name(".bundle.old"))
+            raise KeyboardInterrupt
+
+        for step in ("_forward", "_back"):
+            monkeypatch.setattr(folders, step, killed)
+        with pytest.raises(KeyboardInterrupt), folders.replacing(bundle) as (new,):
+            shutil.copytree(bundle, new, dirs_exist_ok=True)
+        monkeypatch.undo()
+        assert not bundle.exists()
+        assert find_models(repository) == (["pig"], {})
+        assert load_bundle(bundle).digest == before
+        assert {file.name for file in bundle.parent.iterdir()} == {"bundle", "model.py"}
+
+    def test_an_error_without_words_of_the_system_has_its_own(self, repository, checkpoint, monkeypatch):
+        def failing(*_: object) -> None:
+            raise OSError("the disk is gone")
+
+        monkeypatch.setattr("export.build.step_graph", failing)
+        line = self.run(repository, checkpoint).stderr.strip().splitlines()[-1]
+        assert line == "Error: a file of the bundle cannot be written: the disk is gone"
+
+
+class TestUnfinished:
+    SO_FAR = "step 3 of 7, in phase guider"
+
+    @pytest.fixture
+    def halfway(self, tmp_path: Path) -> Path:
+        pig = tiny_pig(steps=[4, 3])
+        config = {"preset_name": "small", "phase": "guider", "step": 3}
+        save_checkpoint(tmp_path / "halfway", pig, pig.state_dict(), config)
+        return tmp_path / "halfway"
+
+    def test_it_is_refused_unless_that_is_wanted_and_then_said_everywhere(self, exported, halfway, tmp_path):
+        repository = tmp_path / "repository"
+        arguments = ["build", "--model", "pig", "--checkpoint", str(halfway), "--repository", str(repository)]
+        refused = CliRunner().invoke(main, arguments)
+        assert refused.exit_code == 1
+        assert f"{halfway} was trained to {self.SO_FAR}; go on with fit --resume, or" in refused.stderr
+        assert not repository.exists()
+        built = CliRunner().invoke(main, [*arguments, "--unfinished"])
+        assert built.exit_code == 0, built.output
+        checkpoint = load_bundle(bundle_folder(repository, "pig")).manifest.checkpoint
+        assert checkpoint.items() >= {"phase": "guider", "step": 3, "steps": {"guider": 4, "generator": 3}}.items()
+        for command in (["list"], ["inspect", "pig"]):
+            said = CliRunner().invoke(main, [*command, "--repository", str(repository)]).stdout
+            assert f"trained to {self.SO_FAR}" in said
+        samples = LocalClient(repository).sample("pig", seeds=[1], steps=2)
+        assert samples.provenance[0]["unfinished"] == self.SO_FAR
 
 
 class TestCommands:
@@ -203,11 +322,17 @@ class TestCommands:
     def test_list(self, built, tmp_path):
         assert built.digest[:12] in self.run("list", "--repository", built.folder.parents[2])
         assert "not built" in self.run("list", "--repository", tmp_path)
+        for line in self.run("list", "--repository", built.folder.parents[2]).splitlines():
+            assert len(line) <= 80, line
+            assert "…" not in line
 
     def test_inspect(self, built):
         printed = self.run("inspect", built.folder)
         assert built.digest in printed
         assert f"dpmpp_2m, {STEPS} steps" in printed
+        assert "trained      7 steps" in printed
+        assert "onnx (opset 18, fused), fp32, batch up to 16" in printed
+        assert re.search(r"^finish.onnx  [\d.,]+ (kB|bytes): ", printed, re.MULTILINE)
         assert self.run("inspect", "pig", "--repository", built.folder.parents[2]) == printed
 
     def test_verify(self, built, checkpoint):
@@ -225,3 +350,21 @@ class TestCommands:
         bundle = load_bundle(bundle_folder(repository, "pig"))
         assert bundle.manifest.max_batch == 3
         assert open_engine(bundle)
+
+    def test_who_has_read_enough_of_it_is_no_error(self, built):
+        """The pipe is closed before anything is written to it."""
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "w") as closed:
+            command = [sys.executable, "-m", "export", "inspect", str(built.folder)]
+            result = subprocess.run(command, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+        assert result.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [["export", "build", "--help"], ["training", "fit", "--help"]])
+def test_help_does_not_wait_for_torch(arguments):
+    command = [sys.executable, "-X", "importtime", "-m", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--help" in result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert not imported & {"torch", "onnx", "onnxruntime", "diffusers"}

@@ -13,9 +13,10 @@ from tiny_chain import PRESET, TinyImage, TinyMask, register, write_checkpoint
 
 from export.__main__ import main
 from export.parity import measure_parity
-from serving.bundle import REPOSITORY, bundle_folder, load_bundle
+from serving.bundle import REPOSITORY, bundle_folder, load_bundle, seal
 from serving.client import LocalClient
 from serving.triton.served_models import find_models
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.family import Preset
 
 STAGES = ("cmr_mask", "cmr_ddpm_image")
@@ -113,6 +114,7 @@ def test_a_stage_without_bundle_and_checkpoint_is_named(tmp_path: Path, checkpoi
     repository = tmp_path / "empty"
     said = build(repository, checkpoints["cmr_mask"], say=refused)
     assert "cmr_ddpm needs cmr_ddpm_image, which has not been built: name a checkpoint of it with --checkpoint" in said
+    assert "training fit --model cmr_ddpm_image" in said
     assert not repository.exists()
 
 
@@ -137,6 +139,23 @@ def test_stages_that_do_not_fit_change_nothing(
     said = build(repository, other, *(checkpoints[stage] for stage in new), say=refused)
     assert f"cmr_mask draws mask as uint8 {drawn}; cmr_ddpm_image needs uint8 [1, 16, 16] of 4 classes" in said
     assert contents(repository) == before
+
+
+def test_a_stage_that_is_not_trained_through_is_refused_given_or_kept(
+    repository: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    before = contents(repository)
+    mask = tmp_path / "mask"
+    family, _ = load_checkpoint(checkpoints["cmr_mask"])
+    save_checkpoint(mask, family, family.state_dict(), {"phase": "only", "step": 5})
+    so_far = f"was trained to step 5 of {sum(PRESET.steps)}, in phase only"
+    assert f"{mask} {so_far}" in build(repository, mask, say=refused)
+    assert contents(repository) == before
+    build(repository, mask, options=("--unfinished",))
+    assert "cmr_mask is unfinished" in run("list", "--repository", repository)
+    assert f"{bundle_folder(repository, 'cmr_mask')} {so_far}" in build(repository, say=refused)
+    (stages,) = (facts["stages"] for facts in LocalClient(repository).sample("cmr_ddpm", 1).provenance)
+    assert ["unfinished" in stage for stage in stages] == [True, False]
 
 
 def test_a_stage_that_fails_leaves_all_as_they_were(
@@ -196,7 +215,7 @@ def test_a_broken_chain_is_no_matter_to_others(repository: Path) -> None:
     assert "cmr_mask, preset" in run("inspect", "cmr_ddpm", "--repository", repository)
     listed = run("list", "--repository", repository)
     assert "all built" in listed
-    assert "broken: " in listed
+    assert "cmr_flow is broken: " in listed
     for asked in (["build", "--model", "cmr_flow"], ["inspect", "cmr_flow"]):
         assert f"{broken} cannot be read" in refused(*asked, "--repository", repository)
     assert "cmr_ddpm" in misused("build", "--model", "hurts", "--repository", repository)
@@ -205,4 +224,5 @@ def test_a_broken_chain_is_no_matter_to_others(repository: Path) -> None:
 def test_a_chain_of_bundles_that_do_not_fit_is_not_verified(repository: Path) -> None:
     manifest = bundle_folder(repository, "cmr_mask") / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"RV"', '"RV", "scar"'))
+    seal(manifest.parent)
     assert "of 5 classes; cmr_ddpm_image needs" in refused("verify", "cmr_ddpm", "--repository", repository)

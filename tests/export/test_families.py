@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny_families import FAMILIES, random_condition, tiny_family
 
-from export.build import Options, build
+from export.build import build
+from export.options import Options
 from serving.bundle import Bundle
 from serving.sampling.noise import draw
 from serving.sampling.requests import parse_request

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from export import BuildError
 from export.__main__ import main
-from export.build import Options, build, write_bundle
-from export.graphs import BF16_OPSET, OPSET, step_graph
+from export.build import build, write_bundle
+from export.graphs import step_graph
+from export.options import BF16_OPSET, OPSET, TOLERANCES, Options
 from export.parity import measure_parity
-from export.precision import TOLERANCES, in_half_precision, widened
+from export.precision import in_half_precision, widened
 from serving.bundle import bundle_folder
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from training.checkpoint import save_checkpoint

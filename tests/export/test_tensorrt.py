@@ -20,9 +20,10 @@ from tiny_pig import SIZE, tiny_pig
 
 from export import BuildError, silent, tensorrt
 from export.__main__ import main
-from export.build import Options, build
+from export.build import build
+from export.options import Options, PlanOptions
 from export.parity import compare_engines
-from export.tensorrt import PlanOptions, prepared
+from export.tensorrt import prepared
 from serving.bundle import Condition, bundle_folder, load_bundle
 from serving.engines import EngineError
 from serving.engines.onnxruntime import OnnxRuntimeEngine
@@ -57,7 +58,7 @@ def timings(tmp_path):
 
 def test_bundle(trt, checkpoint, tmp_path):
     bundle = build_plans(checkpoint, tmp_path)
-    assert contents(bundle.folder).keys() == {"manifest.json", "parity.json", "step.plan", "finish.plan"}
+    assert contents(bundle.folder).keys() == {"SHA256SUMS", "manifest.json", "parity.json", "step.plan", "finish.plan"}
     assert bundle.manifest.precision == "fp32"
     assert bundle.manifest.target == {
         "name": "tensorrt",
@@ -71,7 +72,7 @@ def test_bundle(trt, checkpoint, tmp_path):
         "fused": True,
     }
     assert bundle.manifest.parity["onnx"].keys() == {"state", "mask", "image"}
-    assert not list(bundle.folder.parent.glob(".bundle-*"))
+    assert not list(bundle.folder.parent.glob(".bundle.*"))
 
 
 def test_what_tensorrt_is_told(trt, checkpoint, tmp_path):

@@ -16,6 +16,7 @@ from training.checkpoint import (
     pack,
     save_checkpoint,
     shipped_checkpoint,
+    unfinished,
 )
 
 CONFIG = {"preset_name": "small", "data": "phantom", "seed": 3, "step": 7}
@@ -75,6 +76,8 @@ class TestLoad:
             ("config.json", b"\xff\xfe"),
             ("config.json", b"[]"),
             ("config.json", b'{"format": 99}'),
+            ("config.json", b'{"format": 1, "preset": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+            ("config.json", b'{"format": 1, "model": "pig", "preset": []}'),
             ("config.json", b'{"format": 1}'),
             ("model.safetensors", None),
             ("model.safetensors", b""),
@@ -140,6 +143,21 @@ class TestSave:
             save(tmp_path / "file" / "00000007")
 
 
+class TestUnfinished:
+    @pytest.mark.parametrize(
+        ("config", "so_far"),
+        [
+            ({"phase": "guider", "step": 4}, "step 4 of 10, in phase guider"),
+            ({"phase": "generator", "step": 9}, "step 9 of 10, in phase generator"),
+            ({"phase": "generator", "step": 10}, None),
+            ({"phase": "generator"}, "step 0 of 10, in phase generator"),
+            ({"step": 3}, None),
+        ],
+    )
+    def test_it_is_what_is_not_through_all_phases(self, config, so_far):
+        assert unfinished(tiny_pig(steps=[4, 6]), config) == so_far
+
+
 class TestPack:
     def test_it_keeps_the_model_in_float16_and_what_config_says(self, saved, tmp_path):
         out = pack(saved, tmp_path / "packed")
@@ -172,5 +190,5 @@ class TestShipped:
         assert shipped_checkpoint("pig") == shipped
 
     def test_a_model_without_one_is_named(self):
-        with pytest.raises(CheckpointError, match="no checkpoint of gan: name yours with --checkpoint"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of gan: .*training fit --model gan.*--checkpoint"):
             shipped_checkpoint("gan")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_pig import SET_OPTIONS, SIZE, tiny_pig
+from tiny_pig import FIELDS, SET_OPTIONS, SIZE, tiny_pig
 
 from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, pack
 from training.data.phantom import Phantoms
@@ -282,6 +282,69 @@ class TestInterrupt:
             train(pig)
         assert signal.getsignal(number) == before
         assert find_checkpoint(train.out).name == "00000001"
+
+    @pytest.mark.parametrize(
+        ("steps", "step", "message"),
+        [([1, 1], 2, "stopped after all 2 steps; they are saved"), ([1, 4], 3, "stopped at step 3 of 5; go on")],
+        ids=["the last", "one in between, at a step that is not saved"],
+    )
+    def test_it_is_heeded_while_a_picture_is_drawn(self, train, monkeypatch, steps, step, message):
+        monkeypatch.setattr("training.fit.LONG", 0)
+        pig = tiny_pig(steps=steps, batch=2, default_steps=9)
+        denoise, rows = pig.step, iter(range(99))
+
+        def signalling(*inputs: Any) -> Any:
+            if next(rows) == 2:
+                signal.raise_signal(signal.SIGTERM)
+            return denoise(*inputs)
+
+        pig.step = signalling
+        run = Run(train.out, {}, log_every=1, checkpoint_every=99, preview_every=3)
+        with pytest.raises(Interrupted, match=message):
+            fit(pig, Phantoms(4, SIZE), run)
+        assert next(rows) == 3
+        assert find_checkpoint(train.out).name == f"{step:08d}"
+        assert not (train.out / "previews").exists()
+
+    def test_how_long_a_picture_takes_is_said_if_it_is_long(self, train, monkeypatch, capsys):
+        train()
+        assert "drawing" not in capsys.readouterr().out
+        monkeypatch.setattr("training.fit.LONG", 0)
+        train.out = train.out.with_name("slow")
+        train()
+        said = capsys.readouterr().out
+        assert f"previews/00000002.png: {FIELDS['default_steps']} steps, about 1 min; Ctrl-C ends" in said
+
+
+class TestFolder:
+    def test_a_second_run_in_it_is_refused_and_the_first_goes_on(self, train):
+        pig = tiny_pig(steps=[1, 1], batch=2)
+        loss = pig.loss
+
+        def intruding(*inputs: Any) -> torch.Tensor:
+            for resume in (False, True):
+                with pytest.raises(
+                    CheckpointError, match=r"run is the folder of a run that is under way|no checkpoint"
+                ):
+                    Fit(train.out)(resume=resume)
+            return loss(*inputs)
+
+        pig.loss = intruding
+        assert train(pig).name == "00000002"
+        assert not (train.out / ".lock").exists()
+
+    @pytest.mark.parametrize("spoilt", [b"\0" * 4096, b"3,gener", b"3,generator,nought,1e-3,5.0\n4,x"])
+    def test_a_log_that_a_crash_has_spoilt_is_named_and_mended(self, train, capsys, spoilt):
+        train(steps=[1, 1])
+        log = train.out / "log.csv"
+        rows = learned(train.out)
+        log.write_bytes(whole := log.read_bytes() + spoilt)
+        fields = {"steps": [1, 3], "batch": 2}
+        fit(tiny_pig(**fields), Phantoms(4, SIZE), Run(train.out, {}, log_every=1), resume=True)
+        assert f"{log}: line 4 is damaged; the rows before it are kept" in capsys.readouterr().out
+        assert learned(train.out)[:2] == rows
+        assert [row["step"] for row in log_of(train.out)] == ["1", "2", "3", "4"]
+        assert log.with_name("log.csv.damaged").read_bytes() == whole
 
 
 class TestOrder:

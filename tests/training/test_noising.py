@@ -5,8 +5,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from serving.sampling.solvers import Schedule
-from training.noising import draw_timesteps, noised
+from serving.sampling.solvers import COLUMNS, Schedule, solver_table
+from training.noising import draw_timesteps, estimate, noised
 
 LINEAR = Schedule("linear", 1024, 1e-4, 0.02, "epsilon")
 SCALED_V = Schedule("scaled_linear", 1000, 0.00085, 0.012, "v")
@@ -69,3 +69,16 @@ def test_a_flow_is_the_straight_path_and_its_velocity():
     assert torch.equal(state[1], data[1])
     torch.testing.assert_close(state[2], (data[2] + noise[2]) / 2)
     torch.testing.assert_close(state + (1 - t.view(-1, 1, 1, 1) / 999) * target, data)
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, SCALED_V, FLOW], ids=lambda s: s.prediction)
+def test_the_data_are_estimated_from_what_is_predicted_as_a_solver_does(schedule):
+    data, noise = normal(0), normal(1)
+    table = torch.tensor(solver_table("dpmpp_2m", schedule, 6))
+    t, p, q = (table[:, COLUMNS.index(name)] for name in "tpq")
+    t = t.float() if schedule.kind == "flow" else t.long()
+    state, target = noised(schedule, data, noise, t)
+    found = estimate(schedule, state, target, t)
+    by_solver = p.view(-1, 1, 1, 1) * state + q.view(-1, 1, 1, 1) * target
+    torch.testing.assert_close(found, by_solver.float(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(found, data, rtol=0, atol=1e-3)

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 from serving.sampling.solvers import solver_table
 from training.models.pig import PRESETS, Pig, binarise
+
+FLOW = {"kind": "flow", "prediction": "velocity"}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,24 @@ class TestStep:
             rounding = torch.finfo(torch.float).eps * max(sample.abs().max().item(), 1.0)
             sample = self.step(pig, row, sample)
             torch.testing.assert_close(sample, expected, rtol=0, atol=32 * rounding)
+
+    @torch.no_grad()
+    def test_on_a_flow_the_generator_is_guided_by_where_the_velocity_leads(self):
+        pig = tiny_pig(schedule=FLOW, clip=None).double()
+        h, last = 1 / self.STEPS, pig.preset.schedule.num_train_timesteps - 1
+        ours = theirs = by_hand = state(3).double()
+        euler = SimpleNamespace(step=lambda out, _t, x: SimpleNamespace(prev_sample=x + h * out))
+        zeros = torch.zeros_like(ours)
+        for k, row in enumerate(torch.tensor(solver_table("euler", pig.preset.schedule, self.STEPS))):
+            t = torch.tensor(k * h * last, dtype=torch.double)
+            ours, _ = pig.step(ours, zeros, zeros, zeros, zeros, row.expand(3, -1))
+            theirs = pig.scheduler_step(pig.networks(), euler, t, theirs)
+            x, y = by_hand.chunk(2, dim=1)
+            v_x = pig.guider(by_hand, t).sample
+            v_y = pig.generator(torch.cat([y, x + (1 - k * h) * v_x], dim=1), t).sample
+            by_hand = by_hand + h * torch.cat([v_x, v_y], dim=1)
+        torch.testing.assert_close(ours, by_hand, rtol=0, atol=1e-8)
+        torch.testing.assert_close(theirs, by_hand, rtol=0, atol=1e-8)
 
     def test_sample_passes_the_latest_predictions_and_the_rows_noise(self, pig, monkeypatch):
         calls, predictions = [], []
@@ -161,21 +182,30 @@ class Oracle(nn.Module):
 
     def forward(self, noisy: Tensor, t: Tensor) -> "Oracle":
         self.noisy, self.t = noisy, t
-        alpha_bar = torch.tensor(self.schedule.alphas_cumprod).float()[t].view(-1, 1, 1, 1)
-        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        if self.schedule.kind == "flow":
+            alpha = (t / (self.schedule.num_train_timesteps - 1)).view(-1, 1, 1, 1)
+            sigma = 1 - alpha
+        else:
+            alpha_bar = torch.tensor(self.schedule.alphas_cumprod).float()[t].view(-1, 1, 1, 1)
+            alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         self.noise = (noisy[:, :1] - alpha * self.data) / sigma
-        right = {"epsilon": self.noise, "v": alpha * self.noise - sigma * self.data}[self.schedule.prediction]
-        self.sample = right + self.error
+        right = {
+            "epsilon": self.noise,
+            "v": alpha * self.noise - sigma * self.data,
+            "velocity": self.data - self.noise,
+        }
+        self.sample = right[self.schedule.prediction] + self.error
         return self
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "velocity"])
 class TestLoss:
     batch = random_batch(6)
     x0 = batch["mask"] * 2.0 - 1.0
 
     def oracles(self, prediction: str, guider_error: float, generator_error: float, **fields: object) -> Pig:
-        pig = tiny_pig(schedule={"prediction": prediction}, **fields).train()
+        schedule = FLOW if prediction == "velocity" else {"prediction": prediction}
+        pig = tiny_pig(schedule=schedule, **fields).train()
         pig.guider = Oracle(pig, self.x0, guider_error)
         pig.generator = Oracle(pig, self.batch["image"], generator_error)
         return pig

@@ -2,8 +2,10 @@
 
 import pkgutil
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from training.family import Family
+if TYPE_CHECKING:  # for imports of torch take seconds
+    from training.family import Family
 
 
 def family_names() -> tuple[str, ...]:
@@ -11,7 +13,7 @@ def family_names() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
-def load_family(name: str) -> type[Family]:
+def load_family(name: str) -> "type[Family]":
     """The class of a family.
 
     Raises:
@@ -19,6 +21,8 @@ def load_family(name: str) -> type[Family]:
     """
     if name not in family_names():
         raise ValueError(f"model {name!r} is unknown; there are {', '.join(family_names())}")
+    from training.family import Family
+
     module = import_module(f"{__name__}.{name}")
     return next(
         item

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from serving.bundle import Output
 from serving.sampling.solvers import Schedule
 from training.family import Batch, Family, Network, Preset
-from training.noising import draw_timesteps, levels, noised
+from training.noising import draw_timesteps, estimate, noised
 from training.unets import UNetPreset, diffusers_unet
 
 
@@ -125,17 +125,10 @@ class Pig(Family):
         if phase == "guider":
             return F.mse_loss(self.guider(state, t).sample.float(), target_x)
         with torch.no_grad():
-            guide = self.guide(self.estimate(x, self.guider(state, t).sample.float(), t))
+            guide = self.guide(estimate(schedule, x, self.guider(state, t).sample.float(), t))
         out = self.generator(torch.cat([y, guide], dim=1), t).sample.float()
         error = (out - target_y).square()
         return (error * guide.sigmoid()).mean() if self.preset.lesion_weight else error.mean()
-
-    def estimate(self, noisy: Tensor, out: Tensor, t: Tensor) -> Tensor:
-        """The data, given what a network predicted."""
-        alpha, sigma = levels(self.preset.schedule, t)
-        if self.preset.schedule.prediction == "epsilon":
-            return (noisy - sigma * out) / alpha
-        return alpha * noisy - sigma * out
 
     # --- the loop as users write it by hand ---
 
@@ -151,8 +144,10 @@ class Pig(Family):
         condition: Tensor | None = None,
     ) -> Tensor:
         x, y = sample.chunk(2, dim=1)
-        step_x = scheduler.step(networks["guider"](torch.cat([x, y], dim=1), t), t, x)
-        guide = self.guide(step_x.pred_original_sample)
+        out_x = networks["guider"](torch.cat([x, y], dim=1), t)
+        step_x = scheduler.step(out_x, t, x)
+        is_flow = self.preset.schedule.process == "flow"  # whose schedulers do not tell their estimate of the data
+        guide = self.guide(estimate(self.preset.schedule, x, out_x, t) if is_flow else step_x.pred_original_sample)
         step_y = scheduler.step(networks["generator"](torch.cat([y, guide], dim=1), t), t, y)
         return torch.cat([step_x.prev_sample, step_y.prev_sample], dim=1)
 

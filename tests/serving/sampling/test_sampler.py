@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import FLOW, LINEAR, write_tiny_bundle
 
-from serving.bundle import MANIFEST, BundleError, Condition, EngineFile, file_digest, load_bundle
+from serving.bundle import MANIFEST, BundleError, Condition, EngineFile, file_digest, load_bundle, seal
 from serving.engines import EngineError, StepEngine, open_engine
 from serving.sampling import noise
 from serving.sampling.requests import parse_request
@@ -276,11 +276,21 @@ def test_a_graph_that_does_not_run_says_which(tiny):
         tiny._engine.finish(np.zeros((1, 5, 16, 16), np.float32))
 
 
+def test_provenance_says_that_the_training_was_not_through(tiny):
+    (whole,) = tiny.sample([request(tiny, [5])])
+    so_far = "step 3 of 9, in phase guider"
+    manifest = dataclasses.replace(tiny.bundle.manifest, checkpoint={"unfinished": so_far})
+    (samples,) = Sampler(dataclasses.replace(tiny.bundle, manifest=manifest), tiny._engine).sample([request(tiny, [5])])
+    facts, expected = (json.loads(drawn["provenance"][0, 0]) for drawn in (samples, whole))
+    assert facts == {**expected, "unfinished": so_far}
+
+
 def test_a_file_that_is_no_graph_is_named(tmp_path):
     folder = write_tiny_bundle(tmp_path)
     (folder / "step.onnx").write_bytes(b"no graph")
     manifest = load_manifest_with(folder, step=EngineFile("step.onnx", file_digest(folder / "step.onnx")))
     (folder / MANIFEST).write_text(manifest.to_json())
+    seal(folder)
     with pytest.raises(EngineError, match=r"cannot open .*step\.onnx"):
         Sampler(load_bundle(folder))
 
@@ -289,6 +299,7 @@ def load_manifest_with(folder, **engines):
     fields = json.loads((folder / MANIFEST).read_text())
     fields["engines"] |= {name: dataclasses.asdict(engine) for name, engine in engines.items()}
     (folder / MANIFEST).write_text(json.dumps(fields))
+    seal(folder)
     return load_bundle(folder).manifest
 
 
