@@ -25,6 +25,8 @@ class CUresult(enum.IntEnum):
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_OUT_OF_MEMORY = 2
     CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_ECC_UNCORRECTABLE = 214
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
 
 
@@ -60,6 +62,8 @@ class FakeCuda:
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append((name, *arguments))
             if name in self.refuses:
+                if name == "cuStreamEndCapture":
+                    self._captured = None
                 return self.refuses[name], None
             answer = function(*arguments)
             return (CUresult.CUDA_SUCCESS,) if answer is None else (CUresult.CUDA_SUCCESS, answer)

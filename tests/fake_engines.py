@@ -60,7 +60,8 @@ class FakeTensorRT(ModuleType):
     def __init__(self, cuda: FakeCuda, sizes: list[int]) -> None:
         super().__init__("tensorrt")
         self.cuda, self.sizes = cuda, sizes
-        self.refuses = self.says = ""
+        self.refuses = ""
+        self.says: str | None = ""  # nothing at all if None
 
     def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
         return True
@@ -75,7 +76,7 @@ class FakeTensorRT(ModuleType):
         return FakePlan(self, plan)
 
     def _may(self, what: str) -> bool:
-        if self.refuses == what:
+        if self.refuses == what and self.says is not None:
             self.logger.log(1, self.says or f"no {what} today")
         return self.refuses != what
 

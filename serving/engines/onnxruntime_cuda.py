@@ -49,18 +49,32 @@ class OnnxRuntimeCudaEngine(GpuEngine):
             raise NoGpuError("ONNX Runtime's CUDA provider does not load; it needs the CUDA libraries and cuDNN")
         self._without_waiting = onnxruntime.RunOptions()
         self._without_waiting.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._bindings: dict[tuple[object, ...], onnxruntime.IOBinding] = {}
+        self.prepare()
+
+    def __del__(self) -> None:
+        # Their work is on the device's stream, which would be destroyed before them.
+        for name in ("_bindings", "_sessions"):
+            vars(self).pop(name, None)
 
     def enqueue(self, graph: str, tensors: Mapping[str, DeviceArray]) -> None:
-        session = self._sessions[graph]
-        binding = session.io_binding()
-        for nodes, bind in (
-            (session.get_inputs(), binding.bind_input),
-            (session.get_outputs(), binding.bind_output),
-        ):
-            for node in nodes:
-                array = tensors[node.name]
-                bind(node.name, "cuda", array.device, array.dtype.type, array.shape, array.address)
         try:
-            session.run_with_iobinding(binding, self._without_waiting)
+            self._sessions[graph].run_with_iobinding(self._binding(graph, tensors), self._without_waiting)
         except Exception as error:  # ONNX Runtime's own classes share no better base
             raise EngineError(f"ONNX Runtime failed in the {graph} graph: {in_plain_words(str(error))}") from error
+
+    def _binding(self, graph: str, tensors: Mapping[str, DeviceArray]) -> onnxruntime.IOBinding:
+        """The graph's inputs and outputs at these addresses; there are few, as all buffers go round."""
+        bucket, *_ = tensors["sample"].shape
+        key = graph, bucket, *(array.address for array in tensors.values())
+        if key not in self._bindings:
+            session = self._sessions[graph]
+            binding = self._bindings[key] = session.io_binding()
+            for nodes, bind in (
+                (session.get_inputs(), binding.bind_input),
+                (session.get_outputs(), binding.bind_output),
+            ):
+                for node in nodes:
+                    array = tensors[node.name]
+                    bind(node.name, "cuda", array.device, array.dtype.type, array.shape, array.address)
+        return self._bindings[key]
