@@ -29,6 +29,8 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attri
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)0xC0; return 0; }
 int cuCtxSetCurrent(void *context) { return SAY("context %p", context); }
 int cuStreamCreate(void **stream, unsigned flags) { *stream = (void *)0x50; return SAY("stream flags=%u", flags); }
+int cuStreamDestroy_v2(void *stream) { return SAY("destroy stream %p", stream); }
+int cuCtxSynchronize(void) { return SAY("wait for all"); }
 int cuStreamSynchronize(void *stream) { return SAY("wait %p", stream); }
 int cuEventCreate(void **event, unsigned flags) {
     static uintptr_t number = 0xE0;
