@@ -175,7 +175,11 @@ class Device:
         self._call("cuStreamSynchronize", self.stream)
 
     def capture(self, enqueue: Callable[[], None]) -> "Graph":
-        """What ``enqueue`` puts on the stream, as a graph; none of it runs now."""
+        """What ``enqueue`` puts on the stream, as a graph; none of it runs now.
+
+        Work that calls the host is refused with ``EngineError``: what it is to find there is gone at the second launch
+        (ONNX Runtime frees host memory in this way, and would do so every time).
+        """
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         collecting = gc.isenabled()
         gc.disable()  # memory that is given back meanwhile would spoil the capture
@@ -193,9 +197,17 @@ class Device:
                 gc.enable()
         recorded = self._call("cuStreamEndCapture", self.stream)
         try:
+            if self._calls_the_host(recorded):
+                raise EngineError(f"GPU {self.number}: the work calls the host, and cannot be started again by itself")
             return Graph(self, self._call("cuGraphInstantiate", recorded, 0))
         finally:
             self._call("cuGraphDestroy", recorded)
+
+    def _calls_the_host(self, recorded: Any) -> bool:
+        _, count = self._call("cuGraphGetNodes", recorded)
+        nodes, _ = self._call("cuGraphGetNodes", recorded, count)
+        host = self._driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_HOST
+        return any(self._call("cuGraphNodeGetType", node) == host for node in nodes)
 
     def check(self) -> None:
         """Raises ``DeadGpuError`` if the GPU takes no work of this process any more."""
@@ -213,7 +225,7 @@ class Device:
             if code.name in FATAL:
                 raise DeadGpuError(f"{said}; this process cannot use the GPU any more ({function})")
             raise EngineError(f"{said} ({function})")
-        return values[0] if values else None
+        return values[0] if len(values) == 1 else values
 
     def _when_gone(self, thing: object, function: str, handle: Any) -> None:
         """Give a handle back to the driver once ``thing`` is garbage; at exit the driver does it by itself."""

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,7 @@ from serving.sampling.solvers import COLUMNS, HISTORY, longest_table
 
 A, S = COLUMNS.index("a"), COLUMNS.index("s")
 ROUND = math.lcm(2, HISTORY + 1)  # rows after which states and history are in the buffers they began in
+WARM_UPS = 2  # ONNX Runtime takes memory in the second run of a shape too, when it knows what the first one needed
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class GpuEngine(StepEngine):
         """Put "step" or "finish" on the device's stream and do not wait; the tensors are [bucket, ...] each."""
 
     def prepare(self) -> None:
-        """Run every bucket once, as the first run of a shape may load kernels and take memory, and capture its graphs.
+        """Run every bucket, as the first runs of a shape load kernels and take memory, and capture its graphs.
 
         An engine calls it when it can ``enqueue``. Work that cannot be captured costs speed, and no request.
         """
@@ -86,10 +87,14 @@ class GpuEngine(StepEngine):
             condition = None if self._condition is None else np.zeros((bucket, *self._condition.shape[1:]), np.uint8)
             self._load(np.zeros((bucket, *self._shape), np.float32), condition)
             self._upload_coeffs(bucket, np.zeros((min(1, self._longest), bucket, len(COLUMNS)), np.float32))
-            self._enqueue(Segment(bucket, min(1, self._longest), finishes=True))
-            self._device.synchronize()
+            for _ in range(WARM_UPS):
+                self._warm_up(bucket)
             if self.captures:
                 self._capture(bucket)
+
+    def _warm_up(self, bucket: int) -> None:
+        self._enqueue(Segment(bucket, min(1, self._longest), finishes=True))
+        self._device.synchronize()
 
     def _capture(self, bucket: int) -> None:
         segments = [Segment(bucket, rows, finishes=True) for rows in range(min(ROUND, self._longest + 1))]
@@ -106,6 +111,9 @@ class GpuEngine(StepEngine):
             logging.getLogger(__name__).warning(
                 "%s: the host starts every step, as they cannot be captured as a CUDA graph: %s", self._model, error
             )
+            with suppress(EngineError):  # CUDA's runtime says once more what went wrong, to whoever asks it next
+                self._warm_up(bucket)
+            self._warm_up(bucket)
 
     def generate(self, trajectory: Trajectory) -> tuple[Float32, dict[str, NDArray]]:
         with self._at_work():

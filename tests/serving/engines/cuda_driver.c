@@ -62,6 +62,12 @@ int cuMemcpyDtoHAsync_v2(void *target, address source, size_t size, void *stream
 }
 int cuStreamBeginCapture_v2(void *stream, int mode) { return SAY("capture %p mode=%d", stream, mode); }
 int cuStreamEndCapture(void *stream, void **graph) { *graph = (void *)0xA0; return SAY("captured %p", stream); }
+int cuGraphGetNodes(void *graph, void **nodes, size_t *count) {
+    for (size_t k = 0; nodes && k < *count && k < 2; k++) nodes[k] = (void *)(0xD0 + k);
+    *count = 2;
+    return 0;
+}
+int cuGraphNodeGetType(void *node, int *type) { *type = 0; return SAY("type of %p", node); }
 int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) {
     *executable = (void *)0xB0;
     return SAY("instantiate %p flags=%llu", graph, flags);

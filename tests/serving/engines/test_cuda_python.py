@@ -54,6 +54,8 @@ del device
 CAPTURE = """\
 capture 0x50 mode=1
 {}captured 0x50
+type of 0xd0
+type of 0xd1
 instantiate 0xa0 flags=0
 destroy 0xa0
 """
@@ -67,6 +69,9 @@ upload 8192 0x50
 wait for mark 0xe0
 upload 256 0x50
 mark 0xe0 0x50
+step 4
+finish 4
+wait 0x50
 step 4
 finish 4
 wait 0x50

@@ -310,7 +310,8 @@ def test_there_is_room_for_the_longest_table(tmp_path, cuda):
 def test_captures_hold_the_rows_and_the_finish_and_nothing_else(tiny, cuda):
     engine = RecordingEngine(tiny)
     step, finish = ["step"], ["finish"]
-    of_a_bucket = [*step, *finish, *finish, *step, *finish, *step * 2, *finish, *step * 3, *finish, *step * 4]
+    warm_ups = [*step, *finish] * gpu.WARM_UPS
+    of_a_bucket = [*warm_ups, *finish, *step, *finish, *step * 2, *finish, *step * 3, *finish, *step * 4]
     assert [graph for graph, _ in engine.opened] == of_a_bucket * len(buckets(MAX_BATCH))
     begins, ends = (
         [k for k, call in enumerate(cuda.calls) if call[0] == f"cuStream{what}Capture"] for what in ("Begin", "End")
@@ -471,6 +472,26 @@ def test_what_cannot_be_captured_is_started_step_by_step(tiny, tensorrt, cuda, r
     assert "tiny: the host starts every step, as they cannot be captured as a CUDA graph: " in said
 
 
+@pytest.mark.parametrize(
+    ("captured", "words"), [("refused", "out of memory"), ("calls the host", "the work calls the host")]
+)
+def test_what_onnx_runtime_cannot_have_captured_is_started_step_by_step(
+    tiny, onnxruntime_gpu, cuda, monkeypatch, captured, words, caplog
+):
+    """Though CUDA's runtime keeps the error, and ONNX Runtime takes it for one of its next run."""
+    expected = open_engine(tiny).generate(trajectory([6, 2], stochastic=True))[0]
+    assert cuda.named("cuGraphLaunch")
+    monkeypatch.setattr(FakeCudaSession, "captured", captured)
+    cuda.calls.clear()
+    engine = open_engine(tiny)
+    for _ in range(2):
+        assert np.array_equal(engine.generate(trajectory([6, 2], stochastic=True))[0], expected)
+    assert not cuda.named("cuGraphLaunch", "cuGraphInstantiate")
+    assert len(cuda.named("cuStreamBeginCapture")) == 1
+    (said,) = caplog.messages
+    assert words in said
+
+
 def test_a_run_that_fails_does_not_spoil_the_next(tiny, tensorrt):
     engine = open_engine(as_tensorrt(tiny))
     engine._graphs.clear()  # what is captured does not ask TensorRT again
@@ -532,6 +553,7 @@ def test_out_of_memory_is_said_in_plain_words(tiny, tensorrt, onnxruntime_gpu, m
         raise RuntimeError("Failed to allocate memory for requested buffer of size 9")
 
     engine = open_engine(tiny)
+    engine._graphs.clear()
     monkeypatch.setattr(FakeCudaSession, "run_with_iobinding", fail)
     with pytest.raises(EngineError, match=words.format("Failed to allocate .* of size 9")):
         engine.generate(trajectory([3]))
