@@ -25,6 +25,8 @@ class CUresult(enum.IntEnum):
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_OUT_OF_MEMORY = 2
     CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_ECC_UNCORRECTABLE = 214
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
 
 
@@ -34,6 +36,7 @@ class FakeCuda:
     CUresult = CUresult
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
     CUevent_flags = SimpleNamespace(CU_EVENT_DISABLE_TIMING=2)
+    CUgraphNodeType = SimpleNamespace(CU_GRAPH_NODE_TYPE_KERNEL=0, CU_GRAPH_NODE_TYPE_HOST=3)
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread local")
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1
@@ -60,8 +63,12 @@ class FakeCuda:
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append((name, *arguments))
             if name in self.refuses:
+                if name == "cuStreamEndCapture":
+                    self._captured = None
                 return self.refuses[name], None
             answer = function(*arguments)
+            if isinstance(answer, tuple):
+                return CUresult.CUDA_SUCCESS, *answer
             return (CUresult.CUDA_SUCCESS,) if answer is None else (CUresult.CUDA_SUCCESS, answer)
 
         return call
@@ -184,6 +191,20 @@ class FakeCuda:
     def _cuStreamEndCapture(self, _: int) -> list[Work] | None:
         captured, self._captured = self._captured, None
         return captured
+
+    def call_the_host(self) -> None:
+        """What cudaLaunchHostFunc does."""
+        self.enqueue(self.on_host)
+
+    def on_host(self) -> None:
+        return
+
+    def _cuGraphGetNodes(self, captured: list[Work], count: int = 0) -> tuple[list[Work], int]:
+        return captured[:count], len(captured)
+
+    def _cuGraphNodeGetType(self, work: Work) -> int:
+        types = self.CUgraphNodeType
+        return types.CU_GRAPH_NODE_TYPE_HOST if work == self.on_host else types.CU_GRAPH_NODE_TYPE_KERNEL
 
     def _cuGraphInstantiate(self, captured: list[Work], _: int) -> int:
         number = 1000 + len(self.named("cuGraphInstantiate"))

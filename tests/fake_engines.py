@@ -4,6 +4,7 @@ Work is put on the stream as the real ones do it, and reads and writes the fake 
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -60,7 +61,8 @@ class FakeTensorRT(ModuleType):
     def __init__(self, cuda: FakeCuda, sizes: list[int]) -> None:
         super().__init__("tensorrt")
         self.cuda, self.sizes = cuda, sizes
-        self.refuses = self.says = ""
+        self.refuses = ""
+        self.says: str | None = ""  # nothing at all if None
 
     def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
         return True
@@ -75,7 +77,7 @@ class FakeTensorRT(ModuleType):
         return FakePlan(self, plan)
 
     def _may(self, what: str) -> bool:
-        if self.refuses == what:
+        if self.refuses == what and self.says is not None:
             self.logger.log(1, self.says or f"no {what} today")
         return self.refuses != what
 
@@ -146,12 +148,15 @@ class FakeCudaSession:
 
     cuda: FakeCuda
     has_cuda = True
+    captured = ""  # what happens to work that is captured: "refused", "calls the host", or nothing
+    last_error = ""  # of CUDA's runtime, which says it once more
 
     def __init__(self, path: Any, options: Any, providers: list[Any]) -> None:
         self._session = CpuSession(path, options, providers=["CPUExecutionProvider"])
         self._given = dict(provider for provider in providers if isinstance(provider, tuple))
         self.run, self.get_inputs = self._session.run, self._session.get_inputs
         self.get_outputs = self._session.get_outputs
+        self._runs: Counter[int] = Counter()  # of each batch
 
     def get_providers(self) -> list[str]:
         return [*(self._given if self.has_cuda else ()), "CPUExecutionProvider"]
@@ -162,8 +167,20 @@ class FakeCudaSession:
     def run_with_iobinding(self, binding: "FakeBinding", options: Any) -> None:
         assert self._given["CUDAExecutionProvider"]["user_compute_stream"] == str(FakeCuda.STREAM)
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
-        assert not self.cuda.is_capturing
-        self.cuda.enqueue(lambda: run(self.cuda, self._session, binding.addresses, binding.shapes))
+        said, FakeCudaSession.last_error = self.last_error, ""
+        if said:
+            raise RuntimeError(f"Expand node: {said}")
+        batch = binding.shapes["sample"][0]
+        self._runs[batch] += 1
+        if self.cuda.is_capturing:
+            assert self._runs[batch] > 2, "the first two runs of a shape take memory"
+            if self.captured == "refused":
+                FakeCudaSession.last_error = "cudaErrorStreamCaptureUnsupported"
+                raise RuntimeError("Conv node: Failed to allocate memory")
+            if self.captured == "calls the host":
+                self.cuda.call_the_host()
+        cuda, session = self.cuda, self._session  # work that waits does not keep this session
+        cuda.enqueue(lambda: run(cuda, session, binding.addresses, binding.shapes))
 
 
 class FakeBinding:

@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,10 +26,12 @@ from export.options import Options, PlanOptions
 from export.precision import DTYPES, in_half_precision
 from serving.engines import EngineError, Trajectory, open_engine
 from serving.engines.gpu import GpuEngine
+from serving.engines.onnxruntime_cuda import is_promised
 from serving.sampling.solvers import COLUMNS, HISTORY, solver_table
 from training.family import Family, Network
 
-Timed = Callable[[Callable[[], Any]], float]  # the seconds of a call
+Seconds = Mapping[str, float]  # of calls, by name
+NO_PROVIDER = "ONNX Runtime has no CUDA provider that works here"
 Export = Callable[[Family, int, bool, str], onnx.ModelProto]
 
 
@@ -54,6 +57,21 @@ class Work:
         return torch.tensor(table).to(self.start)[:, None].expand(-1, len(self.start), -1).contiguous()
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+    """What is timed in the same rounds as the whole, to tell what is in it.
+
+    calls: by name. step: the seconds of one step, with the update of the solver or scheduler, from those of the calls.
+    networks: what the networks alone take, run as often as in the whole and in the same way. They begin with states and
+    end with their results in float32. Whatever else is in the whole is outside of them: the solver's or scheduler's
+    update, the finish, and for engines the transfers from and to the host.
+    """
+
+    calls: Mapping[str, Callable[[], Any]]
+    step: Callable[[Seconds], float] = itemgetter("step")
+    networks: Callable[[Seconds], float] = itemgetter("networks")
+
+
 class Way(Protocol):
     """One way, ready to go."""
 
@@ -61,17 +79,14 @@ class Way(Protocol):
         """The last state; the outputs are computed too. On a GPU the work may still be under way."""
         ...
 
-    def step_seconds(self, timed: Timed) -> float:
-        """What one step takes, with the update of the solver or scheduler."""
+    def parts(self) -> Parts:
+        """Called after a run; it may have to build something first."""
         ...
 
-    def network_seconds(self, timed: Timed) -> float:
-        """What the networks alone take, run as often as in ``run`` and in the same way.
 
-        They begin with states and end with their results in float32. Whatever else is in ``run`` is outside of them:
-        the solver's or scheduler's update, the finish, and for engines the transfers from and to the host.
-        """
-        ...
+def in_channels_last(network: nn.Module) -> nn.Module:
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 class Diffusers:
@@ -109,19 +124,26 @@ class Diffusers:
         self.work.family.finish(state)
         return state
 
-    def step_seconds(self, timed: Timed) -> float:
-        scheduler = self.scheduler()
+    def parts(self) -> Parts:
+        scheduler, inputs = self.scheduler(), dict(self.seen)
         t = scheduler.timesteps[0]
-        return timed(lambda: self.work.family.scheduler_step(self.loop, scheduler, t, self.work.start))
+
+        def step() -> None:
+            self.work.family.scheduler_step(self.loop, scheduler, t, self.work.start)
+
+        return Parts({"step": step, "networks": lambda: self.networks(inputs)})
 
     def networks(self, inputs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         for _ in self.work.table:
             for name, given in inputs.items():
                 self.loop[name](*given)
 
-    def network_seconds(self, timed: Timed) -> float:
-        inputs = dict(self.seen)
-        return timed(lambda: self.networks(inputs))
+
+class DiffusersChannelsLast(Diffusers):
+    """Convolutions on [B, H, W, C], as a careful user has them: the layout of tensor cores in half precision."""
+
+    def prepared(self, network: nn.Module) -> Network:
+        return in_channels_last(network)
 
 
 class Compiled(Diffusers):
@@ -151,11 +173,15 @@ class FusedStep:
     def __init__(self, work: Work) -> None:
         self.work = work
         self.zeros = torch.zeros_like(work.start)
-        self.step = graph_of(Step(work.family), (work.start, *[self.zeros] * (HISTORY + 1), work.table[0]), work)
+        self.step = self.graph_of(Step)
+
+    def graph_of(self, kind: type[nn.Module]) -> nn.Module:
+        graph = traced(self.work.family, self.work.precision, kind is Step)
+        return copy.deepcopy(graph).to(self.work.start.device)
 
     @cached_property
-    def only_networks(self) -> GraphModule:
-        return graph_of(Networks(self.work.family), (self.work.start, self.work.table[0]), self.work)
+    def only_networks(self) -> nn.Module:
+        return self.graph_of(Networks)
 
     def run(self) -> Tensor:
         state, history = self.work.start, (self.zeros,) * HISTORY
@@ -168,40 +194,61 @@ class FusedStep:
     def one_step(self) -> None:
         self.step(self.work.start, *(self.zeros,) * (HISTORY + 1), self.work.table[0])
 
-    def step_seconds(self, timed: Timed) -> float:
-        return timed(self.one_step)
-
     def networks(self) -> None:
         for coeffs in self.work.table:
             self.only_networks(self.work.start, coeffs)
 
-    def network_seconds(self, timed: Timed) -> float:
-        return timed(self.networks)
+    def parts(self) -> Parts:
+        return Parts({"step": self.one_step, "networks": self.networks})
 
 
-def graph_of(module: nn.Module, example: tuple[Tensor, ...], work: Work) -> GraphModule:
-    graph, _ = fuse(module.eval(), example, None)
-    return graph if work.precision == "fp32" else in_half_precision(graph, example, None, work.precision)
+class FusedStepChannelsLast(FusedStep):
+    """Its kernels take [B, C, H, W] alone: PyTorch puts a copy before each, and each convolution makes one after it."""
+
+    def graph_of(self, kind: type[nn.Module]) -> nn.Module:
+        return in_channels_last(super().graph_of(kind))
+
+
+@functools.cache
+def traced(family: Family, precision: str, whole_step: bool) -> GraphModule:
+    """PyTorch's graph of a step, or of its networks alone, for any batch and with weights on the host."""
+    device = next(family.parameters()).device
+    tensors = HISTORY + 2 if whole_step else 1  # of the size of a state
+    state = torch.randn(2, *family.sample_shape, device=device)
+    example = (*(state.clone() for _ in range(tensors)), torch.rand(2, len(COLUMNS), device=device))
+    shapes: Any = (tuple({0: torch.export.Dim.DYNAMIC} for _ in example),)
+    module = Step(family) if whole_step else Networks(family)
+    graph, _ = fuse(module.eval(), example, shapes)
+    if precision != "fp32":
+        graph = in_half_precision(graph, example, shapes, precision)
+    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    graph = copy.deepcopy(graph)  # its weights are the family's
+    for name, _ in list(graph.named_parameters()):
+        if name not in used:
+            owner, _, attribute = name.rpartition(".")
+            delattr(graph.get_submodule(owner), attribute)
+    return graph.cpu()
 
 
 class Captured:
     """The same as one CUDA graph from the first noise to the outputs."""
 
+    kind = FusedStep
+
     def __init__(self, work: Work) -> None:
-        self.step = FusedStep(work)  # its weights are read by the graph, which does not keep them
+        self.step = self.kind(work)  # its weights are read by the graph, which does not keep them
         self.replay, self.result = captured(self.step.run)
 
     def run(self) -> Tensor:
         self.replay()
         return self.result
 
-    def step_seconds(self, timed: Timed) -> float:
-        replay, _ = captured(self.step.one_step)
-        return timed(replay)
+    def parts(self) -> Parts:
+        return Parts({name: captured(call)[0] for name, call in self.step.parts().calls.items()})
 
-    def network_seconds(self, timed: Timed) -> float:
-        replay, _ = captured(self.step.networks)
-        return timed(replay)
+
+class CapturedChannelsLast(Captured):
+    kind = FusedStepChannelsLast
 
 
 def captured(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -220,6 +267,7 @@ class Served:
     """The bundle's engine, from noise on the host to outputs on the host."""
 
     target = "onnx"
+    fused = True
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -230,7 +278,10 @@ class Served:
     def opened(self, step: Export) -> GpuEngine:
         """The engine of what `export build` would make for this batch alone, with this step, and without comparing."""
         work, batch = self.work, len(self.work.start)
-        options = Options(self.target, work.precision, batch, plan=PlanOptions(deadline=work.deadline))
+        plan = PlanOptions(deadline=work.deadline)
+        options = Options(self.target, work.precision, batch, fused=self.fused, plan=plan)
+        if self.target == "onnx" and not is_promised():
+            raise EngineError(NO_PROVIDER)
         target = describe_target(options)
         if "buckets" in target:
             target["buckets"] = [batch]
@@ -241,27 +292,33 @@ class Served:
             bundle = write_bundle(Path(folder), manifest, engine_files(graphs, manifest, options.plan))
             engine = open_engine(bundle, work.start.device.index or 0)
         if not isinstance(engine, GpuEngine):
-            raise EngineError("ONNX Runtime has no CUDA provider that works here")
+            raise EngineError(NO_PROVIDER)
         return engine
 
     def run(self) -> NDArray[np.float32]:
         state, _ = self.engine.generate(self.trajectory)
         return state
 
-    def step_seconds(self, timed: Timed) -> float:
-        return self.all_steps(self.engine, timed) / self.trajectory.rows
-
-    def network_seconds(self, timed: Timed) -> float:
-        """Of an engine whose step is the networks alone."""
-        return self.all_steps(self.opened(networks_graph), timed)
-
-    def all_steps(self, engine: GpuEngine, timed: Timed) -> float:
-        """What a trajectory of twice as many steps takes longer: transfers and finish are in both."""
-        return timed(lambda: engine.generate(self.twice)) - timed(lambda: engine.generate(self.trajectory))
+    def parts(self) -> Parts:
+        """From what a trajectory of twice as many steps takes longer: transfers and finish are in both."""
+        networks = self.opened(networks_graph)  # an engine whose step is the networks alone
+        return Parts(
+            {
+                f"{name} {times}": functools.partial(engine.generate, trajectory)
+                for name, engine in (("steps", self.engine), ("networks", networks))
+                for times, trajectory in (("once", self.trajectory), ("twice", self.twice))
+            },
+            step=lambda took: (took["steps twice"] - took["steps once"]) / self.trajectory.rows,
+            networks=lambda took: took["networks twice"] - took["networks once"],
+        )
 
 
 class ServedByTensorRT(Served):
     target = "tensorrt"
+
+
+class ServedByTensorRTUnfused(ServedByTensorRT):
+    fused = False
 
 
 @functools.cache
@@ -285,10 +342,14 @@ def trajectory(work: Work) -> Trajectory:
 
 WAYS: dict[str, Callable[[Work], Way]] = {
     "diffusers-eager": Diffusers,
-    "torch-compile": Compiled,
-    "medgen-pytorch": FusedStep,
     "medgen-cuda-graph": Captured,
-    "medgen-onnxruntime": Served,
     "medgen-tensorrt": ServedByTensorRT,
+    "medgen-tensorrt-unfused": ServedByTensorRTUnfused,
+    "medgen-onnxruntime": Served,
+    "diffusers-channels-last": DiffusersChannelsLast,
+    "medgen-cuda-graph-channels-last": CapturedChannelsLast,
+    "medgen-pytorch": FusedStep,
+    "medgen-pytorch-channels-last": FusedStepChannelsLast,
+    "torch-compile": Compiled,
 }
 YARDSTICK = "diffusers-eager"

@@ -21,22 +21,26 @@ from training.models.pig import PRESETS, Pig
 
 SIZES = (512, 256)
 BATCHES = (1, 16, 4)
-PRECISIONS = ("fp16", "bf16", "fp32")
+PRECISIONS = ("fp16", "fp32", "bf16")  # the last is as fast as the first
 STEPS = 20
-ROUNDS = 7
-PARTS = ("step_ms_per_sample", "outside_networks")
+ROUNDS, FEWEST_ROUNDS = 7, 3
+LONG = 4.0  # seconds of rounds of one way, after which the fewest do
+PARTS = ("step_ms_per_sample", "outside_networks", "outside_networks_spread")
 LATE = "there was no time left"
 
-# |x - x_eager_fp32| / |x_eager_fp32| of the last state beyond which a way computes something else. On a CPU PyTorch's
-# own networks in half precision are 4e-4 (fp16) and 4e-3 (bf16) away.
-DRIFT = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
+# A value of the last state is off if it is further than this from float32's, in units of that state's root mean square;
+# and where more than ALLOWED of a sample's values are off, a way computes something else. It is not the distance that
+# decides: the paper's guide is cut at a threshold, and what falls on the other side of it in two correct ways differs
+# in whole regions. Seen on an H200: distances of 1.5e-3 and 2.1e-3 in fp16, 6.2e-3 and 7.0e-3 in bf16.
+OFF = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+ALLOWED = 0.02
 
 Group = tuple[int, int, str]
 
 
 def groups(sizes: Sequence[int], batches: Sequence[int], precisions: Sequence[str]) -> list[Group]:
     """(size, batch, precision), the most telling first."""
-    return list(product(sizes, batches, precisions))
+    return [(size, batch, precision) for precision, size, batch in product(precisions, sizes, batches)]
 
 
 def measure_all(
@@ -93,7 +97,7 @@ def measure_group(work: Work, names: Sequence[str], took: dict[str, float]) -> d
             way = WAYS[name](work)
             result = host(way.run())
             peak = used_memory(work.start.device) - before
-            figures[name] = {"distance": distance(result, reference), "peak_mib": peak / 2**20}
+            figures[name] = {**differences(result, reference, work.precision), "peak_mib": peak / 2**20}
             ways[name] = way
         except Exception as error:  # a row that cannot be measured must not cost the others theirs
             figures[name] = unmeasured(in_a_line(error))
@@ -103,42 +107,56 @@ def measure_group(work: Work, names: Sequence[str], took: dict[str, float]) -> d
         reason = figures[YARDSTICK]["note"]
         return {name: unmeasured(f"{YARDSTICK} was not: {reason}") for name in names}
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in rounds(work.deadline):
+    for _ in rounds(work.deadline, LONG * len(ways)):
         for name, way in ways.items():
             times[name].append(seconds(way.run, work.start.device))
     for name, way in ways.items():
-        whole = statistics.median(times[name][1:])
         eager = [a / b for a, b in zip(times[YARDSTICK][1:], times[name][1:], strict=True)]
         figures[name] |= {
             "rounds": len(eager),
-            "ms_per_sample": 1e3 * whole / len(work.start),
+            "ms_per_sample": 1e3 * statistics.median(times[name][1:]) / len(work.start),
             "ratio_to_eager": statistics.median(eager),
-            **parts(way, whole, work),
-            "wrong": not figures[name]["distance"] <= DRIFT[work.precision],
+            **parts(way, work),
         }
     return figures
 
 
-def parts(way: Way, whole: float, work: Work) -> dict[str, Any]:
-    """The time of a step, and the share of ``whole`` that is not ``way.network_seconds``; or a note why not."""
-
-    def timed(call: Callable[[], Any]) -> float:
-        return median_seconds(call, work)
-
+def parts(way: Way, work: Work) -> dict[str, Any]:
+    """The time of a step, and the share of the whole that is not networks; or a note why not."""
     nothing = dict.fromkeys(PARTS)
     if time.monotonic() > work.deadline:
         return {**nothing, "note": LATE}
+    steps, outside = [], []
     try:
-        step, networks = way.step_seconds(timed), way.network_seconds(timed)
+        found = way.parts()
+        for _ in rounds(work.deadline, LONG):
+            whole = seconds(way.run, work.start.device)
+            took = {name: seconds(call, work.start.device) for name, call in found.calls.items()}
+            steps.append(found.step(took))
+            outside.append(1 - found.networks(took) / whole)
     except Exception as error:  # it may have to build something for it
         return {**nothing, "note": in_a_line(error)}
-    return {"step_ms_per_sample": 1e3 * step / len(work.start), "outside_networks": 1 - networks / whole}
+    return {
+        "step_ms_per_sample": 1e3 * statistics.median(steps[1:]) / len(work.start),
+        "outside_networks": statistics.median(outside[1:]),
+        "outside_networks_spread": spread(outside[1:]),
+    }
 
 
-def rounds(deadline: float) -> Iterator[None]:
-    """One to warm up and ROUNDS to measure; once the deadline has passed no more, but one at least."""
+def spread(values: Sequence[float]) -> float | None:
+    """Half of the interquartile range; of fewer than three nothing can be said."""
+    if len(values) < 3:
+        return None
+    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return (upper - lower) / 2
+
+
+def rounds(deadline: float, most_seconds: float) -> Iterator[None]:
+    """One to warm up and ROUNDS to measure; FEWEST_ROUNDS if they take long, and one once the deadline has passed."""
+    began = time.monotonic()
     for done in range(1 + ROUNDS):
-        if done < 2 or time.monotonic() < deadline:
+        now = time.monotonic()
+        if done < 2 or (now < deadline and (done <= FEWEST_ROUNDS or now < began + most_seconds)):
             yield
 
 
@@ -148,7 +166,7 @@ def in_a_line(error: Exception) -> str:
 
 
 def unmeasured(reason: str) -> dict[str, Any]:
-    nothing = dict.fromkeys(("ms_per_sample", "ratio_to_eager", *PARTS, "peak_mib", "distance"))
+    nothing = dict.fromkeys(("ms_per_sample", "ratio_to_eager", *PARTS, "peak_mib", "distance", "off"))
     return {**nothing, "wrong": False, "note": reason}
 
 
@@ -157,10 +175,13 @@ def host(state: Tensor | np.ndarray[Any, Any]) -> Tensor:
     return torch.as_tensor(state).cpu().double().clone()
 
 
-def distance(state: Tensor, reference: Tensor) -> float:
-    """Relative, of the row that is furthest; NaN if there is one in it."""
-    off, whole = ((value.flatten(1)).norm(dim=1) for value in (state - reference, reference))
-    return float((off / whole).max())
+def differences(state: Tensor, reference: Tensor, precision: str) -> dict[str, Any]:
+    """Of the sample that is furthest: the relative distance, and the share of its values that are off; NaN is."""
+    off, whole = (value.flatten(1) for value in (state - reference, reference))
+    unit = whole.square().mean(dim=1, keepdim=True).sqrt()
+    share = float((~(off.abs() <= OFF[precision] * unit)).double().mean(dim=1).max())
+    distance = float((off.norm(dim=1) / whole.norm(dim=1)).max())
+    return {"distance": distance, "off": share, "wrong": not share <= ALLOWED}
 
 
 def used_memory(device: torch.device) -> int:
@@ -181,14 +202,10 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def median_seconds(call: Callable[[], Any], work: Work) -> float:
-    return statistics.median([seconds(call, work.start.device) for _ in rounds(work.deadline)][1:])
-
-
 def table(report: dict[str, Any]) -> Table:
     title = f"{report['gpu']}: PIG `paper`, ddim, {STEPS} steps"
     found = Table("", "size", "batch", "type", title=title)
-    for heading in ("ms/sample", "of it a step", "vs eager", "outside networks", "peak MiB", "from fp32"):
+    for heading in ("ms/sample", "of it a step", "vs eager", "outside networks", "peak MiB", "from fp32", "values off"):
         found.add_column(heading, justify="right")
     for row in report["trajectories"]:
         if row["ms_per_sample"] is None:
@@ -199,12 +216,20 @@ def table(report: dict[str, Any]) -> Table:
             f"{row['ms_per_sample']:.2f}",
             "" if row["step_ms_per_sample"] is None else f"{row['step_ms_per_sample']:.3f}",
             f"{row['ratio_to_eager']:.2f}x",
-            "" if row["outside_networks"] is None else f"{row['outside_networks']:.1%}",
+            share(row["outside_networks"], row["outside_networks_spread"]),
             f"{row['peak_mib']:.0f}",
-            f"{row['distance']:.1e}" + (" WRONG" if row["wrong"] else ""),
+            f"{row['distance']:.1e}",
+            f"{row['off']:.2%}" + (" WRONG" if row["wrong"] else ""),
             style="red" if row["wrong"] else None,
         )
     return found
+
+
+def share(value: float | None, spread: float | None) -> str:
+    """In percent, or what it is below where it does not stand out of the rounds' spread."""
+    if value is None or spread is None:
+        return ""
+    return f"{value:.1%} ± {spread:.1%}" if value > spread else f"< {spread + max(value, 0):.1%}"
 
 
 def notes(report: dict[str, Any]) -> Iterator[str]:

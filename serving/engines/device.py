@@ -5,6 +5,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,16 +19,40 @@ from serving.engines.memory import TAKE_LESS
 PLAIN_WORDS = {
     "CUDA_ERROR_OUT_OF_MEMORY": f"it is out of memory; {TAKE_LESS}",
     "CUDA_ERROR_NO_DEVICE": "the driver sees no GPU",
-    "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel left its memory; this process cannot use the GPU any more",
-    "CUDA_ERROR_LAUNCH_FAILED": "a kernel crashed; this process cannot use the GPU any more",
+    "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel left its memory",
+    "CUDA_ERROR_LAUNCH_FAILED": "a kernel crashed",
     "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "the driver was updated and not yet loaded; restart the machine",
     "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE": "its driver is too old",
 }
+# After one of these every call of this process fails, whoever makes it.
+FATAL = frozenset(
+    f"CUDA_ERROR_{name}"
+    for name in (
+        "ASSERT",
+        "CONTAINED",
+        "CONTEXT_IS_DESTROYED",
+        "ECC_UNCORRECTABLE",
+        "HARDWARE_STACK_ERROR",
+        "ILLEGAL_ADDRESS",
+        "ILLEGAL_INSTRUCTION",
+        "INVALID_ADDRESS_SPACE",
+        "INVALID_PC",
+        "LAUNCH_FAILED",
+        "LAUNCH_TIMEOUT",
+        "MISALIGNED_ADDRESS",
+        "NVLINK_UNCORRECTABLE",
+        "TENSOR_MEMORY_LEAK",
+    )
+)
 DLPACK_CUDA = 2
 
 
 class NoGpuError(EngineError):
     """There is no GPU here that could be used."""
+
+
+class DeadGpuError(EngineError):
+    """This process cannot use the GPU any more; a new one can."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +121,7 @@ class Device:
         self.activate()
         # Not held up by the default stream, on which other libraries in this process may work.
         self.stream = int(self._call("cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)))
+        weakref.finalize(self, driver.cuStreamDestroy, self.stream).atexit = False
 
     @cached_property
     def name(self) -> str:
@@ -149,7 +175,11 @@ class Device:
         self._call("cuStreamSynchronize", self.stream)
 
     def capture(self, enqueue: Callable[[], None]) -> "Graph":
-        """What ``enqueue`` puts on the stream, as a graph; none of it runs now."""
+        """What ``enqueue`` puts on the stream, as a graph; none of it runs now.
+
+        Work that calls the host is refused with ``EngineError``: what it is to find there is gone at the second launch
+        (ONNX Runtime frees host memory in this way, and would do so every time).
+        """
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         collecting = gc.isenabled()
         gc.disable()  # memory that is given back meanwhile would spoil the capture
@@ -158,29 +188,52 @@ class Device:
             try:
                 enqueue()
             except BaseException:
-                self._driver.cuStreamEndCapture(self.stream)  # else the stream would take no other work
+                _, unfinished = self._driver.cuStreamEndCapture(self.stream)  # else it would take no other work
+                if unfinished:
+                    self._driver.cuGraphDestroy(unfinished)
                 raise
         finally:
             if collecting:
                 gc.enable()
         recorded = self._call("cuStreamEndCapture", self.stream)
         try:
+            if self._calls_the_host(recorded):
+                raise EngineError(f"GPU {self.number}: the work calls the host, and cannot be started again by itself")
             return Graph(self, self._call("cuGraphInstantiate", recorded, 0))
         finally:
             self._call("cuGraphDestroy", recorded)
 
+    def _calls_the_host(self, recorded: Any) -> bool:
+        _, count = self._call("cuGraphGetNodes", recorded)
+        nodes, _ = self._call("cuGraphGetNodes", recorded, count)
+        host = self._driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_HOST
+        return any(self._call("cuGraphNodeGetType", node) == host for node in nodes)
+
+    def check(self) -> None:
+        """Raises ``DeadGpuError`` if the GPU takes no work of this process any more."""
+        try:
+            self._call("cuCtxSynchronize")
+        except DeadGpuError:
+            raise
+        except EngineError:
+            return
+
     def _call(self, function: str, *arguments: Any) -> Any:
         code, *values = getattr(self._driver, function)(*arguments)
         if code != self._driver.CUresult.CUDA_SUCCESS:
-            raise EngineError(f"GPU {self.number}: {PLAIN_WORDS.get(code.name, code.name)} ({function})")
-        return values[0] if values else None
+            said = f"GPU {self.number}: {PLAIN_WORDS.get(code.name, code.name)}"
+            if code.name in FATAL:
+                raise DeadGpuError(f"{said}; this process cannot use the GPU any more ({function})")
+            raise EngineError(f"{said} ({function})")
+        return values[0] if len(values) == 1 else values
 
     def _when_gone(self, thing: object, function: str, handle: Any) -> None:
         """Give a handle back to the driver once ``thing`` is garbage; at exit the driver does it by itself."""
 
         def give_back() -> None:
-            self.activate()
-            self._call(function, handle)
+            with suppress(DeadGpuError):
+                self.activate()
+                self._call(function, handle)
 
         weakref.finalize(thing, give_back).atexit = False
 

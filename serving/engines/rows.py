@@ -18,6 +18,7 @@ class RowBuffer:
         self._pinned = device.pinned(nbytes)
         self._array = device.array((nbytes,), np.uint8)
         self._sent = Mark(device)
+        self._is_silent = False
 
     @staticmethod
     def stride(shape: tuple[int, ...]) -> int:
@@ -36,6 +37,13 @@ class RowBuffer:
     def upload(self, rows: int, shape: tuple[int, ...]) -> None:
         self._device.upload(self._pinned[: rows * self.stride(shape)], self._array)
         self._sent.set()
+        self._is_silent = False
+
+    def silence(self) -> None:
+        """Have all rows read zeros."""
+        if not self._is_silent:
+            self._device.zero(self._array)
+        self._is_silent = True
 
     def move_to_front(self, rows: range, shape: tuple[int, ...]) -> None:
         """Have row 0 and the following read what was uploaded as these rows; they are no more than those before."""

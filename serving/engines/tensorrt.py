@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TensorRTEngine(GpuEngine):
-    """Runs ``step.plan`` and ``finish.plan`` on GPU ``number``; a trajectory is captured as a CUDA graph.
+    """Runs ``step.plan`` and ``finish.plan`` on GPU ``number``; its rows are captured as CUDA graphs.
 
     Each bucket has an execution context of its own in each plan. They share their scratch memory, as no two run at the
     same time.
@@ -48,7 +48,7 @@ class TensorRTEngine(GpuEngine):
             for name, plan in self._plans.items()
             for profile, bucket in enumerate(self._buckets)
         }
-        device.synchronize()
+        self.prepare()
 
     def enqueue(self, graph: str, tensors: Mapping[str, DeviceArray]) -> None:
         plan = self._plans[graph]
@@ -80,8 +80,10 @@ class TensorRTEngine(GpuEngine):
         return context
 
     def _check(self, done: bool, what: str) -> None:
+        """Raises EngineError with what TensorRT has said since the last check, if anything."""
+        said, self._log.latest_error = self._log.latest_error, ""
         if not done:
-            raise EngineError(f"TensorRT cannot {what}: {in_plain_words(self._log.latest_error)}")
+            raise EngineError(f"TensorRT cannot {what}: {in_plain_words(said)}")
 
 
 class _Log:

@@ -1,10 +1,16 @@
 """Standard normal noise that belongs to a sample alone: every draw is a block of its own in the sample's own stream.
 
 The streams are Philox 4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a counter-based
-generator: any block of any stream is reached at once, so a draw depends on no other draw.
+generator: any block of any stream is reached at once, so a draw depends on no other draw. What makes normals of a
+block is numpy's ziggurat: it takes as many words as it happens to need and ends with the C library's log, so a draw
+cannot be shared out, and no GPU has its bits. Draws of several samples can: numpy lets other threads run meanwhile.
 """
 
+import functools
 import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from operator import index
 
 import numpy as np
@@ -25,6 +31,21 @@ def draw(seed: int, stage: str, number: int, out: NDArray[np.float32]) -> None:
     key = np.array([seed, _stage_word(stage)], np.uint64)
     philox = np.random.Philox(counter=np.array([0, 0, 0, number], np.uint64), key=key)
     np.random.Generator(philox).standard_normal(dtype=np.float32, out=out)
+
+
+def draw_all(seeds: Sequence[int], stage: str, number: int, outs: Sequence[NDArray[np.float32]]) -> None:
+    """The same draw of several streams, at the same time; what each gets is what ``draw`` gives."""
+    if len(seeds) == 1:
+        draw(seeds[0], stage, number, outs[0])
+        return
+    for _ in _threads().map(lambda seed, out: draw(seed, stage, number, out), seeds, outs):
+        pass  # an error of a thread is raised here
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """As many as this process may use processors; they are started when they are first needed."""
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="noise")
 
 
 def _stage_word(stage: str) -> int:

@@ -102,18 +102,15 @@ class Sampler:
         for k, row in enumerate(rows):
             coeffs[: len(row.table), k] = row.table
         start = np.empty((len(rows), *manifest.sample_shape), np.float32)
-        for k, row in enumerate(rows):
-            noise.draw(row.seed, manifest.model, noise.START, out=start[k])
+        noise.draw_all([row.seed for row in rows], manifest.model, noise.START, list(start))
         buffer = np.zeros_like(start)
         stochastic = np.flatnonzero(coeffs[:, :, S].any(axis=0))
 
         def row_noise(number: int) -> Float32:
             live = np.count_nonzero(lengths > number)
-            for k in stochastic[stochastic < live]:
-                if coeffs[number, k, S]:
-                    noise.draw(rows[k].seed, manifest.model, number + 1, out=buffer[k])
-                else:
-                    buffer[k] = 0
+            noisy = [k for k in stochastic[stochastic < live] if coeffs[number, k, S]]
+            buffer[[k for k in stochastic if k not in noisy]] = 0
+            noise.draw_all([rows[k].seed for k in noisy], manifest.model, number + 1, [buffer[k] for k in noisy])
             return buffer[:live]
 
         conditions = [row.condition for row in rows if row.condition is not None]

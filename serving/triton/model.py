@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import os
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from serving.bundle import load_bundle
 from serving.engines import open_engine, open_on_cpu
+from serving.engines.device import DeadGpuError
 from serving.sampling.requests import BadRequest, SampleRequest, parse_request
 from serving.sampling.sampler import Sampler
 
@@ -81,6 +83,9 @@ class BundleModel:
         """One response per request; if they fail together they are tried one by one, so that each fails alone."""
         try:
             return [self._response(samples) for samples in self.sampler.sample(requests)]
+        except DeadGpuError:
+            pb.Logger.log_error(traceback.format_exc())
+            os._exit(1)  # no request can succeed here any more; Triton starts a new process for the next
         except Exception as error:
             if len(requests) > 1:
                 return [response for request in requests for response in self._sampled([request])]

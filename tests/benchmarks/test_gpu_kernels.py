@@ -69,6 +69,33 @@ def test_the_bytes_are_those_of_the_tensors_that_matter():
     assert kernel_shapes.group_norm_silu_case((2, 8, 4, 4), torch.float32, 2, False).bytes == 2 * 4 * 2 * 8 * 16
 
 
+def test_the_most_telling_cases_come_first(cases):
+    order = kernel_timing.most_telling_first(cases)
+    assert sorted(map(id, order)) == sorted(map(id, cases))
+    assert {case.kernel for case in order[:3]} == set(kernel_shapes.KERNELS)
+    for kernel in ("attention", "group_norm_silu"):
+        of_kernel = [case for case in order if case.kernel == kernel]
+        types = [case.dtype for case in of_kernel]
+        assert types == sorted(types, key=[torch.float16, torch.float32, torch.bfloat16].index)
+        assert of_kernel[0].bytes == max(case.bytes for case in of_kernel if case.dtype == torch.float16)
+
+
+def test_the_bandwidth_is_the_best_of_several_ways(monkeypatch):
+    """The driver's copy is slower on an H200 than kernels that read and write."""
+    calls = []
+
+    def seconds(function, sets):
+        (inputs,) = sets
+        calls.append(function(*inputs))
+        return {1: 2.0, 2: 1.0}[len(inputs)]
+
+    monkeypatch.setattr(kernel_timing, "seconds", seconds)
+    found = kernel_timing.bandwidths(CPU, 64)
+    assert found["copy of float32"] == found["product of float16"] == 2 * 64 / 2
+    assert found["sum of float16"] == 3 * 64
+    assert {(call.dtype, call.nbytes) for call in calls} == {(torch.float32, 64), (torch.float16, 64)}
+
+
 def test_a_wrong_kernel_is_seen(cases):
     case = cases[0]
     assert kernel_timing.distance(case, CPU) < 1e-5

@@ -29,6 +29,8 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attri
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)0xC0; return 0; }
 int cuCtxSetCurrent(void *context) { return SAY("context %p", context); }
 int cuStreamCreate(void **stream, unsigned flags) { *stream = (void *)0x50; return SAY("stream flags=%u", flags); }
+int cuStreamDestroy_v2(void *stream) { return SAY("destroy stream %p", stream); }
+int cuCtxSynchronize(void) { return SAY("wait for all"); }
 int cuStreamSynchronize(void *stream) { return SAY("wait %p", stream); }
 int cuEventCreate(void **event, unsigned flags) {
     static uintptr_t number = 0xE0;
@@ -60,6 +62,12 @@ int cuMemcpyDtoHAsync_v2(void *target, address source, size_t size, void *stream
 }
 int cuStreamBeginCapture_v2(void *stream, int mode) { return SAY("capture %p mode=%d", stream, mode); }
 int cuStreamEndCapture(void *stream, void **graph) { *graph = (void *)0xA0; return SAY("captured %p", stream); }
+int cuGraphGetNodes(void *graph, void **nodes, size_t *count) {
+    for (size_t k = 0; nodes && k < *count && k < 2; k++) nodes[k] = (void *)(0xD0 + k);
+    *count = 2;
+    return 0;
+}
+int cuGraphNodeGetType(void *node, int *type) { *type = 0; return SAY("type of %p", node); }
 int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) {
     *executable = (void *)0xB0;
     return SAY("instantiate %p flags=%llu", graph, flags);

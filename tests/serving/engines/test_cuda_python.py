@@ -20,8 +20,6 @@ from serving.engines import EngineError, Trajectory
 from serving.engines import gpu
 from serving.engines.device import Device
 
-gpu.MOST_ROWS = 4
-
 class Engine(gpu.GpuEngine):
     def enqueue(self, graph, tensors):
         print(graph, tensors["sample"].shape[0], flush=True)
@@ -31,6 +29,8 @@ print(device.name, device.compute_capability, flush=True)
 engine = Engine(load_bundle(sys.argv[1]), device, (1, 2, 4))
 start = np.arange(3 * 512, dtype=np.float32).reshape(3, 2, 16, 16)
 noise = np.ones_like(start)
+print("prepare", flush=True)
+engine.prepare()
 trajectory = Trajectory(start, np.array([6, 6, 6]), np.ones((6, 3, 12), np.float32), lambda row: noise)
 print("generate", flush=True)
 state, outputs = engine.generate(trajectory)
@@ -47,29 +47,37 @@ try:
     device._call("cuMemAlloc", 1 << 62)
 except EngineError as error:
     print(error)
+device.check()
+del device
 """
 
-EXPECTED = """\
+CAPTURE = """\
+capture 0x50 mode=1
+{}captured 0x50
+type of 0xd0
+type of 0xd1
+instantiate 0xa0 flags=0
+destroy 0xa0
+"""
+PREPARED = """\
+set 8192 to 0 0x50
+set 8192 to 0 0x50
+set 8192 to 0 0x50
+set 8192 to 0 0x50
+set 8192 to 0 0x50
+upload 8192 0x50
+wait for mark 0xe0
+upload 256 0x50
+mark 0xe0 0x50
+step 4
+finish 4
+wait 0x50
+step 4
+finish 4
+wait 0x50
+"""
+GENERATED = """\
 context 0xc0
-event 0xe1 flags=2
-step 4
-capture 0x50 mode=1
-step 4
-step 4
-step 4
-step 4
-captured 0x50
-instantiate 0xa0 flags=0
-destroy 0xa0
-step 4
-finish 4
-capture 0x50 mode=1
-step 4
-step 4
-finish 4
-captured 0x50
-instantiate 0xa0 flags=0
-destroy 0xa0
 set 8192 to 0 0x50
 set 8192 to 0 0x50
 set 8192 to 0 0x50
@@ -110,16 +118,19 @@ def test_calls_pass_through_the_real_bindings(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    opened, _, rest = done.stdout.partition("generate\n")
+    opened, _, rest = done.stdout.partition("prepare\n")
+    prepared, _, rest = rest.partition("generate\n")
     generated, _, closed = rest.partition("end\n")
     assert "NVIDIA H200 (9, 0)\n" in opened
     assert "stream flags=1\n" in opened
-    assert "event 0xe0 flags=2\n" in opened  # of the coefficients
-    assert generated == EXPECTED
-    assert closed.count("destroy executable 0xb0\n") == 2
+    assert all(f"event {mark} flags=2\n" in opened for mark in ("0xe0", "0xe1"))  # of coefficients and noise
+    rows = ["finish 4\n", *("step 4\n" * k + "finish 4\n" for k in (1, 2, 3)), "step 4\n" * 4]
+    assert prepared.endswith(PREPARED + "".join(map(CAPTURE.format, rows)))
+    assert generated == GENERATED
+    assert closed.count("destroy executable 0xb0\n") == 3 * 5
     assert all(f"destroy event {mark}\n" in closed for mark in ("0xe0", "0xe1"))
     before, _, after = closed.partition("held\n")
-    assert before.count("free\n") == 2 + 4 + 1 + 1 + 2  # states, ring, no noise, mask, and two tables of rows
+    assert before.count("free\n") == 2 + 4 + 1 + 2  # states, ring, mask, and two tables of rows
     assert after.count("free\n") == 1  # the image, once nobody has it
     assert closed.count("free pinned\n") == 2 + 2 + 2  # two tables of rows, start and last state, mask and image
-    assert closed.endswith(f"GPU 0: it is out of memory; {TAKE_LESS} (cuMemAlloc)\n")
+    assert closed.endswith(f"GPU 0: it is out of memory; {TAKE_LESS} (cuMemAlloc)\nwait for all\ndestroy stream 0x50\n")

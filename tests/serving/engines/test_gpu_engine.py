@@ -21,7 +21,7 @@ from export.__main__ import build_command
 from serving.bundle import Condition, buckets, bundle_folder, load_bundle
 from serving.engines import EngineError, Trajectory, gpu, open_engine
 from serving.engines.compatibility import rebuild
-from serving.engines.device import Device
+from serving.engines.device import DeadGpuError, Device
 from serving.engines.gpu import GpuEngine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
@@ -90,9 +90,19 @@ class RecordingEngine(GpuEngine):
     def __init__(self, bundle, device=None):
         super().__init__(bundle, device or Device(), buckets(bundle.manifest.max_batch))
         self.asked = []
+        self.prepare()
+        self.opened, self.asked = self.asked, []
 
     def enqueue(self, graph, tensors):
         self.asked.append((graph, tensors))
+
+    def graph(self, bucket, rows, finishes):
+        """The number by which the driver knows it."""
+        return self._graphs[gpu.Segment(bucket, rows, finishes)].__self__._handle
+
+
+class UncapturedEngine(RecordingEngine):
+    captures = False
 
 
 # --- samples ---
@@ -104,16 +114,13 @@ def assert_same_bits(one, two):
         assert (one[name].dtype, one[name].tobytes()) == (two[name].dtype, two[name].tobytes()), name
 
 
-@pytest.mark.parametrize("limits", [{}, {"MOST_ROWS": 8, "NOISE_BYTES": 40_000, "KEPT_ROWS": 20}], ids=["", "small"])
 @pytest.mark.parametrize(
     "options",
     [{}, {"schedule": FLOW}, {"condition": MASK, "sample_shape": (1, 16, 16)}, LATENT, {"schedule": None}],
     ids=["diffusion", "flow", "conditional", "latent", "no steps"],
 )
 @pytest.mark.parametrize("target", ["tensorrt", "onnx"])
-def test_samples_are_those_of_the_cpu(target, options, limits, tmp_path, cuda, tensorrt, onnxruntime_gpu, monkeypatch):
-    for name, value in limits.items():
-        monkeypatch.setattr(gpu, name, value)
+def test_samples_are_those_of_the_cpu(target, options, tmp_path, cuda, tensorrt, onnxruntime_gpu):
     bundle = load_bundle(write_tiny_bundle(tmp_path, max_batch=MAX_BATCH, **options))
     manifest = bundle.manifest
     engine = open_engine(bundle if target == "onnx" else as_tensorrt(bundle))
@@ -134,7 +141,7 @@ def test_samples_are_those_of_the_cpu(target, options, limits, tmp_path, cuda, t
             assert_same_bits(one, two)
 
 
-@pytest.mark.parametrize("lengths", [[1], [270, 3], [5, 5, 5], [600, 256, 9, 1, 1]])
+@pytest.mark.parametrize("lengths", [[1], [4], [270, 3], [5, 5, 5], [600, 256, 9, 1, 1]])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_the_last_state_and_the_outputs_are_those_of_the_loop_on_the_host(tiny, tensorrt, lengths, stochastic):
     expected = OnnxRuntimeEngine(tiny).generate(trajectory(lengths, stochastic=stochastic))
@@ -174,8 +181,7 @@ def test_what_is_returned_stays_as_it_is(tiny, tensorrt):
 
 
 def test_states_and_history_go_round_in_buffers(tiny, cuda):
-    engine = RecordingEngine(tiny)
-    engine.captures = False
+    engine = UncapturedEngine(tiny)
     engine.generate(trajectory([11, 4, 2]))
     *steps, (last, finish) = engine.asked
     assert ([graph for graph, _ in steps], last) == (["step"] * 11, "finish")
@@ -192,8 +198,7 @@ def test_states_and_history_go_round_in_buffers(tiny, cuda):
 
 
 def test_a_batch_is_padded_to_its_bucket(tiny, cuda):
-    engine = RecordingEngine(tiny)
-    engine.captures = False
+    engine = UncapturedEngine(tiny)
     for count, bucket in ((1, 1), (2, 2), (3, 4), (5, 6), (6, 6)):
         engine.asked.clear()
         state, outputs = engine.generate(trajectory([3] * count))
@@ -206,16 +211,16 @@ def test_a_batch_is_padded_to_its_bucket(tiny, cuda):
 def test_padding_is_zero_and_stays_as_it_is(tiny, cuda):
     seen = []
 
-    class Looking(RecordingEngine):
-        captures = False
-
+    class Looking(UncapturedEngine):
         def enqueue(self, graph, tensors):
             if graph == "step":
                 cuda.enqueue(
                     lambda: seen.append({n: cuda.array(t.address, t.shape, t.dtype).copy() for n, t in tensors.items()})
                 )
 
-    Looking(tiny).generate(trajectory([2, 2, 1], stochastic=True))
+    engine = Looking(tiny)
+    seen.clear()
+    engine.generate(trajectory([2, 2, 1], stochastic=True))
     still = np.eye(len(COLUMNS), dtype=np.float32)[COLUMNS.index("a")]
     assert len(seen) == 2
     for row, tensors in enumerate(seen):
@@ -244,7 +249,7 @@ def test_a_batch_that_no_bucket_holds_is_refused(tiny, cuda):
 
 def test_batches_come_and_go_by_pinned_memory_that_is_made_once(tmp_path, cuda):
     engine = RecordingEngine(load_bundle(write_tiny_bundle(tmp_path, max_batch=MAX_BATCH, **LATENT)))
-    pinned = len(cuda.named("cuMemAllocHost"))
+    cuda.calls.clear()
     conditions = np.zeros((2, 1, 64, 64), np.uint8)
     for seed in range(2):
         engine.generate(trajectory([3, 3], seed=seed, condition=conditions, shape=LATENT["sample_shape"]))
@@ -253,57 +258,45 @@ def test_batches_come_and_go_by_pinned_memory_that_is_made_once(tmp_path, cuda):
     assert (len(sent), len(fetched)) == (2 * 3, 2 * 2)  # start, condition, coefficients; state, image
     assert all(cuda.is_pinned(address) for address in (*sent, *fetched))
     assert len(set(fetched)) == 2
-    assert len(cuda.named("cuMemAllocHost")) == pinned
+    assert not cuda.named("cuMemAllocHost")
 
 
-def test_a_trajectory_is_one_upload_one_launch_and_one_wait(tiny, cuda):
+def test_a_trajectory_goes_up_once_and_is_waited_for_once(tiny, cuda):
+    """Four rows are one graph, which the coefficients of the next four move to on the GPU."""
     engine = RecordingEngine(tiny)
     engine.generate(trajectory([20, 20]))
     cuda.calls.clear()
-    engine.generate(trajectory([20, 7], seed=1))
-    assert [name for name, *_ in cuda.calls] == [
-        "cuCtxSetCurrent",
-        *["cuMemsetD8Async"] * 5,  # the first state and the history
-        "cuMemcpyHtoDAsync",  # the start
-        "cuEventSynchronize",  # long passed: the coefficients of the trajectory before
-        "cuMemcpyHtoDAsync",  # all coefficients
-        "cuEventRecord",
-        "cuGraphLaunch",
-        *["cuMemcpyDtoHAsync"] * 3,  # the last state, mask and image
-        "cuStreamSynchronize",
-    ]
-    (launch,) = cuda.named("cuGraphLaunch")
-    assert launch[1:] == (1000 + 1, FakeCuda.STREAM)
-
-
-def test_coefficients_of_a_long_trajectory_are_uploaded_once(tiny, cuda):
-    """More rows than a graph has: those of the next graph move to where it reads them, on the GPU."""
-    engine = RecordingEngine(tiny)
-    engine.generate(trajectory([600, 270]))
-    cuda.calls.clear()
-    engine.generate(trajectory([600, 270], seed=1))
+    engine.generate(trajectory([10, 7], seed=1))
     begun, table, *after = [call for call in cuda.calls if call[0].startswith(("cuMemcpy", "cuGraphLaunch"))]
-    assert [call[3] for call in (begun, table)] == [2 * 2048, 600 * 256]
-    front = table[1]
+    assert [call[3] for call in (begun, table)] == [2 * 2048, 10 * 256]
+    four_rows, the_rest = (engine.graph(2, rows, finishes) for rows, finishes in ((4, False), (2, True)))
     assert after[:5] == [
-        ("cuGraphLaunch", 1001, FakeCuda.STREAM),
-        ("cuMemcpyDtoDAsync", front, front + 256 * 256, 256 * 256, FakeCuda.STREAM),
-        ("cuGraphLaunch", 1001, FakeCuda.STREAM),
-        ("cuMemcpyDtoDAsync", front, front + 512 * 256, 88 * 256, FakeCuda.STREAM),
-        ("cuGraphLaunch", 1002, FakeCuda.STREAM),
+        ("cuGraphLaunch", four_rows, FakeCuda.STREAM),
+        ("cuMemcpyDtoDAsync", table[1], table[1] + 4 * 256, 4 * 256, FakeCuda.STREAM),
+        ("cuGraphLaunch", four_rows, FakeCuda.STREAM),
+        ("cuMemcpyDtoDAsync", table[1], table[1] + 8 * 256, 2 * 256, FakeCuda.STREAM),
+        ("cuGraphLaunch", the_rest, FakeCuda.STREAM),
     ]
-    assert [name for name, *_ in after[5:]] == ["cuMemcpyDtoHAsync"] * 3
+    assert [name for name, *_ in after[5:]] == ["cuMemcpyDtoHAsync"] * 3  # the last state, mask and image
     assert [call[0] for call in cuda.named("cuEventSynchronize", "cuStreamSynchronize")] == [
-        "cuEventSynchronize",  # before the first launch, for the trajectory before
+        "cuEventSynchronize",  # before the first launch: the coefficients of the trajectory before
         "cuStreamSynchronize",  # for the outputs
     ]
 
 
-@pytest.mark.parametrize("rows", [20, 250, 256])
-def test_usual_trajectories_are_one_graph(tiny, cuda, rows):
-    engine = RecordingEngine(tiny)
-    engine.generate(trajectory([rows]))
-    assert len(cuda.named("cuGraphLaunch")) == 1
+@pytest.mark.parametrize("options", [{}, {"schedule": FLOW}, {"schedule": None}], ids=["", "flow", "no steps"])
+def test_no_request_waits_for_a_capture(tmp_path, cuda, options):
+    """Whatever number of steps it asks for: an opened engine has all graphs that it will ever have."""
+    engine = RecordingEngine(load_bundle(write_tiny_bundle(tmp_path, max_batch=MAX_BATCH, **options)))
+    kinds = 1 if engine._longest == 0 else gpu.ROUND + 1
+    assert len(cuda.named("cuGraphInstantiate")) == kinds * len(buckets(MAX_BATCH))
+    cuda.calls.clear()
+    engine.asked.clear()
+    for rows in range(10, 31) if engine._longest else [0]:
+        for count in (1, 6):
+            engine.generate(trajectory([rows] * count, stochastic=count == 6))
+    assert not engine.asked
+    assert not cuda.named("cuStreamBeginCapture", "cuGraphInstantiate", "cuMemAlloc", "cuMemAllocHost")
 
 
 def test_there_is_room_for_the_longest_table(tmp_path, cuda):
@@ -314,39 +307,35 @@ def test_there_is_room_for_the_longest_table(tmp_path, cuda):
         engine.generate(trajectory([2001]))
 
 
-def test_a_capture_holds_every_row_and_the_finish(tiny, cuda):
+def test_captures_hold_the_rows_and_the_finish_and_nothing_else(tiny, cuda):
     engine = RecordingEngine(tiny)
-    engine.generate(trajectory([5]))
-    assert [graph for graph, _ in engine.asked] == ["step", "finish", *["step"] * 5, "finish"]
-    begin, end = (
-        next(k for k, call in enumerate(cuda.calls) if call[0] == f"cuStream{what}Capture") for what in ("Begin", "End")
+    step, finish = ["step"], ["finish"]
+    warm_ups = [*step, *finish] * gpu.WARM_UPS
+    of_a_bucket = [*warm_ups, *finish, *step, *finish, *step * 2, *finish, *step * 3, *finish, *step * 4]
+    assert [graph for graph, _ in engine.opened] == of_a_bucket * len(buckets(MAX_BATCH))
+    begins, ends = (
+        [k for k, call in enumerate(cuda.calls) if call[0] == f"cuStream{what}Capture"] for what in ("Begin", "End")
     )
-    assert end == begin + 1  # nothing but the engine's own work
+    assert [end - begin for begin, end in zip(begins, ends, strict=True)] == [1] * 5 * len(buckets(MAX_BATCH))
 
 
-def test_noise_is_sent_in_bounded_parts(tiny, cuda, monkeypatch):
-    monkeypatch.setattr(gpu, "NOISE_BYTES", 8 * 4 * 2048)  # 8 rows of 4 samples
+def test_noise_goes_up_four_rows_at_a_time(tiny, cuda):
     engine = RecordingEngine(tiny)
-    engine.generate(trajectory([19, 19, 19, 19], stochastic=True))
-    assert len(cuda.named("cuGraphInstantiate")) == 2  # 8 rows, and 3 rows with the finish
-    assert [call[1] for call in cuda.named("cuGraphLaunch")] == [1001, 1001, 1002]
-    assert max(call[3] for call in cuda.named("cuMemcpyHtoDAsync")) == 8 * 4 * 2048
-    steps = [tensors for graph, tensors in engine.asked if graph == "step"]
-    assert {tensors["noise"].address for tensors in steps[1:9]} == {
-        steps[0]["noise"].address + row * 4 * 2048 for row in range(8)
-    }
+    engine.generate(trajectory([10] * 4, stochastic=True))
+    four_rows, the_rest = (engine.graph(4, rows, finishes) for rows, finishes in ((4, False), (2, True)))
+    assert [call[1] for call in cuda.named("cuGraphLaunch")] == [four_rows, four_rows, the_rest]
+    assert [call[3] for call in cuda.named("cuMemcpyHtoDAsync")[-3:]] == [rows * 4 * 2048 for rows in (4, 4, 2)]
 
 
-def test_few_graphs_are_kept(tiny, cuda, monkeypatch):
-    monkeypatch.setattr(gpu, "KEPT_ROWS", 9)
-    engine = RecordingEngine(tiny)
-    for rows in (3, 4, 3, 5):
-        engine.generate(trajectory([rows]))
-    assert sorted(cuda.graphs) == [1001, 1003]  # of 3 and 5 rows: that of 4 was the one least lately used
-    engine.generate(trajectory([3]))
-    assert len(cuda.named("cuGraphInstantiate")) == 3
-    engine.generate(trajectory([4]))
-    assert len(cuda.named("cuGraphInstantiate")) == 4
+def test_no_noise_is_left_of_the_batch_before(tiny, tensorrt):
+    """Graphs read it whether or not the solver draws any."""
+    quiet = trajectory([7, 7])
+    engine = open_engine(as_tensorrt(tiny))
+    coeffs = quiet.coeffs.copy()
+    quiet.coeffs[:, :, COLUMNS.index("s")] = 0
+    expected = engine.generate(quiet)[0]
+    engine.generate(trajectory([7, 7], stochastic=True))
+    assert np.array_equal(engine.generate(dataclasses.replace(quiet, coeffs=coeffs))[0], expected)
 
 
 def test_an_engine_gives_everything_back(tiny, cuda):
@@ -356,8 +345,19 @@ def test_an_engine_gives_everything_back(tiny, cuda):
     del engine
     assert list(cuda._memory) == [kept.address]
     assert not cuda.graphs
+    assert not cuda.named("cuStreamDestroy")
     del kept
     assert not cuda._memory
+    assert cuda.named("cuStreamDestroy") == [("cuStreamDestroy", FakeCuda.STREAM)]
+
+
+def test_sessions_are_gone_before_the_stream_that_they_work_on(tiny, cuda, onnxruntime_gpu, monkeypatch):
+    monkeypatch.setattr(FakeCudaSession, "__del__", lambda _: cuda.calls.append(("session closed",)), raising=False)
+    engine = open_engine(tiny)
+    del engine
+    assert [name for name, *_ in cuda.named("session closed", "cuStreamDestroy")] == ["session closed"] * 2 + [
+        "cuStreamDestroy"
+    ]
 
 
 # --- arrays ---
@@ -441,39 +441,119 @@ def test_without_a_gpu(cuda, function, code, number, words):
     [
         ("cuMemAlloc", r"GPU 0: it is out of memory; .* \(cuMemAlloc\)"),
         ("cuMemAllocHost", r"GPU 0: it is out of memory; .* \(cuMemAllocHost\)"),
-        ("cuGraphInstantiate", r"GPU 0: it is out of memory; .* \(cuGraphInstantiate\)"),
+        ("cuGraphLaunch", r"GPU 0: it is out of memory; .* \(cuGraphLaunch\)"),
         ("cuMemcpyHtoDAsync", r"GPU 0: it is out of memory; .* \(cuMemcpyHtoDAsync\)"),
     ],
 )
 def test_every_refusal_of_the_driver_is_an_error(tiny, cuda, function, words):
+    engine = RecordingEngine(tiny)
     cuda.refuses[function] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+
+    def open_and_draw():
+        engine.generate(trajectory([5]))
+        RecordingEngine(tiny)
+
     with pytest.raises(EngineError, match=words):
-        RecordingEngine(tiny).generate(trajectory([3]))
+        open_and_draw()
 
 
-@pytest.mark.parametrize("what", ["run", "captured run"])
-def test_a_run_that_fails_does_not_spoil_the_next(tiny, tensorrt, what):
+@pytest.mark.parametrize("refused", ["captured run", "cuStreamEndCapture", "cuGraphInstantiate"])
+def test_what_cannot_be_captured_is_started_step_by_step(tiny, tensorrt, cuda, refused, caplog):
+    expected = open_engine(as_tensorrt(tiny)).generate(trajectory([6, 2], stochastic=True))[0]
+    cuda.refuses[refused] = CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+    tensorrt.refuses = refused
+    cuda.calls.clear()
     engine = open_engine(as_tensorrt(tiny))
+    for _ in range(2):
+        assert np.array_equal(engine.generate(trajectory([6, 2], stochastic=True))[0], expected)
+    assert not cuda.named("cuGraphLaunch")
+    assert len(cuda.named("cuStreamBeginCapture")) == 1
+    (said,) = caplog.messages
+    assert "tiny: the host starts every step, as they cannot be captured as a CUDA graph: " in said
+
+
+@pytest.mark.parametrize(
+    ("captured", "words"), [("refused", "out of memory"), ("calls the host", "the work calls the host")]
+)
+def test_what_onnx_runtime_cannot_have_captured_is_started_step_by_step(
+    tiny, onnxruntime_gpu, cuda, monkeypatch, captured, words, caplog
+):
+    """Though CUDA's runtime keeps the error, and ONNX Runtime takes it for one of its next run."""
+    expected = open_engine(tiny).generate(trajectory([6, 2], stochastic=True))[0]
+    assert cuda.named("cuGraphLaunch")
+    monkeypatch.setattr(FakeCudaSession, "captured", captured)
+    cuda.calls.clear()
+    engine = open_engine(tiny)
+    for _ in range(2):
+        assert np.array_equal(engine.generate(trajectory([6, 2], stochastic=True))[0], expected)
+    assert not cuda.named("cuGraphLaunch", "cuGraphInstantiate")
+    assert len(cuda.named("cuStreamBeginCapture")) == 1
+    (said,) = caplog.messages
+    assert words in said
+
+
+def test_a_run_that_fails_does_not_spoil_the_next(tiny, tensorrt):
+    engine = open_engine(as_tensorrt(tiny))
+    engine._graphs.clear()  # what is captured does not ask TensorRT again
     expected = engine.generate(trajectory([2]))
-    tensorrt.refuses = what
-    with pytest.raises(EngineError, match=f"TensorRT cannot run the step plan: no {what} today"):
+    tensorrt.refuses = "run"
+    with pytest.raises(EngineError, match="TensorRT cannot run the step plan: no run today"):
         engine.generate(trajectory([3]))
     tensorrt.refuses = ""
     engine.generate(trajectory([3]))
     assert np.array_equal(engine.generate(trajectory([2]))[0], expected[0])
 
 
+def test_an_error_of_before_is_not_quoted(tiny, tensorrt):
+    engine = open_engine(as_tensorrt(tiny))
+    engine._graphs.clear()
+    tensorrt.refuses, tensorrt.says = "run", "myelin is unhappy"
+    for said in ("myelin is unhappy", "it does not say why"):
+        with pytest.raises(EngineError, match=f"TensorRT cannot run the step plan: {said}"):
+            engine.generate(trajectory([3]))
+        tensorrt.says = None
+
+
+@pytest.mark.parametrize("code", [CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, CUresult.CUDA_ERROR_ECC_UNCORRECTABLE])
+def test_the_gpus_end_is_told_from_other_failures(tiny, cuda, code):
+    """Whoever finds it out: ours, or a runtime that has but words for it."""
+
+    class Failing(UncapturedEngine):
+        fails = False
+
+        def enqueue(self, graph, tensors):
+            if self.fails:
+                raise EngineError("CUDA failure 700")
+
+    engine = Failing(tiny)
+    engine.fails = True
+    with pytest.raises(EngineError, match="CUDA failure 700") as caught:
+        engine.generate(trajectory([1]))
+    assert not isinstance(caught.value, DeadGpuError)
+    cuda.refuses["cuCtxSynchronize"] = code
+    with pytest.raises(DeadGpuError, match="this process cannot use the GPU any more") as caught:
+        engine.generate(trajectory([1]))
+    assert str(caught.value.__context__) == "CUDA failure 700"
+    engine.fails = False
+    cuda.refuses["cuStreamSynchronize"] = code
+    with pytest.raises(DeadGpuError):
+        engine.generate(trajectory([1]))
+
+
 def test_out_of_memory_is_said_in_plain_words(tiny, tensorrt, onnxruntime_gpu, monkeypatch):
     words = r"the GPU is out of memory; end what else uses it, or build the bundle with a smaller --max-batch \({}\)"
     engine = open_engine(as_tensorrt(tiny))
+    engine._graphs.clear()
     tensorrt.refuses, tensorrt.says = "run", "Error Code 2: OutOfMemory"
     with pytest.raises(EngineError, match=words.format("Error Code 2: OutOfMemory")):
         engine.generate(trajectory([3]))
+    tensorrt.says = ""
 
     def fail(*_):
         raise RuntimeError("Failed to allocate memory for requested buffer of size 9")
 
     engine = open_engine(tiny)
+    engine._graphs.clear()
     monkeypatch.setattr(FakeCudaSession, "run_with_iobinding", fail)
     with pytest.raises(EngineError, match=words.format("Failed to allocate .* of size 9")):
         engine.generate(trajectory([3]))
@@ -607,7 +687,7 @@ def instance(monkeypatch):
         monkeypatch.setattr(model_file, "load_bundle", lambda _: bundle)
         model = model_file.BundleModel()
         model.initialize({"model_instance_kind": kind, "model_instance_device_id": device})
-        return model.sampler._engine
+        return model
 
     return start
 
@@ -620,10 +700,35 @@ def test_a_triton_instance_runs_on_its_gpu(tiny, instance, monkeypatch):
     assert opened == [(tiny, 1)]
 
 
+def test_a_triton_instance_ends_when_its_gpu_takes_no_work_any_more(tiny, instance, onnxruntime_gpu, monkeypatch):
+    """Else it would be ready and answer every request with the same error; Triton starts another in its place."""
+
+    class Ended(BaseException):
+        pass
+
+    def end(status):
+        raise Ended(status)
+
+    monkeypatch.setattr("os._exit", end)
+    model = instance(tiny, "GPU")
+    said = []
+    monkeypatch.setattr(
+        sys.modules["serving.triton.model"].pb, "Logger", SimpleNamespace(log_error=said.append), raising=False
+    )
+
+    def fail(*_):
+        raise DeadGpuError("GPU 0: a kernel crashed")
+
+    monkeypatch.setattr(model.sampler, "sample", fail)
+    with pytest.raises(Ended, match="1"):
+        model._sampled([None, None])
+    assert "GPU 0: a kernel crashed" in said[0]
+
+
 def test_a_triton_instance_on_the_cpu_leaves_the_gpu_alone(tiny, instance, onnxruntime_gpu, cuda):
-    assert type(instance(tiny, "GPU")) is OnnxRuntimeCudaEngine
+    assert type(instance(tiny, "GPU").sampler._engine) is OnnxRuntimeCudaEngine
     cuda.calls.clear()
-    assert type(instance(tiny, "CPU")) is OnnxRuntimeEngine
+    assert type(instance(tiny, "CPU").sampler._engine) is OnnxRuntimeEngine
     assert not cuda.calls
 
 

@@ -1,4 +1,6 @@
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -50,3 +52,20 @@ def test_it_is_standard_normal(seed):
 def test_no_number_is_cut_to_fit(seed, number):
     with pytest.raises((TypeError, ValueError)):
         drawn(seed, "pig", number)
+
+
+def test_samples_are_drawn_at_the_same_time_and_with_the_same_bits(monkeypatch):
+    one_by_one = [drawn(seed, "pig", 4) for seed in (3, 2**62, 5)]
+    both, draw = threading.Barrier(2), noise.draw
+
+    def meet(seed, *arguments):
+        if seed != 5:
+            both.wait(timeout=10)
+        draw(seed, *arguments)
+
+    monkeypatch.setattr(noise, "draw", meet)
+    with ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(noise, "_threads", lambda: pool)
+        outs = np.empty((3, 4096), np.float32)
+        noise.draw_all([3, 2**62, 5], "pig", 4, outs)
+        assert np.array_equal(outs, one_by_one)
