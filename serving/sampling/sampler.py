@@ -1,34 +1,20 @@
 """From requests to samples: noise, tables and batches for an engine."""
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Bundle
-from serving.engines import Engine, EngineError, Float32, Trajectory, open_engine
+from serving.engines import Engine, Float32, Trajectory, open_engine
 from serving.sampling import noise
 from serving.sampling.requests import SampleRequest
-from serving.sampling.solvers import COLUMNS, solver_table
+from serving.sampling.rows import Row, not_finite, provenance, rows_of
+from serving.sampling.solvers import COLUMNS
 
 Arrays = dict[str, NDArray]  # by name, row i of every array belonging to one sample
 
 A, S = COLUMNS.index("a"), COLUMNS.index("s")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Row:
-    """One sample to draw."""
-
-    seed: int
-    solver: str | None
-    steps: int
-    table: Float32
-    condition: NDArray[np.uint8] | None
 
 
 class Sampler:
@@ -57,7 +43,7 @@ class Sampler:
         manifest = self.bundle.manifest
         count = sum(len(request.seeds) for request in requests)
         samples = {o.name: np.empty((count, *o.shape), o.dtype) for o in manifest.outputs}  # first: it may be too much
-        rows = [row for request in requests for row in self._rows(request)]
+        rows = [row for request in requests for row in rows_of(self.bundle, request)]
         longest_first = sorted(range(count), key=lambda k: -len(rows[k].table))
         for first in range(0, len(rows), manifest.max_batch):
             chosen = longest_first[first : first + manifest.max_batch]
@@ -65,33 +51,15 @@ class Sampler:
                 samples[name][chosen] = values
             if progress is not None:
                 progress(first + len(chosen), len(rows))
-        samples["provenance"] = np.array([[self._provenance(row)] for row in rows], object).reshape(-1, 1)
+        samples["provenance"] = provenance(self.bundle, rows)
         cuts = np.cumsum([len(request.seeds) for request in requests], dtype=int)[:-1]
         parts = {name: np.split(values, cuts) for name, values in samples.items()}
         return [{name: part[k] for name, part in parts.items()} for k in range(len(requests))]
 
-    def _rows(self, request: SampleRequest) -> list[Row]:
-        schedule = self.bundle.manifest.schedule
-        if schedule is None or request.solver is None:
-            table = np.zeros((0, len(COLUMNS)), np.float32)
-        else:
-            table = solver_table(request.solver, schedule, request.steps).astype(np.float32)
-        conditions = [None] * len(request.seeds) if request.condition is None else request.condition
-        return [
-            Row(int(seed), request.solver, request.steps, table, condition)
-            for seed, condition in zip(request.seeds, conditions, strict=True)
-        ]
-
     def _batch(self, rows: list[Row]) -> dict[str, NDArray]:
         state, outputs = self._engine.generate(self._trajectory(rows))
-        for name, values in {"the last state": state, **outputs}.items():  # a finish that clamps can hide a NaN
-            finite = np.isfinite(values).reshape(len(rows), -1).all(axis=1)
-            if not finite.all():
-                row = rows[int(np.argmin(finite))]
-                asked = f"seed {row.seed}, solver {row.solver}, steps {row.steps}"
-                raise EngineError(
-                    f"the engine gave NaN or infinity in {name} of {self.bundle.manifest.model} for {asked}"
-                )
+        if problem := not_finite(self.bundle.manifest.model, rows, state, outputs):
+            raise problem
         return outputs
 
     def _trajectory(self, rows: list[Row]) -> Trajectory:
@@ -115,12 +83,3 @@ class Sampler:
 
         conditions = [row.condition for row in rows if row.condition is not None]
         return Trajectory(start, lengths, coeffs, row_noise, np.stack(conditions) if conditions else None)
-
-    def _provenance(self, row: Row) -> bytes:
-        facts: dict[str, Any] = {"model": self.bundle.manifest.model, "bundle": self.bundle.digest}
-        facts |= {"seed": row.seed, "solver": row.solver, "steps": row.steps}
-        if so_far := self.bundle.manifest.checkpoint.get("unfinished"):
-            facts["unfinished"] = so_far
-        if row.condition is not None:
-            facts["condition_sha256"] = hashlib.sha256(row.condition.tobytes()).hexdigest()
-        return json.dumps(facts, sort_keys=True).encode()

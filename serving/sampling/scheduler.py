@@ -1,0 +1,142 @@
+"""Which requests step next: a pure function of the requests that are there and of what a step costs.
+
+Every request has a due time, and the one that is due first always steps. It is due ``STRETCH`` times the work that is
+left of it after it arrived: short work comes first (shortest remaining processing time, Schrage 1968), and what waits
+becomes urgent (earliest deadline first, Liu and Layland 1973). A request may pause between two steps, however often.
+
+How many rows step with it is what keeps all requests waiting the least, with those that are to be expected: where a
+batch costs as much as its rows one by one (on most CPUs) that is few, where it costs hardly more than one row
+(on most GPUs) as many as there are.
+
+Nothing starves: only those that arrive before a request's due time are ever ahead of it, and each launch takes a step
+of the foremost. A request that is due at d has left at the latest after as many launches, from d on, as are steps left
+then in it and in all that arrived before d. As the queue is bounded, so is that.
+"""
+
+import bisect
+import dataclasses
+import heapq
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+STRETCH = 32.0
+FIRST, DEFAULT, LAST = 1, 5, 9  # priorities; the lowest number comes first, as in Triton
+HORIZON = 32  # requests that are looked at one by one when a batch is sized
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Seconds of a step for some batches, as measured; ``padded`` if all others run as the next larger one.
+
+    Those of others are interpolated. A batch is never taken to cost less than a smaller one.
+    """
+
+    seconds: Mapping[int, float]
+    padded: bool = False
+
+    @cached_property
+    def of(self) -> tuple[float, ...]:
+        """Seconds by number of rows, from 0 to the largest batch."""
+        costs = [0.0]
+        for size, measured in sorted(self.seconds.items()):
+            before, last = len(costs) - 1, costs[-1]
+            rise = max(0.0, measured - last)
+            shares = (1.0 if self.padded else (rows - before) / (size - before) for rows in range(before + 1, size + 1))
+            costs += [last + rise * share for share in shares]
+        return tuple(costs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is left of a request.
+
+    rows: its samples, which step together. steps: at least 1. arrival: in seconds. priority: FIRST to LAST.
+    begun: whether it holds states, for which there is only so much memory.
+    """
+
+    rows: int
+    steps: int
+    arrival: float
+    priority: int = DEFAULT
+    begun: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduler:
+    """longest: the most steps that a request can have. most_held: rows that may hold states at the same time."""
+
+    cost: Cost
+    longest: int
+    most_held: int
+
+    def due(self, work: Work) -> float:
+        """A moment on the clock of arrivals. A level of priority weighs as much as the most work a request can be."""
+        seconds = work.steps * self.cost.of[work.rows]
+        most = self.longest * self.cost.of[-1]
+        return work.arrival + STRETCH * (seconds + (work.priority - FIRST) * most)
+
+    def choose(self, works: Sequence[Work], rate: float = 0.0) -> list[int]:
+        """The requests that step next, as indices into ``works``, the first due first; none only if there are none.
+
+        Together they have no more rows than the largest batch. rate: requests that arrive, per second.
+        """
+        order = self._startable(works, sorted(range(len(works)), key=lambda k: (self.due(works[k]), k)))
+        if not order:
+            return []
+        first = works[order[0]].rows
+        sizes = [first, *(size for size in sorted(self.cost.seconds) if size > first)]
+        foremost = [works[k] for k in order[:HORIZON]]
+        behind = len(works) - len(foremost)
+        # Of sizes that are equally good the smallest.
+        best = min(sizes, key=lambda size: round(self._waiting(foremost, behind, rate, size), 9))
+        return self._fitting(works, order, best)
+
+    def _startable(self, works: Sequence[Work], order: Sequence[int]) -> list[int]:
+        """Those that hold states, and those before the first for whose states there is no room."""
+        room = self.most_held - sum(work.rows for work in works if work.begun)
+        wanted = itertools.accumulate(0 if works[k].begun else works[k].rows for k in order)
+        return [k for k, rows in zip(order, wanted, strict=True) if works[k].begun or rows <= room]
+
+    def _fitting(self, works: Sequence[Work], order: Sequence[int], size: int) -> list[int]:
+        room = bisect.bisect_right(self.cost.of, self.cost.of[size]) - 1  # more rows may cost no more
+        chosen = []
+        for k in order:
+            if works[k].rows <= room:
+                chosen.append(k)
+                room -= works[k].rows
+        return chosen
+
+    def _waiting(self, queue: Sequence[Work], behind: int, rate: float, size: int) -> float:
+        """Seconds that all requests together would still wait if from now on batches had up to ``size`` rows.
+
+        behind: how many wait for all of the queue, beside those that arrive meanwhile, which wait for half of it.
+        """
+        under_way: list[tuple[int, int]] = []  # (the step after which it leaves, rows)
+        step, rows, now, total, joined = 0, 0, 0.0, 0.0, 0
+        while joined < len(queue) or under_way:
+            while joined < len(queue) and (not under_way or rows + queue[joined].rows <= size):
+                heapq.heappush(under_way, (step + queue[joined].steps, queue[joined].rows))
+                rows += queue[joined].rows
+                joined += 1
+            leaves, leaving = heapq.heappop(under_way)
+            now += (leaves - step) * self.cost.of[rows]
+            step, rows, total = leaves, rows - leaving, total + now
+        return total + (behind + rate * now / 2) * now
+
+
+class ArrivalRate:
+    """Requests per second, the older the less they count."""
+
+    MEMORY = 30.0  # seconds after which one counts 1/e
+
+    def __init__(self) -> None:
+        self._rate = self._last = 0.0
+
+    def at(self, second: float) -> float:
+        return self._rate * math.exp((self._last - second) / self.MEMORY)
+
+    def count(self, second: float) -> None:
+        """One more, not before the one before."""
+        self._rate, self._last = self.at(second) + 1 / self.MEMORY, second
