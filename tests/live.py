@@ -31,6 +31,7 @@ GATED_MODEL = '''
 import time
 from pathlib import Path
 
+from serving.sampling.flight import Flight
 from serving.triton.model import BundleModel
 
 MODEL = Path(__file__).parents[1]
@@ -39,26 +40,22 @@ CLOSED, WAITING = (MODEL.with_name(f".{MODEL.name}-{name}") for name in ("closed
 
 
 class TritonPythonModel(BundleModel):
-    """Works when nobody has closed it, and cannot do seed 13."""
+    """Steps when nobody has closed it, and cannot do seed 13."""
 
-    def initialize(self, args):
-        super().initialize(args)
-        self.sampler.sample = cannot_do_13(self.sampler.sample)
 
-    def execute(self, requests):
+def when_open(step):
+    def gated(flight, together):
         while CLOSED.exists():
             WAITING.touch()
             time.sleep(0.005)
-        return super().execute(requests)
-
-
-def cannot_do_13(sample):
-    def sample_others(requests):
-        if any(13 in request.seeds for request in requests):
+        if any(row.seed == 13 for states in together for row in states.rows):
             raise RuntimeError("thirteen is too much")
-        return sample(requests)
+        return step(flight, together)
 
-    return sample_others
+    return gated
+
+
+Flight.step = when_open(Flight.step)
 '''
 
 
@@ -88,7 +85,7 @@ def add_gated_model(repository: Path, name: str, queue: int) -> None:
     folder = add_model(repository, name)
     (folder / "1" / "model.py").write_text(GATED_MODEL)
     config = (folder / "config.pbtxt").read_text()
-    (folder / "config.pbtxt").write_text(re.sub(r"max_queue_size: \d+", f"max_queue_size: {queue}", config))
+    (folder / "config.pbtxt").write_text(re.sub(r'string_value: "\d+"', f'string_value: "{queue}"', config))
 
 
 ALONE = """
@@ -161,10 +158,11 @@ class Live:
         return max(found())
 
     def metric(self, name: str, model: str, **labels: str) -> float:
-        """The value of one of Triton's metrics, added up over the labels that are not given."""
+        """The value of one of Triton's metrics or of ours, added up over the labels that are not given."""
         text = urllib.request.urlopen(f"http://{self.url('metrics')}/metrics").read().decode()
         wanted = [f'{key}="{value}"' for key, value in {"model": model, **labels}.items()]
-        lines = [line for line in text.splitlines() if line.startswith(f"nv_inference_{name}{{")]
+        name = name if name.startswith("medgen_") else f"nv_inference_{name}"
+        lines = [line for line in text.splitlines() if line.startswith(f"{name}{{")]
         return sum(float(line.split()[-1]) for line in lines if all(label in line for label in wanted))
 
     @contextmanager

@@ -3,8 +3,6 @@
 import dataclasses
 import inspect
 import json
-import os
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,12 @@ import triton_python_backend_utils as pb
 from numpy.typing import NDArray
 
 from serving.bundle import load_bundle
-from serving.engines import open_engine, open_on_cpu
-from serving.engines.device import DeadGpuError
+from serving.engines import StepEngine, open_engine, open_on_cpu
 from serving.sampling.requests import BadRequest, SampleRequest, parse_request
 from serving.sampling.sampler import Sampler
+from serving.triton.in_flight import InFlight, broken, failure, priority_of, queue_size
 
+IN_FLIGHT, STATIC = "in_flight", "static"  # static: whole batches, one after the other, as Triton forms them
 TRITON_TYPES = {
     "uint8": "TYPE_UINT8",
     "int16": "TYPE_INT16",
@@ -43,6 +42,7 @@ class BundleModel:
             kind = TRITON_TYPES[output.dtype]
             config.add_output({"name": output.name, "data_type": kind, "dims": list(output.shape)})
         config.add_output({"name": "provenance", "data_type": "TYPE_STRING", "dims": [1]})
+        _check(config.as_dict())
         return config
 
     @classmethod
@@ -54,43 +54,71 @@ class BundleModel:
         self.manifest = bundle.manifest
         on_gpu = args["model_instance_kind"] == "GPU"
         engine = open_engine(bundle, int(args["model_instance_device_id"])) if on_gpu else open_on_cpu(bundle)
-        self.sampler = Sampler(bundle, engine)
         # What a client must know to draw the outputs, and Triton's own metadata cannot say.
         fields = dataclasses.asdict(bundle.manifest)
         self.described = {name: fields[name] for name in ("outputs", "condition")}
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        self.in_flight: InFlight | None = None
+        if _batching(parameters) == STATIC:
+            self.sampler = Sampler(bundle, engine)
+        else:
+            assert isinstance(engine, StepEngine), f"{type(engine).__name__} runs whole trajectories alone"
+            self.in_flight = InFlight(bundle, engine, args, queue_size(parameters), self._response)
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers every request for itself: a bad one, or one that fails, does no harm to those in its batch.
+    def finalize(self) -> None:
+        """Triton waits for what is in flight before."""
+        if self.in_flight is not None:
+            self.in_flight.stop()
 
-        Triton merges requests whatever their parameters are, up to max_batch rows in all.
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+        """Has every request join the loop, which answers it later; or draws them as one batch, if batching is static.
+
+        Every request is answered for itself: a bad one, or one that fails, does no harm to those in its batch.
         """
-        parsed = [self._parsed(request) for request in requests]
+        if self.in_flight is None:
+            return self._answered_together(requests)
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                parsed, priority = self._parsed(request)
+            except Exception as error:
+                sender.send(_refusal(error), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                continue
+            timeout = request.timeout() / 1e6 or None
+            self.in_flight.submit(sender, parsed, priority, timeout)
+        return None
+
+    def _answered_together(self, requests: Sequence[Any]) -> list[Any]:
+        """Triton merges requests whatever their parameters are, up to max_batch rows in all."""
+        parsed = [self._parsed_or_refused(request) for request in requests]
         good = [request for request in parsed if isinstance(request, SampleRequest)]
         sampled = iter(self._sampled(good))
         return [next(sampled) if isinstance(request, SampleRequest) else request for request in parsed]
 
-    def _parsed(self, request: Any) -> Any:
+    def _parsed_or_refused(self, request: Any) -> Any:
         """A SampleRequest, or the response that refuses it."""
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        try:
+            return self._parsed(request)[0]
+        except BadRequest as error:
+            return _refusal(error)
+
+    def _parsed(self, request: Any) -> tuple[SampleRequest, int]:
+        """What is asked for, and its priority; copied, for Triton takes back its memory. Raises BadRequest."""
+        tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
         seed = tensors.pop("seed")
         condition = next(iter(tensors.values()), None)  # Triton lets no other input through
-        try:
-            return parse_request(self.manifest, seed, _parameters(request), condition)
-        except BadRequest as error:
-            return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
+        parameters = _parameters(request)
+        priority = priority_of(parameters)
+        return parse_request(self.manifest, seed, parameters, condition), priority
 
     def _sampled(self, requests: list[SampleRequest]) -> list[Any]:
         """One response per request; if they fail together they are tried one by one, so that each fails alone."""
         try:
             return [self._response(samples) for samples in self.sampler.sample(requests)]
-        except DeadGpuError:
-            pb.Logger.log_error(traceback.format_exc())
-            os._exit(1)  # no request can succeed here any more; Triton starts a new process for the next
         except Exception as error:
             if len(requests) > 1:
                 return [response for request in requests for response in self._sampled([request])]
-            pb.Logger.log_error(traceback.format_exc())
-            return [pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}"))]
+            return [_refusal(error)]
 
     def _response(self, samples: Mapping[str, NDArray[Any]]) -> Any:
         facts = [json.loads(text) for text in samples["provenance"][:, 0]]
@@ -105,3 +133,30 @@ def _parameters(request: Any) -> dict[str, Any]:
         return json.loads(request.parameters())
     except ValueError as error:
         raise BadRequest(f"the parameters cannot be read: {error}") from None
+
+
+def _refusal(error: Exception) -> Any:
+    if isinstance(error, BadRequest):
+        return failure(str(error), pb.TritonError.INVALID_ARG)
+    return broken(error)
+
+
+def _batching(parameters: Mapping[str, Mapping[str, str]]) -> str:
+    value = parameters.get("batching", {}).get("string_value", IN_FLIGHT)
+    if value not in (IN_FLIGHT, STATIC):
+        raise ValueError(f"config.pbtxt: parameter batching is {value!r}; allowed are {IN_FLIGHT} and {STATIC}")
+    return value
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """What is in config.pbtxt must not give wrong answers, or late ones."""
+    if config.get("response_cache", {}).get("enable"):
+        raise ValueError(
+            "config.pbtxt: response_cache must be off: Triton's key for it ignores a request's parameters, "
+            "and so the samples of 9 steps may be answered with those of 100"
+        )
+    if "dynamic_batching" in config and _batching(config.get("parameters", {})) == IN_FLIGHT:
+        raise ValueError(
+            "config.pbtxt: dynamic_batching holds requests back that could join at the next step; leave it out, or "
+            f'say parameters {{ key: "batching" value {{ string_value: "{STATIC}" }} }}'
+        )

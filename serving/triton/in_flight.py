@@ -1,0 +1,115 @@
+"""Requests of Triton in flight: each joins the loop of its model, and is answered when its last row is done.
+
+Triton's own queue is always empty then. So bounds, priorities and time-outs are kept here, and so are the figures that
+Triton cannot have: its durations end when a request has joined.
+"""
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import triton_python_backend_utils as pb
+
+from serving.bundle import Bundle
+from serving.engines import StepEngine
+from serving.engines.device import DeadGpuError
+from serving.sampling.loop import MOST_WAITING, Answer, ClientGone, Loop, NotServed
+from serving.sampling.requests import BadRequest, SampleRequest
+from serving.sampling.scheduler import DEFAULT, FIRST, LAST
+from serving.sampling.step_cost import measure_cost
+from serving.triton.metrics import Metrics
+
+PRIORITY = "priority_level"  # Triton keeps its own "priority" to itself
+QUEUE = "max_queue_size"
+PUBLISH_SECONDS = 1.0
+
+
+class InFlight:
+    """The loop of one instance of a model.
+
+    args: as Triton gives them to ``initialize``. respond: makes the response of a request's samples.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: StepEngine,
+        args: Mapping[str, str],
+        most_waiting: int,
+        respond: Callable[..., Any],
+    ) -> None:
+        self._respond, self._server, self._model = respond, os.getppid(), bundle.manifest.model
+        cost = measure_cost(engine, bundle.manifest)
+        measured = ", ".join(f"{size}: {1000 * seconds:.3g}" for size, seconds in cost.seconds.items())
+        pb.Logger.log_info(f"{self._model}: milliseconds of a step by rows in it: {measured}")
+        labels = {
+            "model": args["model_name"],
+            "version": args["model_version"],
+            "instance": args["model_instance_name"],
+        }
+        self._metrics, self._published = Metrics(labels), 0.0
+        self._loop = Loop(bundle, engine, cost, most_waiting, self._between_steps)
+        self._loop.start()
+
+    def submit(self, sender: Any, request: SampleRequest, priority: int, timeout: float | None) -> None:
+        """The sender is used once, sooner or later."""
+
+        def answer(samples: Answer) -> None:
+            sender.send(self._response(samples), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+        try:
+            self._loop.submit(request, answer, priority=priority, timeout=timeout, is_gone=sender.is_cancelled)
+        except NotServed as refusal:
+            answer(refusal)
+
+    def stop(self) -> None:
+        """Returns when all requests are answered."""
+        self._loop.stop()
+
+    def _response(self, samples: Answer) -> Any:
+        if isinstance(samples, dict):
+            return self._respond(samples)
+        if isinstance(samples, ClientGone):
+            return failure(str(samples), pb.TritonError.CANCELLED)
+        if isinstance(samples, NotServed):
+            return failure(str(samples), pb.TritonError.UNAVAILABLE)
+        return broken(samples)
+
+    def _between_steps(self, loop: Loop) -> None:
+        if os.getppid() != self._server:
+            lost = loop.rows_in_flight + loop.rows_waiting
+            if dropped := loop.abandon("the server has ended"):
+                print(f"{self._model}: the server has ended; dropped {dropped} requests of {lost} samples", flush=True)
+        if (now := time.monotonic()) - self._published >= PUBLISH_SECONDS:
+            self._published = now
+            self._metrics.publish(loop, now)
+
+
+def failure(message: str, code: Any) -> Any:
+    return pb.InferenceResponse(error=pb.TritonError(message, code))
+
+
+def broken(error: Exception) -> Any:
+    """For what should not have happened; the log has all of it."""
+    pb.Logger.log_error("".join(traceback.format_exception(error)))
+    if isinstance(error, DeadGpuError):
+        os._exit(1)  # no request can succeed here any more; a new process can
+    return failure(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL)
+
+
+def priority_of(parameters: dict[str, Any]) -> int:
+    """Takes it out of a request's parameters; raises BadRequest."""
+    level = parameters.pop(PRIORITY, DEFAULT)
+    if type(level) is not int or not FIRST <= level <= LAST:
+        raise BadRequest(f"{PRIORITY} is {level!r}; it must be an integer from {FIRST}, served first, to {LAST}")
+    return level
+
+
+def queue_size(parameters: Mapping[str, Mapping[str, str]]) -> int:
+    """How many requests may wait, from the parameters of config.pbtxt; raises ValueError."""
+    text = parameters.get(QUEUE, {}).get("string_value", str(MOST_WAITING))
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"config.pbtxt: parameter {QUEUE} is {text!r}; it must be an integer from 1 up")
+    return int(text)

@@ -1,0 +1,65 @@
+"""What goes on in a loop, among Triton's own metrics."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import triton_python_backend_utils as pb
+
+from serving.sampling.loop import Loop
+
+GAUGES = {
+    "rows_in_flight": "Samples that have begun and are not done",
+    "rows_waiting": "Samples that have not begun",
+    "steps_per_second": "Steps of samples, batched or not, lately",
+}
+COUNTERS = {
+    "rows_joined": "Samples that have begun",
+    "rows_left": "Samples that were answered",
+    "rows_cancelled": "Samples whose client went away",
+    "rows_timed_out": "Samples whose request's timeout was over",
+    "rows_refused": "Samples of requests that found the queue full",
+    "rows_failed": "Samples that the engine failed at",
+    "launches": "Batches that took a step",
+    "steps": "Steps of samples, batched or not",
+    "network_seconds": "Seconds in the engine",
+    "busy_seconds": "Seconds in which there was work",
+}
+
+
+class Metrics:
+    """``medgen_NAME`` for every gauge and ``medgen_NAME_total`` for every counter, of one instance of a model."""
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        family = pb.MetricFamily
+        self._families = [
+            *(family(f"medgen_{name}", text, family.GAUGE) for name, text in GAUGES.items()),
+            *(family(f"medgen_{name}_total", text, family.COUNTER) for name, text in COUNTERS.items()),
+        ]
+        names = (*GAUGES, *COUNTERS)
+        self._metrics = {name: one.Metric(labels=labels) for name, one in zip(names, self._families, strict=True)}
+        self._told = dict.fromkeys(names, 0.0)
+        self._last = 0.0
+
+    def publish(self, loop: Loop, now: float) -> None:
+        """Tells Triton what has changed: each metric costs a tenth of a millisecond. now: in seconds."""
+        for name, value in self._values(loop, now):
+            if value == self._told[name]:
+                continue
+            if name in GAUGES:
+                self._metrics[name].set(value)
+            else:
+                self._metrics[name].increment(value - self._told[name])
+            self._told[name] = value
+        self._last = now
+
+    def _values(self, loop: Loop, now: float) -> Iterator[tuple[str, float]]:
+        counts = dataclasses.replace(loop.counts)
+        yield "rows_in_flight", loop.rows_in_flight
+        yield "rows_waiting", loop.rows_waiting
+        yield "steps_per_second", (counts.row_steps - self._told["steps"]) / (now - self._last)
+        for name in ("joined", "left", "cancelled", "timed_out", "refused", "failed"):
+            yield f"rows_{name}", getattr(counts, name)
+        yield "launches", counts.launches
+        yield "steps", counts.row_steps
+        yield "network_seconds", loop.network_seconds
+        yield "busy_seconds", counts.busy_seconds
