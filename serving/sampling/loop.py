@@ -151,14 +151,6 @@ class Loop:
         if self._thread.is_alive():
             self._thread.join()
 
-    def abandon(self, reason: str) -> int:
-        """Answer all requests at once, without samples; returns how many. For the loop's own thread."""
-        self._take_in()
-        tickets = list(self._tickets)
-        for ticket in tickets:
-            self._leave(ticket, Stopped(reason))
-        return len(tickets)
-
     @property
     def rows_waiting(self) -> int:
         return sum(len(ticket.rows) for ticket in [*self._arrived, *self._tickets] if not ticket.states)

@@ -5,6 +5,7 @@ Triton cannot have: its durations end when a request has joined.
 """
 
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -19,11 +20,13 @@ from serving.sampling.loop import MOST_WAITING, Answer, ClientGone, Loop, NotSer
 from serving.sampling.requests import BadRequest, SampleRequest
 from serving.sampling.scheduler import DEFAULT, FIRST, LAST
 from serving.sampling.step_cost import measure_cost
+from serving.triton.errors import DROPPED
 from serving.triton.metrics import Metrics
 
 PRIORITY = "priority_level"  # Triton keeps its own "priority" to itself
 QUEUE = "max_queue_size"
 PUBLISH_SECONDS = 1.0
+WATCH_SECONDS = 0.5
 
 
 class InFlight:
@@ -40,7 +43,7 @@ class InFlight:
         most_waiting: int,
         respond: Callable[..., Any],
     ) -> None:
-        self._respond, self._server, self._model = respond, os.getppid(), bundle.manifest.model
+        self._respond, self._model = respond, bundle.manifest.model
         cost = measure_cost(engine, bundle.manifest)
         measured = ", ".join(f"{size}: {1000 * seconds:.3g}" for size, seconds in cost.seconds.items())
         pb.Logger.log_info(f"{self._model}: milliseconds of a step by rows in it: {measured}")
@@ -50,8 +53,9 @@ class InFlight:
             "instance": args["model_instance_name"],
         }
         self._metrics, self._published = Metrics(labels), 0.0
-        self._loop = Loop(bundle, engine, cost, most_waiting, self._between_steps)
+        self._loop = Loop(bundle, engine, cost, most_waiting, self._publish)
         self._loop.start()
+        threading.Thread(target=self._watch_server, args=(os.getppid(),), daemon=True).start()
 
     def submit(self, sender: Any, request: SampleRequest, priority: int, timeout: float | None) -> None:
         """The sender is used once, sooner or later."""
@@ -77,14 +81,17 @@ class InFlight:
             return failure(str(samples), pb.TritonError.UNAVAILABLE)
         return broken(samples)
 
-    def _between_steps(self, loop: Loop) -> None:
-        if os.getppid() != self._server:
-            lost = loop.rows_in_flight + loop.rows_waiting
-            if dropped := loop.abandon("the server has ended"):
-                print(f"{self._model}: the server has ended; dropped {dropped} requests of {lost} samples", flush=True)
+    def _publish(self, loop: Loop) -> None:
         if (now := time.monotonic()) - self._published >= PUBLISH_SECONDS:
             self._published = now
             self._metrics.publish(loop, now)
+
+    def _watch_server(self, server: int) -> None:
+        """If it ends first, all that is left to do is to say so: to ask it anything would take for ever."""
+        while os.getppid() == server:
+            time.sleep(WATCH_SECONDS)
+        if lost := self._loop.rows_in_flight + self._loop.rows_waiting:
+            print(f"{DROPPED} {lost} samples of {self._model} that were in flight or waiting", flush=True)
 
 
 def failure(message: str, code: Any) -> Any:

@@ -15,7 +15,7 @@ from types import FrameType
 from serving.triton.access import Access
 from serving.triton.address import Address
 from serving.triton.control import Control
-from serving.triton.errors import ServerError
+from serving.triton.errors import DROPPED, ServerError
 from serving.triton.installation import Installation, find_installation
 from serving.triton.log import is_worth_showing, load_failures, why_ended
 from serving.triton.processes import POLL_SECONDS, end_group, hide, tied_to_us
@@ -200,7 +200,8 @@ class TritonServer:
                 self._log.append(line)
                 if _ALL_ANSWERED in line:
                     self._all_answered = time.monotonic()
-                if self._verbose or (self.is_ready and not self.is_stopping and is_worth_showing(line)):
+                worth_showing = line.startswith(DROPPED) if self.is_stopping else is_worth_showing(line)
+                if self._verbose or (self.is_ready and worth_showing):
                     self.show(line)
 
     def _hide_key(self, pid: int) -> None:

@@ -390,17 +390,6 @@ def test_a_loop_that_never_ran_can_be_stopped(bench):
     bench.loop.stop()
 
 
-def test_who_is_abandoned_is_told(bench):
-    begun = bench.ask([1], "ddim", 30)
-    bench.turn()
-    waiting = bench.ask([2], "ddim", 30)
-    assert bench.loop.abandon("the server has ended") == 2
-    for future in (begun, waiting):
-        with pytest.raises(Stopped, match="the server has ended"):
-            future.result(0)
-    assert bench.loop.rows_in_flight == bench.loop.rows_waiting == 0
-
-
 def test_what_is_told_between_steps(bundles):
     seen = []
     bench = Bench(bundles["diffusion"], between=lambda loop: seen.append(loop.rows_in_flight))
