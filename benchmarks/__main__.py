@@ -8,6 +8,7 @@ COMMANDS = {
     "anatomy": "benchmarks.quality.command:anatomy",
     "gpu": "benchmarks.gpu.command:gpu",
     "latency": "benchmarks.latency.command:latency",
+    "load": "benchmarks.load.command:load",
 }
 
 

@@ -104,7 +104,7 @@ class Loop:
         self._rate = ArrivalRate()
         self._tickets: list[_Ticket] = []
         self._chosen: list[_Ticket] | None = None  # until somebody comes or leaves
-        self._looked_at = 0
+        self._asked = 0
         self._arrived: list[_Ticket] = []
         self._waiting = 0  # requests without states
         self._changed = threading.Condition()
@@ -201,8 +201,7 @@ class Loop:
         now = self._clock()
         for ticket in [ticket for ticket in self._tickets if ticket.deadline is not None and ticket.deadline <= now]:
             self._leave(ticket, TimeUp(self._over_time(ticket)))
-        self._look_at_one_that_waits()
-        while gone := [ticket for ticket in self._choose() if ticket.is_gone()]:
+        while gone := [ticket for ticket in self._who_to_ask() if ticket.is_gone()]:
             for ticket in gone:
                 self._leave(ticket, ClientGone("nobody waits for this any more"))
         if chosen := self._choose():
@@ -212,14 +211,13 @@ class Loop:
         steps = len(ticket.rows[0].table)
         return f"the request's timeout is over, after {steps - ticket.left} of {steps} steps"
 
-    def _look_at_one_that_waits(self) -> None:
-        """Another every time: to ask costs something, and who does not step takes but a place in the queue."""
-        if not self._tickets:
-            return
-        self._looked_at = (self._looked_at + 1) % len(self._tickets)
-        ticket = self._tickets[self._looked_at]
-        if ticket.is_gone():
-            self._leave(ticket, ClientGone("nobody waits for this any more"))
+    def _who_to_ask(self) -> list[_Ticket]:
+        """Those that step, and of the others one, every time another: to ask costs something, and they can wait."""
+        chosen = self._choose()
+        if others := [ticket for ticket in self._tickets if ticket not in chosen]:
+            self._asked += 1
+            return [*chosen, others[self._asked % len(others)]]
+        return chosen
 
     def _choose(self) -> list[_Ticket]:
         if self._chosen is None:
