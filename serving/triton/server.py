@@ -18,7 +18,7 @@ from serving.triton.control import Control
 from serving.triton.errors import DROPPED, ServerError
 from serving.triton.installation import Installation, find_installation
 from serving.triton.log import is_worth_showing, load_failures, why_ended
-from serving.triton.processes import POLL_SECONDS, end_group, hide, tied_to_us
+from serving.triton.processes import POLL_SECONDS, children, end_group, hide, tied_to_us
 from serving.triton.served_models import compile_code
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -30,10 +30,11 @@ MOST_STARTS = 3
 ORPHAN_SECONDS = 6.0
 # Requests under way have 30 seconds, which Triton counts itself.
 STOP_SECONDS = 40.0
-# Then Triton waits for idle connections, and for ever for a process of a model that was killed at work.
+# After the last model's process has ended, with all that it had answered, Triton waits for idle connections; and for ever
+# for a process that was killed at work.
 UNLOAD_SECONDS = 5.0
 
-_ALL_ANSWERED = "All models are stopped, unloading models"
+_UNLOADING = "All models are stopped, unloading models"
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 
 
@@ -87,6 +88,7 @@ class TritonServer:
         for model in self.models:
             compile_code(self.repository, model)
         self.is_ready = False
+        self._is_unloading = False
         self._all_answered: float | None = None
         self._starts += 1
         self._log.clear()
@@ -138,11 +140,17 @@ class TritonServer:
         0 if it has answered all that it had before it was told to end, however it ended then.
         """
         code = self._process.poll()
+        if self._all_answered is None and code is None and self._is_unloading and not self._has_models():
+            self._all_answered = time.monotonic()
         if self._all_answered is None:
             return code
         if code is None and time.monotonic() - self._all_answered > UNLOAD_SECONDS:
             self._process.kill()
         return None if code is None else 0
+
+    def _has_models(self) -> bool:
+        """Whether processes of models are there, which have requests in flight for as long as they want to."""
+        return any(child.state != "Z" for child in children(self._process.pid))
 
     def answers(self) -> bool:
         """Whether all models are loaded; `is_ready` from then on."""
@@ -198,8 +206,7 @@ class TritonServer:
                     self._hide_key(process.pid)
                 line = self._plain.show(line.rstrip())
                 self._log.append(line)
-                if _ALL_ANSWERED in line:
-                    self._all_answered = time.monotonic()
+                self._is_unloading = self._is_unloading or _UNLOADING in line
                 worth_showing = line.startswith(DROPPED) if self.is_stopping else is_worth_showing(line)
                 if self._verbose or (self.is_ready and worth_showing):
                     self.show(line)
