@@ -9,7 +9,7 @@ from serving.triton.control import READY
 from serving.triton.errors import ServerError
 from serving.triton.installation import STUB
 from serving.triton.processes import POLL_SECONDS, children, command
-from serving.triton.served_models import compile_code, fingerprint, is_built, look
+from serving.triton.served_models import compile_code, fingerprint, has_code, is_built, look
 from serving.triton.server import TritonServer
 
 LOOK_SECONDS = 1.0
@@ -114,15 +114,21 @@ class Keeper:
 
     def _mourn(self, pid: int) -> None:
         name = self._model_of.pop(pid, None)
-        if name is None:
-            self._restart("a process of a model that was being loaded has died")
-        elif name in self._loaded:
-            pause = self._pauses[name].next()
+        # One that died before we knew whose it was may have been replaced already.
+        for dead in self._without_process() if name is None else [name]:
+            if dead not in self._loaded or dead in self._due:
+                continue
+            pause = self._pauses[dead].next()
             self._show(
-                f"the process of model {name} has died (killed, or out of memory). "
+                f"the process of model {dead} has died (killed, or out of memory). "
                 f"Starting it again{f' in {pause:g} s' if pause else ''}; what it had in hand is answered with a 500"
             )
-            self._due[name] = time.monotonic() + pause
+            self._due[dead] = time.monotonic() + pause
+
+    def _without_process(self) -> list[str]:
+        """Models that have code, and nothing that runs it."""
+        living = {self._model_of.get(process.pid) for process in children(self._server.pid) if process.state != "Z"}
+        return [name for name in self._loaded if name not in living and has_code(self._repository, name)]
 
     def _replace_processes(self, name: str) -> None:
         self._replaced += 1

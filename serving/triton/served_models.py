@@ -59,6 +59,11 @@ def fingerprint(repository: Path, model: str) -> str:
     return digest.hexdigest()
 
 
+def has_code(repository: Path, model: str) -> bool:
+    """Whether it runs in a process of its own; a chain does not."""
+    return (repository / model / "1" / "model.py").is_file()
+
+
 def compile_code(repository: Path, model: str) -> None:
     """Writes what Python else writes when it first runs model.py: Triton would take that for a change of the model."""
     with suppress(OSError, py_compile.PyCompileError):  # whether the code is right, Triton says

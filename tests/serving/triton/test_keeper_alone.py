@@ -74,6 +74,28 @@ def test_all_is_ended_in_order_where_a_model_alone_cannot_be_started_again(
     assert ended.startswith("tritonserver was ended. Starting it again")
 
 
+def test_a_process_that_dies_before_it_is_known_is_known_by_what_is_missing(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 runs other; 7 was tiny's, or a former one's."""
+    monkeypatch.setattr("serving.triton.keeper.children", lambda pid: [Process(7, 1, 1, "Z"), Process(8, 1, 1, "S")])
+    monkeypatch.setattr("serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", "/models/other/1/model.py"])
+    Keeper(server).wait()
+    assert [line.partition(" (")[0] for line in server.said[:1]] == ["the process of model tiny has died"]
+
+
+def test_a_former_process_that_dies_is_not_missed(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    living = [Process(8, 1, 1, "S"), Process(9, 1, 1, "S")]
+    polls = iter([*[[Process(7, 1, 1, "Z"), *living]] * 12, "the end"])
+    monkeypatch.setattr("serving.triton.keeper.children", lambda pid: next(polls))
+    monkeypatch.setattr(
+        "serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", f"/models/{models[pid]}/1/model.py"]
+    )
+    with pytest.raises(AttributeError, match="'str' object has no attribute 'state'"):  # the end
+        Keeper(server).wait()
+    assert server.said == []
+
+
 def test_a_model_that_cannot_be_loaded_after_a_fall_does_not_keep_the_others_down(server: FakeServer) -> None:
     server.exit, server.failures = 1, {"tiny": "half of it is missing"}
     Keeper(server).wait()
