@@ -55,7 +55,14 @@ class Engine(Protocol):
 
 
 class StepEngine(abc.ABC):
-    """An engine that runs one step at a time; the host loops."""
+    """An engine that runs one step at a time; the host loops.
+
+    buckets: the batches that all others are padded to, smallest first; None if none is.
+    joins: whether requests may join between two steps at no loss; else it is at its best with whole trajectories.
+    """
+
+    buckets: tuple[int, ...] | None = None
+    joins = True
 
     @abc.abstractmethod
     def step(

@@ -52,13 +52,15 @@ class GpuEngine(StepEngine):
     outputs: the arrays of the latest batch on the GPU, by name, [B, ...] each; the next batch overwrites them.
     """
 
+    buckets: tuple[int, ...]
+    joins = False  # a step alone is not captured, and its states come from the host and go back to it
     captures = True
 
     def __init__(self, bundle: Bundle, device: Device, buckets: Sequence[int]) -> None:
         manifest = bundle.manifest
-        self._device, self._buckets = device, tuple(buckets)
+        self._device, self.buckets = device, tuple(buckets)
         self._model = manifest.model
-        self._largest = self._buckets[-1]
+        self._largest = self.buckets[-1]
         self._shape = manifest.sample_shape
         self._states = [self._array(self._shape) for _ in range(2)]
         self._ring = [self._array(self._shape) for _ in range(HISTORY + 1)]
@@ -83,7 +85,7 @@ class GpuEngine(StepEngine):
 
         An engine calls it when it can ``enqueue``. Work that cannot be captured costs speed, and no request.
         """
-        for bucket in self._buckets:
+        for bucket in self.buckets:
             condition = None if self._condition is None else np.zeros((bucket, *self._condition.shape[1:]), np.uint8)
             self._load(np.zeros((bucket, *self._shape), np.float32), condition)
             self._upload_coeffs(bucket, np.zeros((min(1, self._longest), bucket, len(COLUMNS)), np.float32))
@@ -188,7 +190,7 @@ class GpuEngine(StepEngine):
     def _bucket(self, count: int) -> int:
         if count > self._largest:
             raise EngineError(f"a batch of {count}; the engines of this bundle take at most {self._largest}")
-        return min(bucket for bucket in self._buckets if bucket >= count)
+        return min(bucket for bucket in self.buckets if bucket >= count)
 
     def _launch(self, segment: Segment) -> None:
         if segment in self._graphs:

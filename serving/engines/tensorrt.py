@@ -46,7 +46,7 @@ class TensorRTEngine(GpuEngine):
         self._contexts = {
             (name, bucket): self._context(plan, profile, bucket)
             for name, plan in self._plans.items()
-            for profile, bucket in enumerate(self._buckets)
+            for profile, bucket in enumerate(self.buckets)
         }
         self.prepare()
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from serving.bundle import Manifest
 from serving.engines import EngineError, Float32, History, StepEngine
-from serving.sampling.noise import START, draw
+from serving.sampling.noise import START, draw_all, draw_each
 from serving.sampling.rows import Row, not_finite
 from serving.sampling.solvers import COLUMNS, HISTORY
 
@@ -48,14 +48,13 @@ class Flight:
 
     def begin(self, rows: Sequence[Row]) -> States:
         sample = np.empty((len(rows), *self._manifest.sample_shape), np.float32)
-        for k, row in enumerate(rows):
-            draw(row.seed, self._manifest.model, START, out=sample[k])
+        draw_all([row.seed for row in rows], self._manifest.model, START, list(sample))
         conditions = [row.condition for row in rows if row.condition is not None]
         history = (np.zeros_like(sample),) * HISTORY
         return States(rows, sample, history, np.stack(conditions) if conditions else None)
 
-    def step(self, together: Sequence[States]) -> None:
-        """One row of their tables for each; if the engine fails, all states are as before."""
+    def step(self, together: Sequence[States]) -> int:
+        """One row of their tables for each; if the engine fails, all states are as before. Returns how many rows."""
         self._gather(together)
         rows = [(row, states.done) for states in together for row in states.rows]
         coeffs = np.stack([row.table[done] for row, done in rows])
@@ -67,6 +66,7 @@ class Flight:
         self._history = (prediction, *self._history[:-1])
         for states in together:
             states.done += 1
+        return len(rows)
 
     def finish(self, together: Sequence[States]) -> list[dict[str, NDArray] | EngineError]:
         """For each its outputs by name, [N, ...] each, or what is wrong with them."""
@@ -110,7 +110,6 @@ class Flight:
         if not noisy:
             return self._silence[: len(rows)]
         values = np.zeros((len(rows), *self._manifest.sample_shape), np.float32)
-        for k in noisy:
-            row, done = rows[k]
-            draw(row.seed, self._manifest.model, done + 1, out=values[k])
+        seeds, numbers = [rows[k][0].seed for k in noisy], [rows[k][1] + 1 for k in noisy]
+        draw_each(seeds, self._manifest.model, numbers, [values[k] for k in noisy])
         return values

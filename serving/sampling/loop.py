@@ -5,16 +5,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from numpy.typing import NDArray
 
-from serving.bundle import Bundle
-from serving.engines import StepEngine
+from serving.bundle import Bundle, Manifest
+from serving.engines import Engine, StepEngine
 from serving.sampling.flight import Flight, States
 from serving.sampling.requests import SampleRequest
 from serving.sampling.rows import Row, provenance, rows_of
 from serving.sampling.scheduler import DEFAULT, ArrivalRate, Cost, Scheduler, Work
 from serving.sampling.solvers import longest_table
+from serving.sampling.whole_flight import Pending, WholeFlight
 
 Answer = dict[str, NDArray] | Exception  # as of Sampler.sample, or why there are no samples
 
@@ -65,7 +67,7 @@ class _Ticket:
     arrival: float
     deadline: float | None
     priority: int
-    states: States | None = None
+    states: States | Pending | None = None
 
     @property
     def left(self) -> int:
@@ -84,13 +86,15 @@ class Loop:
     Start it by ``start``; ``submit`` is for any thread, and answers are given by the loop's own. A sample is the same,
     bit for bit, as that of ``Sampler`` wherever the engine's rows do not depend on each other.
 
+    On an engine that is at its best with whole trajectories a step is such a trajectory, as long as the longest in it.
+
     between: called by the loop's thread after every launch and while nothing is to be done, once a second at least.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        engine: StepEngine,
+        engine: Engine,
         cost: Cost,
         most_waiting: int = MOST_WAITING,
         between: Callable[["Loop"], object] = lambda loop: None,
@@ -98,7 +102,7 @@ class Loop:
     ) -> None:
         manifest = bundle.manifest
         self._bundle, self._most_waiting, self._between, self._clock = bundle, most_waiting, between, clock
-        self._flight = Flight(engine, manifest)
+        self._flight: Any = _flight(engine, manifest)
         longest = longest_table(manifest.schedule) if manifest.schedule else 1
         self._scheduler = Scheduler(cost, longest, BATCHES_HELD * manifest.max_batch)
         self._rate = ArrivalRate()
@@ -250,9 +254,8 @@ class Loop:
                 self._each_for_itself(run, [ticket])
 
     def _step(self, tickets: Sequence[_Ticket]) -> None:
-        self._flight.step([ticket.states for ticket in tickets if ticket.states])
+        self.counts.row_steps += self._flight.step([ticket.states for ticket in tickets if ticket.states])
         self.counts.launches += 1
-        self.counts.row_steps += sum(len(ticket.rows) for ticket in tickets)
 
     def _finish(self, tickets: Sequence[_Ticket]) -> None:
         outputs = self._flight.finish([ticket.states for ticket in tickets if ticket.states])
@@ -282,3 +285,9 @@ class Loop:
             ticket.answer(answer)
         except Exception:
             logging.getLogger(__name__).exception("an answer could not be given")
+
+
+def _flight(engine: Engine, manifest: Manifest) -> Flight | WholeFlight:
+    if isinstance(engine, StepEngine) and engine.joins:
+        return Flight(engine, manifest)
+    return WholeFlight(engine, manifest)

@@ -35,10 +35,15 @@ def draw(seed: int, stage: str, number: int, out: NDArray[np.float32]) -> None:
 
 def draw_all(seeds: Sequence[int], stage: str, number: int, outs: Sequence[NDArray[np.float32]]) -> None:
     """The same draw of several streams, at the same time; what each gets is what ``draw`` gives."""
+    draw_each(seeds, stage, [number] * len(seeds), outs)
+
+
+def draw_each(seeds: Sequence[int], stage: str, numbers: Sequence[int], outs: Sequence[NDArray[np.float32]]) -> None:
+    """A draw of each of several streams, as ``draw_all``."""
     if len(seeds) == 1:
-        draw(seeds[0], stage, number, outs[0])
+        draw(seeds[0], stage, numbers[0], outs[0])
         return
-    for _ in _threads().map(lambda seed, out: draw(seed, stage, number, out), seeds, outs):
+    for _ in _threads().map(lambda seed, number, out: draw(seed, stage, number, out), seeds, numbers, outs):
         pass  # an error of a thread is raised here
 
 

@@ -6,15 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Bundle
-from serving.engines import Engine, Float32, Trajectory, open_engine
-from serving.sampling import noise
+from serving.engines import Engine, open_engine
 from serving.sampling.requests import SampleRequest
 from serving.sampling.rows import Row, not_finite, provenance, rows_of
-from serving.sampling.solvers import COLUMNS
+from serving.sampling.trajectory import trajectory
 
 Arrays = dict[str, NDArray]  # by name, row i of every array belonging to one sample
-
-A, S = COLUMNS.index("a"), COLUMNS.index("s")
 
 
 class Sampler:
@@ -57,29 +54,7 @@ class Sampler:
         return [{name: part[k] for name, part in parts.items()} for k in range(len(requests))]
 
     def _batch(self, rows: list[Row]) -> dict[str, NDArray]:
-        state, outputs = self._engine.generate(self._trajectory(rows))
+        state, outputs = self._engine.generate(trajectory(self.bundle.manifest, rows))
         if problem := not_finite(self.bundle.manifest.model, rows, state, outputs):
             raise problem
         return outputs
-
-    def _trajectory(self, rows: list[Row]) -> Trajectory:
-        manifest = self.bundle.manifest
-        lengths = np.array([len(row.table) for row in rows])
-        coeffs = np.zeros((lengths[0], len(rows), len(COLUMNS)), np.float32)
-        coeffs[:, :, A] = 1
-        for k, row in enumerate(rows):
-            coeffs[: len(row.table), k] = row.table
-        start = np.empty((len(rows), *manifest.sample_shape), np.float32)
-        noise.draw_all([row.seed for row in rows], manifest.model, noise.START, list(start))
-        buffer = np.zeros_like(start)
-        stochastic = np.flatnonzero(coeffs[:, :, S].any(axis=0))
-
-        def row_noise(number: int) -> Float32:
-            live = np.count_nonzero(lengths > number)
-            noisy = [k for k in stochastic[stochastic < live] if coeffs[number, k, S]]
-            buffer[[k for k in stochastic if k not in noisy]] = 0
-            noise.draw_all([rows[k].seed for k in noisy], manifest.model, number + 1, [buffer[k] for k in noisy])
-            return buffer[:live]
-
-        conditions = [row.condition for row in rows if row.condition is not None]
-        return Trajectory(start, lengths, coeffs, row_noise, np.stack(conditions) if conditions else None)

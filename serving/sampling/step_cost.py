@@ -5,23 +5,25 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serving.bundle import Manifest, buckets
-from serving.engines import StepEngine
+from serving.engines import Float32, StepEngine, Trajectory
 from serving.sampling.scheduler import Cost
-from serving.sampling.solvers import COLUMNS, HISTORY
+from serving.sampling.solvers import COLUMNS, HISTORY, longest_table
 
 REPEATS = 3
 LONG_ENOUGH = 0.3  # seconds of one size after which it is not repeated
+STEPS = 16  # of a trajectory
 PATIENCE = 10.0  # seconds in all; sizes that are left then are taken to cost as much a row as the last
 
 
 def measure_cost(engine: StepEngine, manifest: Manifest, clock: Callable[[], float] = time.perf_counter) -> Cost:
     """The least of a few repeats, for batches of 1, 2, 4, ... and the largest; of finish where there are no steps.
 
-    An engine with ``buckets`` pads all other batches to the next of them.
+    Of an engine that is at its best with whole trajectories it is a step's share of a short one.
     """
-    padded = getattr(engine, "buckets", None)
+    padded = engine.buckets
     began = clock()
     seconds: dict[int, float] = {}
     for size in padded or buckets(manifest.max_batch):
@@ -38,7 +40,7 @@ def measure_cost(engine: StepEngine, manifest: Manifest, clock: Callable[[], flo
             best, spent = min(best, clock() - start), spent + clock() - start
             if spent > LONG_ENOUGH:
                 break
-        seconds[size] = best
+        seconds[size] = best / (1 if engine.joins else max(1, _steps(manifest)))
     return Cost(seconds, padded=bool(padded))
 
 
@@ -46,7 +48,22 @@ def _launch(engine: StepEngine, manifest: Manifest, size: int) -> Callable[[], o
     shape = (size, *manifest.sample_shape)
     sample = np.random.default_rng(0).standard_normal(shape, np.float32)
     condition = None if manifest.condition is None else np.zeros((size, *manifest.condition.shape), np.uint8)
+    if not engine.joins:
+        return _trajectory(engine, manifest, sample, condition)
     if manifest.schedule is None:
         return lambda: engine.finish(sample, condition)
     zeros, coeffs = np.zeros(shape, np.float32), np.ones((size, len(COLUMNS)), np.float32)
     return lambda: engine.step(sample, (zeros,) * HISTORY, zeros, coeffs, condition)
+
+
+def _steps(manifest: Manifest) -> int:
+    return min(STEPS, longest_table(manifest.schedule)) if manifest.schedule else 0
+
+
+def _trajectory(
+    engine: StepEngine, manifest: Manifest, start: Float32, condition: NDArray[np.uint8] | None
+) -> Callable[[], object]:
+    steps, silence = _steps(manifest), np.zeros_like(start)
+    coeffs = np.ones((steps, len(start), len(COLUMNS)), np.float32)
+    lengths = np.full(len(start), steps)
+    return lambda: engine.generate(Trajectory(start, lengths, coeffs, lambda number: silence, condition))

@@ -30,8 +30,8 @@ MOST_STARTS = 3
 ORPHAN_SECONDS = 6.0
 # Requests under way have 30 seconds, which Triton counts itself.
 STOP_SECONDS = 40.0
-# After the last model's process has ended, with all that it had answered, Triton waits for idle connections; and for ever
-# for a process that was killed at work.
+# After the last model's process has ended, with all that it had answered, Triton waits for idle connections; and for
+# ever for a process that was killed at work.
 UNLOAD_SECONDS = 5.0
 
 _UNLOADING = "All models are stopped, unloading models"

@@ -1,6 +1,7 @@
 """The GPU engines on a GPU that is ordinary memory: what they ask of the driver, and that the samples are the CPU's."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -26,9 +27,12 @@ from serving.engines.gpu import GpuEngine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from serving.engines.tensorrt import TensorRTEngine
+from serving.sampling.loop import Loop
 from serving.sampling.requests import parse_request
 from serving.sampling.sampler import Sampler
+from serving.sampling.scheduler import Cost
 from serving.sampling.solvers import COLUMNS, HISTORY, solvers_for
+from serving.sampling.step_cost import measure_cost
 
 SHAPE = (2, 16, 16)
 MASK = Condition("mask", (1, 16, 16), classes=4)
@@ -165,6 +169,61 @@ def test_single_steps_and_finishes_are_those_of_the_cpu(tiny, target, tensorrt, 
     ):
         assert np.array_equal(one, two)
     assert_same_bits(engine.finish(sample), on_cpu.finish(sample))
+
+
+# --- requests that wait for each other ---
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"condition": MASK, "sample_shape": (1, 16, 16)}, {"schedule": None}],
+    ids=["diffusion", "conditional", "no steps"],
+)
+def test_requests_in_flight_run_whole_trajectories(options, tmp_path, tensorrt):
+    """They are captured, and single steps are not; whoever comes meanwhile has a trajectory of the next batch."""
+    bundle = load_bundle(write_tiny_bundle(tmp_path, max_batch=MAX_BATCH, **options))
+    engine, asks = open_engine(as_tensorrt(bundle)), bundle.manifest.condition
+    cost = measure_cost(engine, bundle.manifest)
+    assert (sorted(cost.seconds), cost.padded) == ([1, 2, 4, 6], True)
+    full = Cost(dict.fromkeys(engine.buckets, 1.0), padded=True)
+    loop = Loop(bundle, engine, full)
+    engine.step = None
+    answers, requests = {}, []
+    for number, (seeds, solver, steps) in enumerate([([1, 2], "ddim", 3), ([3], "ddpm", 9), ([4, 5, 6, 7], "ddim", 2)]):
+        how = {} if bundle.manifest.schedule is None else {"solver": solver, "steps": steps}
+        masks = np.full((len(seeds), *asks.shape), number, np.uint8) if asks else None
+        requests.append(parse_request(bundle.manifest, np.array(seeds)[:, None], how, masks))
+        loop.submit(requests[-1], functools.partial(answers.__setitem__, number))
+    loop.turn()
+    assert len(answers) == 2
+    loop.turn()
+    if bundle.manifest.schedule is not None:
+        assert (loop.counts.launches, loop.counts.row_steps) == (2, 2 * 3 + 9 + 4 * 2)
+    expected = Sampler(bundle, OnnxRuntimeEngine(bundle)).sample(requests)
+    for number, alone in enumerate(expected):
+        assert_same_bits(answers[number], alone)
+        assert answers[number]["provenance"].tolist() == alone["provenance"].tolist()
+    assert loop.rows_in_flight == loop.rows_waiting == 0
+    assert loop.network_seconds > 0
+
+
+def test_requests_in_flight_fail_alone_on_a_gpu(tiny, tensorrt):
+    engine = open_engine(as_tensorrt(tiny))
+    loop, answers, generate = Loop(tiny, engine, Cost({6: 1.0}, padded=True)), {}, engine.generate
+
+    def cannot_do_three(trajectory):
+        if max(trajectory.lengths) == 3:
+            raise DeadGpuError("GPU 0: a kernel crashed")
+        return generate(trajectory)
+
+    engine.generate = cannot_do_three
+    for steps in (2, 3):
+        request = parse_request(tiny.manifest, np.array([[1]]), {"solver": "ddim", "steps": steps})
+        loop.submit(request, functools.partial(answers.__setitem__, steps))
+    loop.turn()
+    assert isinstance(answers[2], dict)
+    assert isinstance(answers[3], DeadGpuError)
+    assert (loop.counts.left, loop.counts.failed) == (1, 1)
 
 
 def test_what_is_returned_stays_as_it_is(tiny, tensorrt):
@@ -678,15 +737,17 @@ def test_tf32_is_used_where_the_bundle_says_so(tiny, onnxruntime_gpu):
 
 @pytest.fixture
 def instance(monkeypatch):
-    """Starts a Triton instance of a bundle."""
+    """Starts a Triton instance of a bundle, whose requests do not join a loop."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("unused"))
+    config = json.dumps({"parameters": {"batching": {"string_value": "static"}}})
     from serving.triton import model as model_file
 
     def start(bundle, kind, device="0"):
         monkeypatch.setattr(model_file.BundleModel, "_folder", lambda _: bundle.folder)
         monkeypatch.setattr(model_file, "load_bundle", lambda _: bundle)
         model = model_file.BundleModel()
-        model.initialize({"model_instance_kind": kind, "model_instance_device_id": device})
+        given = {"model_instance_kind": kind, "model_instance_device_id": device, "model_config": config}
+        model.initialize(given)
         return model
 
     return start
