@@ -15,6 +15,7 @@ from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, Samp
 from serving.condition_files import MaskFileError, read_masks
 from serving.progress import NowAndThen
 from serving.sample_set import Samples
+from serving.step_watch import Tell
 from serving.triton.access import RISKS, Access
 from serving.triton.address import Address
 from serving.triton.errors import ServerError
@@ -143,6 +144,9 @@ def up(
 @click.option(
     "--wait", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a server that is still coming up."
 )
+@click.option(
+    "--metrics-url", metavar="HOST:PORT", help="The server's metrics: steps are shown too, as they tell them."
+)
 @click.option("--local", is_flag=True, help="Sample in this process; no server is needed.")
 @repository_option
 def sample(
@@ -161,6 +165,7 @@ def sample(
     url: str | None,
     timeout: float,
     wait: float,
+    metrics_url: str | None,
     local: bool,
     repository: Path,
 ) -> None:
@@ -178,7 +183,9 @@ def sample(
             notes.append(f"{condition_file.name} does not name its classes: only their range was checked")
         count = count or (16 if masks is None else len(masks.values))
         solving = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
-        with LocalClient(repository) if local else SampleClient(url, protocol, timeout) as client:
+        steps_told = _Steps()
+        how: dict[str, Any] = {} if metrics_url is None else {"steps": steps_told, "metrics_url": metrics_url}
+        with LocalClient(repository) if local else SampleClient(url, protocol, timeout, **how) as client:
             if wait and isinstance(client, SampleClient):
                 client.wait_until_ready(model, wait)
             space = space_for(client.shapes(model), count, nifti)
@@ -186,7 +193,7 @@ def sample(
             if max(space.disk, space.memory) >= WORTH_SAYING:
                 click.echo(f"{count} samples of {model} take {space}", err=True)
             began = time.monotonic()
-            samples = _with_progress(client, model, count, seed=seed, **solving, condition=masks)
+            samples = _with_progress(client, steps_told, model, count, seed=seed, **solving, condition=masks)
             seconds = time.monotonic() - began
         names = write_samples(samples, out, force, nifti, notes)
     except (SamplingError, MaskFileError, NiftiError, NameClashError, SpaceError, OSError) as error:
@@ -196,7 +203,17 @@ def sample(
         click.echo(line)
 
 
-def _with_progress(client: Client, model: str, count: int, **asked: Any) -> Samples:
+class _Steps:
+    """What a client calls while it draws; who draws says what is to be done."""
+
+    show: Tell | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.show is not None:
+            self.show(done, total)
+
+
+def _with_progress(client: Client, steps: _Steps, model: str, count: int, **asked: Any) -> Samples:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     line = NowAndThen()
@@ -208,6 +225,13 @@ def _with_progress(client: Client, model: str, count: int, **asked: Any) -> Samp
             if not console.is_terminal:
                 line(f"{model}: {done} of {count} samples")
 
+        def show_steps(done: int, total: int) -> None:
+            text = f"{model}, {done} of {total} steps"
+            bar.update(task, description=text)
+            if not console.is_terminal:
+                line(text)
+
+        steps.show = show_steps
         return client.sample(model, count, **asked, progress=progress)
 
 

@@ -39,8 +39,11 @@ from serving.sampling.chain_sampler import ChainSampler
 from serving.sampling.requests import BadRequest, parse_request, shown
 from serving.sampling.sampler import Sampler
 from serving.sampling.seeds import seed_column
+from serving.step_watch import StepWatch, Tell
 
 DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
+DEFAULT_METRICS_URL = "127.0.0.1:8002"
+MOST_SECONDS = 1e9
 # Enough that the server always has a batch waiting.
 IN_FLIGHT = 4
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
@@ -52,8 +55,8 @@ HTTP_STATUS = {
     "DEADLINE_EXCEEDED": 504,
 }
 OTHER_VERSION = "the server's medgen is of another version than this one: {}"
-# What Triton says before the reason: the place in a chain, and an id that nobody gave.
-PREFIXES = re.compile(r"^(in ensemble '[^']*', )?(\[request id: <id_unknown>\] )?")
+# What Triton says before the reason: the place in a chain, and the request's id.
+PREFIXES = re.compile(r"^(in ensemble '[^']*', )?(\[request id: [^\]]*\] )?")
 
 Progress = Callable[[int, int], object]
 AnyClient = TypeVar("AnyClient", bound="Client")
@@ -207,11 +210,21 @@ class SampleClient(Client):
 
     url: HOST:PORT, the server's default port on this machine unless given. protocol: "grpc" or "http".
     timeout: seconds that one request (at most the model's max_batch samples) may take, repeats included: a server that
-    is overloaded is asked again, with growing pauses.
+    is overloaded is asked again, with growing pauses. The server gives a request up a second later.
+    steps: called about once a second, by another thread, with (steps done, steps in all) of the requests that the
+    server is at, as its metrics say; metrics_url is their HOST:PORT.
     For one thread; close it, or use it as a context.
     """
 
-    def __init__(self, url: str | None = None, protocol: str = "grpc", timeout: float = 300.0) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        protocol: str = "grpc",
+        timeout: float = 300.0,
+        *,
+        steps: Tell | None = None,
+        metrics_url: str = DEFAULT_METRICS_URL,
+    ) -> None:
         if not timeout > 0:
             raise SamplingError(f"timeout is {shown(timeout)}; it must be above 0 seconds", 400)
         if protocol not in DEFAULT_URLS:
@@ -219,6 +232,8 @@ class SampleClient(Client):
         self.url = (url or DEFAULT_URLS[protocol]).removeprefix(f"{protocol}://").rstrip("/")
         if not _is_address(self.url):
             raise SamplingError(f"url is {self.url!r}; it must be HOST:PORT", 400)
+        if not _is_address(metrics_url):
+            raise SamplingError(f"metrics_url is {metrics_url!r}; it must be HOST:PORT", 400)
         self.protocol, self.timeout = protocol, timeout
         self._triton: Any = import_module(f"tritonclient.{protocol}")
         # Over HTTP the connection has the limit.
@@ -230,6 +245,7 @@ class SampleClient(Client):
             # Raised again where they are awaited; not to be printed too.
             hub.NOT_ERROR = tuple({*hub.NOT_ERROR, *self.failures})
         self._client = self._triton.InferenceServerClient(self.url, **self._connection())
+        self._watch = None if steps is None else StepWatch(metrics_url, steps)
 
     def _connection(self) -> dict[str, Any]:
         if self.protocol == "http":
@@ -240,6 +256,8 @@ class SampleClient(Client):
         return {"channel_args": [(f"grpc.{name}", value) for name, value in {**options, **sizes}.items()]}
 
     def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
         self._client.close()
 
     def wait_until_ready(self, model: str, timeout: float = 60.0) -> None:
@@ -319,8 +337,12 @@ class SampleClient(Client):
         for name, values in columns.items():
             inputs.append(self._triton.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
             inputs[-1].set_data_from_numpy(values)
+        # An HTTP client that has gone away is not noticed, nor is any by the stages of a chain.
+        given: dict[str, Any] = {"parameters": parameters, "timeout": round(1e6 * min(self.timeout + 1, MOST_SECONDS))}
+        if self._watch is not None:
+            given["request_id"] = self._watch.new_name()
         if self.protocol == "http":
-            return self._client.async_infer(model, inputs, parameters=parameters).get_result
+            return self._client.async_infer(model, inputs, **given).get_result
         future: Future[Any] = Future()
 
         def settle(result: Any, error: InferenceServerException | None) -> None:
@@ -329,7 +351,7 @@ class SampleClient(Client):
             else:
                 future.set_exception(error)
 
-        self._client.async_infer(model, inputs, settle, parameters=parameters, **self._limit)
+        self._client.async_infer(model, inputs, settle, **given, **self._limit)
         return future.result
 
     def explain(self, failure: Exception) -> SamplingError:

@@ -67,6 +67,7 @@ class _Ticket:
     arrival: float
     deadline: float | None
     priority: int
+    name: str
     states: States | Pending | None = None
 
     @property
@@ -127,11 +128,13 @@ class Loop:
         priority: int = DEFAULT,
         timeout: float | None = None,
         is_gone: Callable[[], bool] = lambda: False,
+        name: str = "",
     ) -> None:
         """Have a request of at most the largest batch served; ``answer`` is called once, and soon returns.
 
         Its arrays are views that it may keep. timeout: in seconds. is_gone: whether nobody waits for the answer any
-        more; asked before each step. Raises QueueFull or Stopped, and then ``answer`` is not called.
+        more; asked before each step. name: by which ``named`` has it. Raises QueueFull or Stopped, and then ``answer``
+        is not called.
         """
         rows = rows_of(self._bundle, request)
         with self._changed:
@@ -144,7 +147,7 @@ class Loop:
             now = self._clock()
             self._rate.count(now)
             deadline = None if timeout is None else now + timeout
-            self._arrived.append(_Ticket(rows, answer, is_gone, now, deadline, priority))
+            self._arrived.append(_Ticket(rows, answer, is_gone, now, deadline, priority, name))
             self._changed.notify()
 
     def stop(self) -> None:
@@ -162,6 +165,12 @@ class Loop:
     @property
     def rows_in_flight(self) -> int:
         return sum(len(ticket.rows) for ticket in self._tickets if ticket.states)
+
+    @property
+    def named(self) -> dict[str, tuple[int, int]]:
+        """(steps done, steps in all) of the requests in flight that have a name; for the loop's own thread."""
+        found = [(ticket.name, len(ticket.rows[0].table), ticket.left) for ticket in self._tickets if ticket.states]
+        return {name: (steps - left, steps) for name, steps, left in found if name}
 
     @property
     def network_seconds(self) -> float:

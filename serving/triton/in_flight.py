@@ -5,6 +5,7 @@ Triton cannot have: its durations end when a request has joined.
 """
 
 import os
+import re
 import threading
 import time
 import traceback
@@ -25,6 +26,7 @@ from serving.triton.metrics import Metrics
 
 PRIORITY = "priority_level"  # Triton keeps its own "priority" to itself
 QUEUE = "max_queue_size"
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a request's id, as a label of metrics
 PUBLISH_SECONDS = 1.0
 WATCH_SECONDS = 0.5
 
@@ -57,14 +59,16 @@ class InFlight:
         self._loop.start()
         threading.Thread(target=self._watch_server, args=(os.getppid(),), daemon=True).start()
 
-    def submit(self, sender: Any, request: SampleRequest, priority: int, timeout: float | None) -> None:
-        """The sender is used once, sooner or later."""
+    def submit(self, sender: Any, request: SampleRequest, priority: int, timeout: float | None, name: str = "") -> None:
+        """The sender is used once, sooner or later. name: by which the metrics tell its steps, if it is a good one."""
+        name = name if NAME.fullmatch(name) else ""
 
         def answer(samples: Answer) -> None:
             sender.send(self._response(samples), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
         try:
-            self._loop.submit(request, answer, priority=priority, timeout=timeout, is_gone=sender.is_cancelled)
+            is_gone = sender.is_cancelled
+            self._loop.submit(request, answer, priority=priority, timeout=timeout, is_gone=is_gone, name=name)
         except NotServed as refusal:
             answer(refusal)
 

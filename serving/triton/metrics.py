@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import triton_python_backend_utils as pb
 
@@ -24,10 +25,17 @@ COUNTERS = {
     "network_seconds": "Seconds in the engine",
     "busy_seconds": "Seconds in which there was work",
 }
+OF_REQUESTS = {
+    "request_done": "Steps that a request in flight has done",
+    "request_steps": "Steps that a request in flight has in all",
+}
 
 
 class Metrics:
-    """``medgen_NAME`` for every gauge and ``medgen_NAME_total`` for every counter, of one instance of a model."""
+    """``medgen_NAME`` for every gauge and ``medgen_NAME_total`` for every counter, of one instance of a model.
+
+    Those of requests have the label ``request``, which is the request's id, and are there while it is in flight.
+    """
 
     def __init__(self, labels: Mapping[str, str]) -> None:
         family = pb.MetricFamily
@@ -37,6 +45,9 @@ class Metrics:
         ]
         names = (*GAUGES, *COUNTERS)
         self._metrics = {name: one.Metric(labels=labels) for name, one in zip(names, self._families, strict=True)}
+        self._labels = dict(labels)
+        self._of_requests = [family(f"medgen_{name}", text, family.GAUGE) for name, text in OF_REQUESTS.items()]
+        self._requests: dict[str, list[Any]] = {}
         self._told = dict.fromkeys(names, 0.0)
         self._last = 0.0
 
@@ -51,6 +62,17 @@ class Metrics:
                 self._metrics[name].increment(value - self._told[name])
             self._told[name] = value
         self._last = now
+        self._publish_requests(loop.named)
+
+    def _publish_requests(self, named: Mapping[str, tuple[int, int]]) -> None:
+        for name in self._requests.keys() - named.keys():
+            del self._requests[name]  # and Triton has them no more
+        for name, values in named.items():
+            if name not in self._requests:
+                labels = {**self._labels, "request": name}
+                self._requests[name] = [one.Metric(labels=labels) for one in self._of_requests]
+                self._requests[name][1].set(values[1])
+            self._requests[name][0].set(values[0])
 
     def _values(self, loop: Loop, now: float) -> Iterator[tuple[str, float]]:
         counts = dataclasses.replace(loop.counts)

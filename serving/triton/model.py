@@ -85,7 +85,7 @@ class BundleModel:
                 sender.send(_refusal(error), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 continue
             timeout = request.timeout() / 1e6 or None
-            self.in_flight.submit(sender, parsed, priority, timeout)
+            self.in_flight.submit(sender, parsed, priority, timeout, request.request_id())
         return None
 
     def _answered_together(self, requests: Sequence[Any]) -> list[Any]:

@@ -283,6 +283,16 @@ def test_states_are_held_by_a_bounded_number_of_rows(bundles):
     bench.until_done(*futures)
 
 
+def test_steps_of_requests_that_have_a_name(bench):
+    named = bench.ask([1, 2], "ddim", 20, name="a")
+    bench.ask([3], "ddim", 20)
+    assert bench.loop.named == {}
+    bench.turn(3)
+    assert bench.loop.named == {"a": (3, 20)}
+    bench.until_done(named)
+    assert bench.loop.named == {}
+
+
 # --- what goes wrong ---
 
 

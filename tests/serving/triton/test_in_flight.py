@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tiny import LINEAR
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from serving.client import LocalClient
+from serving.client import LocalClient, SampleClient
 from serving.sampling.solvers import solvers_for
 
 MODEL = "tiny_gated"
@@ -92,6 +93,29 @@ def test_priority_overtakes(live: Live, local: LocalClient, client: Any) -> None
     assert urgent.wait().ended_at < min(call.wait().ended_at for call in (first, *others))
     for call in (urgent, first, *others):
         call.assert_right(local)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_client_is_told_the_steps(live: Live, local: LocalClient, client: Any, protocol: str) -> None:
+    """Of its own requests, not of those of others; and the server forgets them."""
+    told: list[tuple[int, int]] = []
+    how = {"steps": lambda *steps: told.append(steps), "metrics_url": live.url("metrics")}
+    with SampleClient(live.url(protocol), protocol, **how) as watching, ThreadPoolExecutor() as threads:
+        with live.closed(MODEL) as waiting:
+            foreign = Call(client, MODEL, [1], steps=700)
+            eventually(waiting.exists, "the first is in its first step")
+            answer = threads.submit(watching.sample, MODEL, 2, seed=5, steps=600)
+            time.sleep(0.5)
+        while not told and not answer.done():
+            with live.closed(MODEL):
+                time.sleep(2.2)  # until figures are due, and read
+            time.sleep(0.02)
+        local_image = local.sample(MODEL, 2, seed=5, steps=600).arrays["image"]
+        np.testing.assert_array_equal(answer.result().arrays["image"], local_image)
+    foreign.assert_right(local)
+    done, total = told[0]
+    assert 0 < done < total == 600
+    eventually(lambda: figure(live, "request_steps") == 0, "they are told no longer")
 
 
 @pytest.mark.parametrize("level", [0, 10, 1.0, "1", True])
