@@ -89,7 +89,8 @@ class Loop:
 
     On an engine that is at its best with whole trajectories a step is such a trajectory, as long as the longest in it.
 
-    between: called by the loop's thread after every launch and while nothing is to be done, once a second at least.
+    between: called by the loop's thread before and after every launch and while nothing is to be done, once a second at
+    least.
     """
 
     def __init__(
@@ -185,6 +186,7 @@ class Loop:
         began = self._clock()
         try:
             self._take_in()
+            self._between(self)
             self._boundary()
         except Exception as error:  # none is expected here; nobody may wait for ever for that
             logging.getLogger(__name__).exception("the loop failed")

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 
 from serving.triton.errors import ServerError
 
@@ -13,6 +14,7 @@ LOOPBACK = "127.0.0.1"
 # A server that has been told to stop has 30 seconds for the requests under way.
 PORT_SECONDS = 40.0
 POLL_SECONDS = 0.2
+METRICS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,15 @@ class Address:
         """Host and port at which this machine reaches the HTTP front end."""
         host = self.http_host or self.host
         return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host), self.http
+
+    def metrics_text(self) -> str:
+        """What Triton tells of itself and of the models; raises OSError or HTTPException."""
+        connection = HTTPConnection(self.control()[0], self.metrics, timeout=METRICS_SECONDS)
+        try:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
 
     def arguments(self) -> list[str]:
         http_host = self.http_host or self.host

@@ -54,7 +54,7 @@ class InFlight:
             "version": args["model_version"],
             "instance": args["model_instance_name"],
         }
-        self._metrics, self._published = Metrics(labels), 0.0
+        self._metrics, self._published, self._was_busy, self._is_dead = Metrics(labels), 0.0, False, False
         self._loop = Loop(bundle, engine, cost, most_waiting, self._publish)
         self._loop.start()
         threading.Thread(target=self._watch_server, args=(os.getppid(),), daemon=True).start()
@@ -83,12 +83,18 @@ class InFlight:
             return failure(str(samples), pb.TritonError.CANCELLED)
         if isinstance(samples, NotServed):
             return failure(str(samples), pb.TritonError.UNAVAILABLE)
+        if isinstance(samples, DeadGpuError):
+            self._is_dead = True  # once all are answered
         return broken(samples)
 
     def _publish(self, loop: Loop) -> None:
-        if (now := time.monotonic()) - self._published >= PUBLISH_SECONDS:
-            self._published = now
+        """Now and then, and whenever work begins or is done: a process that is killed then has told what it had."""
+        now, is_busy = time.monotonic(), bool(loop.rows_in_flight or loop.rows_waiting)
+        if now - self._published >= PUBLISH_SECONDS or is_busy != self._was_busy:
+            self._published, self._was_busy = now, is_busy
             self._metrics.publish(loop, now)
+        if self._is_dead:
+            os._exit(1)  # no request can succeed here any more; a new process can
 
     def _watch_server(self, server: int) -> None:
         """If it ends first, all that is left to do is to say so: to ask it anything would take for ever."""
@@ -105,8 +111,6 @@ def failure(message: str, code: Any) -> Any:
 def broken(error: Exception) -> Any:
     """For what should not have happened; the log has all of it."""
     pb.Logger.log_error("".join(traceback.format_exception(error)))
-    if isinstance(error, DeadGpuError):
-        os._exit(1)  # no request can succeed here any more; a new process can
     return failure(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL)
 
 

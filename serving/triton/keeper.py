@@ -10,13 +10,15 @@ from serving.triton.errors import ServerError
 from serving.triton.installation import STUB
 from serving.triton.processes import POLL_SECONDS, children, command
 from serving.triton.served_models import compile_code, fingerprint, has_code, is_built, look
-from serving.triton.server import TritonServer
+from serving.triton.server import STOP_SECONDS, TritonServer
 
 LOOK_SECONDS = 1.0
 # Pauses before something that keeps dying is started again; after a quiet minute there is none.
 FIRST_PAUSE, LONGEST_PAUSE, QUIET_SECONDS = 1.0, 30.0, 60.0
 # A process that ended as it should is only there until Triton has asked for it.
 DEAD_POLLS = 2
+# For the requests of other models, when all must be ended.
+OTHERS_SECONDS = 5.0
 
 
 class Keeper:
@@ -118,10 +120,17 @@ class Keeper:
         for dead in self._without_process() if name is None else [name]:
             if dead not in self._loaded or dead in self._due:
                 continue
+            if lost := self._server.rows_in_hand(dead):
+                self._restart(
+                    f"the process of model {dead} has died (killed, or out of memory) with {lost} samples in hand, "
+                    "which nobody else can answer",
+                    patience=OTHERS_SECONDS,
+                )
+                return
             pause = self._pauses[dead].next()
             self._show(
                 f"the process of model {dead} has died (killed, or out of memory). "
-                f"Starting it again{f' in {pause:g} s' if pause else ''}; what it had in hand is answered with a 500"
+                f"Starting it again{f' in {pause:g} s' if pause else ''}; what comes meanwhile gets a 500"
             )
             self._due[dead] = time.monotonic() + pause
 
@@ -139,9 +148,9 @@ class Keeper:
             if self._server.code() is None and not self._server.is_stopping:
                 self._restart(f"model {name} cannot be started again alone: {error}")
 
-    def _restart(self, reason: str) -> None:
-        self._show(f"{reason}. Ending tritonserver; what waits is answered first")
-        self._server.end()
+    def _restart(self, reason: str, patience: float = STOP_SECONDS) -> None:
+        self._show(f"{reason}. Ending tritonserver; what others have in hand has {patience:g} s")
+        self._server.end(patience)
         if not self._server.is_stopping:
             self._start_again("tritonserver was ended")
 

@@ -48,6 +48,8 @@ class Metrics:
         self._labels = dict(labels)
         self._of_requests = [family(f"medgen_{name}", text, family.GAUGE) for name, text in OF_REQUESTS.items()]
         self._requests: dict[str, list[Any]] = {}
+        for name in GAUGES:
+            self._metrics[name].set(0)  # a process before this one may have left something else
         self._told = dict.fromkeys(names, 0.0)
         self._last = 0.0
 
@@ -78,7 +80,7 @@ class Metrics:
         counts = dataclasses.replace(loop.counts)
         yield "rows_in_flight", loop.rows_in_flight
         yield "rows_waiting", loop.rows_waiting
-        yield "steps_per_second", (counts.row_steps - self._told["steps"]) / (now - self._last)
+        yield "steps_per_second", (counts.row_steps - self._told["steps"]) / max(1e-3, now - self._last)
         for name in ("joined", "left", "cancelled", "timed_out", "refused", "failed"):
             yield f"rows_{name}", getattr(counts, name)
         yield "launches", counts.launches

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from serving.bundle import load_bundle
 from serving.engines import StepEngine, open_engine, open_on_cpu
+from serving.engines.device import DeadGpuError
 from serving.sampling.requests import BadRequest, SampleRequest, parse_request
 from serving.sampling.sampler import Sampler
 from serving.triton.in_flight import InFlight, broken, failure, priority_of, queue_size
@@ -115,6 +117,9 @@ class BundleModel:
         """One response per request; if they fail together they are tried one by one, so that each fails alone."""
         try:
             return [self._response(samples) for samples in self.sampler.sample(requests)]
+        except DeadGpuError as error:
+            broken(error)
+            os._exit(1)  # no request can succeed here any more; a new process can
         except Exception as error:
             if len(requests) > 1:
                 return [response for request in requests for response in self._sampled([request])]

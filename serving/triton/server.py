@@ -9,6 +9,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
+from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
 
@@ -34,6 +35,7 @@ STOP_SECONDS = 40.0
 # ever for a process that was killed at work.
 UNLOAD_SECONDS = 5.0
 
+_IN_HAND = re.compile(r'^medgen_rows_(?:in_flight|waiting)\{[^}]*model="([^"]*)"[^}]*\} (\S+)$', re.MULTILINE)
 _UNLOADING = "All models are stopped, unloading models"
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 
@@ -90,6 +92,7 @@ class TritonServer:
         self.is_ready = False
         self._is_unloading = False
         self._all_answered: float | None = None
+        self._ending: float | None = None
         self._starts += 1
         self._log.clear()
         # Its own session: Ctrl-C in a terminal reaches us alone, and we pass it on once.
@@ -106,7 +109,7 @@ class TritonServer:
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
         if self.is_stopping:  # told so since the last start
-            self._process.terminate()
+            self._terminate()
 
     def __exit__(self, *_: object) -> None:
         self.end(ORPHAN_SECONDS)
@@ -115,7 +118,7 @@ class TritonServer:
     def end(self, patience: float = STOP_SECONDS) -> None:
         """Ends the program, after the requests under way if they take no longer than `patience` seconds."""
         if self.code() is None:
-            self._process.terminate()
+            self._terminate()
             deadline = time.monotonic() + patience
             while self.code() is None and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
@@ -140,6 +143,8 @@ class TritonServer:
         0 if it has answered all that it had before it was told to end, however it ended then.
         """
         code = self._process.poll()
+        if code is None and self._ending is not None and time.monotonic() - self._ending > STOP_SECONDS:
+            self._process.kill()  # what a process had that was killed is never answered
         if self._all_answered is None and code is None and self._is_unloading and not self._has_models():
             self._all_answered = time.monotonic()
         if self._all_answered is None:
@@ -147,6 +152,17 @@ class TritonServer:
         if code is None and time.monotonic() - self._all_answered > UNLOAD_SECONDS:
             self._process.kill()
         return None if code is None else 0
+
+    def _terminate(self) -> None:
+        self._ending = self._ending or time.monotonic()
+        self._process.terminate()
+
+    def rows_in_hand(self, model: str) -> int:
+        """Samples that the model's processes have begun or let wait; those of one that has died, as it last said."""
+        try:
+            return rows_in_hand(self.address.metrics_text(), model)
+        except (OSError, HTTPException):  # it has just ended, and is started again anyway
+            return 0
 
     def _has_models(self) -> bool:
         """Whether processes of models are there, which have requests in flight for as long as they want to."""
@@ -185,6 +201,7 @@ class TritonServer:
         """Passes the signal on; requests under way have 30 seconds to finish. A second call ends the server at once."""
         if self.is_ready and not self.is_stopping:
             self.show("Stopping; requests under way have 30 seconds")
+        self._ending = self._ending or time.monotonic()
         self._process.send_signal(signal.SIGKILL if self.is_stopping else signal_number)
         self.is_stopping = True
 
@@ -218,6 +235,10 @@ class TritonServer:
             pass
         except OSError as error:
             self.show(f"The arguments of process {pid} show the key of Triton's closed APIs to this machine: {error}")
+
+
+def rows_in_hand(metrics: str, model: str) -> int:
+    return sum(int(float(value)) for name, value in _IN_HAND.findall(metrics) if name == model)
 
 
 class _PlainPaths:

@@ -404,7 +404,7 @@ def test_what_is_told_between_steps(bundles):
     seen = []
     bench = Bench(bundles["diffusion"], between=lambda loop: seen.append(loop.rows_in_flight))
     bench.until_done(bench.ask([1, 2], "ddim", 3))
-    assert seen == [2, 2, 0]
+    assert seen == [0, 2, 2, 2, 2, 0]
     counts = bench.loop.counts
     assert (counts.launches, counts.row_steps, counts.joined, counts.left) == (3, 6, 2, 2)
     assert bench.loop.network_seconds > 0

@@ -88,28 +88,30 @@ def asked_all_the_while(live: Live, *models: str) -> Iterator[None]:
     assert all(answers.values()), answers
 
 
-def test_a_model_whose_process_dies_loses_what_it_had_in_hand_alone(kept: Live) -> None:
-    """The requests that wait are answered, and those of other models too."""
-    with ThreadPoolExecutor(31) as threads, asked_all_the_while(kept, "tiny", CHAIN):
-        with kept.closed("gated") as waiting:
-            in_hand = threads.submit(draw, kept, "gated")
-            eventually(waiting.exists, "the model has the first in hand")
-            queued = [threads.submit(draw, kept, "gated", seed, 8) for seed in SEEDS]
-            eventually(lambda: kept.metric("pending_request_count", "gated") == len(SEEDS), "the others wait")
-            os.kill(kept.process_of("gated"), signal.SIGKILL)
-            with pytest.raises(SamplingError, match="not healthy"):
-                in_hand.result()
-            eventually(lambda: "Serving gated again" in kept.said(), "it is started again")
-        answers = [answer.result() if not answer.exception() else None for answer in queued]
-    local = LocalClient(kept.repository)
-    # Until the new process is there, each second the dead one takes another batch, here of one request.
-    assert answers.count(None) < len(SEEDS) / 2
-    for seed, samples in zip(SEEDS, answers, strict=True):
-        if samples is not None:
-            expected = local.sample("gated", 8, seed=seed).arrays["image"]
-            np.testing.assert_array_equal(samples.arrays["image"], expected)
+def test_a_model_whose_process_dies_idle_is_started_again_alone(kept: Live) -> None:
+    """Other models notice nothing."""
+    with asked_all_the_while(kept, "tiny", CHAIN):
+        os.kill(kept.process_of("gated"), signal.SIGKILL)
+        eventually(lambda: "Serving gated again" in kept.said(), "it is started again")
     assert "the process of model gated has died (killed, or out of memory)" in kept.said()
     assert_serves(kept, "gated")
+
+
+def test_nobody_waits_for_ever_for_a_process_that_died(kept: Live) -> None:
+    """Those that it had in flight or waiting see a closed connection; then all is as before."""
+    said = len(kept.said())
+    with ThreadPoolExecutor(8) as threads:
+        with kept.closed("gated") as waiting:
+            calls = [threads.submit(draw, kept, "gated", seed, 8) for seed in SEEDS[:8]]
+            eventually(waiting.exists, "the model has begun")
+            eventually(lambda: kept.metric("medgen_rows_waiting", "gated") > 0, "it says so")
+            os.kill(kept.process_of("gated"), signal.SIGKILL)
+            eventually(lambda: "Serving" in kept.said()[said:].partition("Ending tritonserver")[2], "all is up again")
+        outcomes = [call.exception() for call in calls]
+    assert any(outcomes)
+    assert all(outcome is None or isinstance(outcome, SamplingError) for outcome in outcomes)
+    assert "samples in hand, which nobody else can answer" in kept.said()[said:]
+    assert_serves(kept, "gated", "tiny", CHAIN)
 
 
 def post(live: Live, body: bytes) -> None:

@@ -25,6 +25,7 @@ class FakeServer:
         self.show, self.control = self.said.append, self
         self.failures: dict[str, str] = {}
         self.exit: int | None = None
+        self.in_hand = 0
 
     def code(self) -> int | None:
         return self.exit
@@ -38,7 +39,10 @@ class FakeServer:
     def clear_away(self, grace: float) -> None:
         self.done.append("clear away")
 
-    def end(self) -> None:
+    def rows_in_hand(self, model: str) -> int:
+        return self.in_hand
+
+    def end(self, patience: float) -> None:
         self.done.append("end")
         self.exit = 0
 
@@ -84,12 +88,26 @@ def test_a_process_that_dies_before_it_is_known_is_known_by_what_is_missing(
     assert [line.partition(" (")[0] for line in server.said[:1]] == ["the process of model tiny has died"]
 
 
+def test_all_is_ended_where_a_process_dies_with_requests_in_flight(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton never answers them: their clients would wait for ever."""
+    states = iter("SZZZZZZ")
+    server.in_hand = 3
+    monkeypatch.setattr("serving.triton.keeper.children", lambda pid: [Process(7, pid, pid, next(states))])
+    monkeypatch.setattr("serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", "/models/tiny/1/model.py"])
+    Keeper(server).wait()
+    assert server.done == ["end", "clear away", "start other tiny"]
+    assert "tiny has died (killed, or out of memory) with 3 samples in hand, which nobody else can answer" in server.said[0]
+
+
 def test_a_former_process_that_dies_is_not_missed(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     living = [Process(8, 1, 1, "S"), Process(9, 1, 1, "S")]
     polls = iter([*[[Process(7, 1, 1, "Z"), *living]] * 12, "the end"])
+    running = {8: "tiny", 9: "other"}
     monkeypatch.setattr("serving.triton.keeper.children", lambda pid: next(polls))
     monkeypatch.setattr(
-        "serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", f"/models/{models[pid]}/1/model.py"]
+        "serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", f"/models/{running[pid]}/1/model.py"]
     )
     with pytest.raises(AttributeError, match="'str' object has no attribute 'state'"):  # the end
         Keeper(server).wait()
