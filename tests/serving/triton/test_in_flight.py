@@ -102,7 +102,7 @@ def test_a_client_is_told_the_steps(live: Live, local: LocalClient, client: Any,
     how = {"steps": lambda *steps: told.append(steps), "metrics_url": live.url("metrics")}
     with SampleClient(live.url(protocol), protocol, **how) as watching, ThreadPoolExecutor() as threads:
         with live.closed(MODEL) as waiting:
-            foreign = Call(client, MODEL, [1], steps=700)
+            foreign = Call(client, MODEL, [1, 2], steps=900)  # longer, and so it pauses
             eventually(waiting.exists, "the first is in its first step")
             answer = threads.submit(watching.sample, MODEL, 2, seed=5, steps=600)
             time.sleep(0.5)
@@ -212,9 +212,9 @@ def test_a_signal_waits_for_what_is_in_flight(tmp_path: Path) -> None:
     add_model(repository, "tiny")
     local = LocalClient(repository)
     with running(repository) as live, grpc.InferenceServerClient(live.url("grpc")) as client:
-        calls = [Call(client, "tiny", [seed] * MAX_BATCH, steps=900, solver="ddpm") for seed in range(4)]
-        taken_in(live, 4, "tiny")
-        assert not any(call.has_ended for call in calls)
+        calls = [Call(client, "tiny", [seed] * MAX_BATCH, steps=900, solver="ddpm") for seed in range(12)]
+        taken_in(live, 12, "tiny")
+        assert not all(call.has_ended for call in calls)
         live.process.send_signal(signal.SIGTERM)
         for call in calls:
             call.assert_right(local)

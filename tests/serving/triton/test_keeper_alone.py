@@ -98,7 +98,10 @@ def test_all_is_ended_where_a_process_dies_with_requests_in_flight(
     monkeypatch.setattr("serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", "/models/tiny/1/model.py"])
     Keeper(server).wait()
     assert server.done == ["end", "clear away", "start other tiny"]
-    assert "tiny has died (killed, or out of memory) with 3 samples in hand, which nobody else can answer" in server.said[0]
+    assert (
+        "tiny has died (killed, or out of memory) with 3 samples in hand, which nobody else can answer"
+        in server.said[0]
+    )
 
 
 def test_a_former_process_that_dies_is_not_missed(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
