@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import triton_python_backend_utils as pb
 
@@ -46,8 +45,7 @@ class Metrics:
         names = (*GAUGES, *COUNTERS)
         self._metrics = {name: one.Metric(labels=labels) for name, one in zip(names, self._families, strict=True)}
         self._labels = dict(labels)
-        self._of_requests = [family(f"medgen_{name}", text, family.GAUGE) for name, text in OF_REQUESTS.items()]
-        self._requests: dict[str, list[Any]] = {}
+        self._requests: dict[str, _OfRequest] = {}
         for name in GAUGES:
             self._metrics[name].set(0)  # a process before this one may have left something else
         self._told = dict.fromkeys(names, 0.0)
@@ -68,13 +66,11 @@ class Metrics:
 
     def _publish_requests(self, named: Mapping[str, tuple[int, int]]) -> None:
         for name in self._requests.keys() - named.keys():
-            del self._requests[name]  # and Triton has them no more
+            del self._requests[name]
         for name, values in named.items():
             if name not in self._requests:
-                labels = {**self._labels, "request": name}
-                self._requests[name] = [one.Metric(labels=labels) for one in self._of_requests]
-                self._requests[name][1].set(values[1])
-            self._requests[name][0].set(values[0])
+                self._requests[name] = _OfRequest({**self._labels, "request": name})
+            self._requests[name].set(*values)
 
     def _values(self, loop: Loop, now: float) -> Iterator[tuple[str, float]]:
         counts = dataclasses.replace(loop.counts)
@@ -87,3 +83,16 @@ class Metrics:
         yield "steps", counts.row_steps
         yield "network_seconds", loop.network_seconds
         yield "busy_seconds", counts.busy_seconds
+
+
+class _OfRequest:
+    """Triton forgets a metric when its family has gone, so each request has families of its own, of the same names."""
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        kind = pb.MetricFamily
+        self._families = [kind(f"medgen_{name}", text, kind.GAUGE) for name, text in OF_REQUESTS.items()]
+        self._done, self._steps = (family.Metric(labels=labels) for family in self._families)
+
+    def set(self, done: int, steps: int) -> None:
+        self._done.set(done)
+        self._steps.set(steps)
