@@ -213,7 +213,7 @@ class _Steps:
             self.show(done, total)
 
 
-def _with_progress(client: Client, steps: _Steps, model: str, count: int, **asked: Any) -> Samples:
+def _with_progress(client: Client, told: _Steps, model: str, count: int, **asked: Any) -> Samples:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     line = NowAndThen()
@@ -231,7 +231,7 @@ def _with_progress(client: Client, steps: _Steps, model: str, count: int, **aske
             if not console.is_terminal:
                 line(text)
 
-        steps.show = show_steps
+        told.show = show_steps
         return client.sample(model, count, **asked, progress=progress)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import os
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,8 @@ class BundleModel:
         """One response per request; if they fail together they are tried one by one, so that each fails alone."""
         try:
             return [self._response(samples) for samples in self.sampler.sample(requests)]
-        except DeadGpuError as error:
-            broken(error)
+        except DeadGpuError:
+            pb.Logger.log_error(traceback.format_exc())
             os._exit(1)  # no request can succeed here any more; a new process can
         except Exception as error:
             if len(requests) > 1:
