@@ -83,7 +83,7 @@ class Phantoms(Dataset[dict[str, torch.Tensor]]):
     """
 
     pair = staticmethod(phantom_pair)
-    labels = LESION
+    labels: tuple[str, ...] = LESION
 
     def __init__(self, count: int, size: int, seed: int = 0) -> None:
         at_least(1, count=count)

@@ -125,11 +125,11 @@ def _mask(heart: Heart, r: Array, ray: NDArray[np.intp], pixel: float) -> NDArra
 
 def _picture(rng: Generator, heart: Heart, x: Array, y: Array, r: Array, ray: NDArray[np.intp], size: int) -> Array:
     """Grey levels [size, size] in [-1, 1]: the 1st to 99th percentile, as of real slices."""
-    blur = np.float32(np.hypot(rng.uniform(0.8, 1.8), 0.3 * FIELD_OF_VIEW / size))  # 5-95 %: 1.1 to 1.9 mm at 128
+    blur = float(np.hypot(rng.uniform(0.8, 1.8), 0.3 * FIELD_OF_VIEW / size))  # 5-95 %: 1.1 to 1.9 mm at 128
     organs, lobes, grain = (_field(rng, cells, size) for cells in (8, 20, 34))
     blood, muscle = rng.uniform(0.85, 1.0), rng.uniform(0.18, 0.4)
     tissue = _surroundings(rng, heart, x, y, organs, lobes, grain)
-    blur *= np.float32(1 + 0.8 * heart.level**4)  # near the apex a slice of 10 mm cuts walls at a slant
+    blur *= 1 + 0.8 * heart.level**4  # near the apex a slice of 10 mm cuts walls at a slant
 
     epicardium, free_wall = heart.epicardium[ray], heart.free_wall[ray]
     slope = np.gradient(heart.free_wall, ANGLES) / heart.free_wall
@@ -163,7 +163,7 @@ def _cavity(
     ray: NDArray[np.intp],
     lobes: Array,
     grain: Array,
-    blur: np.float32,
+    blur: float,
 ) -> Array:
     """Share of blood in the LV: without trabeculae along its wall, and up to three papillary muscles.
 
