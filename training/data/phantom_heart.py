@@ -3,9 +3,9 @@
 Everything is drawn in millimetres around the middle of the picture, and nothing random hangs on the number of pixels,
 so one seed is the same anatomy at every size.
 
-Ranges written as "5-95 %: a to b" were measured on 385 slices of ACDC's patients 1 to 20 as ``training.data.preparation``
-prepares them (grey levels as 0 to 1, radii as those of discs of the same area, angles and depths along rays from the
-centroid of LV and MYO).
+Ranges written as "5-95 %: a to b" were measured on 385 slices of ACDC's patients 1 to 20, prepared as ``fit`` prepares
+them (grey levels as 0 to 1, radii as those of discs of the same area, angles and depths along rays from the centroid of
+LV and MYO).
 """
 
 from dataclasses import dataclass

@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 
 from training.data import PHANTOM_COUNT, DataError, open_dataset
-from training.data.loaded import LESION
-from training.data.recordings import LABELS
+from training.data.classes import HEART, LESION
 
 
 @pytest.fixture
@@ -101,8 +100,8 @@ def test_an_unknown_split_is_named():
 
 def test_phantoms_are_of_what_the_model_learns():
     assert open_dataset("phantom:2", 32).labels == LESION
-    hearts = open_dataset("phantom:2", 32, labels=LABELS)
-    assert hearts.labels == LABELS
+    hearts = open_dataset("phantom:2", 32, labels=HEART)
+    assert hearts.labels == HEART
     assert hearts[0]["mask"].max() > 1
     with pytest.raises(DataError, match="there are no phantoms with the classes background, liver; there are some"):
         open_dataset("phantom:2", 32, labels=("background", "liver"))

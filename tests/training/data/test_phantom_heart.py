@@ -4,8 +4,8 @@ import torch
 from scipy import ndimage
 
 from benchmarks.quality.anatomy import faults
+from training.data.classes import HEART
 from training.data.phantom_heart import LV, MYO, RV, HeartPhantoms, heart_pair
-from training.data.recordings import LABELS
 
 CASES = {32: 100, 64: 300, 77: 60, 128: 120, 256: 10}
 
@@ -97,7 +97,7 @@ def test_more_pixels_show_the_same_anatomy(drawn):
 class TestHeartPhantoms:
     def test_items_are_training_pairs(self):
         phantoms = HeartPhantoms(3, 64)
-        assert phantoms.labels == LABELS
+        assert phantoms.labels == HEART
         item = phantoms[0]
         assert item["image"].shape == item["mask"].shape == (1, 64, 64)
         assert item["image"].dtype == torch.float32
