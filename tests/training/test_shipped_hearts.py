@@ -25,7 +25,7 @@ def drawn(model: str, steps: int, count: int, condition: torch.Tensor | None = N
 
 
 def test_masks_are_hearts():
-    masks = drawn("cmr_mask", steps=100, count=2)
+    masks = drawn("cmr_mask", steps=25, count=2)
     assert [faults(mask[0]) for mask in masks] == [[], []]
     assert (masks[0] != masks[1]).any()
 
