@@ -82,9 +82,11 @@ def build_chain(
     given = by_model(checkpoints, models)
     kept = {}
     for model in models:
+        if model in given:
+            continue
         folder = bundle_folder(repository, model)
         recover(folder)
-        if model not in given and folder.exists():
+        if folder.exists():
             kept[model] = load_bundle(folder)
             refuse_unfinished(f"{folder} was", kept[model].manifest.checkpoint.get("unfinished"), options)
     learnt = {model: read_config(find_checkpoint(checkpoint)).get("data") for model, checkpoint in given.items()}
