@@ -108,7 +108,10 @@ def fit_command(
         check_classes(untrained, dataset, data)
         files = dataset.files if isinstance(dataset, LoadedPairs) else {}
         if resume:
-            check_same_files(out, read_config(find_checkpoint(out)).get("data_digest"), files)
+            then = read_config(find_checkpoint(out)).get("data_digest")
+            if then is None:
+                click.echo(f"{out} was begun without a list of its data: whether they have changed is not known")
+            check_same_files(out, then, files)
         summary = summarise(dataset)
         if PartialState().is_main_process:
             click.echo("\n".join(lines(summary)))

@@ -75,7 +75,9 @@ def read_pairs(folder: Path) -> tuple[Tensor, Tensor]:
     if images.shape != masks.shape or images.ndim != 4:
         shapes = f"images of shape {list(images.shape)} and masks of {list(masks.shape)}"
         raise click.ClickException(f"{folder} holds {shapes}; both must be [N, 1, S, S]")
-    if labels is not None and tuple(labels.tolist()) != HEART:
+    if labels is None:
+        click.echo(f"{folder} does not name the classes of its masks: only their range was checked", err=True)
+    elif tuple(labels.tolist()) != HEART:
         classes = f"{', '.join(labels.tolist())}; hearts have {', '.join(HEART)}"
         raise click.ClickException(f"{folder} holds masks of {classes}")
     if (highest := masks.max()) >= CLASSES:

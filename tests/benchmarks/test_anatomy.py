@@ -166,6 +166,7 @@ def test_samples_of_two_sizes_are_refused(folders, tmp_path):
     result = CliRunner().invoke(main, ["anatomy", *map(str, folders.values()), "--data", "acdc"])
     assert result.exit_code == 1
     assert "8 and 32 pixels" in result.stderr
+    assert f"{folders['ignoring']} does not name the classes of its masks" in result.stderr
 
 
 def test_phantom_hearts_stand_in_for_real_ones(folders, monkeypatch, tmp_path):

@@ -194,6 +194,12 @@ class TestData:
         line = the_line(self.fit(data, "--resume"))
         assert "but 2 gone: images/2.png, masks/2.png; 2 changed: images/1.png, masks/1.png" in line
 
+    def test_a_run_that_kept_no_list_of_its_files_says_so(self, data):
+        assert self.fit(data).exit_code == 0
+        for config in (data.parent / "run" / "checkpoints").glob("*/config.json"):
+            config.write_text(config.read_text().replace('"data_digest"', '"another"'))
+        assert "whether they have changed is not known" in self.fit(data, "--resume").output
+
 
 class TestPack:
     def test_it_tells_the_size(self, run, tmp_path):
