@@ -16,7 +16,7 @@ from export import BuildError, Progress
 from export.options import PlanOptions
 from kernels.language import INSTALLED
 from kernels.onnx_functions import DOMAIN, split_large_groups
-from kernels.plugin import register_plugins
+from kernels.tensorrt_plugins import register_plugins
 from serving.bundle import Manifest, buckets
 from serving.engines.device import Device
 from serving.engines.memory import in_plain_words

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.language import jit, tl
-from kernels.operators import define_operator
-from kernels.plugin import ahead_of_time, element_type, fixed_sizes
 from kernels.ptx import CompiledKernel, compile_kernel
+from kernels.tensorrt_aot import ahead_of_time, element_type, fixed_sizes
+from kernels.torch_operator import define_operator
 
 Tiling = tuple[int, int, int, int]
 
@@ -140,8 +140,7 @@ def fake(qkv: Tensor, scale: float) -> Tensor:
 
 attention_op = define_operator("attention", reference, fake, launch)
 
-ONNX_FUNCTIONS = (
-    """
+ONNX_FUNCTION = """
 Attention <scale: float = 1.0> (qkv) => (output)
 {
   heads_first = Transpose <perm: ints = [2, 0, 3, 1, 4]> (qkv)
@@ -161,8 +160,7 @@ Attention <scale: float = 1.0> (qkv) => (output)
   sums = MatMul (weights, v)
   output = Transpose <perm: ints = [0, 2, 1, 3]> (sums)
 }
-""",
-)
+"""
 
 
 def to_onnx(medgen: Any, qkv: Any, scale: float) -> Any:

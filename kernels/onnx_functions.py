@@ -13,12 +13,13 @@ from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
 
 from kernels import attention, group_norm_silu, solver_step
+from kernels.group_norm_sizes import tiles_of
 
 DOMAIN = "medgen"
 OPSET = 18
 PLUGIN = {"plugin_namespace": DOMAIN, "plugin_version": "1"}  # what makes TensorRT prefer a plugin to a body
 FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
-SOURCES = (*solver_step.ONNX_FUNCTIONS, *attention.ONNX_FUNCTIONS, *group_norm_silu.ONNX_FUNCTIONS)
+SOURCES = (solver_step.ONNX_FUNCTION, attention.ONNX_FUNCTION, group_norm_silu.ONNX_FUNCTION)
 
 
 @cache
@@ -82,7 +83,7 @@ def split_large_groups(model: onnx.ModelProto) -> None:
         if node.domain == DOMAIN and node.op_type == "GroupNormSilu":
             _, channels, height, width = shapes[node.input[0]]
             groups = next(attribute.i for attribute in node.attribute if attribute.name == "groups")
-            if tiles := group_norm_silu.tiles_of(channels, groups, height * width):
+            if tiles := tiles_of(channels, groups, height * width):
                 statistics = f"{node.output[0]}_statistics"
                 first = onnx.helper.make_node(
                     "GroupNormStatistics", node.input[:2], [statistics], domain=DOMAIN, tiles=tiles, **PLUGIN

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from kernels.language import jit, tl
-from kernels.operators import define_operator
-from kernels.plugin import ahead_of_time, element_type, fixed_sizes
 from kernels.ptx import CompiledKernel, compile_kernel
+from kernels.tensorrt_aot import ahead_of_time, element_type, fixed_sizes
+from kernels.torch_operator import define_operator
 
 BLOCKS = (1024, 2048)  # elements a program takes
 
@@ -120,8 +120,7 @@ def fake(sample: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 solver_step_op = define_operator("solver_step", reference, fake, launch)
 
-ONNX_FUNCTIONS = (
-    """
+ONNX_FUNCTION = """
 SolverStep <clip: float = 1.0>
 (sample, out, history_1, history_2, history_3, noise, coeffs) => (sample_next, prediction)
 {
@@ -152,8 +151,7 @@ SolverStep <clip: float = 1.0>
   no = Mul (n, o)
   prediction = Add (mx, no)
 }
-""",
-)
+"""
 
 
 def to_onnx(medgen: Any, *arguments: Any) -> Any:

@@ -14,7 +14,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from torch.nn import functional as F
 
-from kernels import attention, group_norm_silu, solver_step
+from kernels import attention, group_norm_silu, group_norm_sizes, solver_step
 
 TYPES = {"float32": torch.float32, "float16": torch.float16}  # the interpreter multiplies bfloat16 wrongly
 
@@ -85,7 +85,7 @@ def group_norm_silu_cases(name: str, dtype: torch.dtype) -> Iterator[tuple[str, 
         x = (torch.randn(shape) * 2 + 3).to(dtype)
         embedding = (torch.randn(batch, channels) if embedded else torch.zeros(1, 1)).to(dtype)
         gain, offset = (torch.randn(rows, channels).to(dtype) for _ in range(2))
-        group_norm_silu.WHOLE, group_norm_silu.TILE = whole, 64
+        group_norm_sizes.WHOLE, group_norm_sizes.TILE = whole, 64
         out = group_norm_silu.launch(x, embedding, gain, offset, groups, 1e-5)
 
         by_group = (x.double() + embedding.double()[:, :, None, None]).reshape(batch, groups, -1)

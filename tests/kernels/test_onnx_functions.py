@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from kernels import attention, group_norm_silu, solver_step
+from kernels import attention, group_norm_silu, group_norm_sizes, solver_step
 from kernels.onnx_functions import DOMAIN, add_functions, functions, split_large_groups, translations
 
 IMAGE, TABLE = ("B", 4, 6, 10), ("B", 4)
@@ -166,8 +166,8 @@ def test_large_groups_are_split_for_tensorrt(exported, monkeypatch):
     split_large_groups(model)
     assert model.SerializeToString() == before
 
-    monkeypatch.setattr(group_norm_silu, "WHOLE", 16)
-    monkeypatch.setattr(group_norm_silu, "TILE", 18)
+    monkeypatch.setattr(group_norm_sizes, "WHOLE", 16)
+    monkeypatch.setattr(group_norm_sizes, "TILE", 18)
     split_large_groups(model)
     nodes = {node.op_type: node for node in model.graph.node if node.domain == "medgen"}
     statistics, apply = nodes["GroupNormStatistics"], nodes["GroupNormSiluApply"]

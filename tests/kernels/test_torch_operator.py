@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from kernels.attention import attention, attention_op
-from kernels.group_norm_silu import group_norm_silu, group_norm_silu_op, tiles_of
+from kernels.group_norm_silu import group_norm_silu, group_norm_silu_op
+from kernels.group_norm_sizes import tiles_of
 from kernels.solver_step import solver_step, solver_step_op
 
 
@@ -110,7 +111,7 @@ def test_the_operators_need_none_of_the_tools():
     program = (
         "import sys; sys.modules |= dict.fromkeys(['triton', 'tensorrt', 'onnx', 'onnxscript'])\n"
         "import torch\n"
-        "from kernels import attention, group_norm_silu, solver_step, plugin, ptx\n"
+        "from kernels import attention, group_norm_silu, solver_step, tensorrt_plugins, ptx\n"
         "print(attention.attention(torch.ones(1, 2, 3, 1, 8)).sum().item())"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

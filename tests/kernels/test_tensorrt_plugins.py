@@ -5,8 +5,8 @@ import math
 import pytest
 from tensorrt_bindings_alone import REGISTRY, PluginBuild, ptx_parameters, tensorrt_bindings_alone
 
-from kernels import attention, group_norm_silu, solver_step
-from kernels.plugin import register_plugins
+from kernels import attention, group_norm_apply, group_norm_statistics, group_norm_whole, solver_step
+from kernels.tensorrt_plugins import register_plugins
 
 IMAGE = ("FLOAT", (-1, 2, 20, 20))
 SOLVER_INPUTS = [IMAGE, ("HALF", IMAGE[1]), *[IMAGE] * 4, ("FLOAT", (-1, 12))]
@@ -32,21 +32,21 @@ CASES = {
         NORM_INPUTS,
         [NORM_INPUTS[0]],
         [(16, 7, 1)] * 2,
-        group_norm_silu.group_norm_silu_kernel,
+        group_norm_whole.group_norm_silu_kernel,
     ),
     "GroupNormStatistics": (
         {"tiles": 6},
         LARGE_INPUTS[:2],
         [("FLOAT", (-1, 32, 6, 2))],
         [(6, 32, 7)] * 2,
-        group_norm_silu.statistics_kernel,
+        group_norm_statistics.group_norm_statistics_kernel,
     ),
     "GroupNormSiluApply": (
         {"groups": 32, "eps": 1e-5},
         [*LARGE_INPUTS, ("FLOAT", (-1, 32, 6, 2))],
         [LARGE_INPUTS[0]],
         [(6, 32, 7)] * 2,
-        group_norm_silu.apply_kernel,
+        group_norm_apply.group_norm_apply_kernel,
     ),
 }
 
