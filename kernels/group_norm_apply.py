@@ -5,7 +5,7 @@ from typing import Any, no_type_check
 from kernels.group_norm_sizes import TACTICS, power_of_two, strides, warps
 from kernels.language import jit, tl
 from kernels.ptx import CompiledKernel, compile_kernel
-from kernels.tensorrt_aot import ahead_of_time, element_type, fixed_sizes
+from kernels.tensorrt_aot import ahead_of_time, capability, element_type, fixed_sizes
 
 
 @jit
@@ -70,7 +70,51 @@ def compiled(dtype: str, constants: dict[str, Any], tactic: int, capability: int
     )
 
 
-def register_plugin(capability: int) -> None:
+ONNX_FUNCTION = """
+GroupNormSiluApply <groups: int = 1, eps: float = 1e-5> (x, embedding, gain, offset, statistics) => (y)
+{
+  axes = Constant <value_ints: ints = [2, 3]> ()
+  wide = Cast <to: int = 1> (x)
+  embedding_wide = Cast <to: int = 1> (embedding)
+  embedding_map = Unsqueeze (embedding_wide, axes)
+  value = Add (wide, embedding_map)
+  zero = Constant <value_ints: ints = [0]> ()
+  rest = Constant <value_ints: ints = [-1]> ()
+  two = Constant <value_ints: ints = [2]> ()
+  one = Constant <value_ints: ints = [1]> ()
+  number = Constant <value_int: int = @groups> ()
+  number_list = Reshape (number, rest)
+  parts_of_group = Concat <axis: int = 0> (zero, number_list, rest, two)
+  parts = Reshape (statistics, parts_of_group)
+  means, variances = Split <axis: int = 3, num_outputs: int = 2> (parts)
+  mean = ReduceMean (means, two)
+  spread = Sub (means, mean)
+  square = Mul (spread, spread)
+  moment = Add (variances, square)
+  variance = ReduceMean (moment, two)
+  eps = Constant <value_float: float = @eps> ()
+  safe = Add (variance, eps)
+  deviation = Sqrt (safe)
+  by_group = Concat <axis: int = 0> (zero, number_list, rest, one)
+  grouped = Reshape (value, by_group)
+  centred = Sub (grouped, mean)
+  normal_grouped = Div (centred, deviation)
+  shape = Shape (value)
+  normal = Reshape (normal_grouped, shape)
+  gain_wide = Cast <to: int = 1> (gain)
+  gain_map = Unsqueeze (gain_wide, axes)
+  scaled = Mul (normal, gain_map)
+  offset_wide = Cast <to: int = 1> (offset)
+  offset_map = Unsqueeze (offset_wide, axes)
+  shifted = Add (scaled, offset_map)
+  gate = Sigmoid (shifted)
+  activated = Mul (shifted, gate)
+  y = CastLike (activated, x)
+}
+"""
+
+
+def register_plugin() -> None:
     import tensorrt.plugin as trtp
 
     @trtp.register("medgen::GroupNormSiluApply")
@@ -113,5 +157,5 @@ def register_plugin(capability: int) -> None:
         tiles = fixed_sizes(statistics)[1]
         steps = strides(embedding.shape, gain.shape, offset.shape)
         constants = constants_of(channels, groups, height * width, tiles, eps, steps)
-        kernel = compiled(element_type(x), constants, tactic, capability)
+        kernel = compiled(element_type(x), constants, tactic, capability())
         return ahead_of_time(kernel, tiles, channels, x.shape_expr[0])

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable
 
-WHOLE = 32768  # elements of a group that one program holds in registers; larger groups are cut into tiles
+WHOLE = (
+    32768  # elements of a group, sides rounded up, that a program holds in registers; larger groups are cut into tiles
+)
 TILE = 8192
 TACTICS = (1, 2)  # elements a thread takes, in units of 16
 
 
 def tiles_of(channels: int, groups: int, pixels: int) -> int:
     """Tiles that a channel is cut into so that a group's work is shared out, or 0 where one program takes a group."""
-    if channels // groups * pixels <= WHOLE:
+    if power_of_two(channels // groups) * power_of_two(pixels) <= WHOLE:
         return 0
     return next(tiles for tiles in range(-(-pixels // TILE), pixels + 1) if pixels % tiles == 0)
 

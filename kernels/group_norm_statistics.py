@@ -5,7 +5,7 @@ from typing import Any, no_type_check
 from kernels.group_norm_sizes import TACTICS, power_of_two, strides, warps
 from kernels.language import jit, tl
 from kernels.ptx import CompiledKernel, compile_kernel
-from kernels.tensorrt_aot import ahead_of_time, element_type, fixed_sizes
+from kernels.tensorrt_aot import ahead_of_time, capability, element_type, fixed_sizes
 
 
 @jit
@@ -47,7 +47,31 @@ def compiled(dtype: str, constants: dict[str, Any], tactic: int, capability: int
     )
 
 
-def register_plugin(capability: int) -> None:
+ONNX_FUNCTION = """
+GroupNormStatistics <tiles: int = 1> (x, embedding) => (statistics)
+{
+  axes = Constant <value_ints: ints = [2, 3]> ()
+  wide = Cast <to: int = 1> (x)
+  embedding_wide = Cast <to: int = 1> (embedding)
+  embedding_map = Unsqueeze (embedding_wide, axes)
+  value = Add (wide, embedding_map)
+  same = Constant <value_ints: ints = [0, 0]> ()
+  rest = Constant <value_ints: ints = [-1]> ()
+  number = Constant <value_int: int = @tiles> ()
+  number_list = Reshape (number, rest)
+  by_tile = Concat <axis: int = 0> (same, number_list, rest)
+  tile = Reshape (value, by_tile)
+  last = Constant <value_ints: ints = [3]> ()
+  mean = ReduceMean (tile, last)
+  spread = Sub (tile, mean)
+  square = Mul (spread, spread)
+  variance = ReduceMean (square, last)
+  statistics = Concat <axis: int = 3> (mean, variance)
+}
+"""
+
+
+def register_plugin() -> None:
     import tensorrt as trt
     import tensorrt.plugin as trtp
 
@@ -68,5 +92,5 @@ def register_plugin(capability: int) -> None:
         channels, height, width = fixed_sizes(x)
         steps = strides(embedding.shape, (1, channels), (1, channels))
         constants = constants_of(channels, height * width, tiles, steps)
-        kernel = compiled(element_type(x), constants, tactic, capability)
+        kernel = compiled(element_type(x), constants, tactic, capability())
         return ahead_of_time(kernel, tiles, channels, x.shape_expr[0])

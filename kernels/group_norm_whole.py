@@ -5,7 +5,7 @@ from typing import Any, no_type_check
 from kernels.group_norm_sizes import TACTICS, power_of_two, strides, tiles_of, warps
 from kernels.language import jit, tl
 from kernels.ptx import CompiledKernel, compile_kernel
-from kernels.tensorrt_aot import ahead_of_time, element_type, fixed_sizes
+from kernels.tensorrt_aot import ahead_of_time, capability, element_type, fixed_sizes
 
 
 @jit
@@ -59,7 +59,7 @@ def compiled(dtype: str, constants: dict[str, Any], tactic: int, capability: int
     return compile_kernel(group_norm_silu_kernel, pointers, constants, capability, num_warps=warps(block, tactic))
 
 
-def register_plugin(capability: int) -> None:
+def register_plugin() -> None:
     import tensorrt.plugin as trtp
 
     @trtp.register("medgen::GroupNormSilu")
@@ -100,5 +100,5 @@ def register_plugin(capability: int) -> None:
             raise ValueError(f"a group of {channels // groups * height * width} elements must be split before parsing")
         steps = strides(embedding.shape, gain.shape, offset.shape)
         constants = constants_of(channels, groups, height * width, eps, steps)
-        kernel = compiled(element_type(x), constants, tactic, capability)
+        kernel = compiled(element_type(x), constants, tactic, capability())
         return ahead_of_time(kernel, groups, x.shape_expr[0])

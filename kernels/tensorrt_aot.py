@@ -11,6 +11,20 @@ if TYPE_CHECKING:
     import tensorrt.plugin as trtp
 
 
+_capability: int | None = None
+
+
+def compile_for(capability: int) -> None:
+    """Compile the plugins of all engines that are built from now on for this compute capability, such as 90."""
+    global _capability
+    _capability = capability
+
+
+def capability() -> int:
+    assert _capability is not None, "plugins are compiled after register_plugins"
+    return _capability
+
+
 def element_type(tensor: "trtp.TensorDesc") -> str:
     import tensorrt as trt
 

@@ -20,7 +20,7 @@ CASES = {
         [(1, 7, 1), (1, 7, 1)],
         solver_step.solver_step_kernel,
     ),
-    "Attention": (
+    "PackedAttention": (
         {"scale": 0.25},
         [("BF16", (-1, 100, 3, 2, 40))],
         [("BF16", (-1, 100, 2, 40))],
@@ -107,3 +107,13 @@ def test_a_dynamic_image_size_is_refused():
 def test_a_group_too_large_for_one_program_is_refused():
     with pytest.raises(ValueError, match="a group of 49152 elements"):
         PluginBuild("GroupNormSilu", {"groups": 32, "eps": 1e-5}, LARGE_INPUTS, batch=1).tactics()
+
+
+def test_a_second_build_is_for_its_own_gpu():
+    build = PluginBuild("SolverStep", CASES["SolverStep"][0], SOLVER_INPUTS, batch=2)
+    try:
+        register_plugins(80)
+        assert {".target sm_80" in tactic.ptx for tactic in build.tactics()} == {True}
+    finally:
+        register_plugins(90)
+    assert {".target sm_90a" in tactic.ptx for tactic in build.tactics()} == {True}

@@ -101,6 +101,7 @@ def test_solver_step_takes_a_half_precision_network():
 
 def test_large_groups_are_cut_into_equal_tiles():
     assert tiles_of(64, 32, 128 * 128) == 0
+    assert tiles_of(96, 32, 104 * 104) == 2  # 32,448 elements, which a program would hold as 4 x 16,384
     assert tiles_of(32, 32, 512 * 512) == 32
     assert tiles_of(32, 32, 300 * 300) == 12
     for pixels in (300 * 300, 509 * 509, 129 * 257):
