@@ -1,5 +1,7 @@
 """How far an engine is from PyTorch: at every step of real trajectories, at random states, and end to end."""
 
+import statistics
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +20,7 @@ from training.family import Family
 BATCH = 3  # samples that are compared; not the batch that the graphs were exported with
 LONGEST = 20  # rows of a trajectory that is followed
 ALLOWED = 0.02  # of a sample's values, where a network cuts at a threshold
+TIMED = 7  # trajectories, after the first
 
 Float32 = NDArray[np.float32]
 Figures = dict[str, Any]
@@ -108,6 +111,21 @@ def compare_engines(
         expected = state[rows], {name: values[rows] for name, values in outputs.items()}
         ends.append(compare_ends(family, got, expected))
     return worst(ends)
+
+
+def seconds_a_step(family: Family, engine: Engine, batch: int) -> float:
+    """How long a step of a batch takes, the middle of several trajectories, transfers and finish included."""
+    solver, steps = followed(family)[0]
+    table = solver_table(solver, family.preset.schedule, steps)
+    zeros = np.zeros((batch, *family.sample_shape), np.float32)
+    condition = random_condition(family, batch)
+    trajectory = whole_trajectory(table, [zeros] * (len(table) + 1), condition, np.arange(batch))
+    times = []
+    for _ in range(1 + TIMED):
+        began = time.perf_counter()
+        engine.generate(trajectory)
+        times.append((time.perf_counter() - began) / len(table))
+    return statistics.median(times[1:])  # the first also captures a graph
 
 
 def whole_trajectory(

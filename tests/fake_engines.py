@@ -63,11 +63,15 @@ class FakeTensorRT(ModuleType):
         self.cuda, self.sizes = cuda, sizes
         self.refuses = ""
         self.says: str | None = ""  # nothing at all if None
+        self.starts = True
 
     def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
         return True
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
+        if not self.starts:
+            logger.log(1, "CUDA initialization failure with error: 35")
+            raise TypeError("factory function returned nullptr")  # as the bindings do
         self.logger = logger
         return SimpleNamespace(deserialize_cuda_engine=self._deserialize)
 

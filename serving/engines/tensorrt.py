@@ -9,6 +9,7 @@ import numpy as np
 from serving.bundle import Bundle
 from serving.engines import EngineError
 from serving.engines.compatibility import check_gpu, check_version
+from serving.engines.cuda_version import check_driver
 from serving.engines.device import Device, DeviceArray
 from serving.engines.gpu import GpuEngine
 from serving.engines.memory import in_plain_words
@@ -35,11 +36,15 @@ class TensorRTEngine(GpuEngine):
             ) from None
         check_version(bundle, trt.__version__)
         device = Device(number)
+        check_driver("tensorrt", trt.__version__)
         check_gpu(bundle, device.name, device.compute_capability)
         super().__init__(bundle, device, target["buckets"])
         self._log = _Log()
         trt.init_libnvinfer_plugins(self._log.logger, "")
-        self._runtime = trt.Runtime(self._log.logger)
+        try:
+            self._runtime = trt.Runtime(self._log.logger)
+        except TypeError:  # what its bindings make of a library that gives nothing
+            self._check(False, "start")
         self._plans = {name: self._load_plan(bundle, name) for name in manifest.engines}
         needed = max(plan.device_memory_size_v2 for plan in self._plans.values())
         self._scratch = device.array((max(1, needed),), np.uint8)
