@@ -7,13 +7,25 @@ from serving.bundle import REPOSITORY, Bundle, bundle_folder
 from serving.engines import EngineError
 
 
-def check_version(bundle: Bundle, version: str) -> None:
-    """Raises EngineError if the bundle's plans are of another TensorRT than ``version``."""
-    built = bundle.manifest.target["tensorrt"]
+def check_version(bundle: Bundle, title: str, built: str, version: str) -> None:
+    """Raises EngineError if the bundle's plans are of another version of a library than the one here."""
     if version != built:
+        package = bundle.manifest.target["name"]
         raise EngineError(
-            f"the plans of {bundle.manifest.model} are of TensorRT {built}, and here is {version}: "
-            f"pip install tensorrt=={built}, or {rebuild(bundle)}"
+            f"the plans of {bundle.manifest.model} are of {title} {built}, and here is {version}: "
+            f"pip install {package}=={built}, or {rebuild(bundle)}"
+        )
+
+
+def check_capability(bundle: Bundle, gpu: str, compute_capability: tuple[int, int]) -> None:
+    """Raises EngineError if a GPU is not of those that plans of TensorRT for RTX are for."""
+    target = bundle.manifest.target
+    here = f"{compute_capability[0]}.{compute_capability[1]}"
+    if here not in target["compute_capabilities"]:
+        raise EngineError(
+            f"the plans of {bundle.manifest.model} are of TensorRT for RTX, for GPUs of compute capability "
+            f"{', '.join(target['compute_capabilities'])}, and here is {gpu} ({here}): "
+            "build the bundle with --target tensorrt or --target onnx"
         )
 
 
