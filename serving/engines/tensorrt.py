@@ -86,7 +86,7 @@ class TensorRTEngine(GpuEngine):
     def _profile(self, bucket: int) -> int:
         return self._buckets.index(bucket)
 
-    def _new_context(self, name: str, plan: "trt.ICudaEngine") -> "trt.IExecutionContext | None":
+    def _new_context(self, name: str, plan: "trt.ICudaEngine") -> "trt.IExecutionContext":
         import tensorrt as trt
 
         return plan.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)

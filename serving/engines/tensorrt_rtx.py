@@ -1,5 +1,6 @@
 """TensorRT for RTX: plans for many GPUs, whose kernels are made where they run, and kept for the next time."""
 
+import importlib
 import os
 import re
 from contextlib import suppress
@@ -19,8 +20,8 @@ class TensorRTForRTXEngine(TensorRTEngine):
     """Runs plans that have one profile for all batches. Not measured on hardware.
 
     Kernels are made for a bucket's shapes before its first run (EAGER): by default others take their place in the
-    background, and with them the bits of samples would change half-way. They are kept in the user's cache folder, by plan
-    and GPU; one that is kept of another version or driver is not used.
+    background, and with them the bits of samples would change half-way. They are kept in the user's cache folder, by
+    plan and GPU; what was kept by another version or driver is not used.
     """
 
     title: ClassVar[str] = "TensorRT for RTX"
@@ -39,15 +40,15 @@ class TensorRTForRTXEngine(TensorRTEngine):
     def _profile(self, bucket: int) -> int:
         return 0
 
-    def _new_context(self, name: str, plan: "trt.ICudaEngine") -> "trt.IExecutionContext | None":
+    def _new_context(self, name: str, plan: "trt.ICudaEngine") -> "trt.IExecutionContext":
         if name not in self._kernels:
             self._kernels[name] = self._configure(name, plan)
-        _, configuration, _ = self._kernels[name]
-        return plan.create_execution_context(configuration)
+        configuration: Any = self._kernels[name][1]
+        context: trt.IExecutionContext = plan.create_execution_context(configuration)
+        return context
 
     def _configure(self, name: str, plan: Any) -> tuple[Path, Any, Any]:
-        import tensorrt_rtx as rtx
-
+        rtx = importlib.import_module(self.module)
         configuration = plan.create_runtime_config()
         configuration.set_execution_context_allocation_strategy(rtx.ExecutionContextAllocationStrategy.USER_MANAGED)
         configuration.dynamic_shapes_kernel_specialization_strategy = (
