@@ -402,7 +402,7 @@ def test_the_readme_shows_how_others_use_them(tiny, cuda, onnxruntime_gpu, monke
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("serving.bundle.bundle_folder", lambda repository, name: tiny.folder)
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "serving" / "engines" / "README.md").read_text()
     (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "pycuda" in block)
     found = {}
     exec(example, found)
