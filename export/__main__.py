@@ -11,7 +11,7 @@ import click
 
 # Here and above, nothing that takes long: commands import what they need when they run.
 from export import BuildError
-from export.options import BF16_OPSET, COMPATIBILITY, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
+from export.options import BF16_OPSET, COMPATIBILITY, OPSET, TARGETS, TOLERANCES, Options, PlanOptions, Tolerance
 from serving.bundle import MAX_BATCH, REPOSITORY, BundleError
 from serving.engines import EngineError
 from serving.folders import Busy
@@ -77,11 +77,11 @@ def main() -> None:
 @click.option("--model",      required=True, metavar="NAME", callback=known_model,                  help="The model family, or a chain: all of its stages. `list` names them.")
 @click.option("--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path),       help="A run or checkpoint folder; without it, the one medgen ships. Of a chain, one for each stage; those that are built already may be left out, and are kept.")
 @REPOSITORY_OPTION
-@click.option("--target",     default="onnx", show_default=True, type=click.Choice(["onnx", "tensorrt"]), help="What runs the engines.")
+@click.option("--target",     default="onnx", show_default=True, type=click.Choice(TARGETS), help="What runs the engines.")
 @click.option("--precision",  default="fp32", show_default=True, type=click.Choice([*TOLERANCES]), help="What the networks compute in; tf32 is for GPUs alone: a CPU runs it, and compares it with PyTorch, in float32.")
 @click.option("--max-batch",  default=16, show_default=True, type=click.IntRange(1, MAX_BATCH),    help="Samples that one launch may hold.")
 @click.option("--opset",      type=click.IntRange(18, 23),                                         help=f"ONNX operator set.  [default: {OPSET}, the fastest; {BF16_OPSET} for bf16]")
-@click.option("--fuse/--no-fuse", "fused", default=True, show_default=True,                        help="Put the fused operators of `kernels` into the graphs.")
+@click.option("--fuse/--no-fuse", "fused", default=None,                                          help="Whether to put the fused operators of `kernels` into the graphs.  [default: --fuse; for tensorrt the faster, timed on this GPU]")
 @click.option("--tolerance",  type=click.FloatRange(0),                                            help=f"Largest difference from PyTorch in any one step.  [default: {STEP_TOLERANCES}]")
 @click.option("--end-to-end-tolerance", type=click.FloatRange(0),                                  help=f"Largest difference at the end: of an image's values, of a mask's share of pixels.  [default: {END_TOLERANCES}, and 0.001 for masks]")
 @click.option("--unfinished", is_flag=True,                                                        help="Take a checkpoint whose training was not through; bundle and samples say so.")
@@ -95,7 +95,7 @@ def build_command(
     precision: str,
     max_batch: int,
     opset: int | None,
-    fused: bool,
+    fused: bool | None,
     tolerance: float | None,
     end_to_end_tolerance: float | None,
     unfinished: bool,
@@ -171,19 +171,27 @@ def inspect_command(bundle: str, repository: Path) -> None:
     type=click.Path(path_type=Path),
     help="Also compare the engines with this checkpoint; of a chain, one for each stage that is to be compared.",
 )
+@click.option(
+    "--parser",
+    is_flag=True,
+    help="Also have the parser of TensorRT read the ONNX graphs; that of tensorrt-rtx needs no GPU.",
+)
 @REPOSITORY_OPTION
-def verify_command(bundle: str, checkpoints: tuple[Path, ...], repository: Path) -> None:
+def verify_command(bundle: str, checkpoints: tuple[Path, ...], parser: bool, repository: Path) -> None:
     """Check BUNDLE (a folder, or the name of a model or chain).
 
-    That is its digests and ONNX graphs, whether a chain's stages fit together and, given a checkpoint, parity with PyTorch.
+    That is its digests and ONNX graphs, whether a chain's stages fit together and, if asked for, whether TensorRT
+    reads the graphs, and parity with PyTorch.
     """
     from export.chain import by_model
-    from export.report import open_bundles, verify
+    from export.report import open_bundles, verify, verify_parser
 
     bundles = {found.manifest.model: found for found in open_bundles(bundle, repository)}
     given = by_model(checkpoints, [*bundles])
     for model, found in bundles.items():
         verify(found, given.get(model))
+        if parser:
+            verify_parser(found)
 
 
 if __name__ == "__main__":

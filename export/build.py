@@ -7,6 +7,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import onnxruntime
 from export import BuildError, Progress, silent, tensorrt
 from export.graphs import finish_graph, step_graph
 from export.options import BF16_OPSET, DEFAULTS, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
-from export.parity import BATCH, Figures, compare_engines, measure_parity
-from export.precision import widened
+from export.parity import BATCH, Figures, compare_engines, measure_parity, seconds_a_step
+from export.precision import DTYPES, widened
+from export.tensorrt_libraries import LIBRARIES
 from serving.bundle import (
     MANIFEST,
     PARITY,
@@ -37,6 +39,7 @@ from training.checkpoint import find_checkpoint, load_checkpoint, unfinished
 from training.family import Family
 
 KINDS = ("random", "step", "end_to_end", "onnx")  # of parity figures; the last is of TensorRT alone
+ON_GRAPHS = "Compared in ONNX Runtime, on the graphs that the plans were made from; the plans were not run."
 NO_TF32 = "Compared on a CPU, which has no TF32: these differences are those of float32."
 OWN_FILES = ("config.pbtxt", "1/model.py", "1/.gitkeep")  # of a model in a repository
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
@@ -109,17 +112,19 @@ def write_compared(
     """Fill a folder with a bundle that has been compared with PyTorch and is within the tolerance."""
     tolerance = options.tolerance or TOLERANCES[options.precision]
     bundle, graphs = write_engines(folder, family, manifest, options, progress)
-    engine = open_built(bundle)
-    figures = measure_parity(family, engine, progress, min(BATCH, options.max_batch))
-    if options.target == "tensorrt":
-        figures["onnx"] = compare_with_onnx(family, engine, bundle, graphs, progress)
+    with compared_engine(bundle, graphs) as engine:
+        figures = measure_parity(family, engine, progress, min(BATCH, options.max_batch))
+        if options.target == "tensorrt":
+            figures["onnx"] = compare_with_onnx(family, engine, bundle, graphs, progress)
     check(figures, tolerance, manifest)
     figures["checkpoint"] = str(find_checkpoint(checkpoint).absolute())
     (folder / PARITY).write_text(json.dumps(figures, indent=1) + "\n")
     parity = {name: figures[name] for name in KINDS if name in figures}
     limits = {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None}
-    if manifest.precision == "tf32" and isinstance(engine, OnnxRuntimeEngine):
-        parity["note"] = NO_TF32
+    notes = [NO_TF32] if manifest.precision == "tf32" and isinstance(engine, OnnxRuntimeEngine) else []
+    notes += [ON_GRAPHS] if is_compared_by_graphs(manifest) else []
+    if notes:
+        parity["note"] = " ".join(notes)
     manifest = dataclasses.replace(bundle.manifest, parity={**parity, "tolerance": limits})
     (folder / MANIFEST).write_text(manifest.to_json())
     seal(folder)
@@ -127,15 +132,23 @@ def write_compared(
 
 def describe_target(options: Options) -> dict[str, Any]:
     """A manifest's target; raises BuildError if the options do not go together or TensorRT cannot build here."""
-    opset = options.opset or (BF16_OPSET if options.precision == "bf16" else OPSET)
-    if options.precision == "bf16" and opset < BF16_OPSET:
-        raise BuildError(f"--opset {opset} has no bf16 convolutions; bf16 needs {BF16_OPSET} or more")
-    if options.target == "onnx" and options.plan != PlanOptions():
+    if options.precision == "bf16" and options.opset and options.opset < BF16_OPSET:
+        raise BuildError(f"--opset {options.opset} has no bf16 convolutions; bf16 needs {BF16_OPSET} or more")
+    target: dict[str, Any] = {"name": options.target}
+    if options.target in LIBRARIES:
+        target = tensorrt.describe_target(options.target, options.max_batch, options.plan)
+    elif options.plan != PlanOptions():
         raise BuildError("--workspace and --hardware-compatibility are for --target tensorrt")
-    target: dict[str, Any] = {"name": "onnx"}
-    if options.target == "tensorrt":
-        target = tensorrt.describe_target(options.max_batch, options.plan)
-    return {**target, "opset": opset, "fused": options.fused}
+    fused = options.fused is not False
+    return {**target, "opset": options.opset or best_opset(target, options.precision, fused), "fused": fused}
+
+
+def best_opset(target: Mapping[str, Any], precision: str, fused: bool) -> int:
+    """The fastest for a target: one with Attention, if that becomes a layer of TensorRT's own (in half precision)."""
+    opset = BF16_OPSET if precision == "bf16" else OPSET
+    if target["name"] in LIBRARIES and precision in DTYPES and fused:
+        return LIBRARIES[target["name"]].native_opset(target) or opset
+    return opset
 
 
 def describe(family: Family, config: Mapping[str, Any], options: Options, target: Mapping[str, Any]) -> Manifest:
@@ -171,18 +184,48 @@ def write_engines(
     folder: Path, family: Family, manifest: Manifest, options: Options, progress: Progress = silent
 ) -> tuple[Bundle, dict[str, onnx.ModelProto]]:
     """A bundle that nothing has been compared with yet, and the graphs that it was made from."""
+    if options.target == "tensorrt" and options.fused is None:
+        return write_faster(folder, family, manifest, options, progress)
     graphs = {}
     for name, graph in (("step", step_graph), ("finish", finish_graph)):
         progress(f"exporting the {name} graph")
-        graphs[name] = graph(family, manifest.target["opset"], options.fused, options.precision)
+        graphs[name] = graph(family, manifest.target["opset"], manifest.target["fused"], options.precision)
     return write_bundle(folder, manifest, engine_files(graphs, manifest, options.plan, progress)), graphs
+
+
+def write_faster(
+    folder: Path, family: Family, manifest: Manifest, options: Options, progress: Progress
+) -> tuple[Bundle, dict[str, onnx.ModelProto]]:
+    """The faster on this GPU of the bundles with and without fused operators; its target says how fast both are.
+
+    Plugins take one layout alone, and TensorRT does not fuse across them, so which is faster is to be measured.
+    """
+    made = {}
+    seconds = {}
+    for way, fused in (("fused", True), ("plain", False)):
+        target = {**manifest.target, "fused": fused}
+        target["opset"] = options.opset or best_opset(target, options.precision, fused)
+        aside = folder / way
+        aside.mkdir()
+        chosen = dataclasses.replace(options, fused=fused)
+        made[way] = write_engines(aside, family, dataclasses.replace(manifest, target=target), chosen, progress)
+        progress(f"timing the {way} plans")
+        seconds[way] = seconds_a_step(family, open_built(made[way][0]), options.max_batch)
+    best = min(seconds, key=lambda way: seconds[way])
+    bundle, graphs = made[best]
+    files = {engine.file: (bundle.folder / engine.file).read_bytes() for engine in bundle.manifest.engines.values()}
+    timed = {**bundle.manifest.target, "timed_batch": options.max_batch, "seconds_a_step": seconds}
+    manifest = dataclasses.replace(manifest, target=timed)
+    for way in made:
+        shutil.rmtree(folder / way)
+    return write_bundle(folder, manifest, files), graphs
 
 
 def engine_files(
     graphs: Mapping[str, onnx.ModelProto], manifest: Manifest, plan: PlanOptions, progress: Progress = silent
 ) -> dict[str, bytes]:
     """What the manifest's target runs, by file name."""
-    if manifest.target["name"] == "tensorrt":
+    if manifest.target["name"] in LIBRARIES:
         return tensorrt.build_plans(graphs, manifest, plan, progress)
     return {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
 
@@ -195,6 +238,33 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -
     (folder / MANIFEST).write_text(dataclasses.replace(manifest, engines=engines).to_json())
     seal(folder)
     return load_bundle(folder)
+
+
+def is_compared_by_graphs(manifest: Manifest) -> bool:
+    """Whether a build compares the graphs with PyTorch, since the plans may be for GPUs that are elsewhere."""
+    name = manifest.target["name"]
+    return name in LIBRARIES and LIBRARIES[name].parity_on_onnx
+
+
+@contextmanager
+def compared_engine(bundle: Bundle, graphs: Mapping[str, onnx.ModelProto]) -> Iterator[StepEngine]:
+    """What a build compares with PyTorch."""
+    if is_compared_by_graphs(bundle.manifest):
+        with on_onnx_runtime(bundle, graphs) as engine:
+            yield engine
+    else:
+        yield open_built(bundle)
+
+
+@contextmanager
+def on_onnx_runtime(bundle: Bundle, graphs: Mapping[str, onnx.ModelProto]) -> Iterator[OnnxRuntimeEngine]:
+    """The graphs that a bundle's plans were made from, in ONNX Runtime on the CPU."""
+    manifest = dataclasses.replace(bundle.manifest, target={"name": "onnx"})
+    if manifest.precision == "bf16":
+        graphs = {name: widened(graph) for name, graph in graphs.items()}
+    files = {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
+    with tempfile.TemporaryDirectory(dir=bundle.folder) as folder:
+        yield OnnxRuntimeEngine(write_bundle(Path(folder), manifest, files))
 
 
 def open_built(bundle: Bundle) -> StepEngine:
@@ -216,12 +286,7 @@ def compare_with_onnx(
     family: Family, engine: StepEngine, bundle: Bundle, graphs: Mapping[str, onnx.ModelProto], progress: Progress
 ) -> Figures:
     """How far a bundle's plans are from ONNX Runtime on the graphs they were made from, see ``compare_engines``."""
-    manifest = dataclasses.replace(bundle.manifest, target={"name": "onnx"})
-    if manifest.precision == "bf16":
-        graphs = {name: widened(graph) for name, graph in graphs.items()}
-    files = {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
-    with tempfile.TemporaryDirectory(dir=bundle.folder) as folder:
-        reference = OnnxRuntimeEngine(write_bundle(Path(folder), manifest, files))
+    with on_onnx_runtime(bundle, graphs) as reference:
         return compare_engines(family, engine, reference, bundle.manifest.target["buckets"], progress)
 
 

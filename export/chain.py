@@ -1,5 +1,6 @@
 """A chain is built when its stages are: those whose checkpoints are given, beside those that are there already."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -68,8 +69,8 @@ def build_chain(
 ) -> list[Built]:
     """Build the stages whose checkpoints are given, all or none of them, and keep the others.
 
-    A stage that has neither a checkpoint nor a bundle gets the checkpoint that medgen ships, if it ships one. The
-    repository gets the chain's own folder.
+    A stage that has neither a checkpoint nor a bundle gets the checkpoint that medgen ships, if it ships one and the
+    other stages have learnt phantoms too. The repository gets the chain's own folder.
 
     Raises:
         BuildError: a stage has nothing to be built from, or a checkpoint is of no stage; and as ``build`` does.
@@ -88,8 +89,9 @@ def build_chain(
         if folder.exists():
             kept[model] = load_bundle(folder)
             refuse_unfinished(f"{folder} was", kept[model].manifest.checkpoint.get("unfinished"), options)
-        else:
-            given[model] = _shipped(chain, model)
+    learnt = {model: read_config(find_checkpoint(checkpoint)).get("data") for model, checkpoint in given.items()}
+    learnt |= {model: bundle.manifest.checkpoint.get("data") for model, bundle in kept.items()}
+    given |= {model: _shipped(chain, model, learnt) for model in models if model not in learnt}
 
     def fit(new: Mapping[str, Manifest]) -> None:
         check_stages(chain, {**{model: bundle.manifest for model, bundle in kept.items()}, **new})
@@ -100,11 +102,17 @@ def build_chain(
     return [Built(built[model], given[model]) if model in built else Built(kept[model], None) for model in models]
 
 
-def _shipped(chain: Chain, model: str) -> Path:
+def _shipped(chain: Chain, model: str, learnt: Mapping[str, object]) -> Path:
+    """``learnt``: the data that the stages which are there were trained on."""
+    needed = (
+        f"{chain.model} needs {model}, which has not been built: name a checkpoint of it with --checkpoint, such as "
+        f"the --out of python -m training fit --model {model}"
+    )
     try:
-        return shipped_checkpoint(model)
+        checkpoint = shipped_checkpoint(model)
     except CheckpointError:
-        raise BuildError(
-            f"{chain.model} needs {model}, which has not been built: name a checkpoint of it with --checkpoint, "
-            f"such as the --out of python -m training fit --model {model}"
-        ) from None
+        raise BuildError(needed) from None
+    for stage, data in learnt.items():
+        if not re.fullmatch(r"phantom(:\d+)?", str(data)):
+            raise BuildError(f"{needed}; the one that medgen ships learnt phantoms, and {stage} {data or 'other data'}")
+    return checkpoint

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 OPSET = 18
 BF16_OPSET = 22  # the first with convolutions of bfloat16
 
+TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
 COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 
 
@@ -47,15 +48,15 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What TensorRT may be told.
+    """What the libraries may be told.
 
     workspace: GiB of GPU memory that a layer may use while it runs, None for all there is. hardware_compatibility:
-    which other GPUs the plans run on, one of ``COMPATIBILITY``. deadline: by ``time.monotonic``, when a build that is
-    not done is given up.
+    which other GPUs TensorRT's plans run on, one of ``COMPATIBILITY``. deadline: by ``time.monotonic``, when a build
+    that is not done is given up.
     """
 
     workspace: float | None = None
-    hardware_compatibility: str = "none"
+    hardware_compatibility: str = COMPATIBILITY[0]
     deadline: float = field(default=math.inf, compare=False)  # plans are the same with another
 
 
@@ -63,16 +64,16 @@ class PlanOptions:
 class Options:
     """What may be chosen about a bundle.
 
-    target: "onnx" or "tensorrt". precision: "fp32", "tf32", "fp16" or "bf16". opset: None for the one that is fastest
-    in this precision. tolerance: None for the precision's own. plan: for TensorRT alone. unfinished: take checkpoints
-    whose training was not through.
+    target: one of ``TARGETS``. precision: "fp32", "tf32", "fp16" or "bf16". opset: None for the one that is fastest.
+    fused: None for whichever is faster on this GPU, where the target is "tensorrt", and True for the others. tolerance:
+    None for the precision's own. plan: for plans alone. unfinished: take checkpoints whose training was not through.
     """
 
     target: str = "onnx"
     precision: str = "fp32"
     max_batch: int = 16
     opset: int | None = None
-    fused: bool = True
+    fused: bool | None = None
     tolerance: Tolerance | None = None
     plan: PlanOptions = field(default_factory=PlanOptions)
     unfinished: bool = False

@@ -70,6 +70,8 @@ def in_half_precision(
         elif node.target is aten.to.dtype and _dtype(node) == _dtype(node.args[0]):
             node.replace_all_uses_with(node.args[0])  # in float32 it changed nothing, now it would
             module.graph.erase_node(node)
+        elif node.target is aten.einsum.default and precision == "bf16":
+            casts.cast_inputs(node, torch.float32)  # ONNX has no Einsum of bfloat16
         elif node.target in HALF and max(map(_rank, node.all_input_nodes)) > 2:
             casts.cast_inputs(node, half)
         elif node.target in HALF | ISLANDS:

@@ -16,6 +16,7 @@ from export.build import check, limited, open_built
 from export.chain import find_chain, find_chains
 from export.options import Tolerance
 from export.parity import BATCH, measure_parity
+from export.tensorrt_parser import installed_library, read
 from serving.bundle import Bundle, BundleError, Manifest, bundle_folder, load_bundle
 from serving.chain import Chain, check_stages
 from training.checkpoint import load_checkpoint
@@ -111,6 +112,17 @@ def verify(found: Bundle, checkpoint: Path | None) -> None:
     figures = measure_parity(family, open_built(found), batch=min(BATCH, manifest.max_batch))
     check(figures, Tolerance(**manifest.parity["tolerance"]), manifest)
     Console().print(parity_table(figures, manifest))
+
+
+def verify_parser(found: Bundle) -> None:
+    """Raises BuildError, naming the nodes, if TensorRT does not read a graph."""
+    graphs = onnx_graphs(found)
+    if not graphs:
+        raise BuildError(f"{found.folder} holds plans, and no graphs that a parser could read")
+    library = installed_library()
+    for path in graphs:
+        read(onnx.load(path), path.stem, library)
+    click.echo(f"{found.folder}: {library.title} {library.load().__version__} reads the graphs")
 
 
 def onnx_graphs(bundle: Bundle) -> list[Path]:

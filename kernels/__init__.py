@@ -1,4 +1,4 @@
-"""Fused operators: each file holds one, as plain torch, Triton kernel, ONNX function and TensorRT plugin.
+"""Fused operators, each as plain torch, Triton kernel, ONNX function and TensorRT plugin.
 
 Importing them needs torch alone: Triton, ONNX and TensorRT are looked for when they are used.
 """

@@ -3,7 +3,7 @@
 A runtime that knows nothing of the domain runs the bodies; TensorRT puts its plugins in the nodes' place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -12,20 +12,30 @@ import torch
 from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
 
-from kernels import attention, group_norm_silu, solver_step
+from kernels import attention, group_norm_apply, group_norm_silu, group_norm_statistics, solver_step
+from kernels.group_norm_sizes import tiles_of
 
 DOMAIN = "medgen"
 OPSET = 18
 PLUGIN = {"plugin_namespace": DOMAIN, "plugin_version": "1"}  # what makes TensorRT prefer a plugin to a body
 FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
-SOURCES = (*solver_step.ONNX_FUNCTIONS, *attention.ONNX_FUNCTIONS, *group_norm_silu.ONNX_FUNCTIONS)
+SOURCES = (
+    solver_step.ONNX_FUNCTION,
+    attention.ONNX_FUNCTION,
+    group_norm_silu.ONNX_FUNCTION,
+    group_norm_statistics.ONNX_FUNCTION,
+    group_norm_apply.ONNX_FUNCTION,
+)
 
 
 @cache
 def functions() -> dict[str, onnx.FunctionProto]:
-    header = f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>'
-    parsed = [onnx.parser.parse_function(header + source) for source in SOURCES]
-    return {function.name: function for function in parsed}
+    found = (parsed(source, OPSET) for source in SOURCES)
+    return {function.name: function for function in found}
+
+
+def parsed(source: str, opset: int) -> onnx.FunctionProto:
+    return onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>{source}')
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -52,20 +62,56 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
 
 def add_functions(model: onnx.ModelProto) -> dict[str, int]:
-    """Give a model exported with `translations` the bodies of its nodes, in place. Returns how many nodes of each."""
+    """Give a model exported with `translations` the bodies of its nodes, in place. Returns how many nodes of each.
+
+    Where a plugin is not the fastest, TensorRT is not asked to take it. Attention's body is ONNX's own operator if the
+    model's opset has it and TensorRT has a kernel of it for every node.
+    """
     counts: dict[str, int] = {}
+    native = opset_of(model) >= attention.NATIVE_OPSET
+    tensors = Tensors(model)
     for node in model.graph.node:
-        if node.domain == DOMAIN:
-            counts[node.op_type] = counts.get(node.op_type, 0) + 1
+        if node.domain != DOMAIN:
+            continue
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+        with_plugin = True
+        if node.op_type == "PackedAttention":
+            _, length, _, _, head_dim = tensors.shape(node.input[0])
+            itemsize = tensors.itemsize(node.input[0])
+            with_plugin = attention.is_fastest(itemsize, length, head_dim)
+            native = native and attention.has_native_kernel(itemsize, head_dim)
+        if with_plugin:
             node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in PLUGIN.items())
-    opset = next(imported.version for imported in model.opset_import if not imported.domain)
-    for name in counts:
-        function = onnx.FunctionProto.FromString(functions()[name].SerializeToString())
-        function.opset_import[0].version = opset
-        model.functions.append(function)
-    if counts and all(imported.domain != DOMAIN for imported in model.opset_import):
-        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    own = {"PackedAttention": attention.NATIVE_ONNX_FUNCTION} if native else {}
+    add_bodies(model, {name: parsed(own[name], OPSET) if name in own else functions()[name] for name in counts})
     return counts
+
+
+def add_bodies(model: onnx.ModelProto, bodies: Mapping[str, onnx.FunctionProto]) -> None:
+    for body in bodies.values():
+        model.functions.append(body)
+        model.functions[-1].opset_import[0].version = opset_of(model)
+    if bodies and all(imported.domain != DOMAIN for imported in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    return next(imported.version for imported in model.opset_import if not imported.domain)
+
+
+class Tensors:
+    """The shapes and types that a model says its tensors have."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        values = (*model.graph.value_info, *model.graph.input)
+        self._types = {value.name: value.type.tensor_type for value in values}
+
+    def shape(self, name: str) -> list[int]:
+        """0 for what is dynamic."""
+        return [size.dim_value for size in self._types[name].shape.dim]
+
+    def itemsize(self, name: str) -> int:
+        return onnx.helper.tensor_dtype_to_np_dtype(self._types[name].elem_type).itemsize
 
 
 def split_large_groups(model: onnx.ModelProto) -> None:
@@ -73,16 +119,13 @@ def split_large_groups(model: onnx.ModelProto) -> None:
 
     Call it on a model with `add_functions` just before TensorRT parses it. The sizes come from the model's value_info.
     """
-    shapes = {
-        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
-        for value in (*model.graph.value_info, *model.graph.input)
-    }
+    tensors = Tensors(model)
     nodes = []
     for node in model.graph.node:
         if node.domain == DOMAIN and node.op_type == "GroupNormSilu":
-            _, channels, height, width = shapes[node.input[0]]
+            _, channels, height, width = tensors.shape(node.input[0])
             groups = next(attribute.i for attribute in node.attribute if attribute.name == "groups")
-            if tiles := group_norm_silu.tiles_of(channels, groups, height * width):
+            if tiles := tiles_of(channels, groups, height * width):
                 statistics = f"{node.output[0]}_statistics"
                 first = onnx.helper.make_node(
                     "GroupNormStatistics", node.input[:2], [statistics], domain=DOMAIN, tiles=tiles, **PLUGIN
@@ -93,10 +136,13 @@ def split_large_groups(model: onnx.ModelProto) -> None:
         nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    parts = ("GroupNormStatistics", "GroupNormSiluApply")
+    if any(node.op_type in parts for node in nodes):
+        add_bodies(model, {name: functions()[name] for name in parts})
 
 
 class _Operators:
-    """Calls by name, `operators.Attention(qkv, scale=0.5)`, that add a node to the graph being exported."""
+    """Calls by name, `operators.PackedAttention(qkv, scale=0.5)`, that add a node to the graph being exported."""
 
     def __getattr__(self, name: str) -> Op:
         function = functions()[name]

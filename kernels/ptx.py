@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PTX_VERSION = 87  # what drivers from CUDA 12.8 on accept; Triton's own choice may be newer than the driver
+# By compute capability, the PTX that drivers from CUDA 12.8 on accept, or the first that knows the GPU; Triton's own
+# choice may be newer than the driver. What is not here ends the process inside the compiler, or spills registers.
+PTX_VERSIONS = {80: 87, 86: 87, 87: 87, 89: 87, 90: 87, 100: 87, 103: 88, 120: 87, 121: 88}
 SHARED_MEMORY = 48 * 1024  # bytes a block gets without asking the driver for more, which TensorRT does not do
 HIDDEN = 2  # pointers to scratch memory that Triton appends to a kernel's parameters
 ELEMENTS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -22,6 +24,14 @@ class CompiledKernel:
     shared_memory: int
 
 
+def check_capability(capability: int) -> None:
+    """Raise ValueError for a compute capability that the kernels are not compiled for."""
+    if capability not in PTX_VERSIONS:
+        known = ", ".join(f"{number // 10}.{number % 10}" for number in PTX_VERSIONS)
+        number = f"{capability // 10}.{capability % 10}"
+        raise ValueError(f"the fused operators are not compiled for compute capability {number}; they are for {known}")
+
+
 def compile_kernel(
     kernel: Any,
     pointers: Mapping[str, str],
@@ -33,9 +43,10 @@ def compile_kernel(
     """Compile `kernel` (a Triton function) for GPUs of a compute capability, such as 90.
 
     pointers: each pointer's element type ("float32", "float16" or "bfloat16"); the memory is taken to be aligned to 16
-    bytes. constants: every other parameter. Raises ValueError for a kernel that needs scratch memory, a cluster, or
-    more shared memory than a plain launch gives.
+    bytes. constants: every other parameter. Raises ValueError for a capability that ``check_capability`` refuses, and
+    for a kernel that needs scratch memory, a cluster, or more shared memory than a plain launch gives.
     """
+    check_capability(capability)
     from triton import compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -52,7 +63,7 @@ def compile_kernel(
     options = {
         "num_warps": num_warps,
         "num_stages": num_stages,
-        "ptx_version": PTX_VERSION,
+        "ptx_version": PTX_VERSIONS[capability],
         "enable_fp_fusion": True,
     }
     compiled = compile(source, target=GPUTarget("cuda", capability, 32), options=options)

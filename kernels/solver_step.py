@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from kernels.language import jit, tl
-from kernels.operators import define_operator
-from kernels.plugin import ahead_of_time, element_type, fixed_sizes
 from kernels.ptx import CompiledKernel, compile_kernel
+from kernels.tensorrt_aot import ahead_of_time, capability, element_type, fixed_sizes
+from kernels.torch_operator import define_operator
 
 BLOCKS = (1024, 2048)  # elements a program takes
 
@@ -32,6 +32,8 @@ def solver_step(
     sample, history_1, history_2, history_3, noise: float32 [B, C, H, W]. out: the same shape, float32, float16 or
     bfloat16. coeffs: float32 [B, 12], the columns t, p, q, a, b, c, s, m, n, d1, d2, d3 (t belongs to the network and
     is not read). clip: bound of |x0|, `math.inf` for none. Returns (x_next, prediction), float32 [B, C, H, W].
+
+    A history or noise whose coefficient is 0 is not read: whatever it holds, infinite or not a number, does not count.
     """
     return solver_step_op(sample, out, history_1, history_2, history_3, noise, coeffs, clip)
 
@@ -51,9 +53,13 @@ def reference(
     x0 = p * sample + q * out
     if clip != math.inf:
         x0 = x0.clamp(-clip, clip)
-    history = d1 * history_1 + d2 * history_2 + d3 * history_3
-    sample_next, prediction = a * sample + b * x0 + c * out + history + s * noise, m * x0 + n * out
+    history = _term(d1, history_1) + _term(d2, history_2) + _term(d3, history_3)
+    sample_next, prediction = a * sample + b * x0 + c * out + history + _term(s, noise), m * x0 + n * out
     return sample_next.contiguous(), prediction.contiguous()
+
+
+def _term(coefficient: Tensor, tensor: Tensor) -> Tensor:
+    return coefficient * torch.where(coefficient == 0, 0, tensor)
 
 
 @jit
@@ -120,8 +126,7 @@ def fake(sample: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 solver_step_op = define_operator("solver_step", reference, fake, launch)
 
-ONNX_FUNCTIONS = (
-    """
+ONNX_FUNCTION = """
 SolverStep <clip: float = 1.0>
 (sample, out, history_1, history_2, history_3, noise, coeffs) => (sample_next, prediction)
 {
@@ -140,27 +145,35 @@ SolverStep <clip: float = 1.0>
   co = Mul (c, o)
   axbx = Add (ax, bx)
   current = Add (axbx, co)
-  h1 = Mul (d1, history_1)
-  h2 = Mul (d2, history_2)
-  h3 = Mul (d3, history_3)
+  zero = Constant <value_float: float = 0.0> ()
+  no_h1 = Equal (d1, zero)
+  read_h1 = Where (no_h1, zero, history_1)
+  h1 = Mul (d1, read_h1)
+  no_h2 = Equal (d2, zero)
+  read_h2 = Where (no_h2, zero, history_2)
+  h2 = Mul (d2, read_h2)
+  no_h3 = Equal (d3, zero)
+  read_h3 = Where (no_h3, zero, history_3)
+  h3 = Mul (d3, read_h3)
   h12 = Add (h1, h2)
   history = Add (h12, h3)
   deterministic = Add (current, history)
-  z = Mul (s, noise)
+  no_noise = Equal (s, zero)
+  read_noise = Where (no_noise, zero, noise)
+  z = Mul (s, read_noise)
   sample_next = Add (deterministic, z)
   mx = Mul (m, x0)
   no = Mul (n, o)
   prediction = Add (mx, no)
 }
-""",
-)
+"""
 
 
 def to_onnx(medgen: Any, *arguments: Any) -> Any:
     return medgen.SolverStep(*arguments[:-1], clip=arguments[-1])
 
 
-def register_plugin(capability: int) -> None:
+def register_plugin() -> None:
     import tensorrt.plugin as trtp
 
     @trtp.register("medgen::SolverStep")
@@ -203,5 +216,5 @@ def register_plugin(capability: int) -> None:
         tactic: int,
     ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
         elements = math.prod(fixed_sizes(sample))
-        kernel = compiled(element_type(out), elements, clip, tactic, capability)
+        kernel = compiled(element_type(out), elements, clip, tactic, capability())
         return ahead_of_time(kernel, -(-elements // tactic), sample.shape_expr[0])

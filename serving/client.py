@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
-from serving.asked import (
+from serving.bundle import REPOSITORY, BundleError, Condition, Output, bundle_folder, decoded, load_bundle
+from serving.chain import CONFIG, PROVENANCE, SEED, Chain, ChainError, chain_of, read_chain
+from serving.client_checks import (
     SamplingError,
     check_classes,
     check_condition,
@@ -30,8 +32,6 @@ from serving.asked import (
     check_model,
     parameter,
 )
-from serving.bundle import REPOSITORY, BundleError, Condition, Output, bundle_folder, decoded, load_bundle
-from serving.chain import CONFIG, PROVENANCE, SEED, Chain, ChainError, chain_of, read_chain
 from serving.condition_files import Masks
 from serving.engines import EngineError
 from serving.sample_set import Samples, joined, under

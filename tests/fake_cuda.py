@@ -45,6 +45,7 @@ class FakeCuda:
 
     def __init__(self, capability: tuple[int, int] = (9, 0), name: str = "NVIDIA H200") -> None:
         self.name, self.capability = name, capability
+        self.cuda_version = 13000  # that the driver knows
         self.calls: list[tuple[Any, ...]] = []
         self.refuses: dict[str, CUresult] = {}
         self._memory: dict[int, NDArray[np.uint8]] = {}  # by address
@@ -112,6 +113,9 @@ class FakeCuda:
 
     def _give_back(self, address: int) -> None:
         del self._memory[address]
+
+    def _cuDriverGetVersion(self) -> int:
+        return self.cuda_version
 
     def _cuDeviceGetCount(self) -> int:
         return 1

@@ -63,11 +63,16 @@ class FakeTensorRT(ModuleType):
         self.cuda, self.sizes = cuda, sizes
         self.refuses = ""
         self.says: str | None = ""  # nothing at all if None
+        self.starts = True
+        self.one_profile = False
 
     def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
         return True
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
+        if not self.starts:
+            logger.log(1, "CUDA initialization failure with error: 35")
+            raise TypeError("factory function returned nullptr")  # as the bindings do
         self.logger = logger
         return SimpleNamespace(deserialize_cuda_engine=self._deserialize)
 
@@ -80,6 +85,47 @@ class FakeTensorRT(ModuleType):
         if self.refuses == what and self.says is not None:
             self.logger.log(1, self.says or f"no {what} today")
         return self.refuses != what
+
+
+class FakeRtx(FakeTensorRT):
+    """The module ``tensorrt_rtx``: one profile for all batches, and a cache of kernels."""
+
+    __version__ = "1.7.1.116"
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="lazy", EAGER="eager")
+    CudaGraphStrategy = SimpleNamespace(DISABLED="disabled", WHOLE_GRAPH_CAPTURE="whole")
+
+    def __init__(self, cuda: FakeCuda, sizes: list[int]) -> None:
+        super().__init__(cuda, sizes)
+        self.one_profile = True
+        self.configurations: list[FakeConfiguration] = []
+
+
+class FakeConfiguration:
+    """An ``IRuntimeConfig``, and the ``IRuntimeCache`` that it makes."""
+
+    def __init__(self) -> None:
+        self.dynamic_shapes_kernel_specialization_strategy = "lazy"
+        self.cuda_graph_strategy = "disabled"
+        self.strategy = ""
+        self.cache: Any = None
+        self.found: bytes | None = None  # in the file
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> "FakeConfiguration":
+        return self
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self.cache = cache
+        return True
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.found = blob
+        return blob == b"kernels"
+
+    def serialize(self) -> bytes:
+        return b"kernels"
 
 
 class FakePlan:
@@ -103,8 +149,13 @@ class FakePlan:
     def shape_of(self, name: str, batch: int) -> tuple[int, ...]:
         return (batch, *self._shapes[name])
 
-    def create_execution_context(self, strategy: str) -> "FakeContext":
-        assert strategy == "user managed"
+    def create_runtime_config(self) -> FakeConfiguration:
+        assert isinstance(self.trt, FakeRtx)
+        self.trt.configurations.append(configuration := FakeConfiguration())
+        return configuration
+
+    def create_execution_context(self, how: Any) -> "FakeContext":
+        assert (how.strategy if isinstance(self.trt, FakeRtx) else how) == "user managed"
         return FakeContext(self)
 
 
@@ -124,7 +175,8 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
-        return shape == self.plan.shape_of(name, self.trt.sizes[self.profile])
+        self.batch = shape[0] if self.trt.one_profile else self.trt.sizes[self.profile]
+        return shape == self.plan.shape_of(name, self.batch)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -135,7 +187,7 @@ class FakeContext:
         assert len(self.scratch) >= self.plan.device_memory_size_v2
         assert self.has_run or not self.cuda.is_capturing, "the first run of a shape cannot be captured"
         self.has_run = True
-        batch = self.trt.sizes[self.profile]
+        batch = self.batch
         shapes = {name: self.plan.shape_of(name, batch) for name in self.addresses}
         assert all(self.shapes[node.name] == shapes[node.name] for node in self.plan.session.get_inputs())
         addresses = dict(self.addresses)

@@ -15,6 +15,8 @@ from fake_cuda import FakeCuda, installed
 from fake_engines import FakeTensorRT
 from tensorrt_bindings_alone import tensorrt_bindings_alone
 
+from kernels.ptx import check_capability
+
 
 @dataclass
 class Recording:
@@ -23,11 +25,13 @@ class Recording:
     make_plan: Callable[[onnx.ModelProto], bytes | None] = lambda model: model.SerializeToString()
     parser_errors: list[tuple[str, str, str]] = field(default_factory=list)  # node, operator, description
     says: list[str] = field(default_factory=list)  # errors that go into the log during the build
+    builder_says: str = ""  # why there is no builder
     takes_timings: bool = True
     flags: list[int] = field(default_factory=list)  # of networks
     configs: list["FakeConfig"] = field(default_factory=list)
     models: list[onnx.ModelProto] = field(default_factory=list)
     went_on: list[bool] = field(default_factory=list)  # whether the monitor let a build go on after its first step
+    cuda: FakeCuda = field(default_factory=FakeCuda)
     capabilities: list[int] = field(default_factory=list)  # plugins were registered for
 
 
@@ -80,10 +84,15 @@ class FakeProfile:
 @contextmanager
 def tensorrt_recorded(sizes: list[int]) -> Iterator[Recording]:
     """TensorRT and a GPU; ``sizes`` are the buckets that plans have."""
-    recording, cuda = Recording(), FakeCuda()
+    recording = Recording()
+    cuda = recording.cuda
     runtime = FakeTensorRT(cuda, sizes)
 
     with tensorrt_bindings_alone() as trt, installed(cuda), pytest.MonkeyPatch.context() as patch:
+
+        def register(capability: int) -> None:
+            check_capability(capability)
+            recording.capabilities.append(capability)
 
         class Parser:
             def __init__(self, network: Any, log: Any) -> None:
@@ -125,6 +134,9 @@ def tensorrt_recorded(sizes: list[int]) -> Iterator[Recording]:
 
         class Builder:
             def __init__(self, log: Any) -> None:
+                if recording.builder_says:
+                    log.log(trt.ILogger.Severity.ERROR, recording.builder_says)
+                    raise TypeError("factory function returned nullptr")  # as the bindings do
                 self.log = log
 
             def create_network(self, flags: int) -> Network:
@@ -161,5 +173,5 @@ def tensorrt_recorded(sizes: list[int]) -> Iterator[Recording]:
             "ExecutionContextAllocationStrategy": runtime.ExecutionContextAllocationStrategy,
         }.items():
             patch.setattr(trt, name, thing)
-        patch.setattr("export.tensorrt.register_plugins", recording.capabilities.append)
+        patch.setattr("export.tensorrt_libraries.register_plugins", register)
         yield recording

@@ -1,6 +1,7 @@
 """Which package may import which, kept for every file whether or not a test runs it."""
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def test_imports_follow_the_arrows(package):
         if is_within(module, ours) and not is_within(module, {package, *ALLOWED[package]})
     ]
     assert not wrong
+
+
+def test_files_of_kernels_import_one_another_without_circles():
+    arrows = {f"kernels.{file.stem}": set(imported(file)) for file in files_of("kernels")}
+    graphlib.TopologicalSorter(arrows).prepare()
 
 
 def test_the_list_has_every_package():

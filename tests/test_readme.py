@@ -11,7 +11,8 @@ from serving.chain import read_chain
 from training.checkpoint import SHIPPED
 from training.models import load_family
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 NETWORKS = {
     "pig": ["guider"],  # and a generator like it
     "cmr_mask": ["denoiser"],
@@ -51,3 +52,16 @@ def test_nothing_is_built_before_it_is_trained_or_drawn_before_it_is_built() -> 
             built |= {model, *stages}
         else:
             assert model in built, f"{command} needs {model} before it is built"
+
+
+def test_the_picture_of_the_house_has_every_room() -> None:
+    parents: list[Path] = []
+    shown = []
+    for indent, name in re.findall(r"^    ( *)(\w+)/ {2,}\S", README, re.MULTILINE):
+        parents = [*parents[: len(indent) // 2], Path(name)]
+        shown.append(Path(*parents))
+    tops = [file.parent for file in ROOT.glob("*/__init__.py")]
+    packages = {file.parent.relative_to(ROOT) for top in tops for file in top.rglob("__init__.py")}
+    assert packages <= {*shown}
+    assert all((ROOT / room).is_dir() for room in shown)
+    assert len(shown) == len({*shown})

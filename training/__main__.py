@@ -83,6 +83,7 @@ def fit_command(
 
     from training.checkpoint import find_checkpoint, read_config
     from training.data import DataError, open_dataset
+    from training.data.classes import LESION
     from training.data.dataset import LoadedPairs
     from training.data.listing import check_same_files
     from training.data.listing import digest as listing_digest
@@ -103,11 +104,14 @@ def fit_command(
         if resume:
             now = {"model": model, **config, "preset": dataclasses.asdict(chosen)}
             check_unchanged(read_config(find_checkpoint(out)), json.loads(json.dumps(now)))
-        dataset = open_dataset(data, chosen.size, skip_bad=skip_bad)
+        dataset = open_dataset(data, chosen.size, skip_bad=skip_bad, labels=untrained.labels or LESION)
         check_classes(untrained, dataset, data)
         files = dataset.files if isinstance(dataset, LoadedPairs) else {}
         if resume:
-            check_same_files(out, read_config(find_checkpoint(out)).get("data_digest"), files)
+            then = read_config(find_checkpoint(out)).get("data_digest")
+            if then is None:
+                click.echo(f"{out} was begun without a list of its data: whether they have changed is not known")
+            check_same_files(out, then, files)
         summary = summarise(dataset)
         if PartialState().is_main_process:
             click.echo("\n".join(lines(summary)))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from inspect import formatannotation
 from typing import Any, ClassVar, get_type_hints
 
@@ -111,6 +112,15 @@ class Family(nn.Module):
     def labels(self) -> tuple[str, ...]:
         """The classes of the masks that it learns from, from 0 up; nothing if it needs none."""
         return next((output.labels for output in self.outputs if output.labels), ())
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether the step cuts an estimate of the data at a threshold, and rounding decides what is on which side."""
+        return False
+
+    def deciding_by(self, estimate: Tensor) -> AbstractContextManager[None]:
+        """While it lasts ``step`` cuts this estimate, [B, C, H, W], in its own one's place."""
+        raise NotImplementedError
 
     def network(self, sample: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:
         """All networks of one denoising step: state [B, C, H, W] and table rows [B, 12] -> raw output [B, C, H, W]."""

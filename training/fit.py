@@ -254,7 +254,7 @@ class Phase:
             num_warmup_steps=min(500, steps // 20),
             num_training_steps=steps,
         )
-        self.ema = EMAModel(self.parameters, decay=preset.ema_decay, use_ema_warmup=True, power=3 / 4)
+        self.ema = EMAModel(self.parameters, decay=preset.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
         if state and state["phase"] == phase:
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])

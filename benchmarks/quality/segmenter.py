@@ -1,6 +1,6 @@
-"""A network that finds the heart's structures, trained on real slices to read synthetic ones."""
+"""A network that finds the heart's structures, trained on real slices or phantoms to read what models draw."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from monai.losses import DiceCELoss
@@ -10,7 +10,7 @@ from monai.networks.utils import one_hot
 from rich import get_console
 from rich.progress import track
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from serving.progress import NowAndThen
 from training.cardiac_families import CLASSES
@@ -19,12 +19,17 @@ BATCH = 16
 LEARNING_RATE = 2e-3
 
 
-def train_segmenter(dataset: Dataset[dict[str, Tensor]], epochs: int, seed: int = 0) -> nn.Module:
+def train_segmenter(dataset: Sequence[dict[str, Tensor]], epochs: int, seed: int = 0) -> nn.Module:
     """A residual UNet: images [B, 1, H, W] in [-1, 1] -> logits [B, 4, H, W]; the same for the same seed."""
     torch.manual_seed(seed)
     network = UNet(2, 1, CLASSES, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2, norm="BATCH")
     criterion = DiceCELoss(to_onehot_y=True, softmax=True)
-    loader = DataLoader(dataset, BATCH, shuffle=True, drop_last=len(dataset) > BATCH)  # type: ignore[arg-type]
+    loader: DataLoader[dict[str, Tensor]] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        BATCH,
+        shuffle=True,
+        drop_last=len(dataset) > BATCH,
+    )
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * len(loader))
     steps, line, piped = epochs * len(loader), NowAndThen(), not get_console().is_terminal

@@ -107,6 +107,10 @@ def open_engine(bundle: Bundle, device: int | None = None) -> Engine:
         from serving.engines.tensorrt import TensorRTEngine
 
         return TensorRTEngine(bundle, device or 0)
+    if target == "tensorrt-rtx":
+        from serving.engines.tensorrt_rtx import TensorRTForRTXEngine
+
+        return TensorRTForRTXEngine(bundle, device or 0)
     if target == "onnx":
         return _open_onnx(bundle, device)
     raise _unknown_target(bundle)
@@ -115,7 +119,7 @@ def open_engine(bundle: Bundle, device: int | None = None) -> Engine:
 def open_on_cpu(bundle: Bundle) -> Engine:
     """The engine that leaves every GPU alone; raises as ``open_engine`` does, and for plans, which need one."""
     target = bundle.manifest.target.get("name")
-    if target == "tensorrt":
+    if target in ("tensorrt", "tensorrt-rtx"):
         raise EngineError(
             f"{bundle.manifest.model} is a TensorRT bundle, and cannot run on the CPU: "
             "use KIND_GPU or KIND_AUTO in its config.pbtxt, or build it with --target onnx"
@@ -129,7 +133,9 @@ def open_on_cpu(bundle: Bundle) -> Engine:
 
 def _unknown_target(bundle: Bundle) -> BundleError:
     target = bundle.manifest.target.get("name")
-    return BundleError(f"{bundle.folder}: target is {target!r}; this version of medgen serves onnx and tensorrt")
+    return BundleError(
+        f"{bundle.folder}: target is {target!r}; this version of medgen serves onnx, tensorrt and tensorrt-rtx"
+    )
 
 
 def _open_onnx(bundle: Bundle, device: int | None) -> Engine:

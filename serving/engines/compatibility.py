@@ -7,13 +7,25 @@ from serving.bundle import REPOSITORY, Bundle, bundle_folder
 from serving.engines import EngineError
 
 
-def check_version(bundle: Bundle, version: str) -> None:
-    """Raises EngineError if the bundle's plans are of another TensorRT than ``version``."""
-    built = bundle.manifest.target["tensorrt"]
+def check_version(bundle: Bundle, title: str, built: str, version: str) -> None:
+    """Raises EngineError if the bundle's plans are of another version of a library than the one here."""
     if version != built:
+        package = bundle.manifest.target["name"]
         raise EngineError(
-            f"the plans of {bundle.manifest.model} are of TensorRT {built}, and here is {version}: "
-            f"pip install tensorrt=={built}, or {rebuild(bundle)}"
+            f"the plans of {bundle.manifest.model} are of {title} {built}, and here is {version}: "
+            f"pip install {package}=={built}, or {rebuild(bundle)}"
+        )
+
+
+def check_capability(bundle: Bundle, gpu: str, compute_capability: tuple[int, int]) -> None:
+    """Raises EngineError if a GPU is not of those that plans of TensorRT for RTX are for."""
+    target = bundle.manifest.target
+    here = f"{compute_capability[0]}.{compute_capability[1]}"
+    if here not in target["compute_capabilities"]:
+        raise EngineError(
+            f"the plans of {bundle.manifest.model} are of TensorRT for RTX, for GPUs of compute capability "
+            f"{', '.join(target['compute_capabilities'])}, and here is {gpu} ({here}): "
+            "build the bundle with --target tensorrt or --target onnx"
         )
 
 
@@ -37,16 +49,17 @@ def check_gpu(bundle: Bundle, gpu: str, compute_capability: tuple[int, int]) -> 
 def rebuild(bundle: Bundle) -> str:
     """How to get plans for the machine at hand that are like the bundle's otherwise."""
     manifest, target = bundle.manifest, bundle.manifest.target
-    command = ["python", "-m", "export", "build", "--model", manifest.model, "--target", "tensorrt"]
+    command = ["python", "-m", "export", "build", "--model", manifest.model, "--target", target["name"]]
     command += ["--precision", manifest.precision, "--max-batch", str(manifest.max_batch)]
-    if "opset" in target:
+    was_timed = "seconds_a_step" in target  # with and without fused operators: the GPU here may like the other better
+    if "opset" in target and not was_timed:
         command += ["--opset", str(target["opset"])]
     repository = bundle.folder.parents[2]
     if repository != REPOSITORY and bundle.folder == bundle_folder(repository, manifest.model):
         command += ["--repository", str(repository)]
-    if target["hardware_compatibility"] != "none":
+    if target.get("hardware_compatibility", "none") != "none":
         command += ["--hardware-compatibility", target["hardware_compatibility"]]
-    if not target.get("fused", True):
+    if not target.get("fused", True) and not was_timed:
         command += ["--no-fuse"]
     report = bundle.folder / "parity.json"
     if report.is_file() and (checkpoint := json.loads(report.read_text()).get("checkpoint")):

@@ -1,14 +1,17 @@
-"""TensorRT: plans with one optimisation profile for each batch bucket, 10.x and 11.x alike."""
+"""TensorRT: plans with one optimisation profile for each batch bucket, 10.x and 11.x alike; and TensorRT for RTX's."""
 
+import importlib
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from serving.bundle import Bundle
 from serving.engines import EngineError
 from serving.engines.compatibility import check_gpu, check_version
+from serving.engines.cuda_version import check_driver
 from serving.engines.device import Device, DeviceArray
 from serving.engines.gpu import GpuEngine
 from serving.engines.memory import in_plain_words
@@ -24,31 +27,47 @@ class TensorRTEngine(GpuEngine):
     same time.
     """
 
+    title: ClassVar[str] = "TensorRT"
+    module: ClassVar[str] = "tensorrt"  # of Python, and the key in a manifest's target under which its version is
+
     def __init__(self, bundle: Bundle, number: int) -> None:
         manifest = bundle.manifest
         target = manifest.target
-        try:
+        if TYPE_CHECKING:
             import tensorrt as trt
-        except ImportError as error:
-            raise EngineError(
-                f"{manifest.model} needs TensorRT: pip install tensorrt=={target['tensorrt']} ({error})"
-            ) from None
-        check_version(bundle, trt.__version__)
+        else:
+            trt = self._load_module(bundle)
+        check_version(bundle, self.title, target[self.module], trt.__version__)
         device = Device(number)
-        check_gpu(bundle, device.name, device.compute_capability)
+        check_driver(self.module, trt.__version__)
+        self._check_gpu(bundle, device)
         super().__init__(bundle, device, target["buckets"])
-        self._log = _Log()
+        self._log = _Log(trt)
+        self._input = trt.TensorIOMode.INPUT
         trt.init_libnvinfer_plugins(self._log.logger, "")
-        self._runtime = trt.Runtime(self._log.logger)
+        try:
+            self._runtime = trt.Runtime(self._log.logger)
+        except TypeError:  # what its bindings make of a library that gives nothing
+            self._check(False, "start")
         self._plans = {name: self._load_plan(bundle, name) for name in manifest.engines}
         needed = max(plan.device_memory_size_v2 for plan in self._plans.values())
         self._scratch = device.array((max(1, needed),), np.uint8)
         self._contexts = {
-            (name, bucket): self._context(plan, profile, bucket)
+            (name, bucket): self._context(name, plan, bucket)
             for name, plan in self._plans.items()
-            for profile, bucket in enumerate(self.buckets)
+            for bucket in self.buckets
         }
         self.prepare()
+
+    def _load_module(self, bundle: Bundle) -> ModuleType:
+        try:
+            return importlib.import_module(self.module)
+        except ImportError as error:
+            package = f"{self.module.replace('_', '-')}=={bundle.manifest.target[self.module]}"
+            raise EngineError(f"{bundle.manifest.model} needs {self.title}: pip install {package} ({error})") from None
+
+    def _check_gpu(self, bundle: Bundle, device: Device) -> None:
+        check_gpu(bundle, device.name, device.compute_capability)
 
     def enqueue(self, graph: str, tensors: Mapping[str, DeviceArray]) -> None:
         plan = self._plans[graph]
@@ -64,34 +83,43 @@ class TensorRTEngine(GpuEngine):
         self._check(plan is not None, f"load {path}")
         return plan
 
-    def _context(self, plan: "trt.ICudaEngine", profile: int, bucket: int) -> "trt.IExecutionContext":
-        """An execution context for the profile of a bucket."""
+    def _profile(self, bucket: int) -> int:
+        return self.buckets.index(bucket)
+
+    def _new_context(self, name: str, plan: "trt.ICudaEngine") -> "trt.IExecutionContext":
         import tensorrt as trt
 
-        context = plan.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        return plan.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+    def _context(self, name: str, plan: "trt.ICudaEngine", bucket: int) -> "trt.IExecutionContext":
+        """An execution context of a plan for a bucket."""
+        context = self._new_context(name, plan)
         self._check(context is not None, "make an execution context")
         context.set_device_memory(self._scratch.address, self._scratch.nbytes)
+        profile = self._profile(bucket)
         self._check(context.set_optimization_profile_async(profile, self._device.stream), f"use profile {profile}")
         for k in range(plan.num_io_tensors):
-            name = plan.get_tensor_name(k)
-            if plan.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                shape = (bucket, *plan.get_tensor_shape(name)[1:])
-                self._check(context.set_input_shape(name, shape), f"give {name} the shape {shape}")
+            tensor = plan.get_tensor_name(k)
+            if plan.get_tensor_mode(tensor) == self._input:
+                shape = (bucket, *plan.get_tensor_shape(tensor)[1:])
+                self._check(context.set_input_shape(tensor, shape), f"give {tensor} the shape {shape}")
         return context
 
     def _check(self, done: bool, what: str) -> None:
         """Raises EngineError with what TensorRT has said since the last check, if anything."""
         said, self._log.latest_error = self._log.latest_error, ""
         if not done:
-            raise EngineError(f"TensorRT cannot {what}: {in_plain_words(said)}")
+            raise EngineError(f"{self.title} cannot {what}: {in_plain_words(said)}")
 
 
 class _Log:
     """Passes TensorRT's warnings to Python's logging and keeps its latest error, which its calls do not return."""
 
-    def __init__(self) -> None:
-        import tensorrt as trt
-
+    def __init__(self, module: ModuleType) -> None:
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = module
         log, severities = self, trt.ILogger.Severity
         self.latest_error = ""
 

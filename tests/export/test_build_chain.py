@@ -1,5 +1,6 @@
 """Building, listing and checking a chain: its stages together, or none of them."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,14 @@ def build(repository: Path, *checkpoints: Path, say: Callable[..., str] = run, o
     return say("build", "--model", "cmr_ddpm", "--repository", repository, *named, *options)
 
 
+def learnt(data: str, checkpoint: Path, folder: Path) -> Path:
+    """A copy of a checkpoint that says what it was trained on."""
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"data": data}))
+    return folder
+
+
 def test_a_chain_is_built_from_the_checkpoints_of_its_stages(repository: Path, checkpoints: dict[str, Path]) -> None:
     config = (REPOSITORY / "cmr_ddpm" / "config.pbtxt").read_bytes()
     assert contents(repository / "cmr_ddpm") == {"config.pbtxt": config, "1/.gitkeep": b""}
@@ -110,12 +119,49 @@ def test_stages_that_are_built_already_are_kept(repository: Path, checkpoints: d
     assert build(repository).count("is kept as it was") == 2
 
 
-def test_a_stage_without_bundle_and_checkpoint_is_named(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+NEEDED = (
+    "cmr_ddpm needs cmr_ddpm_image, which has not been built: name a checkpoint of it with --checkpoint, such as the "
+    "--out of python -m training fit --model cmr_ddpm_image"
+)
+
+
+def test_a_stage_without_bundle_and_checkpoint_is_named(
+    tmp_path: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.checkpoint.SHIPPED", tmp_path / "nothing")
     repository = tmp_path / "empty"
-    said = build(repository, checkpoints["cmr_mask"], say=refused)
-    assert "cmr_ddpm needs cmr_ddpm_image, which has not been built: name a checkpoint of it with --checkpoint" in said
-    assert "training fit --model cmr_ddpm_image" in said
+    assert NEEDED in build(repository, checkpoints["cmr_mask"], say=refused)
     assert not repository.exists()
+
+
+class TestShipped:
+    """A stage that medgen ships a checkpoint of needs none, unless the others have learnt something else."""
+
+    @pytest.fixture(autouse=True)
+    def shipped(self, tmp_path: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr("training.checkpoint.SHIPPED", tmp_path / "shipped")
+        return learnt("phantom", checkpoints["cmr_ddpm_image"], tmp_path / "shipped" / "cmr_ddpm_image-phantom")
+
+    def test_it_is_taken(self, repository: Path, checkpoints: dict[str, Path], shipped: Path, tmp_path: Path) -> None:
+        shutil.rmtree(repository / "cmr_ddpm_image")
+        mask = learnt("phantom:64", checkpoints["cmr_mask"], tmp_path / "mask")
+        assert f"is built from {shipped}" in build(repository, mask)
+        shutil.rmtree(repository / "cmr_ddpm_image")
+        assert f"is built from {shipped}" in build(repository)
+
+    def test_it_is_not_mixed_with_a_stage_of_other_data(
+        self, repository: Path, checkpoints: dict[str, Path], tmp_path: Path
+    ) -> None:
+        shutil.rmtree(repository / "cmr_ddpm_image")
+        before = contents(repository)
+        other = learnt("data/acdc", checkpoints["cmr_mask"], tmp_path / "other")
+        assert f"{NEEDED}; the one that medgen ships learnt phantoms, and cmr_mask data/acdc" in build(
+            repository, other, say=refused
+        )
+        assert f"{NEEDED}; the one that medgen ships learnt phantoms, and cmr_mask other data" in build(
+            repository, say=refused
+        )
+        assert contents(repository) == before
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from real_tensorrt_rtx import real_tensorrt_rtx
 from tiny_families import FAMILIES, random_condition, tiny_family
 
 from export.build import build
 from export.options import Options
+from export.tensorrt_libraries import LIBRARIES
+from export.tensorrt_parser import read
 from serving.bundle import Bundle
 from serving.sampling.noise import draw
 from serving.sampling.requests import parse_request
@@ -44,6 +47,17 @@ def test_the_manifest_says_what_the_family_does(bundle):
     assert bundle.manifest.outputs == family.outputs
     names = [node.name for node in onnx.load(bundle.engine_path("step")).graph.input]
     assert ("condition" in names) == (family.condition is not None)
+
+
+def test_the_parser_of_tensorrt_reads_the_graphs(bundle):
+    """As trtexec or a provider of ONNX Runtime would: with no plugins of ours."""
+    assert_parsed(bundle)
+
+
+def assert_parsed(bundle: Bundle) -> None:
+    real_tensorrt_rtx()
+    for name in bundle.manifest.engines:
+        read(onnx.load(bundle.engine_path(name)), name, LIBRARIES["tensorrt-rtx"])
 
 
 def test_a_samples_bits_do_not_depend_on_its_mates(bundle):
@@ -84,3 +98,4 @@ def test_half_precision_keeps_its_limits(name, tmp_path):
     kinds = {weight.data_type for weight in onnx.load(bundle.engine_path("step")).graph.initializer}
     assert onnx.TensorProto.FLOAT16 in kinds
     assert bundle.manifest.parity["step"]["sample_next"] > 1e-6
+    assert_parsed(bundle)

@@ -123,7 +123,10 @@ def test_onnx_runtime_computes_the_same(networks, fused, name):
     )
     model = program.model_proto
     counts = add_functions(model)
-    assert counts == {"GroupNormSilu": fused[name][1]["group_norm_silu"], "Attention": fused[name][1]["attention"]}
+    assert counts == {
+        "GroupNormSilu": fused[name][1]["group_norm_silu"],
+        "PackedAttention": fused[name][1]["attention"],
+    }
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     arguments = inputs(3)

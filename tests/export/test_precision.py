@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from onnx import TensorProto
+from tiny_families import tiny_family
 from tiny_pig import tiny_pig
 from torch import nn
 from torch.nn import functional as F
@@ -55,7 +56,7 @@ class TestGraph:
             first = node.input[1] if node.op_type == "SolverStep" else node.input[0] if node.input else ""
             kinds.setdefault(node.op_type, set()).add(found.get(first))
         norm = "InstanceNormalization" if precision == "fp16" else "GroupNormalization"
-        for kind in ("Conv", "MatMul", "Attention", "GroupNormSilu", "SolverStep"):
+        for kind in ("Conv", "MatMul", "PackedAttention", "GroupNormSilu", "SolverStep"):
             assert kinds[kind] == {HALF[precision]}, kind
         for kind in (norm, "Gemm", "Sin", "Cos", "Sigmoid", "Clip"):  # Gemm: the time embedding
             assert kinds[kind] == {TensorProto.FLOAT}, kind
@@ -70,7 +71,7 @@ class TestGraph:
         """TensorRT's plugins take no other."""
         found = types(graphs[precision])
         for node in graphs[precision].graph.node:
-            if node.op_type in ("GroupNormSilu", "Attention"):
+            if node.op_type in ("GroupNormSilu", "PackedAttention"):
                 assert {found[name] for name in node.input} == {HALF[precision]}
 
     def test_weights_take_half_the_bytes(self, graphs, precision):
@@ -99,6 +100,18 @@ def test_bf16_on_onnx_runtime_is_refused_in_plain_words(built, checkpoint, graph
     with pytest.raises(BuildError, match=r"ONNX Runtime has no bf16 convolutions here.*--precision fp16"):
         build("pig", checkpoint, tmp_path, Options(precision="bf16"))
     assert not bundle_folder(tmp_path, "pig").exists()
+
+
+def test_bf16_in_the_opset_of_attention_is_close_to_pytorch(built, tmp_path):
+    """What --target tensorrt-rtx makes; its nodes' bodies hold ONNX's own Attention."""
+    family = tiny_family("pig", head_dim=16)
+    step, finish = step_graph(family, 23, precision="bf16"), built.engine_path("finish").read_bytes()
+    (attention,) = (function for function in step.functions if function.name == "PackedAttention")
+    step = widened(step)
+    bundle = write_bundle(tmp_path, built.manifest, {"step.onnx": step.SerializeToString(), "finish.onnx": finish})
+    figures = measure_parity(family, OnnxRuntimeEngine(bundle))
+    assert 1e-4 < figures["step"]["sample_next"] < TOLERANCES["bf16"].step
+    assert "Attention" in {node.op_type for node in attention.node}
 
 
 def test_bf16_needs_a_new_opset(checkpoint, tmp_path):
@@ -180,7 +193,7 @@ def test_every_form_of_product_and_island(precision):
     assert seen["aten.conv2d.default"] == [half, half]
     assert seen["aten.linear.default"] == [half, full]
     assert seen["aten.matmul.default"] == [half, half]
-    assert seen["aten.einsum.default"] == [half]
+    assert seen["aten.einsum.default"] == [half if precision == "fp16" else full]  # ONNX has none of bfloat16
     for island in ("group_norm.default", "layer_norm.default", "softmax.int", "scaled_dot_product_attention.default"):
         assert seen[f"aten.{island}"] == [full], island
     casts = [node.args[0] for node in module.graph.nodes if node.op == "call_method"]

@@ -21,15 +21,18 @@ from tiny_pig import SIZE, tiny_pig
 from export import BuildError, silent, tensorrt
 from export.__main__ import main
 from export.build import build
-from export.options import Options, PlanOptions
+from export.options import TARGETS, Options, PlanOptions
 from export.parity import compare_engines
-from export.tensorrt import prepared
+from export.tensorrt_callbacks import make_monitor
+from export.tensorrt_graphs import by_way_of_floats
+from export.tensorrt_libraries import LIBRARIES
 from serving.bundle import Condition, bundle_folder, load_bundle
 from serving.engines import EngineError
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 
 SIZES = [1, 2, 4, 5]
 STATE = (2, SIZE, SIZE)
+PLAN_FILES = {"SHA256SUMS", "manifest.json", "parity.json", "step.plan", "finish.plan"}
 
 
 @pytest.fixture(autouse=True)
@@ -42,13 +45,13 @@ def trt(built, monkeypatch):
     """TensorRT, a GPU, and graphs that were exported before."""
     monkeypatch.setattr("export.build.step_graph", lambda *_: onnx.load(built.engine_path("step")))
     monkeypatch.setattr("export.build.finish_graph", lambda *_: onnx.load(built.engine_path("finish")))
-    monkeypatch.setattr("export.tensorrt.driver_version", lambda: "580.65.06")
+    monkeypatch.setattr("export.tensorrt_libraries.driver_version", lambda: "580.65.06")
     with tensorrt_recorded(SIZES) as recording:
         yield recording
 
 
 def build_plans(checkpoint, repository, **options):
-    return build("pig", checkpoint, repository, Options("tensorrt", max_batch=SIZES[-1], **options))
+    return build("pig", checkpoint, repository, Options("tensorrt", max_batch=SIZES[-1], **{"fused": True, **options}))
 
 
 def timings(tmp_path):
@@ -56,9 +59,13 @@ def timings(tmp_path):
     return file.name, file.read_bytes()
 
 
+def test_every_target_has_its_library():
+    assert ("onnx", *LIBRARIES) == TARGETS
+
+
 def test_bundle(trt, checkpoint, tmp_path):
     bundle = build_plans(checkpoint, tmp_path)
-    assert contents(bundle.folder).keys() == {"SHA256SUMS", "manifest.json", "parity.json", "step.plan", "finish.plan"}
+    assert contents(bundle.folder).keys() == PLAN_FILES
     assert bundle.manifest.precision == "fp32"
     assert bundle.manifest.target == {
         "name": "tensorrt",
@@ -99,6 +106,46 @@ def test_options(trt, checkpoint, tmp_path):
     assert bundle.manifest.target["hardware_compatibility"] == "ampere_plus"
 
 
+class TestFasterOfTwo:
+    """Which of the plans with and without fused operators is kept."""
+
+    @pytest.fixture
+    def timed(self, monkeypatch):
+        """Plans with fused operators take a step in so many seconds, those without in 2."""
+        seconds = {"fused": 1.0}
+
+        def measure(family, engine, batch):
+            measured.append((engine, batch))
+            return seconds["fused"] if len(measured) % 2 else 2.0
+
+        measured = []
+        monkeypatch.setattr("export.build.seconds_a_step", measure)
+        return seconds
+
+    @pytest.mark.parametrize(("seconds", "fused"), [(1.0, True), (3.0, False)])
+    def test_is_kept(self, trt, timed, checkpoint, tmp_path, seconds, fused):
+        timed["fused"] = seconds
+        bundle = build_plans(checkpoint, tmp_path, fused=None)
+        target = bundle.manifest.target
+        assert target["fused"] == fused
+        assert target["seconds_a_step"] == {"fused": seconds, "plain": 2.0}
+        assert target["timed_batch"] == SIZES[-1]
+        assert contents(bundle.folder).keys() == PLAN_FILES
+        assert len(trt.configs) == 4
+
+    def test_is_measured_for_real(self, trt, checkpoint, tmp_path):
+        target = build_plans(checkpoint, tmp_path, fused=None).manifest.target
+        assert target["fused"] == (target["seconds_a_step"]["fused"] <= target["seconds_a_step"]["plain"])
+        assert min(target["seconds_a_step"].values()) > 0
+
+    def test_opsets_are_those_of_each(self, trt, timed, checkpoint, tmp_path):
+        """Attention is a layer of TensorRT's own only in fused graphs of half precision."""
+        timed["fused"] = 3.0
+        assert build_plans(checkpoint, tmp_path, fused=None, precision="fp16").manifest.target["opset"] == 18
+        timed["fused"] = 1.0
+        assert build_plans(checkpoint, tmp_path, fused=None, precision="fp16").manifest.target["opset"] == 23
+
+
 def test_the_oldest_tensorrt_that_does(trt, checkpoint, tmp_path, monkeypatch):
     """10.9 numbers its flags otherwise, as it has one for batches too."""
     import tensorrt as bindings
@@ -114,7 +161,8 @@ def test_the_oldest_tensorrt_that_does(trt, checkpoint, tmp_path, monkeypatch):
 
 def test_the_command(trt, checkpoint, tmp_path):
     arguments = ["build", "--model", "pig", "--checkpoint", checkpoint, "--repository", tmp_path, "--max-batch", "5"]
-    arguments += ["--target", "tensorrt", "--workspace", "2", "--hardware-compatibility", "same_compute_capability"]
+    arguments += ["--target", "tensorrt", "--fuse", "--workspace", "2"]
+    arguments += ["--hardware-compatibility", "same_compute_capability"]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "step.plan" in result.stdout
@@ -126,7 +174,8 @@ def test_the_command(trt, checkpoint, tmp_path):
 def test_masks_become_bytes_by_way_of_floats(built):
     """TensorRT makes bytes of nothing but floats."""
     before = onnx.load(built.engine_path("finish"))
-    after = prepared(before)
+    after = onnx.load(built.engine_path("finish"))
+    by_way_of_floats(after)
     onnx.checker.check_model(after, full_check=True)
     kinds = {
         value.name: value.type.tensor_type.elem_type
@@ -144,13 +193,20 @@ def test_masks_become_bytes_by_way_of_floats(built):
     np.testing.assert_array_equal(outputs[0][0], outputs[1][0])
 
 
+@pytest.mark.parametrize(("version", "casts"), [("10.9.0.34", 2), ("11.4.0.106", 1)])
+def test_only_tensorrt_10_needs_it(built, version, casts):
+    graph = LIBRARIES["tensorrt"].prepared(onnx.load(built.engine_path("finish")), version)
+    before = sum(node.op_type == "Cast" for node in onnx.load(built.engine_path("finish")).graph.node)
+    assert sum(node.op_type == "Cast" for node in graph.graph.node) == before + casts - 1
+
+
 def test_profiles_have_each_tensors_own_size(tmp_path):
     """The mask of a model of latents is larger than they are."""
     mask = Condition("mask", (1, 64, 64), classes=4)
     bundle = load_bundle(write_tiny_bundle(tmp_path, sample_shape=(4, 16, 16), condition=mask))
     graphs = {name: onnx.load(bundle.engine_path(name)) for name in ("step", "finish")}
     with tensorrt_recorded(SIZES) as recording:
-        target = tensorrt.describe_target(SIZES[-1], PlanOptions())
+        target = tensorrt.describe_target("tensorrt", SIZES[-1], PlanOptions())
         manifest = dataclasses.replace(bundle.manifest, target=target)
         tensorrt.build_plans(graphs, manifest, PlanOptions(), silent)
     step, finish = recording.configs
@@ -171,8 +227,8 @@ def test_one_thread_at_a_time_says_how_far_it_is():
             threads[0].join(0.3)
             assert said == ["step: Building"]
 
-    with tensorrt_bindings_alone():
-        monitor = tensorrt.make_monitor("step", progress, lambda: True)
+    with tensorrt_bindings_alone() as bindings:
+        monitor = make_monitor(bindings, "step", progress, lambda: True)
         monitor.phase_start("Building", None, 2)
         threads[0].join()
     assert said == ["step: Building", "step: Tactics"]
@@ -180,7 +236,7 @@ def test_one_thread_at_a_time_says_how_far_it_is():
 
 def test_progress_counts_steps(trt, checkpoint, tmp_path):
     said = []
-    build("pig", checkpoint, tmp_path, Options("tensorrt", max_batch=5), lambda *call: said.append(call))
+    build("pig", checkpoint, tmp_path, Options("tensorrt", max_batch=5, fused=True), lambda *call: said.append(call))
     for name in ("step", "finish"):
         line = f"building {name}.plan: Building"
         assert [call[1:] for call in said if call[0] == line] == [(0, 2), (1, 2), (2, 2)]
@@ -282,8 +338,21 @@ class TestFailures:
         monkeypatch.setattr(bindings, "__version__", version)
         self.fails(repository, checkpoint, f"TensorRT is {version}; plugins need 10.9 or newer, and not 10.14")
 
+    def test_a_gpu_that_the_kernels_are_not_compiled_for(self, trt, repository, checkpoint):
+        trt.cuda.capability = (7, 5)
+        self.fails(repository, checkpoint, r"not compiled for compute capability 7\.5.*build with --no-fuse")
+
+    def test_a_driver_that_is_too_old(self, trt, repository, checkpoint):
+        trt.cuda.cuda_version = 12080
+        message = r"tensorrt 11\.4\.0\.106 here is for CUDA 13, and NVIDIA's driver \(.*\) has CUDA 12\.8"
+        self.fails(repository, checkpoint, message, EngineError)
+
+    def test_a_library_that_gives_no_builder(self, trt, repository, checkpoint):
+        trt.builder_says = "CUDA initialization failure with error: 35"
+        self.fails(repository, checkpoint, "TensorRT does not start here: CUDA initialization failure with error: 35")
+
     def test_no_triton(self, trt, repository, checkpoint, monkeypatch):
-        monkeypatch.setattr(tensorrt, "INSTALLED", False)
+        monkeypatch.setattr("export.tensorrt_libraries.INSTALLED", False)
         self.fails(repository, checkpoint, "pip install triton, or build with --no-fuse")
 
     def test_options_of_tensorrt_without_it(self, checkpoint, tmp_path):

@@ -10,15 +10,13 @@ import triton
 from tensorrt_bindings_alone import ptx_parameters
 from triton import language as tl
 
-from kernels import attention, group_norm_silu, solver_step
+from kernels import attention, group_norm_apply, group_norm_statistics, group_norm_whole, solver_step
+from kernels.group_norm_sizes import strides
 from kernels.ptx import SHARED_MEMORY, compile_kernel, without_hidden_parameters
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 CAPABILITIES = (80, 89, 90, 100)
-TABLES = group_norm_silu.strides((1, 1), (3, 64), (3, 64))
-WHOLE = group_norm_silu.whole_constants(64, 32, 4096, 1e-5, TABLES)
-STATISTICS = group_norm_silu.statistics_constants(64, 90000, 12, TABLES)
-APPLY = group_norm_silu.apply_constants(64, 32, 90000, 12, 1e-5, TABLES)
+TABLES = strides((1, 1), (3, 64), (3, 64))
 
 
 def compiled_kernels():
@@ -38,15 +36,14 @@ def compiled_kernels():
             f"attention {dtype} {head_dim} {tiling}",
             lambda gpu, a=(dtype, 200, 2, head_dim, 0.3, tiling): attention.compiled(*a, gpu),
         )
-    for dtype, kernel, constants, tactic in (
-        ("bfloat16", group_norm_silu.group_norm_silu_kernel, WHOLE, 2),
-        ("float16", group_norm_silu.statistics_kernel, STATISTICS, 1),
-        ("float32", group_norm_silu.apply_kernel, APPLY, 1),
-    ):
-        yield (
-            f"{kernel.__name__} {dtype}",
-            lambda gpu, a=(kernel, dtype, constants, tactic): group_norm_silu.compiled(*a, gpu),
-        )
+    whole = group_norm_whole.constants_of(64, 32, 4096, 1e-5, TABLES)
+    yield "group norm, whole, bfloat16", lambda gpu: group_norm_whole.compiled("bfloat16", whole, 2, gpu)
+    odd = group_norm_whole.constants_of(96, 32, 8000, 1e-5, TABLES)  # rounded up to 4 x 8,192
+    yield "group norm, whole, odd", lambda gpu: group_norm_whole.compiled("float32", odd, 1, gpu)
+    parts = group_norm_statistics.constants_of(64, 90000, 12, TABLES)
+    yield "group norm, statistics, float16", lambda gpu: group_norm_statistics.compiled("float16", parts, 1, gpu)
+    last = group_norm_apply.constants_of(64, 32, 90000, 12, 1e-5, TABLES)
+    yield "group norm, apply, float32", lambda gpu: group_norm_apply.compiled("float32", last, 1, gpu)
 
 
 KERNELS = dict(compiled_kernels())
@@ -60,7 +57,7 @@ def test_ptx(name, capability, tmp_path):
     assert ptx_parameters(kernel.ptx) == [".u64"] * len(kernel.parameters)
     assert "scratch" not in kernel.ptx
     assert ".cluster" not in kernel.ptx
-    assert re.search(r"^\.version (.*)$", kernel.ptx, re.MULTILINE)[1] == "8.7"
+    assert re.search(r"^\.version (.*)$", kernel.ptx, re.MULTILINE)[1] == "8.7"  # for drivers from CUDA 12.8 on
     assert re.search(r"^\.target sm_(\d+)a?$", kernel.ptx, re.MULTILINE)[1] == str(capability)
     assert kernel.shared_memory <= SHARED_MEMORY
 
@@ -74,6 +71,19 @@ def test_ptx(name, capability, tmp_path):
 def test_attention_uses_the_matrix_units(capability, instruction, tmp_path):
     cubin = assemble(KERNELS["attention bfloat16 64 (128, 32, 8, 2)"](capability).ptx, tmp_path)
     assert instruction in run("cuobjdump", "-sass", cubin)
+
+
+@pytest.mark.parametrize("capability", [103, 121])
+def test_newer_gpus_get_the_first_ptx_that_knows_them(capability):
+    assert ".version 8.8" in KERNELS["solver_step"](capability).ptx
+
+
+@pytest.mark.parametrize("capability", [70, 75, 130])
+def test_gpus_that_the_compiler_would_end_the_process_for_are_refused(capability):
+    with pytest.raises(
+        ValueError, match=rf"not compiled for compute capability {capability / 10:.1f}; they are for 8.0"
+    ):
+        KERNELS["solver_step"](capability)
 
 
 def test_memory_is_read_sixteen_bytes_at_a_time():

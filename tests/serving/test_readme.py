@@ -1,4 +1,4 @@
-"""README's programs, on tiny models."""
+"""The READMEs' programs, on tiny models."""
 
 import json
 import re
@@ -9,9 +9,12 @@ import pytest
 from live import CHECKOUT, Live
 from PIL import Image
 
-README = (CHECKOUT / "README.md").read_text()
-PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-WITH_CLIENT, WITH_TRITONCLIENT, ON_A_GPU = PROGRAMS
+SERVING = (CHECKOUT / "serving" / "README.md").read_text()
+WITH_CLIENT, WITH_TRITONCLIENT, ON_A_GPU = (
+    program
+    for file in ("README.md", "serving/README.md", "serving/engines/README.md")
+    for program in re.findall(r"```python\n(.*?)```", (CHECKOUT / file).read_text(), re.DOTALL)
+)
 
 
 @pytest.mark.parametrize("program", [WITH_CLIENT, WITH_TRITONCLIENT])
@@ -29,7 +32,7 @@ def test_they_show_something(
 
 
 def test_what_curl_sends_is_answered_in_few_words(live: Live) -> None:
-    url, body = re.search(r"curl -s (\S+) -d '(.*?)'", README, re.DOTALL).groups()
+    url, body = re.search(r"curl -s (\S+) -d '(.*?)'", SERVING, re.DOTALL).groups()
     url = f"http://{url.replace('127.0.0.1:8000', live.url('http')).replace('/pig/', '/tiny/')}"
     answer = urllib.request.urlopen(url, body.encode()).read()
     assert len(answer) < 2000

@@ -18,6 +18,7 @@ from training.checkpoint import (
     shipped_checkpoint,
     unfinished,
 )
+from training.models import family_names
 
 CONFIG = {"preset_name": "small", "data": "phantom", "seed": 3, "step": 7}
 TRAINING = {"step": 7, "weights": {"w": torch.ones(2)}}
@@ -188,6 +189,12 @@ class TestShipped:
         monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
         shipped = pack(saved, tmp_path / "pig-phantom")
         assert shipped_checkpoint("pig") == shipped
+
+    @pytest.mark.parametrize("model", family_names())
+    def test_every_model_has_one_that_was_trained_to_its_end(self, model):
+        family, config = load_checkpoint(shipped_checkpoint(model))
+        assert (config["model"], config["data"]) == (model, "phantom")
+        assert (config["phase"], config["step"]) == (family.phases[-1], sum(family.preset.steps))
 
     def test_a_model_without_one_is_named(self):
         with pytest.raises(CheckpointError, match=r"no checkpoint of gan: .*training fit --model gan.*--checkpoint"):

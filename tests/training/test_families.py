@@ -18,7 +18,7 @@ from training.checkpoint import find_checkpoint
 from training.family import Family
 from training.fit import Interrupted, Run, fit
 
-STEPS = 6
+STEPS = 8
 CONDITIONED = [name for name in FAMILIES if tiny_family(name).condition]
 
 

@@ -95,8 +95,11 @@ class TestFit:
 
     @pytest.mark.parametrize("model", [name for name in FAMILIES if name.startswith("cmr")])
     def test_masks_of_other_classes_are_refused(self, model, tmp_path):
-        line = the_line(train("fit", "--model", model, "--data", "phantom:4", "--out", str(tmp_path / "run")))
-        assert "--data phantom:4 has masks of the classes background, lesion" in line
+        for name in ("images", "masks"):
+            (tmp_path / name).mkdir()
+            Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / name / "a.png")
+        line = the_line(train("fit", "--model", model, "--data", str(tmp_path), "--out", str(tmp_path / "run")))
+        assert f"--data {tmp_path} has masks of the classes background, lesion" in line
         assert f"{model} learns background, LV, MYO, RV" in line
         assert not (tmp_path / "run").exists()
 
@@ -190,6 +193,12 @@ class TestData:
             (data / part / "2.png").unlink()
         line = the_line(self.fit(data, "--resume"))
         assert "but 2 gone: images/2.png, masks/2.png; 2 changed: images/1.png, masks/1.png" in line
+
+    def test_a_run_that_kept_no_list_of_its_files_says_so(self, data):
+        assert self.fit(data).exit_code == 0
+        for config in (data.parent / "run" / "checkpoints").glob("*/config.json"):
+            config.write_text(config.read_text().replace('"data_digest"', '"another"'))
+        assert "whether they have changed is not known" in self.fit(data, "--resume").output
 
 
 class TestPack:

@@ -3,24 +3,33 @@
 import re
 from pathlib import Path
 
+from training.data.classes import LESION
 from training.data.dataset import LoadedPairs
 from training.data.layouts import acdc, mnms
 from training.data.layouts.mini_mias import load_mias
 from training.data.layouts.pair_folder import load_pairs
 from training.data.phantom import Phantoms
+from training.data.phantom_heart import HeartPhantoms
 from training.data.problems import DataError, some
 
 __all__ = ["SPLITS", "DataError", "open_dataset"]
 
 SPLITS = ("train", "validation", "all")
 PHANTOM_COUNT = 50_000
+PHANTOMS = {kind.labels: kind for kind in (Phantoms, HeartPhantoms)}
 ACCEPTED = (
     "a folder of pairs (images/ and masks/), the mini-MIAS folder (mdbNNN.pgm and Info.txt), ACDC (patientNNN/), "
     "M&Ms (Training/ and its CSV), or 'phantom' or 'phantom:COUNT'; ./phantom is a folder of that name"
 )
 
 
-def open_dataset(source: str, size: int, split: str = "train", skip_bad: bool = False) -> LoadedPairs | Phantoms:
+def open_dataset(
+    source: str,
+    size: int,
+    split: str = "train",
+    skip_bad: bool = False,
+    labels: tuple[str, ...] = LESION,
+) -> LoadedPairs | Phantoms:
     """Open the data set that ``source`` names; a folder is read whole, so its errors come before training.
 
     Items are {"image": float32 [1, size, size] in [-1, 1], "mask": uint8 [1, size, size]}; masks of lesions hold 0 or
@@ -33,6 +42,7 @@ def open_dataset(source: str, size: int, split: str = "train", skip_bad: bool = 
             nothing of patients: it is not split, and has no "validation". Phantoms are without end: "validation" draws
             as many others, and "all" is "train".
         skip_bad: leave out, and log, files that cannot be used.
+        labels: the classes that phantoms show: those of breasts with a lesion, or of hearts. Files have their own.
 
     Raises:
         DataError: the source is not what is accepted, or its files cannot be used; all of them are listed.
@@ -43,7 +53,10 @@ def open_dataset(source: str, size: int, split: str = "train", skip_bad: bool = 
         count = int(phantom[1] or PHANTOM_COUNT)
         if not count:
             raise DataError(f"{source!r} asks for no phantoms; COUNT must be 1 or more")
-        return Phantoms(count, size, seed=1 if split == "validation" else 0)
+        if labels not in PHANTOMS:
+            known = " or ".join(", ".join(classes) for classes in PHANTOMS)
+            raise DataError(f"there are no phantoms with the classes {', '.join(labels)}; there are some with {known}")
+        return PHANTOMS[labels](count, size, seed=1 if split == "validation" else 0)
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(f"{source!r} is no folder; accepted are {ACCEPTED}")

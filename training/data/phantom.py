@@ -59,8 +59,8 @@ def phantom_pair(seed: int, size: int) -> tuple[Array, NDArray[np.uint8]]:
     Raises:
         ValueError: `seed` or `size` is too small.
     """
-    _at_least(0, seed=seed)
-    _at_least(SMALLEST_SIZE, size=size)
+    at_least(0, seed=seed)
+    at_least(SMALLEST_SIZE, size=size)
     anatomy, *octaves = (default_rng(child) for child in SeedSequence(seed).spawn(8))
     breast = _draw_breast(anatomy)
     mass = _draw_mass(anatomy, breast)
@@ -82,12 +82,14 @@ class Phantoms(Dataset[dict[str, torch.Tensor]]):
     ValueError if `count` is below 1, `size` below 32 or `seed` below 0; IndexError for an item outside 0..count-1.
     """
 
+    pair = staticmethod(phantom_pair)
+    labels: tuple[str, ...] = LESION
+
     def __init__(self, count: int, size: int, seed: int = 0) -> None:
-        _at_least(1, count=count)
-        _at_least(SMALLEST_SIZE, size=size)
-        _at_least(0, seed=seed)
+        at_least(1, count=count)
+        at_least(SMALLEST_SIZE, size=size)
+        at_least(0, seed=seed)
         self.count, self.size, self.seed = count, size, seed
-        self.labels = LESION
 
     def __len__(self) -> int:
         return self.count
@@ -96,11 +98,11 @@ class Phantoms(Dataset[dict[str, torch.Tensor]]):
         if not 0 <= index < self.count:
             raise IndexError(f"item {index} of {self.count} phantoms does not exist")
         item_seed = SeedSequence(self.seed, spawn_key=(index,)).generate_state(1, np.uint64)[0]
-        image, mask = phantom_pair(int(item_seed), self.size)
+        image, mask = self.pair(int(item_seed), self.size)
         return {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask)}
 
 
-def _at_least(smallest: int, **named: int) -> None:
+def at_least(smallest: int, **named: int) -> None:
     for name, value in named.items():
         if value < smallest:
             raise ValueError(f"{name} is {value}, but must be {smallest} or more")

@@ -13,6 +13,7 @@ from training.data.problems import some
 PERCENTILES = (0.1, 1, 50, 99, 99.9)
 BINS = 4096  # of grey levels from -1 to 1: percentiles are exact to a two-thousandth of the range
 DARK, BRIGHT = -0.9, 0.9  # where 99.9 % of all pixels lie below or above, something is wrong
+DIM = -0.75  # an image without brighter pixels uses less than an eighth of the range
 COVERED = 0.5  # share of a mask that is lesion
 ENCLOSED = 0.7  # share of the LV's edge that borders on MYO; with the classes in another order it is below a half
 LV, MYO = HEART.index("LV"), HEART.index("MYO")
@@ -95,6 +96,11 @@ def _odd_images(dataset: LoadedPairs, images: list[NDArray[np.float32]], grey: M
         odd.append(f"nearly all is white: 99.9 % of all pixels lie above {grey['0.1 %']:g}, where black is -1")
     if blank := [name for name, image in zip(dataset.names, images, strict=True) if image.min() == image.max()]:
         odd.append(f"{len(blank)} of {len(images)} images have one grey level alone: {some(blank)}")
+    bright = [name for name, image in zip(dataset.names, images, strict=True) if image.max() >= DIM]
+    dim = [name for name in dataset.names if name not in {*bright, *blank}]
+    if dim and bright:
+        by = f"white is as bright as it is for {some(bright)} alone" if len(bright) < len(dim) else some(dim)
+        odd.append(f"{len(dim)} of {len(images)} images use less than an eighth of the grey range: {by}")
     return odd
 
 

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from monai.networks.nets import SPADEDiffusionModelUNet
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from serving.sampling.solvers import Schedule
 from training.cardiac_families import CLASSES, HeartPainter, PainterPreset, one_hot
 from training.family import Batch, Preset
 from training.unets import monai_options
+
+MEASURED = 1000  # images at most, that the latents' deviation is taken from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +162,9 @@ class CmrLdmImage(HeartPainter):
     @torch.no_grad()
     def begin(self, phase: str, dataset: Dataset[Any]) -> None:
         if phase == "denoiser":
-            images = (batch["image"].to(self.latent_std.device) for batch in DataLoader(dataset, self.preset.batch))
+            count = len(dataset)  # type: ignore[arg-type]
+            some = Subset(dataset, range(0, count, -(-count // MEASURED)))
+            images = (batch["image"].to(self.latent_std.device) for batch in DataLoader(some, self.preset.batch))
             self.latent_std.copy_(torch.cat([self.encoded(image) for image in images]).std())
 
     def encoded(self, image: Tensor) -> Tensor:

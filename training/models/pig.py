@@ -6,7 +6,8 @@ its estimate of x_0 guides the generator, which denoises y at the same t.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -80,6 +81,7 @@ class Pig(Family):
         self.preset = preset
         self.guider = unet(preset)
         self.generator = unet(preset)
+        self._given: Tensor | None = None
         self.sample_shape = (2, preset.size, preset.size)
         shape = (1, preset.size, preset.size)
         self.outputs = (
@@ -91,10 +93,24 @@ class Pig(Family):
 
     def guide(self, x0: Tensor) -> Tensor:
         """What the generator sees of the guider's estimate of the mask."""
+        if self._given is not None:
+            x0 = self._given
         if self.preset.clip is not None:
             x0 = x0.clamp(-self.preset.clip, self.preset.clip)
         wanted = ("always",) if self.training else ("always", "sampling")
         return binarise(x0) if self.preset.binarise_guide in wanted else x0
+
+    @property
+    def has_threshold(self) -> bool:
+        return self.preset.binarise_guide != "never"
+
+    @contextmanager
+    def deciding_by(self, estimate: Tensor) -> Iterator[None]:
+        self._given = estimate.chunk(2, dim=1)[0]
+        try:
+            yield
+        finally:
+            self._given = None
 
     def network(self, sample: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:
         x, y = sample.chunk(2, dim=1)

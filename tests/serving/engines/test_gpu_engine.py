@@ -461,7 +461,7 @@ def test_the_readme_shows_how_others_use_them(tiny, cuda, onnxruntime_gpu, monke
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("serving.bundle.bundle_folder", lambda repository, name: tiny.folder)
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "serving" / "engines" / "README.md").read_text()
     (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "pycuda" in block)
     found = {}
     exec(example, found)
@@ -618,6 +618,26 @@ def test_out_of_memory_is_said_in_plain_words(tiny, tensorrt, onnxruntime_gpu, m
         engine.generate(trajectory([3]))
 
 
+def test_a_driver_that_is_too_old_is_named_before_tensorrt_ends_the_process(tiny, tensorrt, cuda):
+    cuda.cuda_version = 12080
+    tensorrt.Runtime = None
+    words = r"tensorrt 11\.4\.0\.106 here is for CUDA 13, and NVIDIA's driver \(.*\) has CUDA 12\.8: update the driver"
+    with pytest.raises(EngineError, match=words):
+        open_engine(as_tensorrt(tiny))
+
+
+def test_a_tensorrt_of_no_known_cuda_is_taken_to_fit(tiny, tensorrt, cuda, monkeypatch):
+    cuda.cuda_version = 12080
+    monkeypatch.setattr("serving.engines.cuda_version.distributions", lambda: [])
+    assert open_engine(as_tensorrt(tiny))
+
+
+def test_a_tensorrt_that_does_not_start_says_why(tiny, tensorrt):
+    tensorrt.starts = False
+    with pytest.raises(EngineError, match="TensorRT cannot start: CUDA initialization failure with error: 35"):
+        open_engine(as_tensorrt(tiny))
+
+
 def test_a_plan_that_does_not_load_is_named(tiny, tensorrt):
     tensorrt.refuses = "deserialize"
     with pytest.raises(EngineError, match=r"TensorRT cannot load .*finish\.onnx: no deserialize today"):
@@ -682,6 +702,12 @@ def test_the_command_that_rebuilds_makes_a_bundle_like_the_one_there_is(tiny, te
         "fused": False,
         "checkpoints": (Path("/runs/my pig"),),
     }
+
+
+def test_the_command_that_rebuilds_times_again_what_was_timed(tiny):
+    timed = {"fused": False, "opset": 18, "seconds_a_step": {"fused": 2.0, "plain": 1.0}}
+    assert not {"--no-fuse", "--opset"} & set(rebuild(as_tensorrt(tiny, **timed)).split())
+    assert "--target tensorrt-rtx" in rebuild(as_tensorrt(tiny, name="tensorrt-rtx"))
 
 
 def test_the_command_that_rebuilds_names_a_repository_that_is_not_the_checkouts(tmp_path, monkeypatch):

@@ -105,7 +105,8 @@ def test_all_is_ended_where_a_process_dies_with_requests_in_flight(
 
 
 def test_a_former_process_that_dies_is_not_missed(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    living = [Process(8, 1, 1, "S"), Process(9, 1, 1, "S")]
+    models = {8: "tiny", 9: "other"}
+    living = [Process(pid, 1, 1, "S") for pid in models]
     polls = iter([*[[Process(7, 1, 1, "Z"), *living]] * 12, "the end"])
     running = {8: "tiny", 9: "other"}
     monkeypatch.setattr("serving.triton.keeper.children", lambda pid: next(polls))

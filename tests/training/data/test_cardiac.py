@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -193,8 +194,9 @@ class TestOrientation:
         write(tmp_path / "patient001" / "patient001_frame01.nii.gz", IMAGE, mirrored)
         write(tmp_path / "patient001" / "patient001_frame01_gt.nii.gz", ACDC_ON_DISK[LABELS], mirrored)
         pairs = load_cardiac(tmp_path, 32, "all")
-        assert pairs.warnings == (
-            "by their axes the RV lies to the patient's left of the LV in 1 files: patient001_frame01.nii.gz",
+        (warning,) = pairs.warnings
+        assert warning == (
+            "by their axes the RV lies to the patient's left of the LV in 1 files: patient001/patient001_frame01.nii.gz"
         )
         mask = pairs[0]["mask"][0].numpy()
         assert ndimage.center_of_mass(mask == RV)[1] > ndimage.center_of_mass(mask == LV)[1]
@@ -272,6 +274,14 @@ class TestUniqueNames:
         write_mnms(tmp_path / "Validation" / "A0")
         write_table(tmp_path, "0,A0,Siemens,A,1,2,0,50")
         assert load_cardiac(tmp_path, 32, "all").names[::6] == ("Training/A0_ED_slice01", "Validation/A0_ED_slice01")
+
+    def test_one_subject_in_two_places_of_one_name_is_an_error(self, tmp_path):
+        write_mnms(tmp_path / "Training" / "A0")
+        for file in (tmp_path / "Training" / "A0").iterdir():
+            shutil.copy(file, tmp_path / "Training")
+        write_table(tmp_path, "0,A0,Siemens,A,1,2,0,50")
+        with pytest.raises(DataError, match="more than one pair has the name Training/A0_ED_slice01"):
+            load_cardiac(tmp_path, 32, "all")
 
     def test_a_code_with_two_rows_is_a_problem(self, tmp_path):
         write_mnms(tmp_path / "A0")

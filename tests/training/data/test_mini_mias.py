@@ -216,6 +216,14 @@ def make_bad(folder: Path) -> dict[str, str]:
 
 
 class TestBadFiles:
+    def test_another_white_is_refused(self, tmp_path):
+        save(tmp_path, "mdb002", np.full((1024, 1024), TISSUE, np.uint8))
+        file = tmp_path / "mdb002.pgm"
+        file.write_bytes(file.read_bytes().replace(b"\n255\n", b"\n254\n", 1))
+        write_info(tmp_path, "mdb002 F CIRC B 500 500 60")
+        with pytest.raises(DataError, match=r"mdb002\.pgm has the maxval 254; mini-MIAS has 255"):
+            load_mias(tmp_path, 32, "all")
+
     def test_one_error_names_every_film_and_its_reason(self, tmp_path):
         expected = make_bad(tmp_path)
         with pytest.raises(DataError) as caught:

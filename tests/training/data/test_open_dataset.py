@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from training.data import PHANTOM_COUNT, DataError, open_dataset
+from training.data.classes import HEART, LESION
 
 
 @pytest.fixture
@@ -95,3 +96,12 @@ def test_a_folder_of_something_else_is_told_what_is_accepted(tmp_path, names):
 def test_an_unknown_split_is_named():
     with pytest.raises(DataError, match="the split is 'test'; it must be one of train, validation, all"):
         open_dataset("phantom", 32, "test")
+
+
+def test_phantoms_are_of_what_the_model_learns():
+    assert open_dataset("phantom:2", 32).labels == LESION
+    hearts = open_dataset("phantom:2", 32, labels=HEART)
+    assert hearts.labels == HEART
+    assert hearts[0]["mask"].max() > 1
+    with pytest.raises(DataError, match="there are no phantoms with the classes background, liver; there are some"):
+        open_dataset("phantom:2", 32, labels=("background", "liver"))

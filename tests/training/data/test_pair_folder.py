@@ -141,6 +141,10 @@ class TestOnePicture:
         np.testing.assert_array_equal(pairs[0]["mask"][0].numpy(), SQUARE // 255)
         np.testing.assert_array_equal(pairs[0]["image"][0].numpy() == 1, SQUARE == 255)
         assert pairs.reading["turned_by_their_tags"] == 1
+        assert not pairs.warnings
+        Image.fromarray(SQUARE).save(tmp_path / "masks" / "a.png")
+        (warning,) = load_pairs(tmp_path, 16).warnings
+        assert warning.startswith("the tags of image and mask turn one of the two alone in 1 pairs")
 
     def test_a_second_one_is_named(self, tmp_path):
         Image.fromarray(grey(1)).save(tmp_path / "a.png", save_all=True, append_images=[Image.fromarray(grey(2))])

@@ -13,6 +13,7 @@ SIZE = 16
 ROWS, COLUMNS = np.indices((SIZE, SIZE))
 RAMP = np.linspace(-1, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
 LESION_MASK = ((ROWS < 4) & (COLUMNS < 4)).astype(np.uint8)
+EIGHTH = "images use less than an eighth of the grey range"
 RADIUS = np.hypot(ROWS - 8, COLUMNS - 9)
 HEART_MASK = np.where(RADIUS < 2.5, 1, np.where(RADIUS < 4.5, 2, np.where(COLUMNS < 4, 3, 0))).astype(np.uint8)
 
@@ -55,6 +56,11 @@ def test_drawn_pairs_are_counted():
         ({"images": [(RAMP + 1) / 255 - 1] * 2}, "nearly all is black: 99.9 % of all pixels lie below -0.99"),
         ({"images": [(RAMP - 1) / 255 + 1] * 2}, "nearly all is white: 99.9 % of all pixels lie above 0.99"),
         ({"images": [RAMP, RAMP * 0]}, "1 of 2 images have one grey level alone: p1"),
+        ({"images": [RAMP] * 2 + [(RAMP + 1) / 255 - 1], "masks": [LESION_MASK] * 3}, f"1 of 3 {EIGHTH}: p2"),
+        (
+            {"images": [RAMP] + [(RAMP + 1) / 16 - 1] * 2, "masks": [LESION_MASK] * 3},
+            f"2 of 3 {EIGHTH}: white is as bright as it is for p0 alone",
+        ),
         ({"masks": [LESION_MASK * 0] * 2}, "all masks are empty"),
         ({"masks": [LESION_MASK, 1 - LESION_MASK]}, "more than half is lesion in 1 of 2 masks, 93.8 % at most; are"),
         ({"masks": [np.minimum(HEART_MASK, 2)] * 2, "labels": HEART}, "no mask has RV"),

@@ -51,7 +51,7 @@ def load_cardiac(
     recordings = layout.find_recordings(folder, problems)
     parts = assign(recordings, folder, validation_fraction, seed)
     chosen = {
-        f"{prefix}{recording.image.name}": (prefix, recording)
+        recording.image.relative_to(folder).as_posix(): (prefix, recording)
         for prefix, recording, part in zip(prefixes(recordings, folder), recordings, parts, strict=True)
         if split in ("all", part)
     }

@@ -18,8 +18,9 @@ from training.data.preparation.resize import Bools, Floats, fit_image, fit_mask
 from training.data.problems import BadFileError, DataError, Problems, progress, tiny_lesions
 
 SIDE = 1024
+WHITE = 255
 PATIENTS = 161
-DARKEST_TISSUE = 18  # of 255; bare film is darker
+DARKEST_TISSUE = 18  # of WHITE; bare film is darker
 MISPLACED = ("mdb212", "mdb214")  # their circles, as published, lie on bare film
 STRIP = 12  # what joins the breast over less than twice as many pixels is a label or the film's edge
 
@@ -94,7 +95,7 @@ def load_mias(
             breast, lesion = read_film(path, films[name].circles)
             mask, enlarged = fit_mask(lesion, size)
             names.append(name)
-            images.append((fit_image(breast, size) * np.float32(2 / 255) - 1).clip(-1, 1))
+            images.append((fit_image(breast, size) * np.float32(2 / WHITE) - 1).clip(-1, 1))
             masks.append(mask)
             tiny += [name] * (enlarged > 0)
     problems.settle(skip_bad)
@@ -103,7 +104,7 @@ def load_mias(
     reading = {
         "layout": "mini-MIAS",
         "split": split,
-        "white": {"8 bits": 255},
+        "white": {"8 bits": WHITE},
         "patients": len({patient_of(name) for name in names}),
         "films_in_info_txt": len(films),
         "normal": sum(film == Film() for film in films.values()),
@@ -153,9 +154,11 @@ def read_film(path: Path, circles: list[Circle]) -> tuple[Floats, Bools]:
     """
     if not path.exists():
         raise BadFileError("is missing, but Info.txt lists a lesion on it")
-    film = read_grey(path).pixels
+    film, white, _ = read_grey(path)
     if film.shape != (SIDE, SIDE) or film.dtype != np.uint8:
         raise BadFileError(f"is {film.shape[0]} x {film.shape[1]} {film.dtype}; mini-MIAS is {SIDE} x {SIDE} uint8")
+    if white not in (None, WHITE):
+        raise BadFileError(f"has the maxval {white}; mini-MIAS has {WHITE}")
     breast = find_breast(film)
     lesions = np.zeros_like(breast)
     for circle in circles:

@@ -12,7 +12,7 @@ from training.data.dataset import LoadedPairs
 from training.data.formats.grey_image import SUFFIXES, GreyImage, read_grey
 from training.data.listing import list_files
 from training.data.preparation.grey_scale import BIT_DEPTHS, Levels, levels_of, scale_of
-from training.data.preparation.resize import Bools, fit_image, fit_mask
+from training.data.preparation.resize import fit_image, fit_mask
 from training.data.problems import BadFileError, DataError, Problems, progress, some, tiny_lesions
 
 Files = dict[str, list[Path]]
@@ -31,7 +31,7 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
     """
     problems = Problems(folder)
     images, masks = (_files_by_stem(folder / name, problems) for name in ("images", "masks"))
-    names, fitted_images, fitted_masks, tiny = [], [], [], []
+    names, fitted_images, fitted_masks, tiny, turned_alone = [], [], [], [], []
     levels: list[Levels] = []
     turned = 0
     for name in progress(_matched(images, masks, problems), folder):
@@ -42,7 +42,8 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
         pixels = image.pixels
         levels.append(levels_of(pixels, image.maxval))
         turned += image.turned
-        fitted_mask, enlarged = fit_mask(mask, size)
+        turned_alone += [name] * (image.turned != mask.turned)
+        fitted_mask, enlarged = fit_mask(mask.pixels, size)
         names.append(name)
         fitted_images.append(fit_image(pixels.astype(np.float32), size))
         fitted_masks.append(fitted_mask)
@@ -61,6 +62,11 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
         warnings.append(
             f"{len(scale.beyond)} of {len(names)} images have pixels far brighter than all others, which are cut off "
             f"at white: {some([names[index] for index in scale.beyond])}"
+        )
+    if turned_alone:
+        warnings.append(
+            f"the tags of image and mask turn one of the two alone in {len(turned_alone)} pairs, which were so read; "
+            f"look whether they fit: {some(turned_alone)}"
         )
     reading = {
         "layout": "pairs",
@@ -100,7 +106,7 @@ def _matched(images: Files, masks: Files, problems: Problems) -> list[str]:
     return matched
 
 
-def _read_pair(image_path: Path, mask_path: Path, problems: Problems) -> tuple[GreyImage, Bools] | None:
+def _read_pair(image_path: Path, mask_path: Path, problems: Problems) -> tuple[GreyImage, GreyImage] | None:
     image = mask = None
     with problems.of(image_path):
         image = _read_image(image_path)
@@ -108,8 +114,8 @@ def _read_pair(image_path: Path, mask_path: Path, problems: Problems) -> tuple[G
         mask = _read_mask(mask_path)
     if image is None or mask is None:
         return None
-    if image.pixels.shape != mask.shape:
-        problems.add(mask_path, f"has {_extent(mask)} pixels, but its image {_extent(image.pixels)}")
+    if image.pixels.shape != mask.pixels.shape:
+        problems.add(mask_path, f"has {_extent(mask.pixels)} pixels, but its image {_extent(image.pixels)}")
         return None
     return image, mask
 
@@ -125,13 +131,14 @@ def _read_image(path: Path) -> GreyImage:
     return image
 
 
-def _read_mask(path: Path) -> Bools:
-    pixels = read_grey(path).pixels
-    values = np.unique(pixels)
+def _read_mask(path: Path) -> GreyImage:
+    """Its pixels are bool: lesion or not."""
+    mask = read_grey(path)
+    values = np.unique(mask.pixels)
     if np.count_nonzero(values) > 1:
         some_values = ", ".join(f"{value:g}" for value in values[:5]) + ", ..." * (len(values) > 5)
         raise BadFileError(f"holds {len(values)} values ({some_values}); a mask holds 0 and one other")
-    return pixels != 0
+    return mask._replace(pixels=mask.pixels != 0)
 
 
 def _extent(pixels: NDArray[Any]) -> str:

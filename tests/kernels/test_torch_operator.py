@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from kernels.attention import attention, attention_op
-from kernels.group_norm_silu import group_norm_silu, group_norm_silu_op, tiles_of
+from kernels.group_norm_silu import group_norm_silu, group_norm_silu_op
+from kernels.group_norm_sizes import tiles_of
 from kernels.solver_step import solver_step, solver_step_op
 
 
@@ -100,6 +101,7 @@ def test_solver_step_takes_a_half_precision_network():
 
 def test_large_groups_are_cut_into_equal_tiles():
     assert tiles_of(64, 32, 128 * 128) == 0
+    assert tiles_of(96, 32, 104 * 104) == 2  # 32,448 elements, which a program would hold as 4 x 16,384
     assert tiles_of(32, 32, 512 * 512) == 32
     assert tiles_of(32, 32, 300 * 300) == 12
     for pixels in (300 * 300, 509 * 509, 129 * 257):
@@ -110,7 +112,7 @@ def test_the_operators_need_none_of_the_tools():
     program = (
         "import sys; sys.modules |= dict.fromkeys(['triton', 'tensorrt', 'onnx', 'onnxscript'])\n"
         "import torch\n"
-        "from kernels import attention, group_norm_silu, solver_step, plugin, ptx\n"
+        "from kernels import attention, group_norm_silu, solver_step, tensorrt_plugins, ptx\n"
         "print(attention.attention(torch.ones(1, 2, 3, 1, 8)).sum().item())"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -5,8 +5,8 @@ import math
 import pytest
 from tensorrt_bindings_alone import REGISTRY, PluginBuild, ptx_parameters, tensorrt_bindings_alone
 
-from kernels import attention, group_norm_silu, solver_step
-from kernels.plugin import register_plugins
+from kernels import attention, group_norm_apply, group_norm_statistics, group_norm_whole, solver_step
+from kernels.tensorrt_plugins import register_plugins
 
 IMAGE = ("FLOAT", (-1, 2, 20, 20))
 SOLVER_INPUTS = [IMAGE, ("HALF", IMAGE[1]), *[IMAGE] * 4, ("FLOAT", (-1, 12))]
@@ -20,7 +20,7 @@ CASES = {
         [(1, 7, 1), (1, 7, 1)],
         solver_step.solver_step_kernel,
     ),
-    "Attention": (
+    "PackedAttention": (
         {"scale": 0.25},
         [("BF16", (-1, 100, 3, 2, 40))],
         [("BF16", (-1, 100, 2, 40))],
@@ -32,21 +32,21 @@ CASES = {
         NORM_INPUTS,
         [NORM_INPUTS[0]],
         [(16, 7, 1)] * 2,
-        group_norm_silu.group_norm_silu_kernel,
+        group_norm_whole.group_norm_silu_kernel,
     ),
     "GroupNormStatistics": (
         {"tiles": 6},
         LARGE_INPUTS[:2],
         [("FLOAT", (-1, 32, 6, 2))],
         [(6, 32, 7)] * 2,
-        group_norm_silu.statistics_kernel,
+        group_norm_statistics.group_norm_statistics_kernel,
     ),
     "GroupNormSiluApply": (
         {"groups": 32, "eps": 1e-5},
         [*LARGE_INPUTS, ("FLOAT", (-1, 32, 6, 2))],
         [LARGE_INPUTS[0]],
         [(6, 32, 7)] * 2,
-        group_norm_silu.apply_kernel,
+        group_norm_apply.group_norm_apply_kernel,
     ),
 }
 
@@ -107,3 +107,13 @@ def test_a_dynamic_image_size_is_refused():
 def test_a_group_too_large_for_one_program_is_refused():
     with pytest.raises(ValueError, match="a group of 49152 elements"):
         PluginBuild("GroupNormSilu", {"groups": 32, "eps": 1e-5}, LARGE_INPUTS, batch=1).tactics()
+
+
+def test_a_second_build_is_for_its_own_gpu():
+    build = PluginBuild("SolverStep", CASES["SolverStep"][0], SOLVER_INPUTS, batch=2)
+    try:
+        register_plugins(80)
+        assert {".target sm_80" in tactic.ptx for tactic in build.tactics()} == {True}
+    finally:
+        register_plugins(90)
+    assert {".target sm_90a" in tactic.ptx for tactic in build.tactics()} == {True}

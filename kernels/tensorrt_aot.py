@@ -1,6 +1,8 @@
-"""What the TensorRT plugins share. TensorRT writes their kernels' PTX into the engine, which then needs no Python."""
+"""What a TensorRT plugin whose kernel is compiled ahead of time reads from tensors, and gives back.
 
-from functools import cache
+TensorRT writes the kernel's PTX into the engine, which then needs no Python.
+"""
+
 from typing import TYPE_CHECKING
 
 from kernels.ptx import CompiledKernel
@@ -9,20 +11,18 @@ if TYPE_CHECKING:
     import tensorrt.plugin as trtp
 
 
-@cache
-def register_plugins(capability: int) -> None:
-    """Let TensorRT's ONNX parser find the plugins, compiled for GPUs of a compute capability, such as 90.
+_capability: int | None = None
 
-    Call it once before parsing, with TensorRT 10.9 or newer (not 10.14, whose plugins of this kind are broken).
-    Raises ImportError if TensorRT or Triton is missing.
-    """
-    import numpy.typing  # noqa: F401  TensorRT's plugins use it without importing it
 
-    from kernels import attention, group_norm_silu, solver_step
+def compile_for(capability: int) -> None:
+    """Compile the plugins of all engines that are built from now on for this compute capability, such as 90."""
+    global _capability
+    _capability = capability
 
-    solver_step.register_plugin(capability)
-    attention.register_plugin(capability)
-    group_norm_silu.register_plugins(capability)
+
+def capability() -> int:
+    assert _capability is not None, "plugins are compiled after register_plugins"
+    return _capability
 
 
 def element_type(tensor: "trtp.TensorDesc") -> str:

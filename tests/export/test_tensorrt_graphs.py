@@ -1,4 +1,4 @@
-"""Bytes in graphs for TensorRT, which casts them to floats and does nothing else with them."""
+"""Bytes in graphs for TensorRT 10, which casts them to floats and does nothing else with them."""
 
 import numpy as np
 import onnx
@@ -7,10 +7,16 @@ import pytest
 from tiny_families import FAMILIES, random_condition, tiny_family
 
 from export.graphs import step_graph
-from export.tensorrt import prepared
+from export.tensorrt_graphs import by_way_of_floats
 
 CONDITIONAL = [name for name in FAMILIES if tiny_family(name).condition]
 BYTES = onnx.TensorProto.UINT8
+
+
+def floats(graph):
+    after = onnx.ModelProto.FromString(graph.SerializeToString())
+    by_way_of_floats(after)
+    return after
 
 
 def consumers(graph, name):
@@ -33,7 +39,7 @@ def run(graph, feeds):
 def test_a_condition_is_cast_once(name):
     family = tiny_family(name)
     before = step_graph(family)
-    after = prepared(before)
+    after = floats(before)
     onnx.checker.check_model(after, full_check=True)
     assert_bytes_are_cast_once(after)
     random = np.random.default_rng(0)
@@ -54,7 +60,7 @@ def test_every_reader_of_bytes_reads_floats_then():
           mask = Cast <to = 1> (condition)
         }
     """)
-    after = prepared(graph)
+    after = floats(graph)
     onnx.checker.check_model(after, full_check=True)
     assert_bytes_are_cast_once(after)
     feeds = {"condition": np.random.default_rng(0).integers(256, size=(2, 1, 4, 4), dtype=np.uint8)}

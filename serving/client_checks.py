@@ -1,4 +1,4 @@
-"""What is asked of a client, checked before anything is sent or drawn."""
+"""What a client is asked for, checked before anything is sent or drawn."""
 
 import re
 from collections.abc import Mapping, Sequence
