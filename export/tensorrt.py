@@ -20,6 +20,7 @@ from kernels.plugin import register_plugins
 from serving.bundle import Manifest, buckets
 from serving.engines.device import Device
 from serving.engines.memory import in_plain_words
+from serving.user import cache_folder
 from training.fit import stop_requests
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def parser_errors(parser: "trt.OnnxParser") -> str:
 def timings_file(target: Mapping[str, Any]) -> Path:
     """Where TensorRT's timings of kernels are kept from build to build."""
     name = re.sub(r"[^a-z0-9.]+", "-", f"{target['gpu']} tensorrt {target['tensorrt']}".lower())
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgen" / f"{name}.timings"
+    return cache_folder() / f"{name}.timings"
 
 
 def use_timings(config: "trt.IBuilderConfig", file: Path) -> None:

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -47,9 +47,26 @@ def locked(file: Path) -> Iterator[None]:
             return
 
 
+def check_place(place: Path) -> None:
+    """Raises OSError if no folder can be put there, Busy if another process is at it; leaves nothing behind."""
+    made = [folder for folder in place.parents if not folder.exists()]
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with locked(_beside(place, "lock")):
+            longest = _beside(place, "journal.new")
+            longest.touch()
+            longest.unlink()
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
 @contextmanager
-def replacing(*places: Path) -> Iterator[list[Path]]:
+def replacing(*places: Path, lasting: bool = True) -> Iterator[list[Path]]:
     """An empty folder for each place: all go there together if the block ends well, and vanish if it does not.
+
+    lasting: a power cut afterwards takes nothing away; that costs a moment for each file.
 
     Raises Busy if another process is replacing one of them, OSError if one cannot be written; then all places are as
     they were.
@@ -68,7 +85,7 @@ def replacing(*places: Path) -> Iterator[list[Path]]:
             for folder in new:
                 folder.mkdir()
             yield new
-            _put_in_place(places)
+            _put_in_place(places, lasting)
         finally:
             if not any(_beside(place, "journal").exists() for place in places):
                 _clear(places)
@@ -107,11 +124,12 @@ def _finish(journal: Path) -> None:
         _clear([*inodes])
 
 
-def _put_in_place(places: Sequence[Path]) -> None:
+def _put_in_place(places: Sequence[Path], lasting: bool) -> None:
     inodes = {}
     for place in places:
         new = _beside(place, "new")
-        _flush(new, *new.rglob("*"))
+        if lasting:
+            _flush(new, *new.rglob("*"))
         inodes[place] = new.stat().st_ino
     try:
         for place in places:
