@@ -21,10 +21,11 @@ from tiny import contents
 from tiny_pig import SET_OPTIONS
 from warm import Commands
 
-from serving.bundle import SUMS, bundle_folder, load_bundle
+from serving.bundle import bundle_folder, load_bundle
 from serving.client import LocalClient
+from serving.folders import recover
 from serving.writers.sample_folder import PROVENANCE
-from training.checkpoint import find_checkpoint, load_checkpoint
+from training.checkpoint import load_checkpoint
 from training.fit import load_training_state
 
 KILLS = 100 if LONG else 4
@@ -51,9 +52,9 @@ def trained(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> tup
     return out, time.monotonic() - began
 
 
-def kill(process: BaseProcess, seconds: float, last: Path | None = None) -> bool:
-    """So many seconds after it has begun, or has begun to write its last file; False if it had ended before."""
-    while last is not None and not last.exists() and process.is_alive():
+def kill(process: BaseProcess, seconds: float, journal: Path | None = None) -> bool:
+    """So many seconds after it has begun, or has written a journal; False if it had ended before."""
+    while journal is not None and not journal.exists() and process.is_alive():
         time.sleep(0.0002)
     process.join(seconds)
     process.kill()
@@ -62,10 +63,11 @@ def kill(process: BaseProcess, seconds: float, last: Path | None = None) -> bool
     return process.exitcode != 0
 
 
-def moment(dice: random.Random, seconds: float, last: Path) -> tuple[float, Path | None]:
-    """Any of its life, or, as often, one in which what it has made goes to its place."""
-    last.unlink(missing_ok=True)  # of one that was killed before
-    return (dice.uniform(0, seconds), None) if dice.random() < 0.5 else (dice.uniform(0, 0.02), last)
+def moment(dice: random.Random, seconds: float, place: Path) -> tuple[float, Path | None]:
+    """Any of its life, or, as often, one in which what it has made is about to go to its place."""
+    if dice.random() < 0.5:
+        return dice.uniform(0, seconds), None
+    return dice.uniform(0, 0.004), place.with_name(f".{place.name}.journal")
 
 
 def test_a_builder_leaves_the_old_bundle_or_the_new_one(
@@ -83,7 +85,7 @@ def test_a_builder_leaves_the_old_bundle_or_the_new_one(
     before = 2
     for number in repetitions(KILLS):
         builder = commands.start("export", *build, 3 + number, graphs=graphs)
-        was_killed = kill(builder, *moment(dice, seconds, bundle.with_name(".bundle.new") / SUMS))
+        was_killed = kill(builder, *moment(dice, seconds, bundle))
         after = load_bundle(bundle).manifest.max_batch
         assert after in (before, 3 + number)
         assert was_killed or after == 3 + number
@@ -100,17 +102,18 @@ def test_a_builder_leaves_the_old_bundle_or_the_new_one(
 def test_a_trainer_goes_on_to_the_same_bits(commands: Commands, trained: tuple[Path, float], tmp_path: Path) -> None:
     dice, outcomes = random.Random("trainer"), Counter[str]()
     undisturbed, seconds = trained
-    expected = (find_checkpoint(undisturbed) / "model.safetensors").read_bytes()
+    expected = contents(undisturbed)
     runs = 0
 
     def check_end(out: Path) -> None:
-        assert (find_checkpoint(out) / "model.safetensors").read_bytes() == expected
+        assert contents(out).keys() == expected.keys()
         logs = [
             [line.rpartition(",")[0] for line in (run / "log.csv").read_text().splitlines()]
             for run in (out, undisturbed)
         ]
         assert logs[0] == logs[1]
-        assert contents(out).keys() == contents(undisturbed).keys()
+        for file, content in contents(out).items():
+            assert content == expected[file] or file.endswith(("log.csv", "training.pt")), file
 
     out, resume = tmp_path / "0", []
     for _ in repetitions(KILLS):
@@ -153,9 +156,11 @@ def test_a_client_leaves_the_old_samples_or_the_new_ones(commands: Commands, liv
     for number in repetitions(KILLS):
         count = 21 + number % 20
         client = commands.start("serving", *sample, count)
-        was_killed = kill(client, *moment(dice, seconds, tmp_path / ".samples.new" / PROVENANCE))
+        was_killed = kill(client, *moment(dice, seconds, out))
+        recover(out)
         after = check_samples(out)
         assert after in (before, count)
+        assert was_killed or after == count
         outcomes["not killed" if not was_killed else "old" if after == before else "new"] += 1
         before = after
     commands.run("serving", *sample, 20)
