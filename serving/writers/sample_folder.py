@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,10 @@ def write_samples(
     try:
         # Not lasting: they are thousands of files, and can be drawn again.
         with replacing(folder, lasting=False) as (unfinished,):
-            _fill(unfinished, samples, arrays, nifti, notes)
+            try:
+                _fill(unfinished, samples, arrays, nifti, notes)
+            except OSError as error:  # which may not say where
+                raise OSError(f"{folder} cannot be written: {error.strerror or error}") from error
             _check_is_free(folder, replace)
     except Busy as error:
         raise OSError(str(error)) from None
@@ -96,7 +100,11 @@ def write_samples(
 def _fill(
     folder: Path, samples: Samples, arrays: Mapping[str, NDArray[Any]], nifti: bool, notes: Sequence[str]
 ) -> None:
-    np.savez(folder / "pairs.npz", **arrays)
+    # As np.savez does, which leaves the file to the garbage collector if the disk is full, and that complains.
+    with zipfile.ZipFile(folder / "pairs.npz", "w") as pairs:
+        for name, values in arrays.items():
+            with pairs.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, values, allow_pickle=False)
     for row, name in enumerate(samples.names):
         for kind, picture in drawings(samples, row).items():
             (folder / kind).mkdir(exist_ok=True)

@@ -307,7 +307,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     out = tmp_path / "samples"
     write_samples(pairs(3), out)
     monkeypatch.setattr("serving.writers.sample_folder.contact_sheet", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="samples cannot be written: No space left on device"):
         write_samples(pairs(1), out, replace=True)
     assert len(list((out / "images").iterdir())) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["samples"]
