@@ -113,6 +113,9 @@ def _finish(journal: Path) -> None:
             inodes = {journal.parent / place: inode for place, inode in json.loads(journal.read_text()).items()}
         except FileNotFoundError:
             return  # somebody else has finished it
+        except (ValueError, AttributeError):  # a file system lost it
+            inodes = {}
+            remove(journal)
         for place in inodes:
             locks.enter_context(locked(_beside(place, "lock")))
         if not journal.exists():
@@ -151,13 +154,16 @@ def _put_in_place(places: Sequence[Path], lasting: bool) -> None:
 
 
 def _forward(place: Path, inode: int) -> None:
-    """The new folder, which has this inode, goes to its place, if it is not there yet."""
-    new = _beside(place, "new")
-    if _inode(place) == inode or (_is_there(place) and _exchanged(new, place)):
-        return
-    if _is_there(place):
-        place.rename(_beside(place, "old"))
-    new.rename(place)
+    """The new folder, which has this inode, goes to its place, if it is not there yet.
+
+    Folders that were copied from elsewhere have other inodes: then what is in its place stays, and is only put there
+    if nothing is.
+    """
+    new, old = _beside(place, "new"), _beside(place, "old")
+    if _inode(new) == inode and _is_there(place) and not _exchanged(new, place):
+        place.rename(old)
+    if not _is_there(place) and (whole := next(filter(_is_there, (new, old)), None)):
+        whole.rename(place)
 
 
 def _back(place: Path, inode: int) -> None:
