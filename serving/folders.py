@@ -51,7 +51,7 @@ def check_place(place: Path) -> None:
     """Raises OSError if no folder can be put there, Busy if another process is at it; leaves nothing behind."""
     made = [folder for folder in place.parents if not folder.exists()]
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        _make(place.parent)
         with locked(_beside(place, "lock")):
             longest = _beside(place, "journal.new")
             longest.touch()
@@ -72,7 +72,7 @@ def replacing(*places: Path, lasting: bool = True) -> Iterator[list[Path]]:
     they were.
     """
     for place in places:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        _make(place.parent)
         recover(place)
     with ExitStack() as locks:
         for place in places:
@@ -224,6 +224,13 @@ def _beside(place: Path, what: str) -> Path:
 
 def _is_there(path: Path) -> bool:
     return os.path.lexists(path)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
 
 
 def _inode(path: Path) -> int | None:
