@@ -65,7 +65,6 @@ class TensorRTForRTXEngine(TensorRTEngine):
 
 
 def cache_file(digest: str, gpu: str) -> Path:
-
     return cache_folder() / f"{re.sub('[^a-z0-9]+', '-', gpu.lower())}-{digest[:16]}.kernels"
 
 
