@@ -1,9 +1,5 @@
 """``python -m export`` (installed as ``export``): build bundles, look at them, check them."""
 
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +11,7 @@ from export.options import BF16_OPSET, COMPATIBILITY, OPSET, TARGETS, TOLERANCES
 from serving.bundle import MAX_BATCH, REPOSITORY, BundleError
 from serving.engines import EngineError
 from serving.folders import Busy
+from serving.signals import terminated_as_interrupted
 from training import CheckpointError
 from training.models import family_names
 
@@ -44,16 +41,6 @@ class Commands(click.Group):
             raise click.ClickException(f"{what}: {error.strerror or error}") from error
         except (BuildError, BundleError, Busy, CheckpointError, EngineError) as error:
             raise click.ClickException(str(error)) from error
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends what runs inside as an exception does, so that it leaves nothing behind."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def known_model(context: click.Context, _: click.Parameter, model: str) -> str:

@@ -21,7 +21,6 @@ BATCH = 3  # samples that are compared; not the batch that the graphs were expor
 LONGEST = 20  # rows of a trajectory that is followed
 ALLOWED = 0.02  # of a sample's values, where a network cuts at a threshold
 TIMED = 7  # trajectories, after the first
-ALLOWED = 0.02  # of a sample's values, where a network cuts at a threshold
 
 Float32 = NDArray[np.float32]
 Figures = dict[str, Any]

@@ -17,6 +17,7 @@ from export.tensorrt_libraries import LIBRARIES
 from export.tensorrt_parser import Reading
 from serving.bundle import Manifest
 from serving.engines.memory import in_plain_words
+from serving.user import cache_folder
 from training.fit import stop_requests
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def timings_file(name: str | None) -> Path | None:
     if name is None:
         return None
     name = re.sub(r"[^a-z0-9.]+", "-", name.lower())
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgen" / f"{name}.timings"
+    return cache_folder() / f"{name}.timings"
 
 
 def use_timings(config: "trt.IBuilderConfig", file: Path) -> None:

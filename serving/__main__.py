@@ -15,6 +15,7 @@ from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, Samp
 from serving.condition_files import MaskFileError, read_masks
 from serving.progress import NowAndThen
 from serving.sample_set import Samples
+from serving.signals import terminated_as_interrupted
 from serving.step_watch import Tell
 from serving.triton.access import RISKS, Access
 from serving.triton.address import Address
@@ -149,6 +150,7 @@ def up(
 )
 @click.option("--local", is_flag=True, help="Sample in this process; no server is needed.")
 @repository_option
+@terminated_as_interrupted()
 def sample(
     model: str,
     count: int | None,

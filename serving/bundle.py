@@ -248,12 +248,13 @@ def _check_file(path: Path, sha256: str, model: str) -> None:
     try:
         found = file_digest(path)
     except FileNotFoundError:
-        raise BundleError(f"{path}, which {SUMS} names, is missing; {_build_command(model)}") from None
+        raise BundleError(f"{path}, which {path.with_name(SUMS)} names, is missing; {_build_command(model)}") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from None
     if found != sha256:
         raise BundleError(
-            f"{path} is not the file that was built: {SUMS} has sha256 {sha256}, found {found}; {_build_command(model)}"
+            f"{path} is not the file that was built, or {path.with_name(SUMS)} is damaged: that has sha256 {sha256}, "
+            f"found {found}; {_build_command(model)}"
         )
 
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -47,15 +47,32 @@ def locked(file: Path) -> Iterator[None]:
             return
 
 
+def check_place(place: Path) -> None:
+    """Raises OSError if no folder can be put there, Busy if another process is at it; leaves nothing behind."""
+    made = [folder for folder in place.parents if not folder.exists()]
+    try:
+        _make(place.parent)
+        with locked(_beside(place, "lock")):
+            longest = _beside(place, "journal.new")
+            longest.touch()
+            longest.unlink()
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
 @contextmanager
-def replacing(*places: Path) -> Iterator[list[Path]]:
+def replacing(*places: Path, lasting: bool = True) -> Iterator[list[Path]]:
     """An empty folder for each place: all go there together if the block ends well, and vanish if it does not.
+
+    lasting: a power cut afterwards takes nothing away; that costs a moment for each file.
 
     Raises Busy if another process is replacing one of them, OSError if one cannot be written; then all places are as
     they were.
     """
     for place in places:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        _make(place.parent)
         recover(place)
     with ExitStack() as locks:
         for place in places:
@@ -68,7 +85,7 @@ def replacing(*places: Path) -> Iterator[list[Path]]:
             for folder in new:
                 folder.mkdir()
             yield new
-            _put_in_place(places)
+            _put_in_place(places, lasting)
         finally:
             if not any(_beside(place, "journal").exists() for place in places):
                 _clear(places)
@@ -96,6 +113,9 @@ def _finish(journal: Path) -> None:
             inodes = {journal.parent / place: inode for place, inode in json.loads(journal.read_text()).items()}
         except FileNotFoundError:
             return  # somebody else has finished it
+        except (ValueError, AttributeError):  # a file system lost it
+            inodes = {}
+            remove(journal)
         for place in inodes:
             locks.enter_context(locked(_beside(place, "lock")))
         if not journal.exists():
@@ -107,11 +127,12 @@ def _finish(journal: Path) -> None:
         _clear([*inodes])
 
 
-def _put_in_place(places: Sequence[Path]) -> None:
+def _put_in_place(places: Sequence[Path], lasting: bool) -> None:
     inodes = {}
     for place in places:
         new = _beside(place, "new")
-        _flush(new, *new.rglob("*"))
+        if lasting:
+            _flush(new, *new.rglob("*"))
         inodes[place] = new.stat().st_ino
     try:
         for place in places:
@@ -133,13 +154,16 @@ def _put_in_place(places: Sequence[Path]) -> None:
 
 
 def _forward(place: Path, inode: int) -> None:
-    """The new folder, which has this inode, goes to its place, if it is not there yet."""
-    new = _beside(place, "new")
-    if _inode(place) == inode or (_is_there(place) and _exchanged(new, place)):
-        return
-    if _is_there(place):
-        place.rename(_beside(place, "old"))
-    new.rename(place)
+    """The new folder, which has this inode, goes to its place, if it is not there yet.
+
+    Folders that were copied from elsewhere have other inodes: then what is in its place stays, and is only put there
+    if nothing is.
+    """
+    new, old = _beside(place, "new"), _beside(place, "old")
+    if _inode(new) == inode and _is_there(place) and not _exchanged(new, place):
+        place.rename(old)
+    if not _is_there(place) and (whole := next(filter(_is_there, (new, old)), None)):
+        whole.rename(place)
 
 
 def _back(place: Path, inode: int) -> None:
@@ -200,6 +224,13 @@ def _beside(place: Path, what: str) -> Path:
 
 def _is_there(path: Path) -> bool:
     return os.path.lexists(path)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
 
 
 def _inode(path: Path) -> int | None:

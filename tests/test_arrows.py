@@ -16,6 +16,7 @@ LEAVES = {
         "sample_set",
         "sampling.noise",
         "sampling.solvers",
+        "user",
         "writers.nifti",
         "writers.pictures",
     )
@@ -35,7 +36,7 @@ ROOMS = {
     "writers": set(),
     "triton": {"engines", "sampling"},
 }
-BESIDE = {"bundle", "chain", "condition_files", "folders", "sample_set"}
+BESIDE = {"bundle", "chain", "condition_files", "folders", "sample_set", "user"}
 FRAMEWORKS = {"accelerate", "diffusers", "onnx", "onnxscript", "safetensors", "torch"}
 
 

@@ -120,7 +120,10 @@ def fit_command(
         checkpoint = fit(untrained, dataset, run, resume)
     except BrokenPipeError:
         raise  # who reads has seen enough, and click knows what to do
-    except (CheckpointError, DataError, OSError, ValueError, FloatingPointError) as error:
+    except OSError as error:
+        named = error.filename or error.errno is None
+        raise click.ClickException(str(error) if named else f"{out} cannot be written: {error.strerror}") from error
+    except (CheckpointError, DataError, ValueError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
     except Interrupted as stopped:
         click.echo(stopped)

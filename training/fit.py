@@ -31,6 +31,7 @@ from training.preview import save_preview
 LOG_FIELDS = ("step", "phase", "loss", "learning_rate", "samples_per_second")
 ROW = re.compile(r"\d+,\w+(,[\d.e+-]+){3}")
 LOCK = ".lock"
+THROUGH = "stopped after all {} steps; they are saved"
 LONG = 10.0  # seconds that a picture may take without a word
 
 
@@ -168,6 +169,11 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
         say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
         log = Log(run.out / "log.csv", step, say) if accelerator.is_main_process else None
         task = progress.add_task("", total=total, completed=step)
+        if log and state and step == total and not picture(run, step).exists():  # stopped while that was drawn
+            with suppress(NotDrawn):
+                save_preview(family.eval(), dataset, picture(run, step), Watched(picture(run, step), stops, say))
+            if stops:
+                raise Interrupted(THROUGH.format(total))
         for phase, end in zip(family.phases, ends, strict=True):
             if step >= end:
                 continue
@@ -201,23 +207,27 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
                 progress.update(task, completed=step)
                 previews = phase == family.phases[-1] and (step % run.preview_every == 0 or phase_ends)
                 if log and previews and not stops:
-                    file = run.out / "previews" / f"{step:08d}.png"
-                    watched = Watched(file, stops, say)
+                    file = picture(run, step)
                     with suppress(NotDrawn), trainer.averaged():
-                        save_preview(family, dataset, file, watched)
+                        save_preview(family, dataset, file, Watched(file, stops, say))
                     if stops and not saves:
                         checkpoint(family, trainer, run, step)
                 if stops:
                     raise Interrupted(
                         f"stopped at step {step} of {total}; go on with --resume"
                         if step < total
-                        else f"stopped after all {total} steps; they are saved"
+                        else THROUGH.format(total)
                     )
                 if phase_ends:
                     break
     accelerator.wait_for_everyone()  # for the last checkpoint, which one process writes
     accelerator.end_training()
     return find_checkpoint(run.out)
+
+
+def picture(run: Run, step: int) -> Path:
+    """Where the picture of a step is."""
+    return run.out / "previews" / f"{step:08d}.png"
 
 
 class Watched:

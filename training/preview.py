@@ -44,6 +44,6 @@ def save_preview(
     if family.condition is not None and condition is not None:
         samples = under(family.condition, condition.cpu().numpy(), samples)
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}")
+    aside = file.with_name(f".writing{file.suffix}")  # one name: what a kill leaves, the next one replaces
     contact_sheet(samples).save(aside)
     aside.replace(file)

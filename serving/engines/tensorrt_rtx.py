@@ -11,6 +11,7 @@ from serving.bundle import Bundle
 from serving.engines.compatibility import check_capability
 from serving.engines.device import Device
 from serving.engines.tensorrt import TensorRTEngine
+from serving.user import cache_folder
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -64,8 +65,7 @@ class TensorRTForRTXEngine(TensorRTEngine):
 
 
 def cache_file(digest: str, gpu: str) -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgen"
-    return folder / f"{re.sub('[^a-z0-9]+', '-', gpu.lower())}-{digest[:16]}.kernels"
+    return cache_folder() / f"{re.sub('[^a-z0-9]+', '-', gpu.lower())}-{digest[:16]}.kernels"
 
 
 def keep(file: Path, cache: Any) -> None:

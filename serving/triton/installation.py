@@ -3,11 +3,9 @@
 import importlib.util
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from serving.triton.errors import ServerError
+from serving.user import cache_folder
 
 PACKAGES = Path(__file__).resolve().parents[2]
 STUB = "triton_python_backend_stub"
@@ -76,7 +75,10 @@ def _backend_directory(wheel: Path) -> tuple[Path, Path]:
     if not stub.exists():
         known = ", ".join(sorted(folder.parent.name for folder in wheel.glob(f"python_backend_stubs/*/{STUB}")))
         raise ServerError(f"nvidia-pytriton runs models under Python {known}, and this is Python {version}")
-    cache = _cache()
+    try:
+        cache = cache_folder()
+    except OSError as error:
+        raise ServerError(str(error)) from None
     directory = cache / f"triton-{sha256(str(stub).encode()).hexdigest()[:16]}"
     if not directory.exists():
         unfinished = cache / f".{directory.name}-{uuid.uuid4().hex}"
@@ -88,25 +90,8 @@ def _backend_directory(wheel: Path) -> tuple[Path, Path]:
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             if not directory.exists():  # else another launch was quicker
-                raise ServerError(f"cannot write {directory}: {error.strerror}; set XDG_CACHE_HOME") from None
+                raise ServerError(f"cannot write {directory}: {error.strerror or error}; set XDG_CACHE_HOME") from None
     return stub, directory
-
-
-def _cache() -> Path:
-    """Where the user keeps what can be made again; below /tmp for a user without a home, as in many containers."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "medgen"
-    try:
-        return Path.home() / ".cache" / "medgen"
-    except RuntimeError:  # neither HOME nor an entry in the list of users
-        pass
-    folder = Path(tempfile.gettempdir()) / f"medgen-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    # Programs are started from there, and anyone may have made it.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise ServerError(f"{folder} is not a folder that you alone can write to; set XDG_CACHE_HOME to one that is")
-    return folder
 
 
 def _check_libraries(program: Path, environment: Mapping[str, str]) -> None:

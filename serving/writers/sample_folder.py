@@ -4,15 +4,15 @@ import dataclasses
 import json
 import os
 import re
-import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.folders import Busy, check_place, recover, replacing
 from serving.sample_set import Samples
 from serving.writers.nifti import write_nifti
 from serving.writers.pictures import contact_sheet, drawings
@@ -34,8 +34,11 @@ def check_destination(folder: Path, replace: bool = False) -> None:
         folder = folder.resolve()
         if folder.is_dir() and os.path.ismount(folder):
             raise FileExistsError(f"{folder} is a mount point, and cannot be replaced: choose a folder in it")
-        _check_is_free(folder, replace)
         _try(folder)
+        recover(folder)
+        _check_is_free(folder, replace)
+    except Busy as error:
+        raise OSError(str(error)) from None
     except ValueError as error:  # a NUL, or what the file system's encoding lacks
         raise OSError(f"{str(folder)!r} cannot be a folder: {error}") from None
 
@@ -52,22 +55,10 @@ def _check_is_free(folder: Path, replace: bool) -> None:
 
 
 def _try(folder: Path) -> None:
-    """Makes what write_samples would make first, and takes it away again."""
-    made: list[Path] = []
     try:
-        unfinished = _unfinished(folder)
-        made = [path for path in (unfinished, *unfinished.parents) if not path.exists()]
-        unfinished.mkdir(parents=True)
+        check_place(folder)
     except OSError as error:
         raise OSError(f"{folder} cannot be written: {error.strerror or error}") from None
-    finally:
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
-
-
-def _unfinished(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}-{os.getpid()}")
 
 
 def _written_names(folder: Path) -> set[str]:
@@ -93,29 +84,42 @@ def write_samples(
     folder = folder.resolve()
     check_destination(folder, replace)
     arrays = _arrays(samples)
-    unfinished = _unfinished(folder)
-    unfinished.mkdir(parents=True)
     try:
-        np.savez(unfinished / "pairs.npz", **arrays)
-        for row, name in enumerate(samples.names):
-            for kind, picture in drawings(samples, row).items():
-                (unfinished / kind).mkdir(exist_ok=True)
-                picture.save(unfinished / kind / f"{name}.png")
-        if drawings(samples, 0):
-            contact_sheet(samples).save(unfinished / SHEET)
-        if nifti:
-            write_nifti(samples, unfinished / NIFTI)
-        record = {
-            "outputs": [dataclasses.asdict(output) for output in samples.outputs],
-            **({"notes": list(notes)} if notes else {}),
-            "files": samples.names,
-            "samples": samples.provenance,
-        }
-        (unfinished / PROVENANCE).write_text(json.dumps(record, indent=1) + "\n")
-        _put_in_place(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        # Not lasting: they are thousands of files, and can be drawn again.
+        with replacing(folder, lasting=False) as (unfinished,):
+            try:
+                _fill(unfinished, samples, arrays, nifti, notes)
+            except OSError as error:  # which may not say where
+                raise OSError(f"{folder} cannot be written: {error.strerror or error}") from error
+            _check_is_free(folder, replace)
+    except Busy as error:
+        raise OSError(str(error)) from None
     return sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+
+
+def _fill(
+    folder: Path, samples: Samples, arrays: Mapping[str, NDArray[Any]], nifti: bool, notes: Sequence[str]
+) -> None:
+    # As np.savez does, which leaves the file to the garbage collector if the disk is full, and that complains.
+    with zipfile.ZipFile(folder / "pairs.npz", "w") as pairs:
+        for name, values in arrays.items():
+            with pairs.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, values, allow_pickle=False)
+    for row, name in enumerate(samples.names):
+        for kind, picture in drawings(samples, row).items():
+            (folder / kind).mkdir(exist_ok=True)
+            picture.save(folder / kind / f"{name}.png")
+    if drawings(samples, 0):
+        contact_sheet(samples).save(folder / SHEET)
+    if nifti:
+        write_nifti(samples, folder / NIFTI)
+    record = {
+        "outputs": [dataclasses.asdict(output) for output in samples.outputs],
+        **({"notes": list(notes)} if notes else {}),
+        "files": samples.names,
+        "samples": samples.provenance,
+    }
+    (folder / PROVENANCE).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _arrays(samples: Samples) -> dict[str, NDArray[Any]]:
@@ -134,17 +138,3 @@ def _arrays(samples: Samples) -> dict[str, NDArray[Any]]:
         twice = next(name for name in names if names.count(name) > 1)
         raise NameClashError(f"two arrays are called {twice!r}, and pairs.npz would hold one of them")
     return named
-
-
-def _put_in_place(unfinished: Path, folder: Path) -> None:
-    replaced = unfinished.with_name(f"{unfinished.name}-replaced")
-    was_there = folder.exists()
-    if was_there:
-        folder.rename(replaced)
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        if was_there:
-            replaced.rename(folder)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from itertools import count
@@ -159,6 +160,27 @@ def test_a_file_is_held_by_one_at_a_time_and_gone_afterwards(tmp_path):
     assert not file.exists()
     with locked(file):
         pass
+
+
+@pytest.mark.usefixtures("file_system")
+@pytest.mark.parametrize("journal", ["", "{", "[]", '{"bundle": 12345}'])
+@pytest.mark.parametrize("there", ["bundle", ".bundle.old", ".bundle.new", None])
+def test_a_journal_that_was_lost_or_copied_from_elsewhere_does_no_harm(tmp_path, journal, there):
+    """Of folders with other inodes; a repository may be copied while it is built."""
+    place = tmp_path / "one" / "bundle"
+    write("old", place)
+    place.with_name(".bundle.journal").write_text(journal)
+    if there:
+        place.rename(place.with_name(there))
+    else:
+        shutil.rmtree(place)
+    recover(place)
+    if there == "bundle" or "12345" in journal:
+        assert held(place) == ["old" if there else None]
+        assert_nothing_else(place)
+    write("new", place)
+    assert held(place) == ["new"]
+    assert_nothing_else(place)
 
 
 def test_recovering_where_nothing_may_be_written_says_so(places, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -222,6 +223,19 @@ def test_samples_are_replaced_only_when_asked(repository: Path, tmp_path: Path) 
     assert serving(*asked, "--count", 2, "--force").exit_code == 0
     assert len(list((out / "masks").iterdir())) == 2
     assert "exists and holds no samples" in refused(*asked[:-1], repository, "--force")
+
+
+def test_sigterm_leaves_the_old_samples_and_nothing_else(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, handler = tmp_path / "samples", signal.getsignal(signal.SIGTERM)
+    asked = ["sample", "--model", "tiny", "--local", "--repository", repository, "--out", out, "--force", "--count"]
+    assert serving(*asked, 3).exit_code == 0
+    monkeypatch.setattr("serving.writers.sample_folder.contact_sheet", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert serving(*asked, 2).exit_code == 128 + signal.SIGTERM
+    assert len(list((out / "masks").iterdir())) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_what_sample_refuses(repository: Path, tmp_path: Path) -> None:

@@ -306,6 +306,14 @@ class TestInterrupt:
         assert find_checkpoint(train.out).name == f"{step:08d}"
         assert not (train.out / "previews").exists()
 
+    def test_a_last_picture_that_is_missing_is_drawn_when_the_run_goes_on(self, train):
+        train()
+        (drawn,) = (train.out / "previews").iterdir()
+        content = drawn.read_bytes()
+        drawn.rename(drawn.with_name(".writing.png"))  # as a kill leaves it
+        train(resume=True)
+        assert {file.name: file.read_bytes() for file in (train.out / "previews").iterdir()} == {drawn.name: content}
+
     def test_how_long_a_picture_takes_is_said_if_it_is_long(self, train, monkeypatch, capsys):
         train()
         assert "drawing" not in capsys.readouterr().out

@@ -118,6 +118,14 @@ class TestFit:
         (tmp_path / "file").touch()
         assert "file/run" in the_line(train(*FIT, "--out", str(tmp_path / "file" / "run")))
 
+    def test_so_is_one_whose_disk_is_full(self, tmp_path, monkeypatch):
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("training.fit.save_preview", full)
+        line = the_line(train(*FIT, "--out", str(tmp_path / "run")))
+        assert f"{tmp_path / 'run'} cannot be written: No space left on device" in line
+
 
 class TestResume:
     @pytest.mark.parametrize(

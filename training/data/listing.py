@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def digest(files: Listing) -> str:
 def write_listing(run: Path, files: Listing) -> None:
     """Keep a listing in a run folder."""
     run.mkdir(parents=True, exist_ok=True)
-    aside = run / f".{NAME}.{os.getpid()}"
+    aside = run / f".{NAME}.writing"
     aside.write_text(json.dumps(files, indent=0) + "\n")
     aside.replace(run / NAME)
 

@@ -4,6 +4,8 @@ import pkgutil
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from serving.user import have_a_name
+
 if TYPE_CHECKING:  # for imports of torch take seconds
     from training.family import Family
 
@@ -21,6 +23,7 @@ def load_family(name: str) -> "type[Family]":
     """
     if name not in family_names():
         raise ValueError(f"model {name!r} is unknown; there are {', '.join(family_names())}")
+    have_a_name()  # MONAI asks for it
     from training.family import Family
 
     module = import_module(f"{__name__}.{name}")

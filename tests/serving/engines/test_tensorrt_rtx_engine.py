@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fake_cuda import FakeCuda, installed
 from fake_engines import FakeRtx, as_tensorrt
+from real_tensorrt_rtx import real_tensorrt_rtx
 from tiny import write_tiny_bundle
 
 from serving.bundle import buckets, load_bundle
@@ -118,7 +119,7 @@ def test_the_cpu_refuses_plans(bundle):
 
 
 def test_the_real_bindings_have_what_is_asked_of_them():
-    real = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+    real = real_tensorrt_rtx()
     for kind, names in {
         real.ICudaEngine: ("create_runtime_config", "create_execution_context", "device_memory_size_v2"),
         real.IRuntimeConfig: (

@@ -1,7 +1,6 @@
 """Paths, users and working directories that are not as one is used to."""
 
 import os
-import stat
 import subprocess
 import sys
 import zipfile
@@ -11,7 +10,6 @@ import pytest
 from live import CHECKOUT, add_model, running
 
 from serving.triton.errors import ServerError
-from serving.triton.installation import _cache
 from serving.triton.log import why_ended
 from serving.triton.served_models import find_models
 
@@ -40,38 +38,6 @@ def test_a_model_whose_name_would_break_the_line_is_refused(tmp_path: Path, name
     assert "its name may have letters, digits and _ - . alone" in passed_over[name]
     with pytest.raises(ServerError, match="cannot be served: its name may have"):
         find_models(tmp_path, [name])
-
-
-def no_home() -> Path:
-    raise RuntimeError("Could not determine home directory.")
-
-
-def test_a_user_without_a_home_has_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("serving.triton.installation.Path.home", no_home)
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    folder = _cache()
-    assert folder == tmp_path / f"medgen-{os.getuid()}"
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert _cache() == folder
-
-
-@pytest.mark.parametrize("trap", ["link", "writable"])
-def test_a_cache_that_others_can_write_to_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
-) -> None:
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("serving.triton.installation.Path.home", no_home)
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    folder = tmp_path / f"medgen-{os.getuid()}"
-    if trap == "link":
-        (tmp_path / "elsewhere").mkdir(mode=0o700)
-        folder.symlink_to(tmp_path / "elsewhere")
-    else:
-        folder.mkdir()
-        folder.chmod(0o777)
-    with pytest.raises(ServerError, match="not a folder that you alone can write to; set XDG_CACHE_HOME"):
-        _cache()
 
 
 def test_a_folder_of_the_same_name_does_not_hide_ours(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
 import json
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -252,20 +251,53 @@ def test_files_are_never_lost(tmp_path: Path) -> None:
 
 
 def test_samples_that_cannot_be_replaced_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
     out = tmp_path / "samples"
     write_samples(pairs(3), out)
-    rename = Path.rename
-
-    def refuse(path: Path, target: Path) -> Path:
-        if target == out and path.name.endswith(str(os.getpid())):
-            raise OSError(5, "Input/output error")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr("serving.folders._forward", refuse)
     with pytest.raises(OSError, match="Input/output"):
         write_samples(pairs(1), out, replace=True)
     assert len(list((out / "images").iterdir())) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["samples"]
+
+
+def test_a_kill_while_samples_are_replaced_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two folders cannot change places at once there is a moment without either."""
+
+    def killed(place: Path, _: int) -> None:
+        if place.exists():
+            place.rename(place.with_name(".samples.old"))
+        raise KeyboardInterrupt
+
+    out = tmp_path / "samples"
+    write_samples(pairs(3), out)
+    with monkeypatch.context() as patch:
+        for step in ("_forward", "_back"):
+            patch.setattr(f"serving.folders.{step}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_samples(pairs(1), out, replace=True)
+    assert not out.exists()
+    with pytest.raises(FileExistsError, match="holds samples already"):
+        check_destination(out)
+    assert len(list((out / "images").iterdir())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
+
+
+def test_two_who_write_to_one_folder_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, refused = tmp_path / "samples", []
+
+    def meanwhile(samples: Samples) -> Image.Image:
+        with pytest.raises(OSError, match="another process is at work in") as refusal:
+            write_samples(pairs(2), out)
+        refused.append(refusal)
+        return contact_sheet(samples)
+
+    monkeypatch.setattr("serving.writers.sample_folder.contact_sheet", meanwhile)
+    write_samples(pairs(3), out)
+    assert len(refused) == 1
+    assert len(list((out / "images").iterdir())) == 3
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +307,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     out = tmp_path / "samples"
     write_samples(pairs(3), out)
     monkeypatch.setattr("serving.writers.sample_folder.contact_sheet", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="samples cannot be written: No space left on device"):
         write_samples(pairs(1), out, replace=True)
     assert len(list((out / "images").iterdir())) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["samples"]

@@ -306,17 +306,22 @@ class TestUniqueNames:
 class TestTable:
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
     @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-    def test_it_may_be_as_a_spreadsheet_writes_it(self, tmp_path, encoding, delimiter):
+    @pytest.mark.parametrize("end", ["\r\n", "\r"])
+    def test_it_may_be_as_a_spreadsheet_writes_it(self, tmp_path, encoding, delimiter, end):
         write_mnms(tmp_path / "A0")
-        text = "External code,Vendor, Name,ED,ES\r\nA0,B,x,2,0\r\n\r\n".replace(",", delimiter)
+        text = "External code,Vendor, Name,ED,ES\r\nA0,B,x,2,0\r\n\r\n".replace(",", delimiter).replace("\r\n", end)
         (tmp_path / TABLE).write_bytes(text.encode(encoding))
         (found,) = mnms.find_recordings(tmp_path, Problems(tmp_path))
         assert found.frames == {"A0_ED": 2, "A0_ES": 0}
 
     def test_one_that_is_missing_is_named(self, tmp_path):
         write_mnms(tmp_path / "Training" / "A0")
-        (tmp_path / "notes.csv").write_text("code,age\n")
-        with pytest.raises(DataError, match=r"no CSV with columns External code, ED and ES; there is notes\.csv"):
+        for name, content in {"notes": b"code,age\n", "binary": bytes(range(256)), "long": b"n" * 200_000}.items():
+            (tmp_path / f"{name}.csv").write_bytes(content)
+        with pytest.raises(
+            DataError,
+            match=r"no CSV with columns External code, ED and ES; there is binary\.csv, long\.csv, notes\.csv",
+        ):
             open_dataset(str(tmp_path), 32)
 
     def test_two_data_sets_in_one_folder_are_named(self, tmp_path):

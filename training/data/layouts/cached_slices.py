@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.user import cache_folder
 from training.data.layouts.recording import Recording
 from training.data.layouts.stacks import read_stacks
 from training.data.preparation.resize import Floats
@@ -39,7 +40,7 @@ def prepared_slices(recording: Recording, problems: Problems) -> Slices | None:
     The files are known again by their path, size and time of change. What is kept is written aside and renamed, and
     made anew if it cannot be read.
     """
-    kept = cache_folder() / f"{recording.patient}-{_key(recording)}.npz"
+    kept = cache_folder() / "hearts" / f"{recording.patient}-{_key(recording)}.npz"
     if slices := _read(kept):
         return slices
     stacks = read_stacks(recording, problems)
@@ -59,11 +60,6 @@ def prepared_slices(recording: Recording, problems: Problems) -> Slices | None:
         )
         _write(kept, slices)
     return slices
-
-
-def cache_folder() -> Path:
-    """``medgen/hearts`` in XDG_CACHE_HOME or ~/.cache; it may be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgen" / "hearts"
 
 
 def _key(recording: Recording) -> str:

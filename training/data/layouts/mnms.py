@@ -69,11 +69,14 @@ def _rows_by_code(table: Path, problems: Problems) -> dict[str, list[dict[str, s
 
 
 def _lines(table: Path) -> list[list[str]]:
-    """The cells of a CSV in UTF-8 or UTF-16 with whichever delimiter; the first line's are names without spaces."""
+    """The cells of a CSV in UTF-8 or UTF-16, whatever the delimiter; the first line's are names without spaces."""
     content = table.read_bytes()
     text = content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig", errors="replace")
-    text = text.replace("\0", "")  # of UTF-16 that does not say so
+    text = io.StringIO(text.replace("\0", ""), newline=None).read()  # NULs of UTF-16 that does not say so
     first = text.partition("\n")[0]
-    lines = list(csv.reader(io.StringIO(text), delimiter=max(DELIMITERS, key=first.count)))
+    try:
+        lines = list(csv.reader(io.StringIO(text), delimiter=max(DELIMITERS, key=first.count)))
+    except csv.Error:  # some other file of that name
+        return [[]]
     names = [name.replace(" ", "").lower() for name in lines[0]] if lines else []
     return [names, *filter(None, lines[1:])]
