@@ -118,9 +118,13 @@ def test_a_process_that_dies_as_soon_as_it_is_there_is_known(
         if nonce == 2:
             server.is_stopping, server.exit = True, -15
 
+    def sleep(_: float) -> None:
+        nonlocal looks
+        looks = iter([])
+
     monkeypatch.setattr(server, "replace_processes", replace)
+    monkeypatch.setattr("serving.triton.keeper.time.sleep", sleep)
     monkeypatch.setattr("serving.triton.keeper.FIRST_PAUSE", 0.0)
-    monkeypatch.setattr("serving.triton.keeper.POLL_SECONDS", 0.001)
     monkeypatch.setattr(
         "serving.triton.keeper.children", lambda _: [next(looks, Process(7 + len(replaced), 1, 1, "Z"))]
     )
