@@ -1,6 +1,7 @@
 """Building, listing and checking a chain: its stages together, or none of them."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -267,8 +268,23 @@ def test_a_broken_chain_is_no_matter_to_others(repository: Path) -> None:
     assert "cmr_ddpm" in misused("build", "--model", "hurts", "--repository", repository)
 
 
+def state_of(repository: Path) -> str:
+    """What `list` has in the last column of the chain."""
+    (line,) = re.findall(r"^cmr_ddpm  +cmr_mask, cmr_ddpm_image  (.*)$", run("list", "--repository", repository), re.M)
+    return str(line).strip()
+
+
+def test_a_chain_is_not_all_built_whose_stages_are_broken(repository: Path) -> None:
+    assert state_of(repository) == "all built"
+    (bundle_folder(repository, "cmr_ddpm_image") / "step.onnx").unlink()
+    assert state_of(repository) == "cmr_ddpm_image is broken"
+    shutil.rmtree(bundle_folder(repository, "cmr_mask"))
+    assert state_of(repository) == "cmr_mask is not built"
+
+
 def test_a_chain_of_bundles_that_do_not_fit_is_not_verified(repository: Path) -> None:
     manifest = bundle_folder(repository, "cmr_mask") / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"RV"', '"RV", "scar"'))
     seal(manifest.parent)
     assert "of 5 classes; cmr_ddpm_image needs" in refused("verify", "cmr_ddpm", "--repository", repository)
+    assert state_of(repository) == "they do not fit"
