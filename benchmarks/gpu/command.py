@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from benchmarks.gpu import kernel_timing, trajectory_timing
-from benchmarks.gpu.contenders import WAYS
-from benchmarks.gpu.kernel_shapes import KERNELS
+# Here and above, nothing that takes long: commands import what they need when they run.
+from benchmarks.gpu.options import BATCHES, KERNELS, PRECISIONS, SIZES, WAYS
 from benchmarks.tables import wide_console
-from kernels.language import INSTALLED
 
 RESULTS = Path(__file__).parents[1] / "results"
 ROW_KEYS = {
@@ -31,7 +28,7 @@ KERNELS_SHARE = 1 / 3  # of the time, where trajectories come after them
     "--size",
     multiple=True,
     type=click.IntRange(32),
-    default=trajectory_timing.SIZES,
+    default=SIZES,
     show_default=True,
     help="Of the images. May be repeated.",
 )
@@ -39,15 +36,15 @@ KERNELS_SHARE = 1 / 3  # of the time, where trajectories come after them
     "--batch",
     multiple=True,
     type=click.IntRange(1),
-    default=trajectory_timing.BATCHES,
+    default=BATCHES,
     show_default=True,
     help="Samples at a time. May be repeated.",
 )
 @click.option(
     "--precision",
     multiple=True,
-    type=click.Choice(trajectory_timing.PRECISIONS),
-    default=trajectory_timing.PRECISIONS,
+    type=click.Choice(PRECISIONS),
+    default=PRECISIONS,
     show_default=True,
     help="Of the networks. May be repeated.",
 )
@@ -80,10 +77,15 @@ def gpu(
       python -m benchmarks gpu --only attention
       python -m benchmarks gpu --only medgen-tensorrt --size 512 --precision fp16
     """
+    import torch
+
+    from benchmarks.gpu import kernel_timing, trajectory_timing
+    from kernels import language
+
     if not torch.cuda.is_available():
         click.echo("No GPU that PyTorch can use: nothing was measured.")
         return
-    if not INSTALLED:
+    if not language.INSTALLED:
         click.echo("Triton is not installed, and the kernels need it (pip install triton): nothing was measured.")
         return
     began = time.monotonic()

@@ -352,4 +352,3 @@ WAYS: dict[str, Callable[[Work], Way]] = {
     "medgen-pytorch-channels-last": FusedStepChannelsLast,
     "torch-compile": Compiled,
 }
-YARDSTICK = "diffusers-eager"

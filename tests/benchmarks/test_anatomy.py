@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from benchmarks.__main__ import main
-from benchmarks.quality import command
+from benchmarks.quality import figures
 from benchmarks.quality.anatomy import LV, MYO, RV, faults
 from training.data import open_dataset
 from training.data.classes import HEART, LESION
@@ -84,7 +84,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     masks = [heart(*random.uniform((12, 14, 3), (20, 22, 5))) for _ in range(60)]
     images = [picture(mask, seed) for seed, mask in enumerate(masks)]
     pairs = LoadedPairs([str(k) for k in range(60)], [image * 2 - 1 for image in images], masks, HEART)
-    monkeypatch.setattr(command, "open_dataset", lambda *_, **__: pairs)
+    monkeypatch.setattr(figures, "open_dataset", lambda *_, **__: pairs)
     written = {}
     for name, order in {"following": range(8), "ignoring": [*range(1, 8), 0]}.items():
         written[name] = tmp_path / name
@@ -170,7 +170,7 @@ def test_samples_of_two_sizes_are_refused(folders, tmp_path):
 
 
 def test_phantom_hearts_stand_in_for_real_ones(folders, monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "open_dataset", open_dataset)
+    monkeypatch.setattr(figures, "open_dataset", open_dataset)
     run(folders["following"], "--data", "phantom:24", "--epochs", 1, "--json", tmp_path / "figures.json")
     learnt, held_out, _ = json.loads((tmp_path / "figures.json").read_text())
     assert (learnt["name"], held_out["name"]) == ("phantoms, trained on", "phantoms, held out")
@@ -180,7 +180,7 @@ def test_phantom_hearts_stand_in_for_real_ones(folders, monkeypatch, tmp_path):
 
 def test_data_without_hearts_are_refused(folders, monkeypatch):
     lesions = LoadedPairs(["a"], [np.zeros((SIZE, SIZE), np.float32)], [heart() * 0], LESION)
-    monkeypatch.setattr(command, "open_dataset", lambda *_, **__: lesions)
+    monkeypatch.setattr(figures, "open_dataset", lambda *_, **__: lesions)
     result = CliRunner().invoke(main, ["anatomy", str(folders["following"]), "--data", "mias"])
     assert result.exit_code == 1
     assert "--data is mias, which shows no hearts; ACDC, M&Ms or 'phantom' is needed" in result.stderr

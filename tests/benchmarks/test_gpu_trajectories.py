@@ -16,7 +16,7 @@ from fake_tensorrt import tensorrt_recorded
 from tiny_pig import SIZE, tiny_pig
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu import command, contenders, trajectory_timing
+from benchmarks.gpu import command, contenders, kernel_timing, options, trajectory_timing
 from benchmarks.gpu.contenders import (
     WAYS,
     Captured,
@@ -76,7 +76,7 @@ def work(precision="fp32", deadline=None):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("precision", trajectory_timing.PRECISIONS)
+@pytest.mark.parametrize("precision", options.PRECISIONS)
 def test_all_ways_draw_the_same(precision, engines, on_cpu):
     expected = trajectory_timing.host(Diffusers(work()).run())
     served = [] if precision == "bf16" else [Served, ServedByTensorRT]  # no CPU runs bf16 graphs
@@ -321,7 +321,11 @@ def test_a_share_that_does_not_stand_out_is_not_said():
 def test_the_most_telling_groups_come_first():
     groups = trajectory_timing.groups((512, 256), (1, 16), ("fp16", "fp32"))
     assert groups[:3] == [(512, 1, "fp16"), (512, 16, "fp16"), (256, 1, "fp16")]
-    assert trajectory_timing.PRECISIONS[-1] == "bf16"
+    assert options.PRECISIONS[-1] == "bf16"
+
+
+def test_every_way_can_be_asked_for():
+    assert tuple(WAYS) == options.WAYS
 
 
 @pytest.mark.usefixtures("tiny")
@@ -428,12 +432,12 @@ def test_kernels_leave_time_for_trajectories(monkeypatch, tmp_path, only, share)
     deadlines = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
-    monkeypatch.setattr(command, "INSTALLED", True)
+    monkeypatch.setattr("kernels.language.INSTALLED", True)
     monkeypatch.setattr(command.time, "monotonic", lambda: 1000.0)
-    monkeypatch.setattr(command.kernel_timing, "measure_all", kernels_until)
+    monkeypatch.setattr(kernel_timing, "measure_all", kernels_until)
     monkeypatch.setattr(trajectory_timing, "measure_all", trajectories_until)
-    options = [word for name in only for word in ("--only", name)]
-    result = CliRunner().invoke(command.gpu, [*options, "--minutes", "9", "--out", str(tmp_path / "gpu.json")])
+    chosen = [word for name in only for word in ("--only", name)]
+    result = CliRunner().invoke(command.gpu, [*chosen, "--minutes", "9", "--out", str(tmp_path / "gpu.json")])
     assert result.exit_code == 0, result.output
     assert deadlines == [1000 + 540 * share, *([] if only else [1540])]
 
@@ -447,11 +451,11 @@ def test_what_was_measured_before_stays_in_the_file(monkeypatch, tmp_path):
     out.write_text(json.dumps({"gpu": "NVIDIA Test", "kernels": [kernel], "trajectories": [eager, other]}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
-    monkeypatch.setattr(command, "INSTALLED", True)
+    monkeypatch.setattr("kernels.language.INSTALLED", True)
     monkeypatch.setattr(torch, "device", lambda name: CPU)
 
-    options = ["--only", "diffusers-eager", "--size", "32", "--batch", "1", "--precision", "fp32", "--out", str(out)]
-    result = CliRunner().invoke(command.gpu, options)
+    chosen = ["--only", "diffusers-eager", "--size", "32", "--batch", "1", "--precision", "fp32", "--out", str(out)]
+    result = CliRunner().invoke(command.gpu, chosen)
 
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())

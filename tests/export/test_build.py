@@ -359,12 +359,3 @@ class TestCommands:
             command = [sys.executable, "-m", "export", "inspect", str(built.folder)]
             result = subprocess.run(command, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
         assert result.stderr == ""
-
-
-@pytest.mark.parametrize("arguments", [["export", "build", "--help"], ["training", "fit", "--help"]])
-def test_help_does_not_wait_for_torch(arguments):
-    command = [sys.executable, "-X", "importtime", "-m", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--help" in result.stdout
-    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert not imported & {"torch", "onnx", "onnxruntime", "diffusers"}
