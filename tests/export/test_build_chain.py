@@ -150,6 +150,24 @@ class TestShipped:
         shutil.rmtree(repository / "cmr_ddpm_image")
         assert f"is built from {shipped}" in build(repository)
 
+    def test_a_bundle_of_an_older_medgen_is_built_anew_if_it_was_built_from_it(
+        self, repository: Path, shipped: Path, tmp_path: Path
+    ) -> None:
+        manifest = bundle_folder(repository, "cmr_ddpm_image") / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"schema": 3', '"schema": 2'))
+        seal(manifest.parent)
+        assert f"is built from {shipped}" in build(repository)
+        assert load_bundle(manifest.parent).manifest.model == "cmr_ddpm_image"
+
+        manifest.write_text(
+            manifest.read_text().replace('"schema": 3', '"schema": 2').replace('"digest": "', '"digest": "f')
+        )
+        before = contents(repository)
+        said = build(repository, say=refused)
+        assert f"{manifest.parent}: manifest.json: schema is 2; this version of medgen reads schema 3" in said
+        assert f"python -m export build --model cmr_ddpm_image --repository {repository} (and --checkpoint RUN" in said
+        assert contents(repository) == before
+
     def test_it_is_not_mixed_with_a_stage_of_other_data(
         self, repository: Path, checkpoints: dict[str, Path], tmp_path: Path
     ) -> None:
