@@ -11,6 +11,7 @@ from export.options import BF16_OPSET, COMPATIBILITY, OPSET, TARGETS, TOLERANCES
 from serving.bundle import MAX_BATCH, REPOSITORY, BundleError
 from serving.engines import EngineError
 from serving.folders import Busy
+from serving.progress import NowAndThen
 from serving.signals import terminated_as_interrupted
 from training import CheckpointError
 from training.models import family_names
@@ -106,13 +107,15 @@ def build_command(
     plan = PlanOptions(workspace, hardware_compatibility)
     options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
-    console = Console(stderr=True)
+    console, piped = Console(stderr=True), NowAndThen()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def show(line: str, done: int = 0, total: int | None = None) -> None:
             for task in bar.task_ids:
                 bar.remove_task(task)
             bar.add_task(line, total=total, completed=done)
+            if not console.is_terminal:
+                piped(line)
 
         if chain := chain_named(model, repository):
             stages = build_chain(chain, checkpoints, repository, options, show)
