@@ -45,12 +45,14 @@ class Commands(click.Group):
 
 
 def known_model(context: click.Context, _: click.Parameter, model: str) -> str:
-    from export.chain import find_chain, find_chains
+    if model in family_names():
+        return model
+    from export.chain import check_known
 
-    repository = context.params["repository"]
-    if model not in family_names() and not find_chain(repository, model):
-        allowed = ", ".join(map(repr, [*family_names(), *find_chains(repository)[0]]))
-        raise click.BadParameter(f"{model!r} is neither a model family nor a chain; allowed are {allowed}")
+    try:
+        check_known(context.params["repository"], model)
+    except BuildError as error:
+        raise click.BadParameter(str(error)) from None
     return model
 
 

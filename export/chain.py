@@ -52,6 +52,13 @@ def find_chains(repository: Path) -> tuple[dict[str, Chain], dict[str, ChainErro
     return chains, broken
 
 
+def check_known(repository: Path, model: str) -> None:
+    """Raises BuildError, with the names there are, if it is neither a model family nor a chain."""
+    if model not in family_names() and not find_chain(repository, model):
+        allowed = ", ".join(map(repr, [*family_names(), *find_chains(repository)[0]]))
+        raise BuildError(f"{model!r} is neither a model family nor a chain; allowed are {allowed}")
+
+
 def by_model(checkpoints: Iterable[Path], models: Sequence[str]) -> dict[str, Path]:
     """Checkpoints by the names of their models, which they know themselves.
 

@@ -97,6 +97,12 @@ def test_what_cannot_be_measured_is_refused_by_name(built, case_of, tmp_path, mo
     assert all(word in result.output for word in words), result.output
 
 
+def test_what_is_no_model_is_not_told_to_be_built(tmp_path):
+    result = CliRunner().invoke(latency, ["--model=gan", f"--repository={tmp_path}"])
+    assert "'gan' is neither a model family nor a chain; allowed are" in result.output
+    assert "'cmr_flow'" in result.output
+
+
 def test_a_missing_package_stops_its_own_command_alone(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "monai.losses", None)
     monkeypatch.delitem(sys.modules, "benchmarks.quality.figures", raising=False)
