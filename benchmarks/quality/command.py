@@ -37,12 +37,16 @@ def anatomy(samples: tuple[Path, ...], data: str, epochs: int, json_file: Path |
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table("", box=box.SIMPLE)
-    structures = rows[0]["dice"]
-    for heading in ("valid", *(f"{what} {name}" for what in ("brightness", "Dice") for name in structures)):
-        table.add_column(heading, justify="right")
+    """Fits 80 columns; names of folders that are too long go on in the next line."""
+    structures = ", ".join(rows[0]["dice"])
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("", overflow="fold")
+    for heading in ("valid", f"brightness\n{structures}", f"Dice\n{structures}"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        values = [value for what in ("brightness", "dice") for value in row[what].values()]
-        shown = ["-" if value is None else f"{value:.3f}" for value in values]
+        shown = [
+            ", ".join(f"{'-':>5}" if value is None else f"{value:.3f}" for value in row[what].values())
+            for what in ("brightness", "dice")
+        ]
         table.add_row(row["name"], f"{row['valid']} of {row['count']}", *shown)
     wide_console().print(table)

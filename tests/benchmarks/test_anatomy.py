@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from rich.console import Console
 
 from benchmarks.__main__ import main
-from benchmarks.quality import figures
+from benchmarks.quality import command, figures
 from benchmarks.quality.anatomy import LV, MYO, RV, faults
 from training.data import open_dataset
 from training.data.classes import HEART, LESION
@@ -184,3 +185,13 @@ def test_data_without_hearts_are_refused(folders, monkeypatch):
     result = CliRunner().invoke(main, ["anatomy", str(folders["following"]), "--data", "mias"])
     assert result.exit_code == 1
     assert "--data is mias, which shows no hearts; ACDC, M&Ms or 'phantom' is needed" in result.stderr
+
+
+def test_the_table_fits_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(command, "wide_console", lambda: Console(width=80))
+    values = {"LV": 0.7, "MYO": 0.3, "RV": None}
+    row = {"name": "samples/hearts/of/a/long/name", "valid": 512, "count": 512, "brightness": values, "dice": values}
+    command.print_table([row])
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert shown.count("512 of 512  0.700, 0.300,     -  0.700, 0.300,     -") == 1
