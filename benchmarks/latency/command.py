@@ -146,7 +146,7 @@ def describe_device(threads: int) -> str:
 
 def print_table(console: Console, case: Case, device: str, rows: list[Figures]) -> None:
     title = f"{', '.join(map(str, case.stages))}; batch {case.batch}; {device}"
-    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=box.SIMPLE, padding=0)
     table.add_column("", no_wrap=True)
     for heading in ("s/sample", "p95", "vs eager", "networks", "peak MiB", "max diff"):
         table.add_column(heading, justify="right", no_wrap=True)

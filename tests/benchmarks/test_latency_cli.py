@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 import benchmarks.__main__ as program
-from benchmarks.latency.command import Progressing, latency
-from benchmarks.latency.contenders import PAPER
+from benchmarks.latency.command import Progressing, latency, print_table
+from benchmarks.latency.contenders import PAPER, ROWS
+from benchmarks.latency.timing import Figures
 
 CHECKOUT = Path(__file__).parents[2]
 FEW = ["pytorch-eager", "medgen"]
@@ -111,6 +112,15 @@ def test_a_missing_package_stops_its_own_command_alone(monkeypatch, tmp_path):
     refused = CliRunner().invoke(program.main, ["anatomy", str(tmp_path), "--data", "phantom"])
     assert refused.exit_code == 1
     assert "anatomy needs the package monai.losses, which is not installed" in refused.output
+
+
+def test_the_table_fits_a_terminal(case_of, capsys):
+    figures = {"seconds_per_sample": 9.8765, "p95": 9.8765, "ratio_to_eager": 10.25, "network_share": 0.998}
+    rows = [Figures(name, 20, **figures, peak_memory_mib=1234.0, max_difference=1e-6) for name in ROWS]
+    print_table(Console(width=80), case_of("pig"), "a CPU", rows)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert shown.count("9.8765 9.8765   10.25x    99.8%     1234  1.0e-06") == len(ROWS)
 
 
 def test_a_pipe_gets_a_line_now_and_then_that_says_how_long_it_will_take(monkeypatch, capsys):
