@@ -156,7 +156,7 @@ def chain_named(name: str, repository: Path) -> Chain | None:
 
 def parity_table(figures: Mapping[str, Any], manifest: Manifest) -> Table:
     table = Table("difference from PyTorch", "tensor", "largest", "tolerance")
-    titles = {"end_to_end": "end to end", "onnx": "end to end, from ONNX Runtime"}
+    titles = {"end_to_end": "end to end", "onnx": "end to end, from ONNX Runtime", "batches": "end to end, any batch"}
     for kind, name, difference, limit in limited(figures, Tolerance(**manifest.parity["tolerance"]), manifest):
         table.add_row(titles.get(kind, kind), name, f"{difference:.1e}", f"{limit:.0e}")
     return table

@@ -95,6 +95,7 @@ def gpu(
         "cuda": torch.version.cuda,
     }
     out = out or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', report['gpu'].lower())}.json"
+    refuse_another_gpus(out, report["gpu"])
     ways = [name for name in WAYS if not only or name in only]
     if chosen := [name for name in KERNELS if not only or name in only]:
         report |= kernel_timing.measure_all(chosen, began + 60 * minutes * (KERNELS_SHARE if ways else 1))
@@ -117,6 +118,13 @@ def gpu(
     click.echo(f"Written to {out}.")
     if wrong := [row for rows in ROW_KEYS for row in report.get(rows, []) if row["wrong"]]:
         raise click.ClickException(f"{len(wrong)} rows are further from the reference than their type allows.")
+
+
+def refuse_another_gpus(out: Path, gpu: str) -> None:
+    """Raises ClickException for a file whose rows, which stay, are of another GPU."""
+    before = json.loads(out.read_text()).get("gpu", gpu) if out.is_file() else gpu
+    if before != gpu:
+        raise click.ClickException(f"{out} has the figures of {before}, and here is {gpu}: give another --out")
 
 
 def write(report: dict[str, Any], out: Path) -> None:

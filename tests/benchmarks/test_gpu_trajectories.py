@@ -6,12 +6,13 @@ import math
 import sys
 import time
 from functools import cache
+from types import SimpleNamespace
 
 import fake_engines
 import pytest
 import torch
 from click.testing import CliRunner
-from fake_engines import FakeCudaSession
+from fake_engines import FakeCudaSession, FakeRtx
 from fake_tensorrt import tensorrt_recorded
 from tiny_pig import SIZE, tiny_pig
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,10 +28,12 @@ from benchmarks.gpu.contenders import (
     Parts,
     Served,
     ServedByTensorRT,
+    ServedByTensorRTForRTX,
     ServedByTensorRTUnfused,
     Work,
 )
 from export import BuildError
+from serving.engines import EngineError
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 2, 3
@@ -166,6 +169,27 @@ def test_engines_time_networks_without_the_update(kind, monkeypatch, engines):
 def test_fused_and_unfused_plans_are_ways_of_their_own(engines):
     ServedByTensorRTUnfused(work())
     assert not any(node.domain == "medgen" for model in engines.models for node in model.graph.node)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("capability", [(8, 9), (9, 0)])
+def test_tensorrt_for_rtx_is_a_way_where_it_has_plans_for_the_gpu(engines, monkeypatch, capability):
+    """Where it has none nothing is built for it."""
+
+    def built(graphs, *_):
+        return {f"{name}.plan": graph.SerializeToString() for name, graph in graphs.items()}
+
+    monkeypatch.setattr(contenders, "engine_files", built)
+    fake = FakeRtx(engines.cuda, [BATCH])
+    fake.ComputeCapability = SimpleNamespace(__members__=["SM86", "SM89"])
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+    engines.cuda.capability = capability
+    if capability == (8, 9):
+        assert ServedByTensorRTForRTX(work()).run().shape == work().start.shape
+        return
+    monkeypatch.setattr(contenders, "exported", None)
+    with pytest.raises(EngineError, match=r"capability 8\.6, 8\.9, and here is NVIDIA H200 \(9\.0\)"):
+        ServedByTensorRTForRTX(work())
 
 
 @torch.no_grad()
@@ -416,6 +440,18 @@ def test_what_could_not_be_measured_again_stays_in_the_file(tmp_path):
     again = [key | {"batch": batch, "ms_per_sample": 1.0} for batch in (1, 4)]
     command.write({"trajectories": again}, out)
     assert json.loads(out.read_text())["trajectories"] == again
+
+
+def test_figures_of_two_gpus_are_not_mixed(monkeypatch, tmp_path):
+    out = tmp_path / "gpu.json"
+    out.write_text('{"gpu": "NVIDIA H200"}')
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(command, "INSTALLED", True)
+    result = CliRunner().invoke(command.gpu, ["--out", str(out)])
+    assert result.exit_code == 1
+    assert "has the figures of NVIDIA H200, and here is NVIDIA H100 80GB HBM3: give another --out" in result.output
+    assert out.read_text() == '{"gpu": "NVIDIA H200"}'
 
 
 @pytest.mark.parametrize(("only", "share"), [([], 1 / 3), (["attention"], 1)])
