@@ -1,0 +1,1 @@
+import serving  # noqa: F401  # first: it keeps ONNX Runtime from telling others of our models

@@ -1,56 +1,34 @@
 """``python -m benchmarks``: what samples cost, and what they are worth."""
 
-from importlib import import_module
-
 import click
 
-COMMANDS = {
-    "anatomy": "benchmarks.quality.command:anatomy",
-    "gpu": "benchmarks.gpu.command:gpu",
-    "latency": "benchmarks.latency.command:latency",
-    "load": "benchmarks.load.command:load",
-}
+# Here and in these, nothing that takes long: commands import what they need when they run.
+from benchmarks.gpu.command import gpu
+from benchmarks.latency.command import latency
+from benchmarks.load.command import load
+from benchmarks.quality.command import anatomy
 
 
 class Commands(click.Group):
-    """Imports a command when it is asked for, so that what one needs and is not installed does not stop the others."""
+    """What one command needs and is not installed does not stop the others."""
 
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[name].partition(":")
+    def invoke(self, context: click.Context) -> object:
         try:
-            command = getattr(import_module(module), attribute)
+            return super().invoke(context)
         except ModuleNotFoundError as error:
-            return unavailable(name, str(error.name))
-        assert isinstance(command, click.Command)
-        return command
-
-
-def unavailable(name: str, package: str) -> click.Command:
-    """Stands in for a command whose module cannot be imported, and says why."""
-    reason = f"needs the package {package}, which is not installed"
-
-    def refuse(arguments: tuple[str, ...]) -> None:
-        raise click.ClickException(f"{name} {reason}")
-
-    return click.Command(
-        name,
-        callback=refuse,
-        params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
-        help=f"{reason.capitalize()}.",
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True},
-    )
+            needs = f"{context.invoked_subcommand} needs the package {error.name}, which is not installed"
+            raise click.ClickException(needs) from error
 
 
 @click.group(cls=Commands)
 def main() -> None:
     """Measure what samples cost, beside what one would use instead, and what they are worth."""
 
+
+main.add_command(anatomy)
+main.add_command(gpu)
+main.add_command(latency)
+main.add_command(load)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+import serving  # noqa: F401  # first: it keeps ONNX Runtime from telling others of our models
+
 
 class BuildError(Exception):
     """The bundle was not built; the message says why."""

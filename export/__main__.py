@@ -11,6 +11,7 @@ from export.options import BF16_OPSET, COMPATIBILITY, OPSET, TARGETS, TOLERANCES
 from serving.bundle import MAX_BATCH, REPOSITORY, BundleError
 from serving.engines import EngineError
 from serving.folders import Busy
+from serving.progress import NowAndThen
 from serving.signals import terminated_as_interrupted
 from training import CheckpointError
 from training.models import family_names
@@ -44,12 +45,14 @@ class Commands(click.Group):
 
 
 def known_model(context: click.Context, _: click.Parameter, model: str) -> str:
-    from export.chain import find_chain, find_chains
+    if model in family_names():
+        return model
+    from export.chain import check_known
 
-    repository = context.params["repository"]
-    if model not in family_names() and not find_chain(repository, model):
-        allowed = ", ".join(map(repr, [*family_names(), *find_chains(repository)[0]]))
-        raise click.BadParameter(f"{model!r} is neither a model family nor a chain; allowed are {allowed}")
+    try:
+        check_known(context.params["repository"], model)
+    except BuildError as error:
+        raise click.BadParameter(str(error)) from None
     return model
 
 
@@ -106,13 +109,15 @@ def build_command(
     plan = PlanOptions(workspace, hardware_compatibility)
     options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
-    console = Console(stderr=True)
+    console, piped = Console(stderr=True), NowAndThen()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def show(line: str, done: int = 0, total: int | None = None) -> None:
             for task in bar.task_ids:
                 bar.remove_task(task)
             bar.add_task(line, total=total, completed=done)
+            if not console.is_terminal:
+                piped(line)
 
         if chain := chain_named(model, repository):
             stages = build_chain(chain, checkpoints, repository, options, show)

@@ -17,7 +17,7 @@ import onnxruntime
 from export import BuildError, Progress, silent, tensorrt
 from export.graphs import finish_graph, step_graph
 from export.options import BF16_OPSET, DEFAULTS, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
-from export.parity import BATCH, Figures, compare_engines, measure_parity, seconds_a_step
+from export.parity import BATCH, Figures, compare_batches, compare_engines, measure_parity, seconds_a_step
 from export.precision import DTYPES, widened
 from export.tensorrt_libraries import LIBRARIES
 from serving.bundle import (
@@ -38,7 +38,7 @@ from serving.folders import Busy, replacing
 from training.checkpoint import find_checkpoint, load_checkpoint, unfinished
 from training.family import Family
 
-KINDS = ("random", "step", "end_to_end", "onnx")  # of parity figures; the last is of TensorRT alone
+KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures; TensorRT has one of the last two
 ON_GRAPHS = "Compared in ONNX Runtime, on the graphs that the plans were made from; the plans were not run."
 NO_TF32 = "Compared on a CPU, which has no TF32: these differences are those of float32."
 OWN_FILES = ("config.pbtxt", "1/model.py", "1/.gitkeep")  # of a model in a repository
@@ -115,7 +115,7 @@ def write_compared(
     with compared_engine(bundle, graphs) as engine:
         figures = measure_parity(family, engine, progress, min(BATCH, options.max_batch))
         if options.target == "tensorrt":
-            figures["onnx"] = compare_with_onnx(family, engine, bundle, graphs, progress)
+            figures |= compare_every_batch(family, engine, bundle, graphs, progress)
     check(figures, tolerance, manifest)
     figures["checkpoint"] = str(find_checkpoint(checkpoint).absolute())
     (folder / PARITY).write_text(json.dumps(figures, indent=1) + "\n")
@@ -282,12 +282,18 @@ def open_built(bundle: Bundle) -> StepEngine:
     return engine
 
 
-def compare_with_onnx(
+def compare_every_batch(
     family: Family, engine: StepEngine, bundle: Bundle, graphs: Mapping[str, onnx.ModelProto], progress: Progress
-) -> Figures:
-    """How far a bundle's plans are from ONNX Runtime on the graphs they were made from, see ``compare_engines``."""
+) -> dict[str, Figures]:
+    """How far a bundle's plans are from ONNX Runtime on the graphs they were made from, as "onnx".
+
+    Or, as "batches", from PyTorch, which where a network cuts at a threshold can decide as they do.
+    """
+    batches = bundle.manifest.target["buckets"]
+    if family.has_threshold:
+        return {"batches": compare_batches(family, engine, batches, progress)}
     with on_onnx_runtime(bundle, graphs) as reference:
-        return compare_engines(family, engine, reference, bundle.manifest.target["buckets"], progress)
+        return {"onnx": compare_engines(family, engine, reference, batches, progress)}
 
 
 def check(figures: Figures, tolerance: Tolerance, manifest: Manifest) -> None:

@@ -8,7 +8,17 @@ from typing import NamedTuple
 from export import BuildError, Progress, silent
 from export.build import build_all, prepare_repository, refuse_unfinished
 from export.options import Options
-from serving.bundle import REPOSITORY, Bundle, Manifest, bundle_folder, load_bundle
+from serving.bundle import (
+    MANIFEST,
+    REPOSITORY,
+    Bundle,
+    BundleError,
+    Manifest,
+    bundle_folder,
+    file_digest,
+    load_bundle,
+    read_json,
+)
 from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
 from serving.folders import recover
 from training.checkpoint import CheckpointError, find_checkpoint, read_config, shipped_checkpoint
@@ -42,6 +52,13 @@ def find_chains(repository: Path) -> tuple[dict[str, Chain], dict[str, ChainErro
     return chains, broken
 
 
+def check_known(repository: Path, model: str) -> None:
+    """Raises BuildError, with the names there are, if it is neither a model family nor a chain."""
+    if model not in family_names() and not find_chain(repository, model):
+        allowed = ", ".join(map(repr, [*family_names(), *find_chains(repository)[0]]))
+        raise BuildError(f"{model!r} is neither a model family nor a chain; allowed are {allowed}")
+
+
 def by_model(checkpoints: Iterable[Path], models: Sequence[str]) -> dict[str, Path]:
     """Checkpoints by the names of their models, which they know themselves.
 
@@ -70,12 +87,14 @@ def build_chain(
     """Build the stages whose checkpoints are given, all or none of them, and keep the others.
 
     A stage that has neither a checkpoint nor a bundle gets the checkpoint that medgen ships, if it ships one and the
-    other stages have learnt phantoms too. The repository gets the chain's own folder.
+    other stages have learnt phantoms too; so does one whose bundle is broken, if it was built from that checkpoint. The
+    repository gets the chain's own folder.
 
     Raises:
         BuildError: a stage has nothing to be built from, or a checkpoint is of no stage; and as ``build`` does.
         ChainError: a stage draws masks of another size or other classes than the next one takes.
-        BundleError: a bundle that would be kept is broken.
+        BundleError: a bundle that would be kept is broken, or of an older medgen, and was not built from what medgen
+            ships.
         CheckpointError, EngineError, OSError: as ``build`` does.
     """
     models = [stage.model for stage in chain.stages]
@@ -87,7 +106,13 @@ def build_chain(
         folder = bundle_folder(repository, model)
         recover(folder)
         if folder.exists():
-            kept[model] = load_bundle(folder)
+            try:
+                kept[model] = load_bundle(folder)
+            except BundleError:
+                if (shipped := _built_from_shipped(folder, model)) is None:
+                    raise
+                given[model] = shipped  # as it was: nothing is lost
+                continue
             refuse_unfinished(f"{folder} was", kept[model].manifest.checkpoint.get("unfinished"), options)
     learnt = {model: read_config(find_checkpoint(checkpoint)).get("data") for model, checkpoint in given.items()}
     learnt |= {model: bundle.manifest.checkpoint.get("data") for model, bundle in kept.items()}
@@ -100,6 +125,16 @@ def build_chain(
     built = build_all(wanted, repository, options, progress, fit)
     prepare_repository(repository, chain.model)
     return [Built(built[model], given[model]) if model in built else Built(kept[model], None) for model in models]
+
+
+def _built_from_shipped(folder: Path, model: str) -> Path | None:
+    """The checkpoint that medgen ships, if a bundle that is of no use any more was built from that."""
+    try:
+        shipped = shipped_checkpoint(model)
+        digest = read_json((folder / MANIFEST).read_bytes())["checkpoint"]["digest"]
+        return shipped if digest == file_digest(shipped / "model.safetensors") else None
+    except (CheckpointError, KeyError, OSError, TypeError, ValueError):
+        return None
 
 
 def _shipped(chain: Chain, model: str, learnt: Mapping[str, object]) -> Path:

@@ -27,7 +27,7 @@ class Tolerance:
     state: float | None = None
 
     def of(self, kind: str, name: str, masks: Collection[str]) -> float:
-        """The limit of one figure, "random", "step", "end_to_end" or "onnx", of a tensor; ``masks`` names outputs."""
+        """The limit of one of ``build.KINDS`` of figures, of a tensor; ``masks`` names outputs."""
         if kind in ("random", "step"):
             return self.step
         limit = self.state if name == "state" else self.mask if name in masks else self.end_to_end

@@ -83,11 +83,14 @@ def compare_trajectory(
 
     ends = engine.generate(whole_trajectory(table, noises, condition, np.arange(batch)))
     if family.has_threshold:
-        state = decided_by_the_engine(family, engine, table, noises, condition)
-    names = [output.name for output in family.outputs]
-    expected = dict(zip(names, run(family.finish, state, condition), strict=True))
-    end_to_end = compare_ends(family, ends, (state, expected))
+        state = decided_by_the_engine(family, engine, table, noises, condition, np.arange(batch))
+    end_to_end = compare_ends(family, ends, (state, finished(family, state, condition)))
     return {"solver": solver, "steps": steps, "end_to_end": end_to_end, "rows": rows}
+
+
+def finished(family: Family, state: Float32, condition: NDArray[np.uint8] | None) -> dict[str, NDArray[Any]]:
+    names = [output.name for output in family.outputs]
+    return dict(zip(names, run(family.finish, state, condition), strict=True))
 
 
 def compare_engines(
@@ -95,13 +98,12 @@ def compare_engines(
 ) -> Figures:
     """How far two engines end up from one another, by output as in ``end_to_end``: the worst of any batch size.
 
-    A TensorRT plan has kernels of its own for each batch size, so each draws samples: the reference's, in turn.
+    A TensorRT plan has kernels of its own for each batch size, so each draws samples: the reference's, in turn. It is
+    for families without a threshold, see ``compare_batches``.
     """
     solver, steps = followed(family)[0]
     progress(f"drawing samples with {steps} steps of {solver} on ONNX Runtime")
-    table = solver_table(solver, family.preset.schedule, steps)
-    noises = [stacked_noise(family, number, BATCH) for number in range(len(table) + 1)]
-    condition = random_condition(family, BATCH)
+    table, noises, condition = whole_work(family, solver, steps)
     state, outputs = reference.generate(whole_trajectory(table, noises, condition, np.arange(BATCH)))
     ends = []
     for done, batch in enumerate(batches):
@@ -111,6 +113,34 @@ def compare_engines(
         expected = state[rows], {name: values[rows] for name, values in outputs.items()}
         ends.append(compare_ends(family, got, expected))
     return worst(ends)
+
+
+def compare_batches(family: Family, engine: StepEngine, batches: Sequence[int], progress: Progress = silent) -> Figures:
+    """How far an engine ends up from PyTorch, by output as in ``end_to_end``: the worst of any batch size.
+
+    Where a network cuts at a threshold, another engine's samples would differ in whole regions from these, though both
+    are right, and it cannot be told how to decide. PyTorch can, and decides as the engine does in each batch size.
+    """
+    solver, steps = followed(family)[0]
+    table, noises, condition = whole_work(family, solver, steps)
+    ends = []
+    for done, batch in enumerate(batches):
+        progress(f"comparing a batch of {batch} with PyTorch", done, len(batches))
+        rows = np.arange(batch) % BATCH
+        got = engine.generate(whole_trajectory(table, noises, condition, rows))
+        state = decided_by_the_engine(family, engine, table, noises, condition, rows)
+        outputs = finished(family, state, None if condition is None else condition[: len(state)])
+        ends.append(compare_ends(family, got, (state[rows], {name: values[rows] for name, values in outputs.items()})))
+    return worst(ends)
+
+
+def whole_work(
+    family: Family, solver: str, steps: int
+) -> tuple[NDArray[np.float64], list[Float32], NDArray[np.uint8] | None]:
+    """A solver's table, and noises and a condition for BATCH samples."""
+    table = solver_table(solver, family.preset.schedule, steps)
+    noises = [stacked_noise(family, number, BATCH) for number in range(len(table) + 1)]
+    return table, noises, random_condition(family, BATCH)
 
 
 def seconds_a_step(family: Family, engine: Engine, batch: int) -> float:
@@ -125,7 +155,7 @@ def seconds_a_step(family: Family, engine: Engine, batch: int) -> float:
         began = time.perf_counter()
         engine.generate(trajectory)
         times.append((time.perf_counter() - began) / len(table))
-    return statistics.median(times[1:])  # the first also captures a graph
+    return statistics.median(times[1:])  # the first may take memory
 
 
 def whole_trajectory(
@@ -186,14 +216,21 @@ def decided_by_the_engine(
     table: NDArray[np.float64],
     noises: list[Float32],
     condition: NDArray[np.uint8] | None,
+    rows: NDArray[np.intp],
 ) -> Float32:
-    """PyTorch's last state, if it decides at each row as the engine does on its own way."""
-    ways = [trajectory_inputs(table, noises) for _ in range(2)]
+    """PyTorch's last state, if it decides at each row as the engine does on its own way.
+
+    The engine's batch is these rows of the noises' batch, 0, 1, ... and again from 0 on; each is in PyTorch's once.
+    """
+    once = rows[: rows.max() + 1]
+    ways = [trajectory_inputs(table, [noise[which] for noise in noises]) for which in (once, rows)]
+    few, many = (None if condition is None else condition[which] for which in (once, rows))
     here, there = (next(way) for way in ways)
     while here:
-        outputs = step_in_torch(family, here, condition, engine_estimate(family, engine, there, condition))
+        estimate = engine_estimate(family, engine, there, many)
+        outputs = step_in_torch(family, here, few, None if estimate is None else estimate[: len(once)])
         sample, *history, noise, coeffs = there
-        there = ways[1].send(engine.step(sample, tuple(history), noise, coeffs, condition))
+        there = ways[1].send(engine.step(sample, tuple(history), noise, coeffs, many))
         here = ways[0].send(outputs)
     return outputs[0]
 

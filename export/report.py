@@ -18,7 +18,7 @@ from export.options import Tolerance
 from export.parity import BATCH, measure_parity
 from export.tensorrt_parser import installed_library, read
 from serving.bundle import Bundle, BundleError, Manifest, bundle_folder, load_bundle
-from serving.chain import Chain, check_stages
+from serving.chain import Chain, ChainError, check_stages
 from training.checkpoint import load_checkpoint
 from training.models import family_names
 
@@ -26,29 +26,38 @@ from training.models import family_names
 def print_list(repository: Path) -> None:
     """Tables of the families and the chains, 80 columns wide, and below them what there is to know of some."""
     models, notes = plain_table("model", "bundle", "preset", "default", "engines"), []
-    unfinished = set()
+    manifests: dict[str, Manifest] = {}
+    lacking: dict[str, str] = {}
     for name in family_names():
         folder = bundle_folder(repository, name)
         try:
             bundle = load_bundle(folder)
         except BundleError as error:
-            models.add_row(name, "broken" if folder.exists() else "not built")
+            state = "broken" if folder.exists() else "not built"
+            models.add_row(name, state)
+            lacking[name] = f"{name} is {state}"
             if folder.exists():
                 notes.append(f"{name} is broken: {error}")
             continue
-        manifest = bundle.manifest
+        manifest = manifests[name] = bundle.manifest
         engines = f"{manifest.target['name']} {manifest.precision}"
         models.add_row(name, bundle.digest[:12], manifest.preset, default_sampling(manifest), engines)
         if so_far := manifest.checkpoint.get("unfinished"):
-            unfinished.add(name)
+            lacking[name] = f"{name} is unfinished"
             notes.append(f"{name} is unfinished: trained to {so_far}")
     chains = plain_table("chain", "stages", "bundles")
     found, broken = find_chains(repository)
     for name, chain in found.items():
         stages = [stage.model for stage in chain.stages]
-        missing = [f"{stage} is not built" for stage in stages if not bundle_folder(repository, stage).exists()]
-        lacking = [*missing, *(f"{stage} is unfinished" for stage in stages if stage in unfinished), "all built"]
-        chains.add_row(name, ", ".join(stages), lacking[0])
+        states = [lacking.get(stage, f"{stage} is unknown") for stage in stages if stage not in manifests]
+        states += [lacking[stage] for stage in stages if stage in manifests and stage in lacking]
+        if manifests.keys() >= {*stages}:
+            try:
+                check_stages(chain, manifests)
+            except ChainError as error:
+                states.insert(0, "they do not fit")
+                notes.append(str(error))
+        chains.add_row(name, ", ".join(stages), (*states, "all built")[0])
     for name, reason in broken.items():
         chains.add_row(name, "", "broken")
         notes.append(f"{name} is broken: {reason}")
@@ -147,7 +156,7 @@ def chain_named(name: str, repository: Path) -> Chain | None:
 
 def parity_table(figures: Mapping[str, Any], manifest: Manifest) -> Table:
     table = Table("difference from PyTorch", "tensor", "largest", "tolerance")
-    titles = {"end_to_end": "end to end", "onnx": "end to end, from ONNX Runtime"}
+    titles = {"end_to_end": "end to end", "onnx": "end to end, from ONNX Runtime", "batches": "end to end, any batch"}
     for kind, name, difference, limit in limited(figures, Tolerance(**manifest.parity["tolerance"]), manifest):
         table.add_row(titles.get(kind, kind), name, f"{difference:.1e}", f"{limit:.0e}")
     return table

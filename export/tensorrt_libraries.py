@@ -45,6 +45,9 @@ class Library(ABC):
     def check_version(self, version: str) -> None:
         """Raise BuildError for a version that does not do."""
 
+    def check_host(self) -> None:  # noqa: B027
+        """Raise EngineError where the library is not to be started, as it would end the process."""
+
     @abstractmethod
     def describe(self, max_batch: int, hardware_compatibility: str) -> dict[str, Any]:
         """A manifest's target for plans that are built here and now; raises as ``tensorrt.describe_target`` does."""
@@ -88,12 +91,15 @@ class TensorRT(Library):
                 f"TensorRT is {version}; plugins need 10.9 or newer, and not 10.14: pip install -U tensorrt"
             )
 
+    def check_host(self) -> None:
+        check_driver(self.module, self.load().__version__)
+
     def describe(self, max_batch: int, hardware_compatibility: str) -> dict[str, Any]:
-        version = self.load().__version__
+        self.load()
         device = Device()
-        check_driver(self.module, version)
+        self.check_host()
         return {
-            "tensorrt": version,
+            "tensorrt": self.load().__version__,
             "gpu": device.name,
             "compute_capability": ".".join(map(str, device.compute_capability)),
             "driver": driver_version(),

@@ -19,8 +19,12 @@ class Reading:
     """A network that was read from a graph, and what it lives on."""
 
     def __init__(self, library: Library, name: str, graph: onnx.ModelProto) -> None:
-        """Raises BuildError if the library cannot read the graph, called ``name``; it names the nodes."""
+        """Raises BuildError if the library cannot read the graph, called ``name``; it names the nodes.
+
+        EngineError if it cannot start here.
+        """
         module = library.load()
+        library.check_host()
         self.log = make_log(module)
         module.init_libnvinfer_plugins(self.log, "")
         self.builder: trt.Builder = made(lambda: module.Builder(self.log), self.log, library)

@@ -26,11 +26,12 @@ FULL = 132  # programs below which a large GPU is not filled
 
 
 def is_fastest(itemsize: int, length: int, head_dim: int) -> bool:
-    """Whether this kernel is what runs, in PyTorch and as TensorRT's plugin, for elements of so many bytes.
+    """Whether this kernel is what runs in PyTorch for elements of so many bytes, and in TensorRT without its own.
 
     Where it beat PyTorch's scaled_dot_product_attention on an H200 (README.md): heads of 32 or less, of 16-bit
     elements up to a length of 256. With heads of 128, and at a length of 1024 in 16 bits, it lost; heads between 32
-    and 128 were not measured. TensorRT's own attention was not measured beside it.
+    and 128 were not measured. TensorRT's own attention was not measured beside it, and is used where TensorRT
+    has it (``has_native_kernel``).
     """
     return head_dim <= 32 and (itemsize == 4 or length <= 256)
 

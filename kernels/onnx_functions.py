@@ -3,6 +3,7 @@
 A runtime that knows nothing of the domain runs the bodies; TensorRT puts its plugins in the nodes' place.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -64,24 +65,26 @@ def translations() -> dict[Any, Callable[..., Any]]:
 def add_functions(model: onnx.ModelProto) -> dict[str, int]:
     """Give a model exported with `translations` the bodies of its nodes, in place. Returns how many nodes of each.
 
-    Where a plugin is not the fastest, TensorRT is not asked to take it. Attention's body is ONNX's own operator if the
-    model's opset has it and TensorRT has a kernel of it for every node.
+    Attention's body is ONNX's own operator if the model's opset has it and TensorRT has a kernel of it for every node;
+    then, and where our kernel was not the fastest, TensorRT is not asked to take a plugin for it.
     """
-    counts: dict[str, int] = {}
-    native = opset_of(model) >= attention.NATIVE_OPSET
+    nodes = [node for node in model.graph.node if node.domain == DOMAIN]
+    counts = Counter(node.op_type for node in nodes)
     tensors = Tensors(model)
-    for node in model.graph.node:
-        if node.domain != DOMAIN:
-            continue
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-        with_plugin = True
+    sizes = {
+        node.output[0]: (tensors.itemsize(node.input[0]), *tensors.shape(node.input[0]))
+        for node in nodes
+        if node.op_type == "PackedAttention"
+    }
+    native = opset_of(model) >= attention.NATIVE_OPSET and all(
+        attention.has_native_kernel(itemsize, head_dim) for itemsize, *_, head_dim in sizes.values()
+    )
+    for node in nodes:
         if node.op_type == "PackedAttention":
-            _, length, _, _, head_dim = tensors.shape(node.input[0])
-            itemsize = tensors.itemsize(node.input[0])
-            with_plugin = attention.is_fastest(itemsize, length, head_dim)
-            native = native and attention.has_native_kernel(itemsize, head_dim)
-        if with_plugin:
-            node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in PLUGIN.items())
+            itemsize, _, length, *_, head_dim = sizes[node.output[0]]
+            if native or not attention.is_fastest(itemsize, length, head_dim):
+                continue
+        node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in PLUGIN.items())
     own = {"PackedAttention": attention.NATIVE_ONNX_FUNCTION} if native else {}
     add_bodies(model, {name: parsed(own[name], OPSET) if name in own else functions()[name] for name in counts})
     return counts

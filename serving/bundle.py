@@ -206,61 +206,64 @@ def load_bundle(folder: Path | str) -> Bundle:
         recover(folder)
     except (OSError, Busy) as error:
         raise BundleError(f"{folder} was being replaced when that was cut short, and still is: {error}") from None
-    model = folder.parents[1].name if folder.parts[-2:] == ("1", "bundle") else "NAME"
     if not (folder / MANIFEST).exists():
-        raise BundleError(f"no bundle at {folder}; {_build_command(model)}")
-    text = _read(folder / MANIFEST, model)
+        raise BundleError(f"no bundle at {folder}; {_remedy(folder)}")
+    text = _read(folder / MANIFEST)
     try:
         manifest = Manifest.from_json(text)
     except BundleError as error:
-        raise BundleError(f"{folder}: {error}; {_build_command(model)}") from None
-    digests = _sums(folder, manifest.model)
+        raise BundleError(f"{folder}: {error}; {_remedy(folder)}") from None
+    digests = _sums(folder)
     for file, sha256 in digests.items():
-        _check_file(folder / file, sha256, manifest.model)
+        _check_file(folder / file, sha256)
     for file in (MANIFEST, *(engine.file for engine in manifest.engines.values())):
         if file not in digests:
-            raise BundleError(f"{folder / SUMS} does not have {file}; {_build_command(manifest.model)}")
+            raise BundleError(f"{folder / SUMS} does not have {file}; {_remedy(folder)}")
     for engine in manifest.engines.values():
         if digests[engine.file] != engine.sha256:
-            raise BundleError(f"{folder}: {engine.file} is not the file that {MANIFEST} names; {_build_command(model)}")
+            raise BundleError(f"{folder}: {engine.file} is not the file that {MANIFEST} names; {_remedy(folder)}")
     return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
 
 
-def _sums(folder: Path, model: str) -> dict[str, str]:
+def _sums(folder: Path) -> dict[str, str]:
     """The sha256 that each of a bundle's files must have, by its name."""
-    lines = _read(folder / SUMS, model).decode("ascii", "replace").split("\n")
+    lines = _read(folder / SUMS).decode("ascii", "replace").split("\n")
     found = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line, re.ASCII) for line in lines[:-1]]
     if lines[-1] or not all(found):
-        raise BundleError(f"{folder / SUMS} is damaged; {_build_command(model)}")
+        raise BundleError(f"{folder / SUMS} is damaged; {_remedy(folder)}")
     return {match[2]: match[1] for match in found if match}
 
 
-def _read(path: Path, model: str) -> bytes:
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise BundleError(f"{path} is missing; {_build_command(model)}") from None
+        raise BundleError(f"{path} is missing; {_remedy(path.parent)}") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _check_file(path: Path, sha256: str, model: str) -> None:
+def _check_file(path: Path, sha256: str) -> None:
     try:
         found = file_digest(path)
     except FileNotFoundError:
-        raise BundleError(f"{path}, which {path.with_name(SUMS)} names, is missing; {_build_command(model)}") from None
+        raise BundleError(f"{path}, which {path.with_name(SUMS)} names, is missing; {_remedy(path.parent)}") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from None
     if found != sha256:
         raise BundleError(
             f"{path} is not the file that was built, or {path.with_name(SUMS)} is damaged: that has sha256 {sha256}, "
-            f"found {found}; {_build_command(model)}"
+            f"found {found}; {_remedy(path.parent)}"
         )
 
 
-def _build_command(model: str) -> str:
+def _remedy(folder: Path) -> str:
+    model, elsewhere = "NAME", ""
+    if folder.parts[-2:] == ("1", "bundle"):
+        model, repository = folder.parents[1].name, folder.parents[2]
+        elsewhere = "" if repository == REPOSITORY else f" --repository {repository}"
     return (
-        f"build it with: python -m export build --model {model} "
+        f"build it with: python -m export build --model {model}{elsewhere} "
         "(and --checkpoint RUN, what `python -m training fit` wrote, where medgen ships none)"
     )
 

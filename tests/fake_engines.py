@@ -6,6 +6,7 @@ Work is put on the stream as the real ones do it, and reads and writes the fake 
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -60,6 +61,7 @@ class FakeTensorRT(ModuleType):
 
     def __init__(self, cuda: FakeCuda, sizes: list[int]) -> None:
         super().__init__("tensorrt")
+        self.__spec__ = ModuleSpec("tensorrt", None)  # PyTorch looks for it when it is imported late
         self.cuda, self.sizes = cuda, sizes
         self.refuses = ""
         self.says: str | None = ""  # nothing at all if None
@@ -182,10 +184,16 @@ class FakeContext:
         self.addresses[name] = address
         return True
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        assert isinstance(self.trt, FakeRtx)
+        assert (stream, self.has_run) == (FakeCuda.STREAM, True)
+        return self.trt._may("capture")
+
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == FakeCuda.STREAM
         assert len(self.scratch) >= self.plan.device_memory_size_v2
         assert self.has_run or not self.cuda.is_capturing, "the first run of a shape cannot be captured"
+        assert self.trt.refuses != "capture" or not self.cuda.is_capturing, "it said that it cannot be captured"
         self.has_run = True
         batch = self.batch
         shapes = {name: self.plan.shape_of(name, batch) for name in self.addresses}

@@ -13,6 +13,7 @@ LEAVES = {
     for name in (
         "bundle",
         "folders",
+        "progress",
         "sample_set",
         "sampling.noise",
         "sampling.solvers",

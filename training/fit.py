@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -18,11 +19,12 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from serving.folders import Busy, locked, remove
+from serving.progress import NowAndThen
 from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, save_checkpoint
 from training.data.listing import Listing, write_listing
 from training.family import Batch, Family
@@ -169,6 +171,7 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
         say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
         log = Log(run.out / "log.csv", step, say) if accelerator.is_main_process else None
         task = progress.add_task("", total=total, completed=step)
+        piped = NowAndThen() if log and not progress.console.is_terminal else None
         if log and state and step == total and not picture(run, step).exists():  # stopped while that was drawn
             with suppress(NotDrawn):
                 save_preview(family.eval(), dataset, picture(run, step), Watched(picture(run, step), stops, say))
@@ -205,6 +208,8 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
                 if log and saves:
                     checkpoint(family, trainer, run, step)
                 progress.update(task, completed=step)
+                if piped:
+                    piped(how_far(progress.tasks[task]))
                 previews = phase == family.phases[-1] and (step % run.preview_every == 0 or phase_ends)
                 if log and previews and not stops:
                     file = picture(run, step)
@@ -223,6 +228,14 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
     accelerator.wait_for_everyone()  # for the last checkpoint, which one process writes
     accelerator.end_training()
     return find_checkpoint(run.out)
+
+
+def how_far(task: Task) -> str:
+    """What the bar shows, in words."""
+    parts = [f"step {task.completed} of {task.total}", task.description]
+    if task.time_remaining is not None:
+        parts.append(f"{timedelta(seconds=math.ceil(task.time_remaining))} to go")
+    return ", ".join(filter(None, parts))
 
 
 def picture(run: Run, step: int) -> Path:

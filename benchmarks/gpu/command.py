@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from benchmarks.gpu import kernel_timing, trajectory_timing
-from benchmarks.gpu.contenders import WAYS
-from benchmarks.gpu.kernel_shapes import KERNELS
+# Here and above, nothing that takes long: commands import what they need when they run.
+from benchmarks.gpu.options import BATCHES, KERNELS, PRECISIONS, SIZES, WAYS
 from benchmarks.tables import wide_console
-from kernels.language import INSTALLED
 
 RESULTS = Path(__file__).parents[1] / "results"
 ROW_KEYS = {
@@ -31,7 +28,7 @@ KERNELS_SHARE = 1 / 3  # of the time, where trajectories come after them
     "--size",
     multiple=True,
     type=click.IntRange(32),
-    default=trajectory_timing.SIZES,
+    default=SIZES,
     show_default=True,
     help="Of the images. May be repeated.",
 )
@@ -39,15 +36,15 @@ KERNELS_SHARE = 1 / 3  # of the time, where trajectories come after them
     "--batch",
     multiple=True,
     type=click.IntRange(1),
-    default=trajectory_timing.BATCHES,
+    default=BATCHES,
     show_default=True,
     help="Samples at a time. May be repeated.",
 )
 @click.option(
     "--precision",
     multiple=True,
-    type=click.Choice(trajectory_timing.PRECISIONS),
-    default=trajectory_timing.PRECISIONS,
+    type=click.Choice(PRECISIONS),
+    default=PRECISIONS,
     show_default=True,
     help="Of the networks. May be repeated.",
 )
@@ -80,10 +77,15 @@ def gpu(
       python -m benchmarks gpu --only attention
       python -m benchmarks gpu --only medgen-tensorrt --size 512 --precision fp16
     """
+    import torch
+
+    from benchmarks.gpu import kernel_timing, trajectory_timing
+    from kernels import language
+
     if not torch.cuda.is_available():
         click.echo("No GPU that PyTorch can use: nothing was measured.")
         return
-    if not INSTALLED:
+    if not language.INSTALLED:
         click.echo("Triton is not installed, and the kernels need it (pip install triton): nothing was measured.")
         return
     began = time.monotonic()
@@ -93,6 +95,7 @@ def gpu(
         "cuda": torch.version.cuda,
     }
     out = out or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', report['gpu'].lower())}.json"
+    refuse_another_gpus(out, report["gpu"])
     ways = [name for name in WAYS if not only or name in only]
     if chosen := [name for name in KERNELS if not only or name in only]:
         report |= kernel_timing.measure_all(chosen, began + 60 * minutes * (KERNELS_SHARE if ways else 1))
@@ -115,6 +118,13 @@ def gpu(
     click.echo(f"Written to {out}.")
     if wrong := [row for rows in ROW_KEYS for row in report.get(rows, []) if row["wrong"]]:
         raise click.ClickException(f"{len(wrong)} rows are further from the reference than their type allows.")
+
+
+def refuse_another_gpus(out: Path, gpu: str) -> None:
+    """Raises ClickException for a file whose rows, which stay, are of another GPU."""
+    before = json.loads(out.read_text()).get("gpu", gpu) if out.is_file() else gpu
+    if before != gpu:
+        raise click.ClickException(f"{out} has the figures of {before}, and here is {gpu}: give another --out")
 
 
 def write(report: dict[str, Any], out: Path) -> None:

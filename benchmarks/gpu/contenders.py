@@ -25,6 +25,8 @@ from export.graphs import Step, export_graph, finish_graph, step_graph
 from export.options import Options, PlanOptions
 from export.precision import DTYPES, in_half_precision
 from serving.engines import EngineError, Trajectory, open_engine
+from serving.engines.compatibility import check_capability
+from serving.engines.device import Device
 from serving.engines.gpu import GpuEngine
 from serving.engines.onnxruntime_cuda import is_promised
 from serving.sampling.solvers import COLUMNS, HISTORY, solver_table
@@ -286,6 +288,9 @@ class Served:
         if "buckets" in target:
             target["buckets"] = [batch]
         manifest = describe(work.family, {}, options, target)
+        if "compute_capabilities" in target:
+            device = Device(work.start.device.index or 0)
+            check_capability(manifest, device.name, device.compute_capability)
         given = target["opset"], target["fused"], work.precision
         graphs = {"step": exported(step, work.family, *given), "finish": exported(finish_graph, work.family, *given)}
         with tempfile.TemporaryDirectory(prefix="medgen-") as folder:
@@ -317,6 +322,10 @@ class ServedByTensorRT(Served):
     target = "tensorrt"
 
 
+class ServedByTensorRTForRTX(Served):
+    target = "tensorrt-rtx"
+
+
 class ServedByTensorRTUnfused(ServedByTensorRT):
     fused = False
 
@@ -345,6 +354,7 @@ WAYS: dict[str, Callable[[Work], Way]] = {
     "medgen-cuda-graph": Captured,
     "medgen-tensorrt": ServedByTensorRT,
     "medgen-tensorrt-unfused": ServedByTensorRTUnfused,
+    "medgen-tensorrt-rtx": ServedByTensorRTForRTX,
     "medgen-onnxruntime": Served,
     "diffusers-channels-last": DiffusersChannelsLast,
     "medgen-cuda-graph-channels-last": CapturedChannelsLast,
@@ -352,4 +362,3 @@ WAYS: dict[str, Callable[[Work], Way]] = {
     "medgen-pytorch-channels-last": FusedStepChannelsLast,
     "torch-compile": Compiled,
 }
-YARDSTICK = "diffusers-eager"

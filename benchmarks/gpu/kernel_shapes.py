@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.gpu.options import KERNELS
 from export.fuse import fuse
 from kernels import attention, group_norm_silu, solver_step
 from training.family import Family
 from training.models import family_names, load_family
 
-KERNELS = ("solver_step", "group_norm_silu", "attention")
 BATCHES = (1, 16)
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 COLUMNS = ("t", "p", "q", "a", "b", "c", "s", "m", "n", "d1", "d2", "d3")

@@ -15,13 +15,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.gpu.contenders import WAYS, YARDSTICK, Way, Work
+from benchmarks.gpu.contenders import WAYS, Way, Work
+from benchmarks.gpu.options import YARDSTICK
 from training.family import Family
 from training.models.pig import PRESETS, Pig
 
-SIZES = (512, 256)
-BATCHES = (1, 16, 4)
-PRECISIONS = ("fp16", "fp32", "bf16")  # the last is as fast as the first
 STEPS = 20
 ROUNDS, FEWEST_ROUNDS = 7, 3
 LONG = 4.0  # seconds of rounds of one way, after which the fewest do

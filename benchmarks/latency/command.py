@@ -17,16 +17,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+# Here and above, nothing that takes long: commands import what they need when they run.
 from benchmarks.latency.contenders import PAPER, ROWS, YARDSTICK, Case
 from benchmarks.latency.processes import RowError
 from benchmarks.latency.timing import Figures, measure
-from benchmarks.latency.workload import make_case
 from benchmarks.tables import wide_console
 from export import BuildError
 from serving.bundle import REPOSITORY, BundleError
 from serving.progress import NowAndThen
 from serving.sampling.solvers import SOLVERS
-from training.checkpoint import CheckpointError
+from training import CheckpointError
 
 PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "tritonclient", "nvidia-pytriton", "numpy")
 
@@ -88,6 +88,8 @@ def latency(
     paper-sampler is PyTorch with the solvers and steps of the models' papers, and draws samples of its own.
     PIG's `small` takes two minutes in 8 steps on two idle CPU cores, and longer with more steps and rounds.
     """
+    from benchmarks.latency.workload import make_case
+
     if json_file and not json_file.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {json_file.parent}", param_hint="--json")
     try:
@@ -144,7 +146,7 @@ def describe_device(threads: int) -> str:
 
 def print_table(console: Console, case: Case, device: str, rows: list[Figures]) -> None:
     title = f"{', '.join(map(str, case.stages))}; batch {case.batch}; {device}"
-    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=box.SIMPLE, padding=0)
     table.add_column("", no_wrap=True)
     for heading in ("s/sample", "p95", "vs eager", "networks", "peak MiB", "max diff"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -11,7 +11,7 @@ import psutil
 
 from benchmarks.latency.contenders import Case, Stage
 from benchmarks.latency.masks import discs
-from export.chain import by_model
+from export.chain import by_model, check_known
 from serving.bundle import Bundle, Output, bundle_folder, file_digest, load_bundle
 from serving.chain import check_stages, read_chain
 from serving.sampling.requests import parse_request
@@ -30,9 +30,10 @@ def make_case(
     Raises:
         BundleError, ChainError: something is not built or broken, or the stages do not fit together.
         CheckpointError: a checkpoint is missing or broken.
-        BuildError: a checkpoint is of no stage, or two are of the same.
+        BuildError: there is no such model; a checkpoint is of no stage, or two are of the same.
         ValueError: a checkpoint's weights are not the bundle's, or a solver does not fit a model.
     """
+    check_known(repository, model)
     chain = read_chain(repository, model)
     models = [stage.model for stage in chain.stages] if chain else [model]
     bundles = {name: load_bundle(bundle_folder(repository, name)) for name in models}

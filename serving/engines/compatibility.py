@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from serving.bundle import REPOSITORY, Bundle, bundle_folder
+from serving.bundle import REPOSITORY, Bundle, Manifest, bundle_folder
 from serving.engines import EngineError
 
 
@@ -17,13 +17,13 @@ def check_version(bundle: Bundle, title: str, built: str, version: str) -> None:
         )
 
 
-def check_capability(bundle: Bundle, gpu: str, compute_capability: tuple[int, int]) -> None:
+def check_capability(manifest: Manifest, gpu: str, compute_capability: tuple[int, int]) -> None:
     """Raises EngineError if a GPU is not of those that plans of TensorRT for RTX are for."""
-    target = bundle.manifest.target
+    target = manifest.target
     here = f"{compute_capability[0]}.{compute_capability[1]}"
     if here not in target["compute_capabilities"]:
         raise EngineError(
-            f"the plans of {bundle.manifest.model} are of TensorRT for RTX, for GPUs of compute capability "
+            f"the plans of {manifest.model} are of TensorRT for RTX, for GPUs of compute capability "
             f"{', '.join(target['compute_capabilities'])}, and here is {gpu} ({here}): "
             "build the bundle with --target tensorrt or --target onnx"
         )

@@ -40,8 +40,10 @@ FATAL = frozenset(
         "LAUNCH_FAILED",
         "LAUNCH_TIMEOUT",
         "MISALIGNED_ADDRESS",
+        "MPS_CLIENT_TERMINATED",
         "NVLINK_UNCORRECTABLE",
         "TENSOR_MEMORY_LEAK",
+        "UNKNOWN",  # what a GPU that is gone from the bus gives
     )
 )
 DLPACK_CUDA = 2

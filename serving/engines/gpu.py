@@ -80,6 +80,9 @@ class GpuEngine(StepEngine):
     def enqueue(self, graph: str, tensors: Mapping[str, DeviceArray]) -> None:
         """Put "step" or "finish" on the device's stream and do not wait; the tensors are [bucket, ...] each."""
 
+    def check_capturable(self, bucket: int) -> None:
+        """Raise EngineError where a runtime says of a bucket's work, which has run, that it cannot be captured."""
+
     def prepare(self) -> None:
         """Run every bucket, as the first runs of a shape load kernels and take memory, and capture its graphs.
 
@@ -103,6 +106,7 @@ class GpuEngine(StepEngine):
         if self._longest >= ROUND:
             segments.append(Segment(bucket, ROUND, finishes=False))
         try:
+            self.check_capturable(bucket)
             for segment in segments:
                 self._graphs[segment] = self._device.capture(functools.partial(self._enqueue, segment)).launch
         except DeadGpuError:

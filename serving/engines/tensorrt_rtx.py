@@ -36,7 +36,12 @@ class TensorRTForRTXEngine(TensorRTEngine):
             keep(file, cache)
 
     def _check_gpu(self, bundle: Bundle, device: Device) -> None:
-        check_capability(bundle, device.name, device.compute_capability)
+        check_capability(bundle.manifest, device.name, device.compute_capability)
+
+    def check_capturable(self, bucket: int) -> None:
+        for name in self._plans:
+            context: Any = self._contexts[name, bucket]
+            self._check(context.is_stream_capturable(self._device.stream), f"have the {name} plan captured")
 
     def _profile(self, bucket: int) -> int:
         return 0

@@ -56,6 +56,7 @@ class Keeper:
                 self._start_again(self._server.why_ended())
             elif not self._server.is_ready:
                 if self._server.answers():
+                    self._learn()
                     self._show(f"Serving {', '.join(self._server.models)} again")
             else:
                 self._keep_processes()
@@ -97,9 +98,9 @@ class Keeper:
 
     def _keep_processes(self) -> None:
         """Triton does not notice that a model's process has died: it stays ready, and answers with a 500 each."""
+        self._learn()
         for process in children(self._server.pid):
             if process.state != "Z":
-                self._learn(process.pid)
                 continue
             self._dead[process.pid] += 1
             if self._dead[process.pid] == DEAD_POLLS:
@@ -108,9 +109,10 @@ class Keeper:
             del self._due[name]
             self._replace_processes(name)
 
-    def _learn(self, pid: int) -> None:
-        if pid not in self._model_of:
-            arguments = command(pid)
+    def _learn(self) -> None:
+        """Which model each process is of, while it lives: of one that is dead nobody can tell."""
+        for pid in [process.pid for process in children(self._server.pid) if process.state != "Z"]:
+            arguments = command(pid) if pid not in self._model_of else []
             if len(arguments) > 1 and Path(arguments[0]).name == STUB:  # else it is still the shell that starts it
                 self._model_of[pid] = Path(arguments[1]).parents[1].name
 
@@ -143,6 +145,7 @@ class Keeper:
         self._replaced += 1
         try:
             self._server.control.replace_processes(name, self._repository / name, self._replaced)
+            self._learn()
             self._show(f"Serving {name} again")
         except ServerError as error:
             if self._server.code() is None and not self._server.is_stopping:
@@ -207,6 +210,7 @@ class Keeper:
             if self._server.code() is None and not self._server.is_stopping:
                 self._show(f"model {name} {failure}: {error}")
             return False
+        self._learn()
         self._show(f"Serving {name}")
         return True
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from rich.console import Console
 
 from benchmarks.__main__ import main
-from benchmarks.quality import command
+from benchmarks.quality import command, figures
 from benchmarks.quality.anatomy import LV, MYO, RV, faults
 from training.data import open_dataset
 from training.data.classes import HEART, LESION
@@ -84,7 +85,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     masks = [heart(*random.uniform((12, 14, 3), (20, 22, 5))) for _ in range(60)]
     images = [picture(mask, seed) for seed, mask in enumerate(masks)]
     pairs = LoadedPairs([str(k) for k in range(60)], [image * 2 - 1 for image in images], masks, HEART)
-    monkeypatch.setattr(command, "open_dataset", lambda *_, **__: pairs)
+    monkeypatch.setattr(figures, "open_dataset", lambda *_, **__: pairs)
     written = {}
     for name, order in {"following": range(8), "ignoring": [*range(1, 8), 0]}.items():
         written[name] = tmp_path / name
@@ -170,7 +171,7 @@ def test_samples_of_two_sizes_are_refused(folders, tmp_path):
 
 
 def test_phantom_hearts_stand_in_for_real_ones(folders, monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "open_dataset", open_dataset)
+    monkeypatch.setattr(figures, "open_dataset", open_dataset)
     run(folders["following"], "--data", "phantom:24", "--epochs", 1, "--json", tmp_path / "figures.json")
     learnt, held_out, _ = json.loads((tmp_path / "figures.json").read_text())
     assert (learnt["name"], held_out["name"]) == ("phantoms, trained on", "phantoms, held out")
@@ -180,7 +181,17 @@ def test_phantom_hearts_stand_in_for_real_ones(folders, monkeypatch, tmp_path):
 
 def test_data_without_hearts_are_refused(folders, monkeypatch):
     lesions = LoadedPairs(["a"], [np.zeros((SIZE, SIZE), np.float32)], [heart() * 0], LESION)
-    monkeypatch.setattr(command, "open_dataset", lambda *_, **__: lesions)
+    monkeypatch.setattr(figures, "open_dataset", lambda *_, **__: lesions)
     result = CliRunner().invoke(main, ["anatomy", str(folders["following"]), "--data", "mias"])
     assert result.exit_code == 1
     assert "--data is mias, which shows no hearts; ACDC, M&Ms or 'phantom' is needed" in result.stderr
+
+
+def test_the_table_fits_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(command, "wide_console", lambda: Console(width=80))
+    values = {"LV": 0.7, "MYO": 0.3, "RV": None}
+    row = {"name": "samples/hearts/of/a/long/name", "valid": 512, "count": 512, "brightness": values, "dice": values}
+    command.print_table([row])
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert shown.count("512 of 512  0.700, 0.300,     -  0.700, 0.300,     -") == 1

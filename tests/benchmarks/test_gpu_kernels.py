@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from tiny_families import FAMILIES, tiny_family
 
 from benchmarks.__main__ import main
-from benchmarks.gpu import command, kernel_shapes, kernel_timing
+from benchmarks.gpu import kernel_shapes, kernel_timing
 
 CPU = torch.device("cpu")
 
@@ -112,7 +112,7 @@ def test_report(cases, monkeypatch, tmp_path):
     """The command with a GPU that takes no time."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
-    monkeypatch.setattr(command, "INSTALLED", True)
+    monkeypatch.setattr("kernels.language.INSTALLED", True)
     monkeypatch.setattr(kernel_timing, "cases", lambda only: [case for case in cases if case.kernel in only])
     ceilings = kernel_timing.Ceilings(4e12, dict.fromkeys(kernel_timing.TOLERANCE, 1e15))
     monkeypatch.setattr(kernel_timing, "measure_ceilings", lambda: ceilings)

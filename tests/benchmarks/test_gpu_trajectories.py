@@ -6,17 +6,18 @@ import math
 import sys
 import time
 from functools import cache
+from types import SimpleNamespace
 
 import fake_engines
 import pytest
 import torch
 from click.testing import CliRunner
-from fake_engines import FakeCudaSession
+from fake_engines import FakeCudaSession, FakeRtx
 from fake_tensorrt import tensorrt_recorded
 from tiny_pig import SIZE, tiny_pig
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu import command, contenders, trajectory_timing
+from benchmarks.gpu import command, contenders, kernel_timing, options, trajectory_timing
 from benchmarks.gpu.contenders import (
     WAYS,
     Captured,
@@ -27,10 +28,12 @@ from benchmarks.gpu.contenders import (
     Parts,
     Served,
     ServedByTensorRT,
+    ServedByTensorRTForRTX,
     ServedByTensorRTUnfused,
     Work,
 )
 from export import BuildError
+from serving.engines import EngineError
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 2, 3
@@ -76,7 +79,7 @@ def work(precision="fp32", deadline=None):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("precision", trajectory_timing.PRECISIONS)
+@pytest.mark.parametrize("precision", options.PRECISIONS)
 def test_all_ways_draw_the_same(precision, engines, on_cpu):
     expected = trajectory_timing.host(Diffusers(work()).run())
     served = [] if precision == "bf16" else [Served, ServedByTensorRT]  # no CPU runs bf16 graphs
@@ -166,6 +169,27 @@ def test_engines_time_networks_without_the_update(kind, monkeypatch, engines):
 def test_fused_and_unfused_plans_are_ways_of_their_own(engines):
     ServedByTensorRTUnfused(work())
     assert not any(node.domain == "medgen" for model in engines.models for node in model.graph.node)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("capability", [(8, 9), (9, 0)])
+def test_tensorrt_for_rtx_is_a_way_where_it_has_plans_for_the_gpu(engines, monkeypatch, capability):
+    """Where it has none nothing is built for it."""
+
+    def built(graphs, *_):
+        return {f"{name}.plan": graph.SerializeToString() for name, graph in graphs.items()}
+
+    monkeypatch.setattr(contenders, "engine_files", built)
+    fake = FakeRtx(engines.cuda, [BATCH])
+    fake.ComputeCapability = SimpleNamespace(__members__=["SM86", "SM89"])
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+    engines.cuda.capability = capability
+    if capability == (8, 9):
+        assert ServedByTensorRTForRTX(work()).run().shape == work().start.shape
+        return
+    monkeypatch.setattr(contenders, "exported", None)
+    with pytest.raises(EngineError, match=r"capability 8\.6, 8\.9, and here is NVIDIA H200 \(9\.0\)"):
+        ServedByTensorRTForRTX(work())
 
 
 @torch.no_grad()
@@ -321,7 +345,11 @@ def test_a_share_that_does_not_stand_out_is_not_said():
 def test_the_most_telling_groups_come_first():
     groups = trajectory_timing.groups((512, 256), (1, 16), ("fp16", "fp32"))
     assert groups[:3] == [(512, 1, "fp16"), (512, 16, "fp16"), (256, 1, "fp16")]
-    assert trajectory_timing.PRECISIONS[-1] == "bf16"
+    assert options.PRECISIONS[-1] == "bf16"
+
+
+def test_every_way_can_be_asked_for():
+    assert tuple(WAYS) == options.WAYS
 
 
 @pytest.mark.usefixtures("tiny")
@@ -414,6 +442,18 @@ def test_what_could_not_be_measured_again_stays_in_the_file(tmp_path):
     assert json.loads(out.read_text())["trajectories"] == again
 
 
+def test_figures_of_two_gpus_are_not_mixed(monkeypatch, tmp_path):
+    out = tmp_path / "gpu.json"
+    out.write_text('{"gpu": "NVIDIA H200"}')
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(command, "INSTALLED", True)
+    result = CliRunner().invoke(command.gpu, ["--out", str(out)])
+    assert result.exit_code == 1
+    assert "has the figures of NVIDIA H200, and here is NVIDIA H100 80GB HBM3: give another --out" in result.output
+    assert out.read_text() == '{"gpu": "NVIDIA H200"}'
+
+
 @pytest.mark.parametrize(("only", "share"), [([], 1 / 3), (["attention"], 1)])
 def test_kernels_leave_time_for_trajectories(monkeypatch, tmp_path, only, share):
     def kernels_until(names, deadline):
@@ -428,12 +468,12 @@ def test_kernels_leave_time_for_trajectories(monkeypatch, tmp_path, only, share)
     deadlines = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
-    monkeypatch.setattr(command, "INSTALLED", True)
+    monkeypatch.setattr("kernels.language.INSTALLED", True)
     monkeypatch.setattr(command.time, "monotonic", lambda: 1000.0)
-    monkeypatch.setattr(command.kernel_timing, "measure_all", kernels_until)
+    monkeypatch.setattr(kernel_timing, "measure_all", kernels_until)
     monkeypatch.setattr(trajectory_timing, "measure_all", trajectories_until)
-    options = [word for name in only for word in ("--only", name)]
-    result = CliRunner().invoke(command.gpu, [*options, "--minutes", "9", "--out", str(tmp_path / "gpu.json")])
+    chosen = [word for name in only for word in ("--only", name)]
+    result = CliRunner().invoke(command.gpu, [*chosen, "--minutes", "9", "--out", str(tmp_path / "gpu.json")])
     assert result.exit_code == 0, result.output
     assert deadlines == [1000 + 540 * share, *([] if only else [1540])]
 
@@ -447,11 +487,11 @@ def test_what_was_measured_before_stays_in_the_file(monkeypatch, tmp_path):
     out.write_text(json.dumps({"gpu": "NVIDIA Test", "kernels": [kernel], "trajectories": [eager, other]}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
-    monkeypatch.setattr(command, "INSTALLED", True)
+    monkeypatch.setattr("kernels.language.INSTALLED", True)
     monkeypatch.setattr(torch, "device", lambda name: CPU)
 
-    options = ["--only", "diffusers-eager", "--size", "32", "--batch", "1", "--precision", "fp32", "--out", str(out)]
-    result = CliRunner().invoke(command.gpu, options)
+    chosen = ["--only", "diffusers-eager", "--size", "32", "--batch", "1", "--precision", "fp32", "--out", str(out)]
+    result = CliRunner().invoke(command.gpu, chosen)
 
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())

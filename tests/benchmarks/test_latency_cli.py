@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 import benchmarks.__main__ as program
-from benchmarks.latency.command import Progressing, latency
-from benchmarks.latency.contenders import PAPER
+from benchmarks.latency.command import Progressing, latency, print_table
+from benchmarks.latency.contenders import PAPER, ROWS
+from benchmarks.latency.timing import Figures
 
 CHECKOUT = Path(__file__).parents[2]
 FEW = ["pytorch-eager", "medgen"]
@@ -97,14 +98,29 @@ def test_what_cannot_be_measured_is_refused_by_name(built, case_of, tmp_path, mo
     assert all(word in result.output for word in words), result.output
 
 
-def test_a_missing_package_stops_its_own_command_alone(monkeypatch):
-    monkeypatch.setitem(program.COMMANDS, "gpu", "no_such_package.gpu:gpu")
-    listed = CliRunner().invoke(program.main, ["--help"])
-    assert listed.exit_code == 0
-    assert "latency" in listed.output
-    refused = CliRunner().invoke(program.main, ["gpu", "--anything", "here"])
+def test_what_is_no_model_is_not_told_to_be_built(tmp_path):
+    result = CliRunner().invoke(latency, ["--model=gan", f"--repository={tmp_path}"])
+    assert "'gan' is neither a model family nor a chain; allowed are" in result.output
+    assert "'cmr_flow'" in result.output
+
+
+def test_a_missing_package_stops_its_own_command_alone(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "monai.losses", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.quality.figures", raising=False)
+    monkeypatch.delitem(sys.modules, "benchmarks.quality.segmenter", raising=False)
+    assert "latency" in CliRunner().invoke(program.main, ["--help"]).output
+    refused = CliRunner().invoke(program.main, ["anatomy", str(tmp_path), "--data", "phantom"])
     assert refused.exit_code == 1
-    assert "gpu needs the package no_such_package" in refused.output
+    assert "anatomy needs the package monai.losses, which is not installed" in refused.output
+
+
+def test_the_table_fits_a_terminal(case_of, capsys):
+    figures = {"seconds_per_sample": 9.8765, "p95": 9.8765, "ratio_to_eager": 10.25, "network_share": 0.998}
+    rows = [Figures(name, 20, **figures, peak_memory_mib=1234.0, max_difference=1e-6) for name in ROWS]
+    print_table(Console(width=80), case_of("pig"), "a CPU", rows)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert shown.count("9.8765 9.8765   10.25x    99.8%     1234  1.0e-06") == len(ROWS)
 
 
 def test_a_pipe_gets_a_line_now_and_then_that_says_how_long_it_will_take(monkeypatch, capsys):

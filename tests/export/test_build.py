@@ -345,6 +345,13 @@ class TestCommands:
         assert "these differences are those of float32" in printed
         assert "these differences are those of float32" in self.run("inspect", "pig", *options[:2])
 
+    def test_a_pipe_gets_a_line_now_and_then(self, exported, checkpoint, tmp_path, monkeypatch):
+        monkeypatch.setattr("serving.progress.SECONDS", 0)
+        options = ("--checkpoint", checkpoint, "--repository", tmp_path, "--max-batch", 1)
+        result = CliRunner().invoke(main, ["build", "--model", "pig", *map(str, options)], catch_exceptions=False)
+        assert "exporting the step graph" in result.stderr.splitlines()
+        assert "exporting" not in result.stdout
+
     def test_a_new_build_replaces_the_bundle(self, exported, repository, checkpoint):
         self.run(*("build", "--model", "pig", "--checkpoint", checkpoint, "--repository", repository, "--max-batch", 3))
         bundle = load_bundle(bundle_folder(repository, "pig"))
@@ -359,12 +366,3 @@ class TestCommands:
             command = [sys.executable, "-m", "export", "inspect", str(built.folder)]
             result = subprocess.run(command, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
         assert result.stderr == ""
-
-
-@pytest.mark.parametrize("arguments", [["export", "build", "--help"], ["training", "fit", "--help"]])
-def test_help_does_not_wait_for_torch(arguments):
-    command = [sys.executable, "-X", "importtime", "-m", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--help" in result.stdout
-    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert not imported & {"torch", "onnx", "onnxruntime", "diffusers"}

@@ -1,6 +1,7 @@
 """Building, listing and checking a chain: its stages together, or none of them."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,24 @@ class TestShipped:
         shutil.rmtree(repository / "cmr_ddpm_image")
         assert f"is built from {shipped}" in build(repository)
 
+    def test_a_bundle_of_an_older_medgen_is_built_anew_if_it_was_built_from_it(
+        self, repository: Path, shipped: Path, tmp_path: Path
+    ) -> None:
+        manifest = bundle_folder(repository, "cmr_ddpm_image") / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"schema": 3', '"schema": 2'))
+        seal(manifest.parent)
+        assert f"is built from {shipped}" in build(repository)
+        assert load_bundle(manifest.parent).manifest.model == "cmr_ddpm_image"
+
+        manifest.write_text(
+            manifest.read_text().replace('"schema": 3', '"schema": 2').replace('"digest": "', '"digest": "f')
+        )
+        before = contents(repository)
+        said = build(repository, say=refused)
+        assert f"{manifest.parent}: manifest.json: schema is 2; this version of medgen reads schema 3" in said
+        assert f"python -m export build --model cmr_ddpm_image --repository {repository} (and --checkpoint RUN" in said
+        assert contents(repository) == before
+
     def test_it_is_not_mixed_with_a_stage_of_other_data(
         self, repository: Path, checkpoints: dict[str, Path], tmp_path: Path
     ) -> None:
@@ -267,8 +286,23 @@ def test_a_broken_chain_is_no_matter_to_others(repository: Path) -> None:
     assert "cmr_ddpm" in misused("build", "--model", "hurts", "--repository", repository)
 
 
+def state_of(repository: Path) -> str:
+    """What `list` has in the last column of the chain."""
+    (line,) = re.findall(r"^cmr_ddpm  +cmr_mask, cmr_ddpm_image  (.*)$", run("list", "--repository", repository), re.M)
+    return str(line).strip()
+
+
+def test_a_chain_is_not_all_built_whose_stages_are_broken(repository: Path) -> None:
+    assert state_of(repository) == "all built"
+    (bundle_folder(repository, "cmr_ddpm_image") / "step.onnx").unlink()
+    assert state_of(repository) == "cmr_ddpm_image is broken"
+    shutil.rmtree(bundle_folder(repository, "cmr_mask"))
+    assert state_of(repository) == "cmr_mask is not built"
+
+
 def test_a_chain_of_bundles_that_do_not_fit_is_not_verified(repository: Path) -> None:
     manifest = bundle_folder(repository, "cmr_mask") / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"RV"', '"RV", "scar"'))
     seal(manifest.parent)
     assert "of 5 classes; cmr_ddpm_image needs" in refused("verify", "cmr_ddpm", "--repository", repository)
+    assert state_of(repository) == "they do not fit"

@@ -8,7 +8,14 @@ import torch
 from tiny_pig import tiny_pig
 
 from export.options import TOLERANCES
-from export.parity import ALLOWED, compare_trajectory, largest_difference, measure_parity
+from export.parity import (
+    ALLOWED,
+    compare_batches,
+    compare_engines,
+    compare_trajectory,
+    largest_difference,
+    measure_parity,
+)
 from serving.engines import StepEngine
 from training.models import pig
 
@@ -95,6 +102,28 @@ def test_other_weights_are_noticed(cut, figures_of, tensor):
     step, state, *_ = figures_of(TorchEngine(other))
     assert step > TOLERANCES["fp16"].step
     assert state > TOLERANCES["fp16"].end_to_end
+
+
+def test_batches_of_plans_are_compared_where_that_is_defined(cut):
+    """Beside another engine's samples both are too far from each other, by the threshold alone."""
+    limits, engine = TOLERANCES["fp16"], TorchEngine(rounded(cut))
+    assert compare_engines(cut, engine, TorchEngine(cut), [2])["state"] > limits.end_to_end
+    figures = compare_batches(cut, engine, [1, 2])
+    assert figures["state"] < limits.end_to_end
+    assert figures["image"] < limits.end_to_end
+    assert figures["mask"] < limits.mask
+
+
+def test_a_batch_that_is_wrong_is_noticed_in_any_row(cut):
+    class WrongInOne(TorchEngine):
+        def generate(self, trajectory):
+            state, outputs = super().generate(trajectory)
+            if len(state) == 4:
+                state[3, 1] += 0.1
+            return state, outputs
+
+    assert compare_batches(cut, WrongInOne(cut), [2])["state"] < 1e-5
+    assert compare_batches(cut, WrongInOne(cut), [2, 4])["state"] > 0.09
 
 
 def test_what_is_allowed_is_a_share_of_each_sample_and_never_nan():

@@ -82,6 +82,13 @@ def test_bundle(trt, checkpoint, tmp_path):
     assert not list(bundle.folder.parent.glob(".bundle.*"))
 
 
+def test_a_threshold_has_pytorch_decide_for_each_batch(trt, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.models.pig.Pig.has_threshold", True)
+    parity = build_plans(checkpoint, tmp_path).manifest.parity
+    assert parity["batches"].keys() == {"state", "mask", "image"}
+    assert "onnx" not in parity
+
+
 def test_what_tensorrt_is_told(trt, checkpoint, tmp_path):
     build_plans(checkpoint, tmp_path)
     assert trt.flags == [0b101] * 2  # strongly typed, plugins compiled ahead of time
@@ -346,6 +353,15 @@ class TestFailures:
         trt.cuda.cuda_version = 12080
         message = r"tensorrt 11\.4\.0\.106 here is for CUDA 13, and NVIDIA's driver \(.*\) has CUDA 12\.8"
         self.fails(repository, checkpoint, message, EngineError)
+
+    def test_a_driver_that_is_too_old_for_the_parser(self, trt, built, monkeypatch):
+        """Before there is a Builder, whose use would end the process."""
+        trt.cuda.cuda_version = 12080
+        trt.builder_says = "it was asked for a builder"
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+        result = CliRunner().invoke(main, ["verify", str(built.folder), "--parser"])
+        assert result.exit_code == 1
+        assert "tensorrt 11.4.0.106 here is for CUDA 13, and NVIDIA's driver" in result.output
 
     def test_a_library_that_gives_no_builder(self, trt, repository, checkpoint):
         trt.builder_says = "CUDA initialization failure with error: 35"

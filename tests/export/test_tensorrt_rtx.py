@@ -1,11 +1,14 @@
 """Graphs in the real parser of TensorRT for RTX, and plans of its real builder, which need no GPU."""
 
 import os
+import sys
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from fake_cuda import FakeCuda, installed
+from fake_engines import FakeRtx, as_tensorrt
 from real_tensorrt_rtx import real_tensorrt_rtx
 from tiny import contents
 from tiny_families import FAMILIES, tiny_family
@@ -15,11 +18,12 @@ from export.__main__ import main
 from export.build import best_opset, build
 from export.graphs import finish_graph, step_graph
 from export.options import Options, PlanOptions
+from export.report import verify
 from export.tensorrt_libraries import LIBRARIES
 from export.tensorrt_parser import read
 from kernels import group_norm_sizes
 from kernels.onnx_functions import functions, split_large_groups
-from serving.bundle import bundle_folder
+from serving.bundle import buckets, bundle_folder
 
 rtx = real_tensorrt_rtx()
 RTX = LIBRARIES["tensorrt-rtx"]
@@ -105,6 +109,17 @@ def test_inspect_and_verify(bundle):
     result = CliRunner().invoke(main, ["verify", str(bundle.folder), "--parser"])
     assert result.exit_code == 1
     assert "holds plans, and no graphs that a parser could read" in result.output
+
+
+def test_verify_on_a_gpu_compares_the_plans(built, checkpoint, monkeypatch, capsys):
+    """On stand-ins for both."""
+    with installed(FakeCuda((8, 9), "NVIDIA RTX 6000 Ada Generation")) as cuda:
+        fake = FakeRtx(cuda, list(buckets(built.manifest.max_batch)))
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+        target = {"name": "tensorrt-rtx", "tensorrt_rtx": fake.__version__, "compute_capabilities": ["8.9"]}
+        verify(as_tensorrt(built, **target), checkpoint)
+        assert cuda.named("cuGraphLaunch")
+    assert "difference from PyTorch" in capsys.readouterr().out
 
 
 def test_verify_by_the_parser(built):

@@ -159,8 +159,10 @@ def test_tensorrt_takes_the_plugin_where_it_was_fastest(monkeypatch, dtype, shap
 )
 def test_attention_is_onnx_own_where_tensorrt_has_a_kernel(monkeypatch, dtype, head_dim, opset, native):
     monkeypatch.setitem(CASES, "PackedAttention", ([("B", 9, 3, 2, head_dim)], {"scale": 0.3}, 1, None))
-    (body,) = model_of("PackedAttention", {"scale": 0.3}, dtype, opset).functions
+    model = model_of("PackedAttention", {"scale": 0.3}, dtype, opset)
+    (body,), (node,) = model.functions, model.graph.node
     assert ("Attention" in {node.op_type for node in body.node}) == native
+    assert ("plugin_namespace" in {attribute.name for attribute in node.attribute}) == (not native)
 
 
 class Network(torch.nn.Module):

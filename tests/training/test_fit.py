@@ -324,6 +324,17 @@ class TestInterrupt:
         assert f"previews/00000002.png: {FIELDS['default_steps']} steps, about 1 min; Ctrl-C ends" in said
 
 
+def test_a_pipe_gets_a_line_now_and_then_that_says_how_long_it_will_take(train, monkeypatch, capsys):
+    train()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("serving.progress.SECONDS", 0)
+    train.out = train.out.with_name("slow")
+    train(steps=[2, 2])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert re.fullmatch(r"step 3 of 4, generator loss [\d.]+, 0:00:\d\d to go", lines[2])
+
+
 class TestFolder:
     def test_a_second_run_in_it_is_refused_and_the_first_goes_on(self, train):
         pig = tiny_pig(steps=[1, 1], batch=2)

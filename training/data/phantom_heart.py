@@ -127,6 +127,7 @@ def _picture(rng: Generator, heart: Heart, x: Array, y: Array, r: Array, ray: ND
     """Grey levels [size, size] in [-1, 1]: the 1st to 99th percentile, as of real slices."""
     blur = float(np.hypot(rng.uniform(0.8, 1.8), 0.3 * FIELD_OF_VIEW / size))  # 5-95 %: 1.1 to 1.9 mm at 128
     organs, lobes, grain = (_field(rng, cells, size) for cells in (8, 20, 34))
+    # 5-95 % of a slice's median: LV 0.39 to 0.87 (phantoms: 0.49 to 0.92), MYO 0.16 to 0.42 (0.19 to 0.42)
     blood, muscle = rng.uniform(0.85, 1.0), rng.uniform(0.18, 0.4)
     tissue = _surroundings(rng, heart, x, y, organs, lobes, grain)
     blur *= 1 + 0.8 * heart.level**4  # near the apex a slice of 10 mm cuts walls at a slant
@@ -148,7 +149,9 @@ def _picture(rng: Generator, heart: Heart, x: Array, y: Array, r: Array, ray: ND
     tissue = _over(tissue, muscle * (1 + 0.1 * grain + 0.12 * organs), _step(epicardium - r, blur))
     tissue = _over(tissue, blood * (1 + 0.03 * grain), _cavity(rng, heart, x, y, r, ray, lobes, grain, blur))
 
+    # 5-95 %: a plane through MYO's grey levels rises by 0.21 to 2.1 of its middle over 160 mm (phantoms: 0.14 to 1.6)
     shading = np.exp(rng.uniform(0.05, 0.25) * _field(rng, 3, size))
+    # 5-95 %: in the LV at 128 pixels, by a difference of Laplacians, 0.0036 to 0.0103 (phantoms: 0.0025 to 0.0071)
     tissue = tissue * shading + rng.uniform(0.015, 0.045) * _noise(rng, size)
     darkest, brightest = np.percentile(tissue, (1, 99))
     return np.clip(2 * (tissue - darkest) / (brightest - darkest) - 1, -1, 1).astype(np.float32)

@@ -105,12 +105,25 @@ def test_without_it_the_package_is_named(bundle, cuda, monkeypatch):
         open_engine(bundle)
 
 
-def test_what_cannot_be_captured_is_started_step_by_step(bundle, rtx, cuda, caplog):
-    rtx.refuses = "captured run"
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [("captured run", "cannot run the finish plan"), ("capture", "cannot have the finish plan captured")],
+)
+def test_what_cannot_be_captured_is_started_step_by_step(bundle, rtx, cuda, caplog, refused, words):
+    rtx.refuses = refused
     with caplog.at_level(logging.WARNING):
         drawn = samples(bundle, open_engine(bundle), 3)
     assert np.array_equal(drawn["image"], samples(bundle, OnnxRuntimeEngine(bundle), 3)["image"])
-    assert "TensorRT for RTX cannot run the finish plan: no captured run today" in caplog.text
+    assert f"TensorRT for RTX {words}: no {refused} today" in caplog.text
+    assert not cuda.named("cuGraphLaunch")
+
+
+def test_a_driver_that_is_too_old_is_named_before_it_is_asked_for_anything(bundle, rtx, cuda):
+    cuda.cuda_version = 12080
+    rtx.Runtime = None
+    words = r"tensorrt_rtx 1\.7\.1\.116 here is for CUDA 13, and NVIDIA's driver \(.*\) has CUDA 12\.8: update"
+    with pytest.raises(EngineError, match=words):
+        open_engine(bundle)
 
 
 def test_the_cpu_refuses_plans(bundle):
@@ -130,6 +143,14 @@ def test_the_real_bindings_have_what_is_asked_of_them():
             "set_runtime_cache",
         ),
         real.IRuntimeCache: ("serialize", "deserialize"),
+        real.IExecutionContext: (
+            "set_device_memory",
+            "set_optimization_profile_async",
+            "set_input_shape",
+            "set_tensor_address",
+            "is_stream_capturable",
+            "execute_async_v3",
+        ),
         real.DynamicShapesKernelSpecializationStrategy: ("EAGER",),
         real.CudaGraphStrategy: ("DISABLED",),
         real.ExecutionContextAllocationStrategy: ("USER_MANAGED",),

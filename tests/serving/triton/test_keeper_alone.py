@@ -123,3 +123,33 @@ def test_a_model_that_cannot_be_loaded_after_a_fall_does_not_keep_the_others_dow
     Keeper(server).wait()
     assert server.done == ["clear away", "start other"]
     assert "model tiny is served no longer: half of it is missing" in server.said
+
+
+def test_a_process_that_dies_as_soon_as_it_is_there_is_known(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead one has no command line any more."""
+    looks = iter([Process(7, 1, 1, "S")])
+    replaced: list[str] = []
+
+    def replace(model: str, folder: Path, nonce: int) -> None:
+        nonlocal looks
+        replaced.append(model)
+        looks = iter([Process(7 + nonce, 1, 1, "S")])
+        if nonce == 2:
+            server.is_stopping, server.exit = True, -15
+
+    def sleep(_: float) -> None:
+        nonlocal looks
+        looks = iter([])
+
+    monkeypatch.setattr(server, "replace_processes", replace)
+    monkeypatch.setattr("serving.triton.keeper.time.sleep", sleep)
+    monkeypatch.setattr("serving.triton.keeper.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(
+        "serving.triton.keeper.children", lambda _: [next(looks, Process(7 + len(replaced), 1, 1, "Z"))]
+    )
+    monkeypatch.setattr("serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", "/models/tiny/1/model.py"])
+    Keeper(server).wait()
+    assert replaced == ["tiny", "tiny"]
+    assert [line.partition(" (")[0] for line in server.said[::2]] == ["the process of model tiny has died"] * 2

@@ -1,0 +1,29 @@
+"""What --help costs: it is asked for again and again, and imports of PyTorch take seconds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "build"],
+        ["training", "fit"],
+        ["serving", "sample"],
+        ["benchmarks"],
+        ["benchmarks", "anatomy"],
+        ["benchmarks", "gpu"],
+        ["benchmarks", "latency"],
+    ],
+)
+def test_it_does_not_wait_for_torch(arguments: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", *arguments, "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--help" in result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert not imported & {"torch", "onnx", "onnxruntime", "diffusers", "monai", "scipy"}

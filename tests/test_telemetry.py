@@ -1,0 +1,22 @@
+"""Nothing is told to anyone who was not asked."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("module", ["serving.engines.onnxruntime", "export.build", "benchmarks.latency.network_files"])
+def test_onnx_runtime_keeps_nothing_to_tell(tmp_path: Path, module: str) -> None:
+    """Where it is on, it writes an identifier of the machine, and what it will send, as soon as it is imported."""
+    off = ("ORT_DISABLE_TELEMETRY", "CI", "GITHUB_ACTIONS")
+    environment = {name: value for name, value in os.environ.items() if name not in off}
+    code = f"import {module}, sys; assert 'onnxruntime' in sys.modules"
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**environment, "XDG_CACHE_HOME": str(tmp_path)}, check=True
+    )
+    assert not (tmp_path / "Microsoft").exists()
