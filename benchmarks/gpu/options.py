@@ -7,6 +7,7 @@ WAYS = (
     "medgen-cuda-graph",
     "medgen-tensorrt",
     "medgen-tensorrt-unfused",
+    "medgen-tensorrt-rtx",
     "medgen-onnxruntime",
     "diffusers-channels-last",
     "medgen-cuda-graph-channels-last",

@@ -447,7 +447,7 @@ def test_figures_of_two_gpus_are_not_mixed(monkeypatch, tmp_path):
     out.write_text('{"gpu": "NVIDIA H200"}')
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(command, "INSTALLED", True)
+    monkeypatch.setattr("kernels.language.INSTALLED", True)
     result = CliRunner().invoke(command.gpu, ["--out", str(out)])
     assert result.exit_code == 1
     assert "has the figures of NVIDIA H200, and here is NVIDIA H100 80GB HBM3: give another --out" in result.output
