@@ -157,15 +157,19 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
     origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
     if so_far := unfinished(family, config):
         origin["unfinished"] = so_far
+    if family.facts:
+        origin["facts"] = dict(family.facts)
     return Manifest(
         model=family.name,
         preset=config.get("preset_name", "custom"),
         sample_shape=family.sample_shape,
+        noise_channels=family.noise_channels,
         condition=family.condition,
         outputs=family.outputs,
         schedule=family.preset.schedule,
         default_solver=family.preset.default_solver,
         default_steps=family.preset.default_steps,
+        notices=family.notices,
         max_batch=options.max_batch,
         precision=options.precision,
         engines={},
@@ -187,7 +191,8 @@ def write_engines(
     if options.target == "tensorrt" and options.fused is None:
         return write_faster(folder, family, manifest, options, progress)
     graphs = {}
-    for name, graph in (("step", step_graph), ("finish", finish_graph)):
+    makers = {"finish": finish_graph} if manifest.schedule is None else {"step": step_graph, "finish": finish_graph}
+    for name, graph in makers.items():
         progress(f"exporting the {name} graph")
         graphs[name] = graph(family, manifest.target["opset"], manifest.target["fused"], options.precision)
     return write_bundle(folder, manifest, engine_files(graphs, manifest, options.plan, progress)), graphs

@@ -43,9 +43,9 @@ def step_graph(family: Family, opset: int = OPSET, fused: bool = True, precision
     """All networks of one denoising step and the solver's update (README, "The step graph").
 
     Inputs float32: sample, history_1..3, noise [B, C, H, W], coeffs [B, 12], and the family's condition where it has
-    one, uint8 [B, 1, H, W]. Outputs float32 [B, C, H, W]: sample_next, prediction. ``fused`` puts the operators of
-    ``kernels`` into it, each a node with a body of standard operators. ``precision`` "fp16" or "bf16" is what the
-    networks compute in, see ``in_half_precision``; any other leaves the graph in float32.
+    one, [B, C, H, W] of its own dtype. Outputs float32 [B, C, H, W]: sample_next, prediction. ``fused`` puts the
+    operators of ``kernels`` into it, each a node with a body of standard operators. ``precision`` "fp16" or "bf16" is
+    what the networks compute in, see ``in_half_precision``; any other leaves the graph in float32.
     """
     state = torch.randn(2, *family.sample_shape)
     inputs = [state, *(torch.randn_like(state) for _ in STEP_INPUTS[1:-1]), torch.rand(2, 12)]
@@ -71,7 +71,8 @@ def export_graph(
 ) -> onnx.ModelProto:
     """Export with a dynamic batch, and check the result."""
     if family.condition is not None:
-        inputs = [*inputs, torch.zeros(2, *family.condition.shape, dtype=torch.uint8)]
+        dtype = getattr(torch, family.condition.dtype)
+        inputs = [*inputs, torch.zeros(2, *family.condition.shape, dtype=dtype)]
         input_names = (*input_names, "condition")
     example = tuple(inputs)
     shapes: Any = (tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from export import Progress, silent
 from serving.engines import Engine, StepEngine, Trajectory
-from serving.sampling.noise import draw
+from serving.sampling.noise import START, draw, draw_starts
 from serving.sampling.solvers import COLUMNS, HISTORY, SOLVERS, solver_table, solvers_for
 from training.family import Family
 
@@ -34,7 +34,10 @@ def measure_parity(family: Family, engine: StepEngine, progress: Progress = sile
     to end it goes by itself from the first noise to the outputs. Differences are the largest absolute ones; of a mask,
     the share of pixels that differ. Of a prediction it is the difference over the slope |m*q + n| with which it follows
     the network's output, where that is above 1: near t = T the data estimate is the output times a hundred and more,
-    and so is the last bit of its rounding.
+    and so is the last bit of its rounding. Of a descent, which takes small steps, the gradient itself is compared too,
+    as "gradient": its difference over the largest value of its sample's.
+
+    Without steps all that there is to compare is end to end.
 
     Where a network cuts at a threshold, two correct engines may put a value on either side of it, and what comes after
     differs by any amount. There PyTorch decides by the engine's estimate of the data, at each row; and as the cut is
@@ -53,33 +56,43 @@ def measure_parity(family: Family, engine: StepEngine, progress: Progress = sile
     return {
         "batch": batch,
         "allowed": allowed_share(family),
-        "random": compare_random(family, engine, condition, batch) if trajectories else {},
-        "step": worst([row for each in trajectories for row in each["rows"]], ("sample_next", "prediction")),
+        "random": compare_random(family, engine, condition, batch) if family.preset.schedule else {},
+        "step": worst([row for each in trajectories for row in each["rows"]], ("t", "row")),
         "end_to_end": worst([trajectory["end_to_end"] for trajectory in trajectories]),
         "trajectories": trajectories,
     }
 
 
-def followed(family: Family) -> list[tuple[str, int]]:
-    """The default solver, and the first that draws noise: together they use every input of the step graph."""
-    default = family.preset.default_solver
-    stochastic = [name for name in solvers_for(family.preset.schedule) if SOLVERS[name].stochastic]
-    names = dict.fromkeys([default, *stochastic[:1]])
-    return [(name, min(family.preset.default_steps, LONGEST)) for name in names]
+def followed(family: Family) -> list[tuple[str | None, int]]:
+    """The default solver, and the first that draws noise: together they use every input of the step graph.
+
+    Of a descent all, as they ask for the gradient in different ways; without steps None, once.
+    """
+    preset = family.preset
+    if preset.schedule is None:
+        return [(None, 0)]
+    names = solvers_for(preset.schedule)
+    others = names if preset.schedule.process == "descent" else [name for name in names if SOLVERS[name].stochastic][:1]
+    return [(name, min(preset.default_steps, LONGEST)) for name in dict.fromkeys([preset.default_solver, *others])]
+
+
+def table_of(family: Family, solver: str | None, steps: int) -> NDArray[np.float64]:
+    """A solver's table, with no rows for a family without steps."""
+    if family.preset.schedule is None:
+        return np.zeros((0, len(COLUMNS)))
+    return solver_table(str(solver), family.preset.schedule, steps)
 
 
 def compare_trajectory(
-    family: Family, engine: StepEngine, solver: str, steps: int, condition: NDArray[np.uint8] | None, batch: int
+    family: Family, engine: StepEngine, solver: str | None, steps: int, condition: NDArray[Any] | None, batch: int
 ) -> Figures:
-    table = solver_table(solver, family.preset.schedule, steps)
+    table = table_of(family, solver, steps)
     noises = [stacked_noise(family, number, batch) for number in range(len(table) + 1)]
     rows = []
     state = noises[0]
     for k, (inputs, outputs) in enumerate(torch_trajectory(family, engine, table, noises, condition)):
         state = outputs[0]
-        sample, *history, noise, coeffs = inputs
-        got = engine.step(sample, tuple(history), noise, coeffs, condition)
-        rows.append({"row": k, "t": table[k, 0], **compare_step(family, got, outputs, coeffs)})
+        rows.append({"row": k, "t": table[k, 0], **compare_row(family, engine, inputs, outputs, condition)})
 
     ends = engine.generate(whole_trajectory(table, noises, condition, np.arange(batch)))
     if family.has_threshold:
@@ -88,7 +101,28 @@ def compare_trajectory(
     return {"solver": solver, "steps": steps, "end_to_end": end_to_end, "rows": rows}
 
 
-def finished(family: Family, state: Float32, condition: NDArray[np.uint8] | None) -> dict[str, NDArray[Any]]:
+def compare_row(
+    family: Family,
+    engine: StepEngine,
+    inputs: list[Float32],
+    outputs: Sequence[Float32],
+    condition: NDArray[Any] | None,
+) -> Figures:
+    """The engine's step on what went into PyTorch's, and of a descent the gradient by itself."""
+    sample, *history, noise, coeffs = inputs
+    figures = compare_step(family, engine.step(sample, tuple(history), noise, coeffs, condition), outputs, coeffs)
+    if family.preset.schedule is None or family.preset.schedule.process != "descent":
+        return figures
+    telling = coeffs.copy()
+    telling[:, COLUMNS.index("m")], telling[:, COLUMNS.index("n")] = 0, 1
+    got = engine.step(sample, tuple(history), noise, telling, condition)[1]
+    gradient = run(family.network, sample, coeffs, condition)[0]
+    size = np.abs(gradient).reshape(len(gradient), -1).max(axis=1).reshape(-1, 1, 1, 1)
+    figures["gradient"] = largest_difference(got / size, gradient / size)
+    return figures
+
+
+def finished(family: Family, state: Float32, condition: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
     names = [output.name for output in family.outputs]
     return dict(zip(names, run(family.finish, state, condition), strict=True))
 
@@ -135,18 +169,20 @@ def compare_batches(family: Family, engine: StepEngine, batches: Sequence[int], 
 
 
 def whole_work(
-    family: Family, solver: str, steps: int
-) -> tuple[NDArray[np.float64], list[Float32], NDArray[np.uint8] | None]:
+    family: Family, solver: str | None, steps: int
+) -> tuple[NDArray[np.float64], list[Float32], NDArray[Any] | None]:
     """A solver's table, and noises and a condition for BATCH samples."""
-    table = solver_table(solver, family.preset.schedule, steps)
+    table = table_of(family, solver, steps)
     noises = [stacked_noise(family, number, BATCH) for number in range(len(table) + 1)]
     return table, noises, random_condition(family, BATCH)
 
 
 def seconds_a_step(family: Family, engine: Engine, batch: int) -> float:
-    """How long a step of a batch takes, the middle of several trajectories, transfers and finish included."""
-    solver, steps = followed(family)[0]
-    table = solver_table(solver, family.preset.schedule, steps)
+    """How long a step of a batch takes, the middle of several trajectories, transfers and finish included.
+
+    Without steps it is a whole batch.
+    """
+    table = table_of(family, *followed(family)[0])
     zeros = np.zeros((batch, *family.sample_shape), np.float32)
     condition = random_condition(family, batch)
     trajectory = whole_trajectory(table, [zeros] * (len(table) + 1), condition, np.arange(batch))
@@ -154,12 +190,12 @@ def seconds_a_step(family: Family, engine: Engine, batch: int) -> float:
     for _ in range(1 + TIMED):
         began = time.perf_counter()
         engine.generate(trajectory)
-        times.append((time.perf_counter() - began) / len(table))
+        times.append((time.perf_counter() - began) / max(1, len(table)))
     return statistics.median(times[1:])  # the first may take memory
 
 
 def whole_trajectory(
-    table: NDArray[np.float64], noises: list[Float32], condition: NDArray[np.uint8] | None, rows: NDArray[np.intp]
+    table: NDArray[np.float64], noises: list[Float32], condition: NDArray[Any] | None, rows: NDArray[np.intp]
 ) -> Trajectory:
     """All steps of a solver's table for these rows of the noises' batch."""
     return Trajectory(
@@ -186,7 +222,7 @@ def torch_trajectory(
     engine: StepEngine,
     table: NDArray[np.float64],
     noises: list[Float32],
-    condition: NDArray[np.uint8] | None,
+    condition: NDArray[Any] | None,
 ) -> Iterator[tuple[list[Float32], list[Float32]]]:
     """For each row of the table: what goes into the step, and what PyTorch makes of it."""
     for_row = trajectory_inputs(table, noises)
@@ -215,7 +251,7 @@ def decided_by_the_engine(
     engine: StepEngine,
     table: NDArray[np.float64],
     noises: list[Float32],
-    condition: NDArray[np.uint8] | None,
+    condition: NDArray[Any] | None,
     rows: NDArray[np.intp],
 ) -> Float32:
     """PyTorch's last state, if it decides at each row as the engine does on its own way.
@@ -236,7 +272,7 @@ def decided_by_the_engine(
 
 
 def engine_estimate(
-    family: Family, engine: StepEngine, inputs: list[Float32], condition: NDArray[np.uint8] | None
+    family: Family, engine: StepEngine, inputs: list[Float32], condition: NDArray[Any] | None
 ) -> Float32 | None:
     """The engine's estimate of the data within a step: what it predicts if the row asks for that."""
     if not family.has_threshold:
@@ -248,7 +284,7 @@ def engine_estimate(
 
 
 def step_in_torch(
-    family: Family, inputs: list[Float32], condition: NDArray[np.uint8] | None, estimate: Float32 | None
+    family: Family, inputs: list[Float32], condition: NDArray[Any] | None, estimate: Float32 | None
 ) -> list[Float32]:
     if estimate is None:
         return run(family.step, *inputs, condition)
@@ -256,15 +292,14 @@ def step_in_torch(
         return run(family.step, *inputs, condition)
 
 
-def compare_random(family: Family, engine: StepEngine, condition: NDArray[np.uint8] | None, batch: int) -> Figures:
+def compare_random(family: Family, engine: StepEngine, condition: NDArray[Any] | None, batch: int) -> Figures:
     """One step on standard normal states and history, each sample of the batch at a row of its own."""
-    table = solver_table(family.preset.default_solver, family.preset.schedule, family.preset.default_steps)
+    table = table_of(family, family.preset.default_solver, family.preset.default_steps)
     sample, *history, noise = (stacked_noise(family, number, batch) for number in range(HISTORY + 2))
     coeffs = table[np.linspace(0, len(table) - 1, batch).astype(int)].astype(np.float32)
-    got = engine.step(sample, tuple(history), noise, coeffs, condition)
     inputs = [sample, *history, noise, coeffs]
     outputs = step_in_torch(family, inputs, condition, engine_estimate(family, engine, inputs, condition))
-    return compare_step(family, got, outputs, coeffs)
+    return compare_row(family, engine, inputs, outputs, condition)
 
 
 def compare_step(family: Family, got: Sequence[Float32], expected: Sequence[Float32], coeffs: Float32) -> Figures:
@@ -277,28 +312,35 @@ def compare_step(family: Family, got: Sequence[Float32], expected: Sequence[Floa
     }
 
 
-def run(function: Callable[..., tuple[Tensor, ...]], *arrays: NDArray[Any] | None) -> list[NDArray[Any]]:
+def run(function: Callable[..., Tensor | tuple[Tensor, ...]], *arrays: NDArray[Any] | None) -> list[NDArray[Any]]:
     """A method of the family on arrays; a condition that is None is left out."""
-    with torch.inference_mode():
-        return [out.numpy() for out in function(*(torch.from_numpy(a) for a in arrays if a is not None))]
+    with torch.no_grad():  # not inference_mode: a network may be the gradient of a loss
+        found = function(*(torch.from_numpy(a) for a in arrays if a is not None))
+    return [out.numpy() for out in ((found,) if isinstance(found, Tensor) else found)]
 
 
 def stacked_noise(family: Family, number: int, batch: int) -> Float32:
+    if number == START:
+        return draw_starts(range(batch), family.name, family.sample_shape, family.noise_channels)
     noise = np.empty((batch, *family.sample_shape), np.float32)
     for seed, sample in enumerate(noise):
         draw(seed, family.name, number, out=sample)
     return noise
 
 
-def random_condition(family: Family, batch: int) -> NDArray[np.uint8] | None:
-    """Blocks of every class."""
-    if family.condition is None:
+def random_condition(family: Family, batch: int) -> NDArray[Any] | None:
+    """Blocks of every class, or of grey levels from all over the range."""
+    if (wanted := family.condition) is None:
         return None
-    channels, height, width = family.condition.shape
+    channels, height, width = wanted.shape
     coarse = np.random.default_rng(0).integers(
-        family.condition.classes, size=(batch, channels, -(-height // 8), -(-width // 8)), dtype=np.uint8
+        wanted.classes or 256, size=(batch, channels, -(-height // 8), -(-width // 8)), dtype=np.uint8
     )
-    return np.ascontiguousarray(np.kron(coarse, np.ones((8, 8), np.uint8))[..., :height, :width])
+    blocks = np.ascontiguousarray(np.kron(coarse, np.ones((8, 8), np.uint8))[..., :height, :width])
+    if wanted.classes:
+        return blocks
+    low, high = wanted.limits
+    return (low + (high - low) * blocks.astype(np.float32) / 255).astype(np.float32)
 
 
 def allowed_share(family: Family) -> float:
@@ -318,5 +360,7 @@ def share_different(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float((a != b).mean())
 
 
-def worst(figures: list[Figures], names: tuple[str, ...] | None = None) -> Figures:
-    return {name: max(figure[name] for figure in figures) for name in names or figures[0]} if figures else {}
+def worst(figures: list[Figures], without: tuple[str, ...] = ()) -> Figures:
+    """The largest of each figure, of those that have it."""
+    names = dict.fromkeys(name for figure in figures for name in figure if name not in without)
+    return {name: max(figure[name] for figure in figures if name in figure) for name in names}

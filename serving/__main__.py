@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from serving.bundle import REPOSITORY
 from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, SamplingError
-from serving.condition_files import MaskFileError, read_masks
+from serving.condition_files import MaskFileError, Masks, read_masks
+from serving.picture_files import PictureFileError, Pictures, read_pictures
 from serving.progress import NowAndThen
 from serving.sample_set import Samples
 from serving.signals import terminated_as_interrupted
@@ -116,7 +118,9 @@ def up(
 
 @main.command()
 @click.option("--model", required=True, help="The model to ask.")
-@click.option("--count", type=click.IntRange(1), help="How many samples.  [default: 16, or one for each mask]")
+@click.option(
+    "--count", type=click.IntRange(1), help="How many samples.  [default: 16, or one for each mask or picture]"
+)
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed of the first; each next one has the next seed."
 )
@@ -126,10 +130,12 @@ def up(
 @click.option("--mask-solver", help="How it takes them.  [default: as --solver]")
 @click.option(
     "--condition",
-    "condition_file",
+    "condition_files",
     metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Masks for an image model: the pairs.npz of other samples, or an .npy of uint8 [N, H, W] or [N, 1, H, W].",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="What to draw under. Masks: the pairs.npz of other samples, or an .npy of uint8 [N, H, W] or [N, 1, H, W]. "
+    "Pictures: a grey PNG or PGM of 8 or 16 bits, a folder of them, or an .npz; repeat for more.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the samples.")
 @click.option("--nifti", is_flag=True, help="Write NIfTI files too, with sidecars that name labels and origin.")
@@ -159,7 +165,7 @@ def sample(
     solver: str | None,
     mask_steps: int | None,
     mask_solver: str | None,
-    condition_file: Path | None,
+    condition_files: tuple[Path, ...],
     out: Path,
     nifti: bool,
     force: bool,
@@ -179,30 +185,40 @@ def sample(
         check_destination(out, force)
         if nifti:
             check_nifti()
-        masks = None if condition_file is None else read_masks(condition_file)
-        notes = []
-        if condition_file is not None and masks is not None and not masks.labels:
-            notes.append(f"{condition_file.name} does not name its classes: only their range was checked")
-        count = count or (16 if masks is None else len(masks.values))
         solving = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
         steps_told = _Steps()
         how: dict[str, Any] = {} if metrics_url is None else {"steps": steps_told, "metrics_url": metrics_url}
         with LocalClient(repository) if local else SampleClient(url, protocol, timeout, **how) as client:
             if wait and isinstance(client, SampleClient):
                 client.wait_until_ready(model, wait)
+            given, notes = _given(client, model, condition_files)
+            count = count or (16 if given is None else len(given.values))
             space = space_for(client.shapes(model), count, nifti)
             check_space(out, space)
             if max(space.disk, space.memory) >= WORTH_SAYING:
                 click.echo(f"{count} samples of {model} take {space}", err=True)
             began = time.monotonic()
-            samples = _with_progress(client, steps_told, model, count, seed=seed, **solving, condition=masks)
+            samples = _with_progress(client, steps_told, model, count, seed=seed, **solving, condition=given)
             seconds = time.monotonic() - began
         names = write_samples(samples, out, force, nifti, notes)
-    except (SamplingError, MaskFileError, NiftiError, NameClashError, SpaceError, OSError) as error:
+    except (SamplingError, MaskFileError, PictureFileError, NiftiError, NameClashError, SpaceError, OSError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{count} samples of {model} in {seconds:.1f} s, {count / seconds:.2f} a second")
     for line in (*notes, f"{out}: {', '.join(names)}"):
         click.echo(line)
+
+
+def _given(client: Client, model: str, files: Sequence[Path]) -> tuple[Masks | Pictures | None, list[str]]:
+    """What the model is to draw under, and what is to be said of it."""
+    if not files:
+        return None, []
+    if picture := client.picture(model):
+        return read_pictures(files, picture)
+    if len(files) > 1:
+        raise MaskFileError(f"{files[1]} is one file too many: {model} takes masks of one file, or no condition at all")
+    masks = read_masks(files[0])
+    said = [] if masks.labels else [f"{files[0].name} does not name its classes: only their range was checked"]
+    return masks, said
 
 
 class _Steps:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from serving.folders import Busy, recover
 from serving.sampling.solvers import Schedule, solver_table
 
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
 SUMS = "SHA256SUMS"
@@ -59,18 +59,50 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """A uint8 mask of class indices 0 .. classes-1 that a model is conditioned on; ``shape`` is that of one sample.
+    """What a model draws under, a mask or a picture; ``shape`` is that of one sample.
 
-    ``labels`` names the classes from 0 up, and ``spacing`` is as an output's; without them any will do.
+    A mask is uint8, class indices 0 .. classes-1, and ``labels`` names the classes from 0 up. A picture is float32, no
+    value below ``low`` or above ``high``. ``spacing`` is as an output's. Without labels or spacing any will do.
     """
 
     __pydantic_config__ = CHECKED
 
     name: Name
     shape: Shape
-    classes: Annotated[int, Field(ge=1, le=256)]
+    classes: Annotated[int, Field(ge=1, le=256)] | None = None
     labels: tuple[str, ...] = ()
     spacing: tuple[Millimetres, Millimetres] | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def dtype(self) -> Literal["uint8", "float32"]:
+        return "float32" if self.classes is None else "uint8"
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest value, or class, that it may hold."""
+        if self.classes is not None:
+            return 0, self.classes - 1
+        assert self.low is not None  # as ``problem`` sees to
+        assert self.high is not None
+        return self.low, self.high
+
+    def as_output(self) -> Output:
+        """The same beside what was drawn under it."""
+        return Output(self.name, self.dtype, self.shape, *self.limits, self.labels, self.spacing)
+
+    def problem(self) -> str | None:
+        """What does not go together."""
+        if self.classes is None:
+            if self.low is None or self.high is None or self.low >= self.high:
+                return f"condition.classes is null, low {self.low} and high {self.high}; a picture has low below high"
+            return f"condition.labels is {list(self.labels)}; a picture has none" if self.labels else None
+        if (self.low, self.high) != (None, None):
+            return f"condition.classes is {self.classes}, and low and high are not null: those are a picture's"
+        if self.labels and len(self.labels) != self.classes:
+            return f"condition.labels is {list(self.labels)}; it must name all {self.classes} classes, or none"
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +118,11 @@ class Manifest:
     """What ``manifest.json`` says.
 
     ``engines`` has "finish" and, for a model that takes steps, "step". A model without steps (a GAN) has neither
-    schedule nor default solver, and ``default_steps`` 0. ``target``, ``parity``, ``checkpoint`` and ``tools`` are
-    JSON objects for people to read; of them serving reads ``target``, and of ``checkpoint`` "unfinished", which is
-    there if the training was not through, and says how far it came.
+    schedule nor default solver, and ``default_steps`` 0. ``noise_channels`` is how many of a state's channels start as
+    noise; those after them start at 0. ``notices`` are sentences that whoever uses a sample must know: its provenance
+    has them. ``target``, ``parity``, ``checkpoint`` and ``tools`` are JSON objects for people to read; of them serving
+    reads ``target``, and of ``checkpoint`` "unfinished", which is there if the training was not through, and says how
+    far it came.
     """
 
     __pydantic_config__ = CHECKED
@@ -96,11 +130,13 @@ class Manifest:
     model: Name
     preset: str
     sample_shape: tuple[Side, Side, Side]
+    noise_channels: Annotated[int, Field(ge=0)]
     condition: Condition | None
     outputs: tuple[Output, ...]
     schedule: Schedule | None
     default_solver: str | None
     default_steps: int
+    notices: tuple[str, ...]
     max_batch: Annotated[int, Field(ge=1, le=MAX_BATCH)]
     precision: str
     engines: Mapping[str, EngineFile]
@@ -136,9 +172,10 @@ class Manifest:
         shapes["sample_shape"] = self.sample_shape
         if self.condition is not None:
             shapes["condition.shape"] = self.condition.shape
-            labels, classes = self.condition.labels, self.condition.classes
-            if labels and len(labels) != classes:
-                yield f"condition.labels is {list(labels)}; it must name all {classes} classes, or none"
+            if problem := self.condition.problem():
+                yield problem
+        if self.noise_channels > self.sample_shape[0]:
+            yield f"noise_channels is {self.noise_channels}; sample_shape has {self.sample_shape[0]} channels"
         for where, shape in shapes.items():
             if math.prod(shape) > MOST_VALUES:
                 yield f"{where} is {list(shape)}; a sample has at most {MOST_VALUES} values"

@@ -11,6 +11,7 @@ from serving.bundle import BundleError, Condition, Manifest, Output
 
 CONFIG = "config.pbtxt"
 SEED, PROVENANCE = "seed", "provenance"
+RANGE = "condition_range"  # parameter of a model that draws under pictures: their lowest and highest value, "-1 1"
 
 
 class ChainError(BundleError):
@@ -101,15 +102,27 @@ def check_stages(chain: Chain, manifests: Mapping[str, Manifest]) -> None:
         drawn |= {stage.outputs[o.name]: (stage.model, o) for o in manifest.outputs if o.name in stage.outputs}
 
 
+def range_of(parameter: str) -> tuple[float, float] | None:
+    """What RANGE says, or None if it says nothing of the kind."""
+    try:
+        low, high = map(float, parameter.split())
+    except ValueError:
+        return None
+    return low, high
+
+
 def wanted(condition: Condition) -> str:
-    """What masks a model needs, in words; ``found`` says the same of masks that fit."""
-    text = f"uint8 {list(condition.shape)} of {condition.classes} classes"
-    return text + _labels(condition.labels) + (_pixels(condition.spacing) if condition.spacing else "")
+    """What masks or pictures a model needs, in words; ``found`` says the same of those that fit."""
+    return found(condition.as_output(), condition)
 
 
 def found(output: Output, condition: Condition) -> str:
-    """What masks are; their labels and spacing only where the condition has its own: without them it takes any."""
-    text = f"{output.dtype} {list(output.shape)} of {len(output.labels)} classes"
+    """What masks or pictures are; labels and spacing only where the condition has its own: without them any will do."""
+    text = f"{output.dtype} {list(output.shape)}"
+    if condition.classes is None and output.dtype == "float32":
+        text += f" from {output.low:g} to {output.high:g}"
+    else:
+        text += f" of {int(output.high) + 1} classes"
     labels = _labels(output.labels) if condition.labels else ""
     return text + labels + (_pixels(output.spacing) if condition.spacing else "")
 

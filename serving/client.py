@@ -22,18 +22,21 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from serving.bundle import REPOSITORY, BundleError, Condition, Output, bundle_folder, decoded, load_bundle
-from serving.chain import CONFIG, PROVENANCE, SEED, Chain, ChainError, chain_of, read_chain
+from serving.chain import CONFIG, PROVENANCE, RANGE, SEED, Chain, ChainError, chain_of, range_of, read_chain
 from serving.client_checks import (
+    Given,
     SamplingError,
     check_classes,
     check_condition,
+    check_given,
     check_is_alone,
-    check_masks,
     check_model,
+    check_values,
     parameter,
 )
 from serving.condition_files import Masks
 from serving.engines import EngineError
+from serving.picture_files import Pictures
 from serving.sample_set import Samples, joined, under
 from serving.sampling.chain_sampler import ChainSampler
 from serving.sampling.requests import BadRequest, parse_request, shown
@@ -87,32 +90,43 @@ class Client(abc.ABC):
         solver: str | None = None,
         mask_steps: int | None = None,
         mask_solver: str | None = None,
-        condition: NDArray[np.uint8] | Masks | None = None,
+        condition: NDArray[Any] | Masks | Pictures | None = None,
         progress: Progress | None = None,
     ) -> Samples:
         """Samples of `count` seeds from `seed` up, or of the given `seeds`, in that order; any number of them.
 
         seeds: whole numbers of any integer type in a list, an array or a range; one may come more than once.
         steps, solver: the model's own unless given; of a chain, every stage's. mask_steps, mask_solver: those of a
-        chain's mask stage, for chains alone. condition: uint8 [N, 1, H, W], a mask per sample, for a model that wants
-        them; the samples hold it too. Of a bare array only the range of the classes is checked, of Masks that have
-        labels these and the spacing too. progress: called with (samples done, samples in all).
+        chain's mask stage, for chains alone. condition: for a model that wants them a mask per sample, uint8
+        [N, 1, H, W], or a picture, float32 [N, C, H, W] in the range that ``picture`` tells; the samples hold it too.
+        Of a bare array of masks only the range of the classes is checked, of Masks that have labels these and the
+        spacing too. progress: called with (samples done, samples in all).
         Raises SamplingError.
         """
         check_model(model)
-        masks = condition if condition is None or isinstance(condition, Masks) else Masks(condition)
-        check_masks(masks)
+        under = check_given(condition)
         given = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
         try:
             column = seed_column(count, seed, seeds)
             parameters = {name: parameter(name, value) for name, value in given.items() if value is not None}
         except BadRequest as error:
             raise SamplingError(str(error), 400) from None
-        return self._draw(model, column, parameters, masks, progress)
+        samples = self._draw(model, column, parameters, under, progress)
+        if isinstance(under, Pictures):
+            for facts, name in zip(samples.provenance, under.names, strict=False):
+                facts["condition_file"] = name
+        return samples
 
     @abc.abstractmethod
     def shapes(self, model: str) -> Shapes:
         """The arrays of one sample, a condition's too; raises SamplingError."""
+
+    @abc.abstractmethod
+    def picture(self, model: str) -> Condition | None:
+        """The pictures that a model draws under, with their range; None if it wants masks or nothing.
+
+        Raises SamplingError.
+        """
 
     @abc.abstractmethod
     def _draw(
@@ -120,7 +134,7 @@ class Client(abc.ABC):
         model: str,
         seeds: NDArray[np.int64],
         parameters: dict[str, Any],
-        masks: Masks | None,
+        given: Given | None,
         progress: Progress | None,
     ) -> Samples:
         """The samples of seeds [N, 1]."""
@@ -139,12 +153,12 @@ class LocalClient(Client):
         model: str,
         seeds: NDArray[np.int64],
         parameters: dict[str, Any],
-        masks: Masks | None,
+        given: Given | None,
         progress: Progress | None,
     ) -> Samples:
         try:
             if chain := self._chains.get(model) or self._open_chain(model):
-                if masks is not None:
+                if given is not None:
                     raise SamplingError(f"a condition was given; {model} takes none", 400)
                 arrays = chain.sample(seeds, parameters, progress)
                 manifests = chain.manifests
@@ -156,9 +170,9 @@ class LocalClient(Client):
             manifest = sampler.bundle.manifest
             check_is_alone(model, parameters)
             if (condition := manifest.condition) is not None:
-                check_classes(model, masks, condition)
-                check_condition(model, condition.name, condition.shape, masks, len(seeds))
-            values = None if masks is None else masks.values
+                check_classes(model, given, condition)
+                check_condition(model, condition.name, condition.dtype, condition.shape, given, len(seeds))
+            values = None if given is None else given.values
             (arrays,) = sampler.sample([parse_request(manifest, seeds, parameters, values)], progress)
             samples = _of_stage(arrays, {name: name for name in arrays}, manifest.outputs)
             return samples if condition is None or values is None else under(condition, values, samples)
@@ -179,8 +193,7 @@ class LocalClient(Client):
                 manifest = self._sampler(model).bundle.manifest
                 drawn = [(manifest.outputs, {output.name: output.name for output in manifest.outputs})]
                 if (condition := manifest.condition) is not None:
-                    mask = Output(condition.name, "uint8", condition.shape, 0, condition.classes - 1)
-                    drawn.insert(0, ((mask,), {mask.name: mask.name}))
+                    drawn.insert(0, ((condition.as_output(),), {condition.name: condition.name}))
         except BundleError as error:
             raise SamplingError(str(error), 404) from None
         except EngineError as error:
@@ -188,6 +201,18 @@ class LocalClient(Client):
         return {
             names[o.name]: (np.dtype(o.dtype), o.shape) for outputs, names in drawn for o in outputs if o.name in names
         }
+
+    def picture(self, model: str) -> Condition | None:
+        check_model(model)
+        try:
+            if self._chains.get(model) or self._open_chain(model):
+                return None
+            condition = self._sampler(model).bundle.manifest.condition
+        except BundleError as error:
+            raise SamplingError(str(error), 404) from None
+        except EngineError as error:
+            raise SamplingError(str(error), 500) from error
+        return None if condition is None or condition.classes else condition
 
     def _sampler(self, model: str) -> Sampler:
         if not (self._repository / model).is_dir():
@@ -276,11 +301,11 @@ class SampleClient(Client):
         model: str,
         seeds: NDArray[np.int64],
         parameters: dict[str, Any],
-        masks: Masks | None,
+        given: Given | None,
         progress: Progress | None,
     ) -> Samples:
         config = self._config(model)
-        columns = {SEED: seeds, **_condition_column(config, masks, len(seeds))}
+        columns = {SEED: seeds, **_condition_column(config, given, len(seeds))}
         names = [output.name for output in config.output]
         chain = _chain(config)
         if not chain:
@@ -297,15 +322,15 @@ class SampleClient(Client):
                 under_way.append(_Call(self, partial(self._send, model, part, parameters)))
             answer = under_way.popleft().answer()
             parts.append({name: answer.as_numpy(name) for name in names})
-            if masks is not None and len(parts) == 1:
-                check_classes(model, masks, _described_condition(parts[0][PROVENANCE]))
+            if given is not None and len(parts) == 1:
+                check_classes(model, given, _described_condition(parts[0][PROVENANCE]))
             if progress is not None:
                 progress(sum(len(part[names[0]]) for part in parts), len(seeds))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
         try:
             if chain:
                 return joined(model, [_as_described(arrays, stage.outputs) for stage in chain.stages])
-            return _as_described(arrays, {name: name for name in names}, masks)
+            return _as_described(arrays, {name: name for name in names}, given)
         except BundleError as error:
             raise SamplingError(OTHER_VERSION.format(error), 500) from None
 
@@ -317,6 +342,11 @@ class SampleClient(Client):
             return {tensor.name: _array_of(tensor) for tensor in (*config.input, *config.output) if tensor.name != SEED}
         drawn = [(self._config(stage.model).output, stage.outputs) for stage in chain.stages]
         return {names[o.name]: _array_of(o) for outputs, names in drawn for o in outputs if o.name in names}
+
+    def picture(self, model: str) -> Condition | None:
+        check_model(model)
+        config = self._config(model)
+        return None if _chain(config) else _picture(config)
 
     def _config(self, model: str) -> ModelConfig:
         try:
@@ -419,14 +449,33 @@ def _array_of(tensor: Any) -> tuple[np.dtype, tuple[int, ...]]:
     return np.dtype(triton_to_np_dtype("BYTES" if name == "STRING" else name)), tuple(tensor.dims)
 
 
-def _condition_column(config: ModelConfig, masks: Masks | None, rows: int) -> Arrays:
-    wanted = [given for given in config.input if given.name != SEED]
+def _inputs(config: ModelConfig) -> list[Any]:
+    """Those beside the seed; there is one at most."""
+    return [given for given in config.input if given.name != SEED]
+
+
+def _picture(config: ModelConfig) -> Condition | None:
+    wanted = _inputs(config)
+    if not wanted or _array_of(wanted[0])[0] != np.float32:
+        return None
+    limits = range_of(config.parameters[RANGE].string_value) if RANGE in config.parameters else None
+    if limits is None:
+        raise SamplingError(OTHER_VERSION.format(f"{config.name} does not say which values its pictures have"), 500)
+    low, high = limits
+    return Condition(wanted[0].name, tuple(wanted[0].dims), low=low, high=high)
+
+
+def _condition_column(config: ModelConfig, given: Given | None, rows: int) -> Arrays:
+    wanted = _inputs(config)
     if not wanted:
-        if masks is not None:
+        if given is not None:
             raise SamplingError(f"a condition was given; {config.name} takes none", 400)
         return {}
-    check_condition(config.name, wanted[0].name, wanted[0].dims, masks, rows)
-    return {} if masks is None else {wanted[0].name: masks.values}
+    name, (dtype, shape) = wanted[0].name, _array_of(wanted[0])
+    check_condition(config.name, name, dtype.name, shape, given, rows)
+    if picture := _picture(config):
+        check_values(given, picture)
+    return {} if given is None else {name: given.values}
 
 
 def _described_condition(provenance: NDArray[Any]) -> Condition:
@@ -436,12 +485,12 @@ def _described_condition(provenance: NDArray[Any]) -> Condition:
         raise SamplingError(OTHER_VERSION.format(error), 500) from None
 
 
-def _as_described(arrays: Arrays, names: Mapping[str, str], masks: Masks | None = None) -> Samples:
+def _as_described(arrays: Arrays, names: Mapping[str, str], given: Given | None = None) -> Samples:
     """The samples of a stage, which a server describes beside its provenance."""
     facts = json.loads(arrays[names[PROVENANCE]][0, 0])
     outputs = tuple(decoded(Output, fields, "outputs") for fields in facts.get("outputs", ()))
     samples = _of_stage(arrays, names, outputs)
-    return samples if masks is None else under(_described_condition(arrays[PROVENANCE]), masks.values, samples)
+    return samples if given is None else under(_described_condition(arrays[PROVENANCE]), given.values, samples)
 
 
 def _of_stage(arrays: Arrays, names: Mapping[str, str], described: Sequence[Output]) -> Samples:

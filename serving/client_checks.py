@@ -9,7 +9,8 @@ import numpy as np
 from serving.bundle import Condition, Output
 from serving.chain import found, wanted
 from serving.condition_files import Masks
-from serving.sampling.requests import BadRequest, shown, whole_number
+from serving.picture_files import Pictures
+from serving.sampling.requests import BadRequest, shown, values_problem, whole_number
 
 OF_CHAINS = ("mask_steps", "mask_solver")
 
@@ -45,37 +46,50 @@ def parameter(name: str, value: Any) -> int | str:
     return value
 
 
-def check_masks(masks: Masks | None) -> None:
-    """What no model can take; whether a model can take the masks, it says itself."""
-    if masks is None:
-        return
-    values: Any = masks.values
+Given = Masks | Pictures
+
+
+def check_given(condition: Any) -> Given | None:
+    """Masks or pictures, of bare arrays too, if any model could take them; whether one can, it says itself."""
+    if condition is None:
+        return None
+    values = condition.values if isinstance(condition, Given) else condition
     if not isinstance(values, np.ndarray):
         kind = f"a {type(values).__name__}"
-    elif values.dtype != np.uint8 or values.ndim == 0:
+    elif values.dtype not in (np.uint8, np.float32) or values.ndim == 0:
         kind = f"{values.dtype} {list(values.shape)}"
+    elif isinstance(condition, Given):
+        return condition
     else:
-        return
-    raise SamplingError(f"condition is {kind}; it must be an array of uint8 [N, 1, H, W]", 400)
+        return Masks(values) if values.dtype == np.uint8 else Pictures(values)
+    raise SamplingError(f"condition is {kind}; it must be an array of uint8 or float32 [N, C, H, W]", 400)
 
 
-def check_classes(model: str, masks: Masks | None, condition: Condition | None) -> None:
+def check_classes(model: str, given: Given | None, condition: Condition | None) -> None:
     """Masks that say what their classes are must be what the model was trained under."""
-    if masks is None or condition is None or not masks.labels:
+    if not isinstance(given, Masks) or condition is None or condition.classes is None or not given.labels:
         return
-    shape, highest = masks.values.shape[1:], len(masks.labels) - 1
-    given = found(Output("mask", "uint8", shape, 0, highest, masks.labels, masks.spacing), condition)
-    if given != (needed := wanted(condition)):
-        raise SamplingError(f"the masks are {given}; {model} needs {needed}", 400)
+    shape, highest = given.values.shape[1:], len(given.labels) - 1
+    masks = found(Output("mask", "uint8", shape, 0, highest, given.labels, given.spacing), condition)
+    if masks != (needed := wanted(condition)):
+        raise SamplingError(f"the masks are {masks}; {model} needs {needed}", 400)
 
 
-def check_condition(model: str, name: str, shape: Sequence[int], masks: Masks | None, rows: int) -> None:
-    needed = f"uint8 of shape {[rows, *shape]}"
-    if masks is None:
+def check_condition(model: str, name: str, dtype: str, shape: Sequence[int], given: Given | None, rows: int) -> None:
+    needed = f"{dtype} of shape {[rows, *shape]}"
+    if given is None:
         how = "give it as condition, or to the command as --condition"
         raise SamplingError(f"{name} is missing; {model} needs it as {needed}: {how}", 400)
-    if masks.values.shape != (rows, *shape):
-        raise SamplingError(f"{name} has shape {list(masks.values.shape)}; it must be {needed}", 400)
+    if given.values.dtype != dtype:
+        raise SamplingError(f"{name} is {given.values.dtype}; it must be {needed}", 400)
+    if given.values.shape != (rows, *shape):
+        raise SamplingError(f"{name} has shape {list(given.values.shape)}; it must be {needed}", 400)
+
+
+def check_values(given: Given | None, condition: Condition) -> None:
+    """Pictures must be in the model's range."""
+    if given is not None and (problem := values_problem(condition, given.values)):
+        raise SamplingError(problem, 400)
 
 
 def check_is_alone(model: str, parameters: Mapping[str, Any]) -> None:

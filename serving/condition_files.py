@@ -1,4 +1,4 @@
-"""Masks to draw images under, and files of them."""
+"""Masks to draw images under, and files of them; for pictures see ``picture_files``."""
 
 from dataclasses import dataclass
 from pathlib import Path

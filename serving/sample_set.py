@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import BundleError, Condition, Output
@@ -16,9 +15,10 @@ class Samples:
     """N samples: row i of every array belongs to provenance[i].
 
     arrays: one array [N, ...] per output, by name. provenance: model, bundle digest, seed, solver and steps of each,
-    under a mask "condition_sha256", of the mask's bytes, and "unfinished" where the training was not through; of a
-    chain model, seed and "stages", which holds the same for every stage. outputs: what the arrays mean, in the order of
-    the manifest or of the stages; the masks that a client gave as a condition come first.
+    under a mask or a picture "condition_sha256", of its bytes, "notices" that the model's samples carry, and
+    "unfinished" where the training was not through; of a chain model, seed and "stages", which holds the same for every
+    stage. outputs: what the arrays mean, in the order of the manifest or of the stages; the masks or pictures that a
+    client gave as a condition come first.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -43,16 +43,15 @@ class Samples:
         return names
 
 
-def under(condition: Condition, masks: NDArray[np.uint8], samples: Samples) -> Samples:
-    """The samples with the masks [N, 1, H, W] that they were drawn under.
+def under(condition: Condition, given: NDArray[Any], samples: Samples) -> Samples:
+    """The samples with the masks or pictures [N, C, H, W] that they were drawn under.
 
-    Raises BundleError if what was drawn has the name of the masks.
+    Raises BundleError if what was drawn has the name of those.
     """
     if condition.name in samples.arrays:
         raise BundleError(f"{samples.provenance[0].get('model')} draws {condition.name!r} under {condition.name!r}")
-    highest = condition.classes - 1
-    mask = Output(condition.name, "uint8", condition.shape, 0, highest, condition.labels, condition.spacing)
-    return Samples({mask.name: masks, **samples.arrays}, samples.provenance, (mask, *samples.outputs))
+    arrays = {condition.name: given, **samples.arrays}
+    return Samples(arrays, samples.provenance, (condition.as_output(), *samples.outputs))
 
 
 def joined(chain: str, stages: Sequence[Samples]) -> Samples:

@@ -22,6 +22,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 SPACING = (1.25, 1.5)
 CONDITION = Condition("anatomy", (1, 16, 16), 4, ("air", "skin", "fat", "bone"), (2.0, 2.5))
 MASK = Condition("mask", (1, 16, 16), 4, LABELS, SPACING)
+PICTURE = Condition("photo", (1, 16, 16), low=-1.0, high=3.0)
+NOTICE = "A sample is a near copy of its photo."
 CHAINS = ("cmr_ddpm", "cmr_ldm", "cmr_flow")
 MAX_BATCH = 8
 CHAIN_BATCH = 5  # of cmr_flow's second stage, and so of cmr_flow
@@ -79,6 +81,13 @@ def add_chains(repository: Path) -> None:
     add_model(repository, "cmr_flow_image", sample_shape=(1, 16, 16), schedule=FLOW, max_batch=CHAIN_BATCH, **image)
     for chain in CHAINS:
         copy_committed(chain, repository / chain)
+
+
+def add_picture_model(repository: Path, name: str) -> None:
+    """It draws in one pass, under pictures."""
+    folder = add_model(repository, name, condition=PICTURE, schedule=None, notices=(NOTICE,))
+    with (folder / "config.pbtxt").open("a") as config:
+        config.write('parameters { key: "condition_range" value { string_value: "-1 3" } }\n')
 
 
 def add_gated_model(repository: Path, name: str, queue: int) -> None:

@@ -13,6 +13,7 @@ LEAVES = {
     for name in (
         "bundle",
         "folders",
+        "pgm",
         "progress",
         "sample_set",
         "sampling.noise",
@@ -37,7 +38,7 @@ ROOMS = {
     "writers": set(),
     "triton": {"engines", "sampling"},
 }
-BESIDE = {"bundle", "chain", "condition_files", "folders", "sample_set", "user"}
+BESIDE = {"bundle", "chain", "condition_files", "folders", "pgm", "picture_files", "sample_set", "user"}
 FRAMEWORKS = {"accelerate", "diffusers", "onnx", "onnxscript", "safetensors", "torch"}
 
 

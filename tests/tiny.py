@@ -13,6 +13,7 @@ OPSET = 18
 HIDDEN = 8
 LABELS = ("background", "LV", "MYO", "RV")
 LINEAR = Schedule(kind="linear", num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, prediction="epsilon")
+DESCENT = Schedule(kind="descent", num_train_timesteps=1000, beta_start=0.0, beta_end=0.0, prediction="gradient")
 FLOW = Schedule(kind="flow", num_train_timesteps=1000, beta_start=0.0, beta_end=0.0, prediction="velocity")
 
 STEP = """
@@ -99,6 +100,8 @@ def write_tiny_bundle(
     model: str = "tiny",
     sample_shape: tuple[int, int, int] = (2, 16, 16),
     condition: Condition | None = None,
+    noise_channels: int | None = None,
+    notices: tuple[str, ...] = (),
     max_batch: int = 8,
     schedule: Schedule | None = LINEAR,
     spacing: tuple[float, float] | None = None,
@@ -123,16 +126,19 @@ def write_tiny_bundle(
     labels = LABELS[: sample_shape[0]] if sample_shape[0] > 2 else ("background", "lesion")
     mask = Output("mask", "uint8", shape, low=0, high=len(labels) - 1, labels=labels, spacing=spacing)
     image = Output("image", "float32", shape, low=0.0, high=1.0, labels=(), spacing=spacing)
-    solver = None if schedule is None else "euler" if schedule.kind == "flow" else "dpmpp_2m"
+    defaults = {"flow": "euler", "descent": "heavy_ball", "diffusion": "dpmpp_2m"}
+    solver = None if schedule is None else defaults[schedule.process]
     manifest = Manifest(
         model=model,
         preset="tiny",
         sample_shape=sample_shape,
+        noise_channels=sample_shape[0] if noise_channels is None else noise_channels,
         condition=condition,
         outputs=(image,) if factor > 1 else {1: (image,), 2: (mask, image)}.get(sample_shape[0], (mask,)),
         schedule=schedule,
         default_solver=solver,
         default_steps=0 if schedule is None else 4,
+        notices=notices,
         max_batch=max_batch,
         precision="fp32",
         engines={name: EngineFile(f"{name}.onnx", file_digest(folder / f"{name}.onnx")) for name in graphs},
@@ -154,11 +160,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def _step(shape: tuple[int, int, int], factor: int, condition: Condition | None) -> onnx.ModelProto:
     channels, height, width = shape
     sides = f"[{factor}, {factor}]"
+    kind = "uint8" if condition is None or condition.classes else "float"
     text = STEP.format(
         opset=OPSET,
         state=f"float[B,{channels},{height},{width}]",
         columns=", ".join(COLUMNS),
-        condition=f", uint8[B,1,{factor * height},{factor * width}] condition" if condition else "",
+        condition=f", {kind}[B,1,{factor * height},{factor * width}] condition" if condition else "",
         see=f"""mask = Cast <to = 1> (condition)
   small = AveragePool <kernel_shape = {sides}, strides = {sides}> (mask)
   seen = Concat <axis = 1> (sample, small)"""

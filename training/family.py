@@ -26,14 +26,17 @@ Network = Callable[..., Tensor]  # (input [B, C, H, W], t) or (input, t, conditi
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """What every family's preset says; a family adds its own fields."""
+    """What every family's preset says; a family adds its own fields.
+
+    A family that draws in one pass has no schedule, no default solver and 0 default steps.
+    """
 
     __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)
 
     size: int
-    schedule: Schedule
+    schedule: Schedule | None
     clip: float | None  # bound of the data estimate inside the step; None for none
-    default_solver: str
+    default_solver: str | None
     default_steps: int
     batch: int
     steps: tuple[int, ...]  # of the optimiser, in each phase
@@ -56,7 +59,14 @@ class Preset:
         if self.lr_schedule not in LR_SCHEDULES:
             known = ", ".join(LR_SCHEDULES)
             raise ValueError(f"preset field 'lr_schedule' is {self.lr_schedule!r}; allowed are {known}")
-        solver_table(self.default_solver, self.schedule, self.default_steps)  # says so if they do not go together
+        if self.schedule is None:
+            if (self.default_solver, self.default_steps) != (None, 0):
+                given = f"{self.default_solver!r} and {self.default_steps}"
+                raise ValueError(
+                    f"preset fields 'default_solver' and 'default_steps' are {given}; without a schedule null and 0"
+                )
+        else:
+            solver_table(str(self.default_solver), self.schedule, self.default_steps)  # says so if they do not fit
 
     def replaced(self, fields: Mapping[str, Any]) -> "Preset":
         """The preset with some fields changed, as JSON gives them: lists are tuples, a mapping changes the schedule.
@@ -66,7 +76,7 @@ class Preset:
         """
         changed = _merged(self, fields, "preset field")
         schedule = changed["schedule"]
-        if isinstance(schedule, Mapping):
+        if isinstance(schedule, Mapping) and self.schedule is not None:
             changed["schedule"] = _merged(self.schedule, schedule, "schedule field")
         try:
             return TypeAdapter(type(self)).validate_json(json.dumps(changed, default=dataclasses.asdict))
@@ -95,6 +105,8 @@ def _in_words(old: Any, changed: Mapping[str, Any], error: ValidationError) -> s
 class Family(nn.Module):
     """A generator as start, step x N, finish; training, export and the training preview all run this one class.
 
+    Where its preset has no schedule N is 0: ``finish`` makes the outputs of the first state, without a ``network``.
+
     A batch of training data is ``{"image": float32 [B, 1, H, W] in [-1, 1], "mask": uint8 [B, 1, H, W]}``, the mask
     holding class indices.
     """
@@ -107,6 +119,17 @@ class Family(nn.Module):
     sample_shape: tuple[int, int, int]
     outputs: tuple[Output, ...]
     condition: Condition | None = None
+    notices: tuple[str, ...] = ()  # sentences that the provenance of every sample has
+
+    @property
+    def noise_channels(self) -> int:
+        """How many of a state's channels start as noise; those after them start at 0."""
+        return self.sample_shape[0]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What a bundle's manifest records, for people to read, beside the origin of the weights."""
+        return {}
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -181,7 +204,7 @@ class Family(nn.Module):
     def sample(
         self,
         noises: Sequence[Tensor],
-        solver: str,
+        solver: str | None,
         steps: int,
         condition: Tensor | None = None,
         progress: Callable[[int, int], object] = lambda *_: None,
@@ -191,17 +214,20 @@ class Family(nn.Module):
         Args:
             noises: standard normal tensors [B, C, H, W]: the start, then one for each row of the solver's table;
                 rows of a deterministic solver need none.
-            solver: a name in ``serving.sampling.solvers.SOLVERS``.
-            steps: 1 .. the schedule's number of training timesteps.
-            condition: class-index mask uint8 [B, 1, H, W] for the families that take one.
+            solver: a name in ``serving.sampling.solvers.SOLVERS``; None where the preset has no schedule.
+            steps: 1 .. the schedule's number of training timesteps; without a schedule 0.
+            condition: [B, C, H, W] of the condition's dtype, for the families that take one.
             progress: called with (rows done, rows in all) before each row of the solver's table; what it raises ends
                 the drawing.
 
         Returns:
             The named outputs, in the order of ``outputs``.
         """
-        table = torch.tensor(solver_table(solver, self.preset.schedule, steps)).to(noises[0])
-        sample, zeros = noises[0], torch.zeros_like(noises[0])
+        sample, zeros = noises[0].clone(), torch.zeros_like(noises[0])
+        sample[:, self.noise_channels :] = 0
+        if self.preset.schedule is None:
+            return self.finish(sample, condition)
+        table = torch.tensor(solver_table(str(solver), self.preset.schedule, steps)).to(noises[0])
         history = zeros, zeros, zeros
         for k, row in enumerate(table):
             progress(k, len(table))

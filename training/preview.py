@@ -22,20 +22,26 @@ def save_preview(
 ) -> None:
     """Draw seeds 0 to 15 with the preset's own solver and steps, as serving would, and write one contact sheet.
 
-    A family that is conditioned on a mask gets masks from all over the data set; the sheet shows their outlines.
+    A family that draws under masks gets those from all over the data set, and the sheet shows their outlines; one that
+    draws under pictures gets images, brought from [-1, 1] to its own range.
     ``progress`` is called as ``Family.sample`` does; if it raises, there is no sheet.
     """
     preset = family.preset
-    rows = len(solver_table(preset.default_solver, preset.schedule, preset.default_steps))
+    schedule, solver = preset.schedule, str(preset.default_solver)
+    rows = 0 if schedule is None else len(solver_table(solver, schedule, preset.default_steps))
     noises = np.empty((rows + 1, COUNT, *family.sample_shape), np.float32)
     for number, noise in enumerate(noises):
         for seed, sample in enumerate(noise):
             draw(seed, family.name, number, out=sample)
     device = next(family.parameters()).device
     condition = None
-    if family.condition is not None:
+    if (wanted := family.condition) is not None:
         pairs = len(dataset)  # type: ignore[arg-type]
-        condition = torch.stack([dataset[k * pairs // COUNT]["mask"] for k in range(COUNT)]).to(device)
+        kind = "mask" if wanted.classes else "image"
+        condition = torch.stack([dataset[k * pairs // COUNT][kind] for k in range(COUNT)]).to(device)
+        if not wanted.classes:
+            low, high = wanted.limits
+            condition = (low + (condition + 1) / 2 * (high - low)).clamp(low, high)
     tensors = family.sample(
         list(torch.from_numpy(noises).to(device)), preset.default_solver, preset.default_steps, condition, progress
     )

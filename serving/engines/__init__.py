@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +24,18 @@ class EngineError(RuntimeError):
 class Trajectory:
     """The work of one batch, from the first noise to the last state: all that an engine needs, known beforehand.
 
-    start: float32 [B, C, H, W], standard normal.
+    start: float32 [B, C, H, W], see ``serving.sampling.noise.draw_starts``.
     lengths: int [B], how many table rows each sample has, longest first: those still under way at a row come first.
     coeffs: float32 [rows, B, 12]; past its last row a sample has a = 1 and all else 0, which leaves it as it is.
     noise: row -> float32 [live, C, H, W], zero where a sample's row is deterministic; the next call overwrites it.
-    condition: uint8 [B, 1, H, W], or None for a model that has none.
+    condition: [B, C, H, W] of the manifest's dtype, or None for a model that has none.
     """
 
     start: Float32
     lengths: NDArray[np.intp]
     coeffs: Float32
     noise: Callable[[int], Float32]
-    condition: NDArray[np.uint8] | None = None
+    condition: NDArray[Any] | None = None
 
     @property
     def rows(self) -> int:
@@ -71,12 +71,12 @@ class StepEngine(abc.ABC):
         history: History,
         noise: Float32,
         coeffs: Float32,
-        condition: NDArray[np.uint8] | None = None,
+        condition: NDArray[Any] | None = None,
     ) -> tuple[Float32, Float32]:
         """One table row for each sample: states [B, C, H, W], coeffs [B, 12] -> (next states, predictions)."""
 
     @abc.abstractmethod
-    def finish(self, sample: Float32, condition: NDArray[np.uint8] | None = None) -> dict[str, NDArray]:
+    def finish(self, sample: Float32, condition: NDArray[Any] | None = None) -> dict[str, NDArray]:
         """The last states [B, C, H, W] -> the manifest's outputs by name, [B, ...] each."""
 
     def generate(self, trajectory: Trajectory) -> tuple[Float32, dict[str, NDArray]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,10 +65,11 @@ class GpuEngine(StepEngine):
         self._shape = manifest.sample_shape
         self._states = [self._array(self._shape) for _ in range(2)]
         self._ring = [self._array(self._shape) for _ in range(HISTORY + 1)]
-        self._condition = self._array(manifest.condition.shape, "uint8") if manifest.condition else None
+        given = manifest.condition
+        self._condition = self._array(given.shape, given.dtype) if given else None
         self._results = {output.name: self._array(output.shape, output.dtype) for output in manifest.outputs}
         self._staged_start, self._staged_state = self._staging(self._shape), self._staging(self._shape)
-        self._staged_condition = self._staging(manifest.condition.shape, "uint8") if manifest.condition else None
+        self._staged_condition = self._staging(given.shape, given.dtype) if given else None
         self._staged = {output.name: self._staging(output.shape, output.dtype) for output in manifest.outputs}
         self._longest = longest_table(manifest.schedule) if manifest.schedule else 0
         self._coeffs = RowBuffer(device, max(1, self._longest) * RowBuffer.stride((self._largest, len(COLUMNS))))
@@ -89,7 +91,8 @@ class GpuEngine(StepEngine):
         An engine calls it when it can ``enqueue``. Work that cannot be captured costs speed, and no request.
         """
         for bucket in self.buckets:
-            condition = None if self._condition is None else np.zeros((bucket, *self._condition.shape[1:]), np.uint8)
+            given = self._condition
+            condition = None if given is None else np.zeros((bucket, *given.shape[1:]), given.dtype)
             self._load(np.zeros((bucket, *self._shape), np.float32), condition)
             self._upload_coeffs(bucket, np.zeros((min(1, self._longest), bucket, len(COLUMNS)), np.float32))
             for _ in range(WARM_UPS):
@@ -147,7 +150,7 @@ class GpuEngine(StepEngine):
         history: History,
         noise: Float32,
         coeffs: Float32,
-        condition: NDArray[np.uint8] | None = None,
+        condition: NDArray[Any] | None = None,
     ) -> tuple[Float32, Float32]:
         with self._at_work():
             count = len(sample)
@@ -162,7 +165,7 @@ class GpuEngine(StepEngine):
             sample_next, prediction = self._fetch([(staging, array.first(count)) for staging, array in results])
             return sample_next, prediction
 
-    def finish(self, sample: Float32, condition: NDArray[np.uint8] | None = None) -> dict[str, NDArray]:
+    def finish(self, sample: Float32, condition: NDArray[Any] | None = None) -> dict[str, NDArray]:
         with self._at_work():
             count = len(sample)
             self._load(sample, condition)
@@ -202,7 +205,7 @@ class GpuEngine(StepEngine):
         else:
             self._enqueue(segment)
 
-    def _load(self, sample: Float32, condition: NDArray[np.uint8] | None) -> None:
+    def _load(self, sample: Float32, condition: NDArray[Any] | None) -> None:
         """The first states, with zeros for padding and in all of the history."""
         for array in (self._states[0], *self._ring):
             self._device.zero(array)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -25,14 +24,14 @@ class OnnxRuntimeEngine(StepEngine):
         history: History,
         noise: Float32,
         coeffs: Float32,
-        condition: NDArray[np.uint8] | None = None,
+        condition: NDArray[Any] | None = None,
     ) -> tuple[Float32, Float32]:
         states = {f"history_{k}": state for k, state in enumerate(history, start=1)}
         feeds = {"sample": sample, **states, "noise": noise, "coeffs": coeffs, "condition": condition}
         sample_next, prediction = self._run("step", ["sample_next", "prediction"], feeds)
         return sample_next, prediction
 
-    def finish(self, sample: Float32, condition: NDArray[np.uint8] | None = None) -> dict[str, NDArray]:
+    def finish(self, sample: Float32, condition: NDArray[Any] | None = None) -> dict[str, NDArray]:
         arrays = self._run("finish", self._outputs, {"sample": sample, "condition": condition})
         return dict(zip(self._outputs, arrays, strict=True))
 

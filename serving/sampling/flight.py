@@ -3,13 +3,14 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Manifest
 from serving.engines import EngineError, Float32, History, StepEngine
-from serving.sampling.noise import START, draw_all, draw_each
+from serving.sampling.noise import draw_each, draw_starts
 from serving.sampling.rows import Row, not_finite
 from serving.sampling.solvers import COLUMNS, HISTORY
 
@@ -20,13 +21,13 @@ S = COLUMNS.index("s")
 class States:
     """Where the rows of one request are, all of which have the same table. done: steps that they have taken.
 
-    sample: float32 [N, C, H, W]. condition: uint8 [N, 1, H, W], or None for a model that has none.
+    sample: float32 [N, C, H, W]. condition: [N, C, H, W] of the manifest's dtype, or None for a model that has none.
     """
 
     rows: Sequence[Row]
     sample: Float32
     history: History
-    condition: NDArray[np.uint8] | None
+    condition: NDArray[Any] | None
     done: int = 0
 
     @property
@@ -43,12 +44,13 @@ class Flight:
         self._batch: list[States] = []
         self._sample: Float32 = self._silence[:0]
         self._history: History = ()
-        self._condition: NDArray[np.uint8] | None = None
+        self._condition: NDArray[Any] | None = None
         self.network_seconds = 0.0
 
     def begin(self, rows: Sequence[Row]) -> States:
-        sample = np.empty((len(rows), *self._manifest.sample_shape), np.float32)
-        draw_all([row.seed for row in rows], self._manifest.model, START, list(sample))
+        manifest = self._manifest
+        seeds = [row.seed for row in rows]
+        sample = draw_starts(seeds, manifest.model, manifest.sample_shape, manifest.noise_channels)
         conditions = [row.condition for row in rows if row.condition is not None]
         history = (np.zeros_like(sample),) * HISTORY
         return States(rows, sample, history, np.stack(conditions) if conditions else None)

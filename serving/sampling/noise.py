@@ -33,6 +33,15 @@ def draw(seed: int, stage: str, number: int, out: NDArray[np.float32]) -> None:
     np.random.Generator(philox).standard_normal(dtype=np.float32, out=out)
 
 
+def draw_starts(
+    seeds: Sequence[int], stage: str, shape: tuple[int, int, int], noise_channels: int
+) -> NDArray[np.float32]:
+    """The states [N, C, H, W] that trajectories start from: noise, and 0 in the channels after ``noise_channels``."""
+    states = np.zeros((len(seeds), *shape), np.float32)
+    draw_all(seeds, stage, START, [state[:noise_channels] for state in states])
+    return states
+
+
 def draw_all(seeds: Sequence[int], stage: str, number: int, outs: Sequence[NDArray[np.float32]]) -> None:
     """The same draw of several streams, at the same time; what each gets is what ``draw`` gives."""
     draw_each(seeds, stage, [number] * len(seeds), outs)

@@ -23,14 +23,14 @@ class BadRequest(ValueError):  # noqa: N818  HTTP's name for it
 class SampleRequest:
     """Samples wanted, one per seed. Make one with ``parse_request``, which checks it.
 
-    seeds: int64 [N]. condition: uint8 [N, 1, H, W], or None for a model that has none. A model that takes no steps has
-    solver None and steps 0.
+    seeds: int64 [N]. condition: [N, C, H, W] of the manifest's dtype, or None for a model that has none. A model that
+    takes no steps has solver None and steps 0.
     """
 
     seeds: NDArray[np.int64]
     solver: str | None
     steps: int
-    condition: NDArray[np.uint8] | None = None
+    condition: NDArray[Any] | None = None
 
 
 def parse_request(
@@ -46,8 +46,9 @@ def parse_request(
         parameters: "steps" (int) and "solver" (str), both optional: the manifest has defaults. All stages of a chain
             get the same parameters. A model that can be its first, for it draws one output out of nothing, takes
             those named after that output, "mask_steps" and "mask_solver", over the common ones; a model under a
-            condition lets pass those named after its condition, if some model could take them.
-        condition: uint8 [N, *shape] of class indices, where the manifest has a condition.
+            condition lets pass those named after its condition, if some model could take them. A model without steps
+            heeds none of them.
+        condition: [N, *shape] where the manifest has a condition: uint8 class indices, or a picture's float32.
 
     Raises ``BadRequest`` for anything else.
     """
@@ -72,6 +73,8 @@ def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tupl
     schedule = manifest.schedule
     known = _known(manifest)
     for name, value in parameters.items():
+        if schedule is None and name in (*COMMON, *_named_after(_first_of_a_chain(manifest))):
+            raise BadRequest(f"{name} is {shown(value)}; {manifest.model} draws in one pass, and takes no steps")
         if name not in (*known, *_not_for_us(manifest)):
             allowed = f"allowed are {_listed(known)}" if known else f"{manifest.model} takes none"
             raise BadRequest(f"parameter {shown(name)} (value {shown(value)}) is unknown; {allowed}")
@@ -151,25 +154,40 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _condition(manifest: Manifest, condition: NDArray[Any] | None, rows: int) -> NDArray[np.uint8] | None:
+def _condition(manifest: Manifest, condition: NDArray[Any] | None, rows: int) -> NDArray[Any] | None:
     expected = manifest.condition
     if expected is None:
         if condition is not None:
             raise BadRequest(f"a condition of shape {list(condition.shape)} was given; {manifest.model} takes none")
         return None
     if condition is None:
-        raise BadRequest(f"{expected.name} is missing; {manifest.model} needs it as {_wanted(expected, rows)}")
-    if condition.dtype != np.uint8:
-        raise BadRequest(f"{expected.name} has type {condition.dtype}; it must be {_wanted(expected, rows)}")
+        raise BadRequest(f"{expected.name} is missing; {manifest.model} needs it as {wanted(expected, rows)}")
+    if condition.dtype != expected.dtype:
+        raise BadRequest(f"{expected.name} has type {condition.dtype}; it must be {wanted(expected, rows)}")
     if condition.shape != (rows, *expected.shape):
-        raise BadRequest(f"{expected.name} has shape {list(condition.shape)}; it must be {_wanted(expected, rows)}")
-    if (highest := condition.max()) >= expected.classes:
-        raise BadRequest(f"{expected.name} holds class {highest}; allowed are 0 to {expected.classes - 1}")
+        raise BadRequest(f"{expected.name} has shape {list(condition.shape)}; it must be {wanted(expected, rows)}")
+    if problem := values_problem(expected, condition):
+        raise BadRequest(problem)
     return np.ascontiguousarray(condition)
 
 
-def _wanted(condition: Condition, rows: int) -> str:
-    return f"uint8 of shape {[rows, *condition.shape]}, class indices from 0 to {condition.classes - 1}"
+def wanted(condition: Condition, rows: int) -> str:
+    """What N rows of a condition must be, in words."""
+    shape, (low, high) = [rows, *condition.shape], condition.limits
+    values = "values" if condition.classes is None else "class indices"
+    return f"{condition.dtype} of shape {shape}, {values} from {low:g} to {high:g}"
+
+
+def values_problem(condition: Condition, values: NDArray[Any]) -> str | None:
+    """What is wrong with values [N, ...] of a condition: the row and the first value that it may not hold."""
+    low, high = condition.limits
+    wrong = ~((values >= low) & (values <= high))  # a NaN is neither
+    if not wrong.any():
+        return None
+    row, *_ = where = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+    if condition.classes is not None:
+        return f"{condition.name} holds class {values.max()}; allowed are 0 to {high}"
+    return f"{condition.name}: row {row} holds {values[where]}; allowed are values from {low:g} to {high:g}"
 
 
 def shown(value: Any, width: int = 60) -> str:

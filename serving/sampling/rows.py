@@ -23,7 +23,7 @@ class Row:
     solver: str | None
     steps: int
     table: Float32
-    condition: NDArray[np.uint8] | None
+    condition: NDArray[Any] | None
 
 
 def rows_of(bundle: Bundle, request: SampleRequest) -> list[Row]:
@@ -52,6 +52,8 @@ def _facts(bundle: Bundle, row: Row) -> bytes:
         facts["unfinished"] = so_far
     if row.condition is not None:
         facts["condition_sha256"] = hashlib.sha256(row.condition.tobytes()).hexdigest()
+    if bundle.manifest.notices:
+        facts["notices"] = bundle.manifest.notices
     return json.dumps(facts, sort_keys=True).encode()
 
 

@@ -11,6 +11,9 @@ h1, h2, h3 are the latest predictions, newest first and zero to begin with; nois
 
 Diffusion: x_t = alpha*data + sigma*noise with alpha^2 = alphas_cumprod[t] and alpha^2 + sigma^2 = 1. The last row steps
 to clean data, alpha = 1. A flow: x_t = t*data + (1 - t)*noise. A prime, as in alpha', marks the level a row steps to.
+
+Descent: out is the gradient of a loss by the state, and a row is a step of an optimiser. The network divides the
+gradient by its size where t is 1, so that a row goes as far as it chooses, and leaves it as it is where t is 0.
 """
 
 from collections.abc import Callable
@@ -28,17 +31,24 @@ COLUMNS = ("t", "p", "q", "a", "b", "c", "s", "m", "n", "d1", "d2", "d3")
 HISTORY = 3
 MOST_TIMESTEPS = 100_000
 
-PREDICTIONS = {"linear": ("epsilon", "v"), "scaled_linear": ("epsilon", "v"), "flow": ("velocity",)}
+PREDICTIONS = {
+    "linear": ("epsilon", "v"),
+    "scaled_linear": ("epsilon", "v"),
+    "flow": ("velocity",),
+    "descent": ("gradient",),
+}
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The noise a network was trained on, and what it predicts. ValueError for values other than these:
 
-    kind: "linear" (betas evenly spaced), "scaled_linear" (their square roots are) or "flow".
-    num_train_timesteps: number of noise levels, 1 to 100,000; the network sees t from 0 to num_train_timesteps - 1.
-    beta_start, beta_end: first and last beta, 0 < beta_start <= beta_end < 1; a flow has none and ignores them.
-    prediction: "epsilon" (noise) or "v" (alpha*noise - sigma*data); "velocity" (data - noise) for a flow.
+    kind: "linear" (betas evenly spaced), "scaled_linear" (their square roots are), "flow", or "descent" for no noise.
+    num_train_timesteps: number of noise levels, 1 to 100,000; the network sees t from 0 to num_train_timesteps - 1. Of
+    a descent, which was trained on none, it is the most steps that a request may ask for.
+    beta_start, beta_end: first and last beta, 0 < beta_start <= beta_end < 1; flows and descents ignore them.
+    prediction: "epsilon" (noise) or "v" (alpha*noise - sigma*data); "velocity" (data - noise) for a flow; "gradient"
+    (of a loss) for a descent.
     """
 
     kind: str
@@ -62,8 +72,8 @@ class Schedule:
 
     @property
     def process(self) -> str:
-        """Which solvers fit: those for "diffusion" or those for "flow"."""
-        return "flow" if self.kind == "flow" else "diffusion"
+        """Which solvers fit: those for "diffusion", for "flow" or for "descent"."""
+        return self.kind if self.kind in ("flow", "descent") else "diffusion"
 
     @property
     def alphas_cumprod(self) -> Array:
@@ -73,7 +83,7 @@ class Schedule:
         elif self.kind == "scaled_linear":
             betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps) ** 2
         else:
-            raise ValueError("alphas_cumprod belongs to linear and scaled_linear schedules; this one is a flow")
+            raise ValueError(f"alphas_cumprod belongs to linear and scaled_linear schedules; this one is a {self.kind}")
         return np.cumprod(1 - betas)
 
 
@@ -276,6 +286,30 @@ def midpoint(schedule: Schedule, steps: int) -> Array:
     return _table(2 * steps, t=t * (schedule.num_train_timesteps - 1), p=p, q=q, a=1, c=c, n=n, d1=d1)
 
 
+def _check_descent(schedule: Schedule, steps: int) -> None:
+    if schedule.process != "descent":
+        raise ValueError(f"gd and heavy_ball descend a loss; this schedule is {schedule.kind}")
+    _check_steps(schedule, steps)
+
+
+def gd(schedule: Schedule, steps: int, rate: float = 1.0) -> Array:
+    """Gradient descent, x - rate*gradient, as mGANprior takes 3,000 steps of it: Gu et al. 2020 (arXiv 1912.07116)."""
+    _check_descent(schedule, steps)
+    return _table(steps, p=1, a=1, c=-rate, m=1)
+
+
+def heavy_ball(schedule: Schedule, steps: int, rate: float = 0.02, momentum: float = 0.9) -> Array:
+    """x - rate*g + momentum*(x - the x before), where g is the gradient over its size: Polyak 1964, eq. 9.
+
+    The rate falls as half a cosine to nothing, so that the last steps settle however many there are. A row's data
+    estimate is its state, which so becomes the h1 of the next.
+    """
+    _check_descent(schedule, steps)
+    rates = rate * (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
+    kept = np.where(np.arange(steps) > 0, momentum, 0)
+    return _table(steps, t=1, p=1, a=1 + kept, c=-rates, m=1, d1=-kept)
+
+
 @dataclass(frozen=True)
 class Solver:
     """table(schedule, steps) -> float64 [rows, 12]; fits: which Schedule.process; stochastic: it draws noise."""
@@ -293,6 +327,8 @@ SOLVERS = {
     "ipndm": Solver(ipndm, ("diffusion",)),
     "euler": Solver(euler, ("flow",)),
     "midpoint": Solver(midpoint, ("flow",)),
+    "gd": Solver(gd, ("descent",)),
+    "heavy_ball": Solver(heavy_ball, ("descent",)),
 }
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,8 @@ def measure_cost(engine: StepEngine, manifest: Manifest, clock: Callable[[], flo
 def _launch(engine: StepEngine, manifest: Manifest, size: int) -> Callable[[], object]:
     shape = (size, *manifest.sample_shape)
     sample = np.random.default_rng(0).standard_normal(shape, np.float32)
-    condition = None if manifest.condition is None else np.zeros((size, *manifest.condition.shape), np.uint8)
+    wanted = manifest.condition
+    condition = None if wanted is None else np.zeros((size, *wanted.shape), wanted.dtype)
     if not engine.joins:
         return _trajectory(engine, manifest, sample, condition)
     if manifest.schedule is None:
@@ -61,7 +63,7 @@ def _steps(manifest: Manifest) -> int:
 
 
 def _trajectory(
-    engine: StepEngine, manifest: Manifest, start: Float32, condition: NDArray[np.uint8] | None
+    engine: StepEngine, manifest: Manifest, start: Float32, condition: NDArray[Any] | None
 ) -> Callable[[], object]:
     steps, silence = _steps(manifest), np.zeros_like(start)
     coeffs = np.ones((steps, len(start), len(COLUMNS)), np.float32)

@@ -20,8 +20,8 @@ def trajectory(manifest: Manifest, rows: Sequence[Row]) -> Trajectory:
     coeffs[:, :, A] = 1
     for k, row in enumerate(rows):
         coeffs[: len(row.table), k] = row.table
-    start = np.empty((len(rows), *manifest.sample_shape), np.float32)
-    noise.draw_all([row.seed for row in rows], manifest.model, noise.START, list(start))
+    seeds = [row.seed for row in rows]
+    start = noise.draw_starts(seeds, manifest.model, manifest.sample_shape, manifest.noise_channels)
     buffer = np.zeros_like(start)
     stochastic = np.flatnonzero(coeffs[:, :, S].any(axis=0))
 

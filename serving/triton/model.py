@@ -13,7 +13,8 @@ import numpy as np
 import triton_python_backend_utils as pb
 from numpy.typing import NDArray
 
-from serving.bundle import load_bundle
+from serving.bundle import Condition, load_bundle
+from serving.chain import RANGE, range_of
 from serving.engines import StepEngine, open_engine, open_on_cpu
 from serving.engines.device import DeadGpuError
 from serving.sampling.requests import BadRequest, SampleRequest, parse_request
@@ -40,12 +41,13 @@ class BundleModel:
         config.set_max_batch_size(manifest.max_batch)
         config.add_input({"name": "seed", "data_type": "TYPE_INT64", "dims": [1]})
         if (condition := manifest.condition) is not None:
-            config.add_input({"name": condition.name, "data_type": "TYPE_UINT8", "dims": list(condition.shape)})
+            kind = TRITON_TYPES[condition.dtype]
+            config.add_input({"name": condition.name, "data_type": kind, "dims": list(condition.shape)})
         for output in manifest.outputs:
             kind = TRITON_TYPES[output.dtype]
             config.add_output({"name": output.name, "data_type": kind, "dims": list(output.shape)})
         config.add_output({"name": "provenance", "data_type": "TYPE_STRING", "dims": [1]})
-        _check(config.as_dict())
+        _check(config.as_dict(), manifest.condition)
         return config
 
     @classmethod
@@ -154,8 +156,15 @@ def _batching(parameters: Mapping[str, Mapping[str, str]]) -> str:
     return value
 
 
-def _check(config: Mapping[str, Any]) -> None:
+def _check(config: Mapping[str, Any], condition: Condition | None) -> None:
     """What is in config.pbtxt must not give wrong answers, or late ones."""
+    if condition is not None and condition.classes is None:
+        said, (low, high) = config.get("parameters", {}).get(RANGE, {}).get("string_value", ""), condition.limits
+        if range_of(said) != (low, high):  # for clients: nothing else that Triton tells has it
+            raise ValueError(
+                f"config.pbtxt: parameter {RANGE} is {said!r}; {condition.name} is a picture of values from {low:g} to "
+                f'{high:g}: write parameters {{ key: "{RANGE}" value {{ string_value: "{low:g} {high:g}" }} }}'
+            )
     if config.get("response_cache", {}).get("enable"):
         raise ValueError(
             "config.pbtxt: response_cache must be off: Triton's key for it ignores a request's parameters, "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import zipfile
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.bundle import Output
 from serving.folders import Busy, check_place, recover, replacing
 from serving.sample_set import Samples
 from serving.writers.nifti import write_nifti
@@ -75,11 +77,12 @@ def write_samples(
 ) -> list[str]:
     """Writes samples to a new folder, whole or not at all, and returns the names of what it holds.
 
-    pairs.npz: every output [N, ...] as it came, with OUTPUT_labels, the names of its classes, and OUTPUT_spacing, in
-    mm, where it has them; and seed [N]. masks/, images/ and overlays/ (images with outlines): one 8-bit PNG per sample,
-    named by its seed, and where a seed comes again also by how often it has, as 000007_2. sheet.png: an overview.
-    provenance.json: what made each sample, its files' name, what the outputs mean, and notes. nifti/, if asked for: see
-    write_nifti. Raises OSError as check_destination does, and NameClashError.
+    pairs.npz: every output [N, ...] as it came, with OUTPUT_labels, the names of its classes, OUTPUT_range, the values
+    that are black and white in a picture, and OUTPUT_spacing, in mm, where it has them; and seed [N]. masks/, images/
+    and overlays/ (images with outlines): one 8-bit PNG per sample, named by its seed, and where a seed comes again also
+    by how often it has, as 000007_2. sheet.png: an overview. provenance.json: what made each sample, its outputs of one
+    number (as a PSNR), its files' name, what the outputs mean, and notes. nifti/, if asked for: see write_nifti. Raises
+    OSError as check_destination does, and NameClashError.
     """
     folder = folder.resolve()
     check_destination(folder, replace)
@@ -117,9 +120,20 @@ def _fill(
         "outputs": [dataclasses.asdict(output) for output in samples.outputs],
         **({"notes": list(notes)} if notes else {}),
         "files": samples.names,
-        "samples": samples.provenance,
+        "samples": [{**facts, **numbers} for facts, numbers in zip(samples.provenance, _numbers(samples), strict=True)],
     }
     (folder / PROVENANCE).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _is_picture(output: Output) -> bool:
+    return output.dtype != "uint8" and len(output.shape) == 3 and output.low < output.high
+
+
+def _numbers(samples: Samples) -> list[dict[str, dict[str, float]]]:
+    """For each sample its outputs that are one number, by name, or nothing where it has none."""
+    singles = {o.name: samples.arrays[o.name].reshape(-1) for o in samples.outputs if math.prod(o.shape) == 1}
+    rows = [{name: values[row].item() for name, values in singles.items()} for row in range(len(samples))]
+    return [{"numbers": row} if row else {} for row in rows]
 
 
 def _arrays(samples: Samples) -> dict[str, NDArray[Any]]:
@@ -130,6 +144,8 @@ def _arrays(samples: Samples) -> dict[str, NDArray[Any]]:
             raise NameClashError(f"an output is called {output.name!r}, and no folder of samples can have it")
         if output.labels:
             arrays.append((f"{output.name}_labels", np.array(output.labels)))
+        if _is_picture(output):
+            arrays.append((f"{output.name}_range", np.array([output.low, output.high], np.float64)))
         if output.spacing:
             arrays.append((f"{output.name}_spacing", np.array(output.spacing, np.float64)))
     named = dict(arrays)

@@ -154,17 +154,17 @@ class TestShipped:
         self, repository: Path, shipped: Path, tmp_path: Path
     ) -> None:
         manifest = bundle_folder(repository, "cmr_ddpm_image") / "manifest.json"
-        manifest.write_text(manifest.read_text().replace('"schema": 3', '"schema": 2'))
+        manifest.write_text(manifest.read_text().replace('"schema": 4', '"schema": 3'))
         seal(manifest.parent)
         assert f"is built from {shipped}" in build(repository)
         assert load_bundle(manifest.parent).manifest.model == "cmr_ddpm_image"
 
         manifest.write_text(
-            manifest.read_text().replace('"schema": 3', '"schema": 2').replace('"digest": "', '"digest": "f')
+            manifest.read_text().replace('"schema": 4', '"schema": 3').replace('"digest": "', '"digest": "f')
         )
         before = contents(repository)
         said = build(repository, say=refused)
-        assert f"{manifest.parent}: manifest.json: schema is 2; this version of medgen reads schema 3" in said
+        assert f"{manifest.parent}: manifest.json: schema is 3; this version of medgen reads schema 4" in said
         assert f"python -m export build --model cmr_ddpm_image --repository {repository} (and --checkpoint RUN" in said
         assert contents(repository) == before
 

@@ -1,7 +1,16 @@
 from collections.abc import Iterator
 
 import pytest
-from live import CONDITION, Live, add_chain_of_one, add_chains, add_gated_model, add_model, running
+from live import (
+    CONDITION,
+    Live,
+    add_chain_of_one,
+    add_chains,
+    add_gated_model,
+    add_model,
+    add_picture_model,
+    running,
+)
 
 from serving.client import LocalClient
 
@@ -16,10 +25,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """One server for all tests, with models tiny, tiny_conditional, two gated ones, and four chains."""
+    """One server for all tests, with models tiny, tiny_conditional, tiny_picture, two gated ones, and chains."""
     repository = tmp_path_factory.mktemp("repository")
     add_model(repository, "tiny")
     add_model(repository, "tiny_conditional", sample_shape=(1, 16, 16), condition=CONDITION)
+    add_picture_model(repository, "tiny_picture")
     add_gated_model(repository, "tiny_gated", queue=128)
     add_gated_model(repository, "tiny_busy", queue=2)
     add_chain_of_one(repository, "tiny_busy_chain", "tiny_busy")

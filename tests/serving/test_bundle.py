@@ -5,7 +5,7 @@ import math
 import subprocess
 
 import pytest
-from tiny import FLOW, write_tiny_bundle
+from tiny import DESCENT, FLOW, write_tiny_bundle
 
 from serving.bundle import (
     MANIFEST,
@@ -22,6 +22,7 @@ from serving.bundle import (
     seal,
 )
 
+PHOTO = dataclasses.asdict(Condition("photo", (1, 16, 16), low=-1.0, high=1.0))
 CONDITION = dataclasses.asdict(Condition("mask", (1, 16, 16), 4))
 
 
@@ -56,7 +57,10 @@ def test_a_bundle_loads_with_the_digest_of_its_manifest(folder):
         {"condition": Condition("mask", (1, 16, 16), 4)},
         {"condition": Condition("mask", (1, 16, 16), 2, ("background", "LV"), (1.25, 1.5))},
         {"outputs": (Output("image", "float32", (1, 16, 16), 0, 1, spacing=(1.25, 1.5)),)},
+        {"condition": Condition("photo", (1, 16, 16), low=-1.0, high=1.0)},
         {"schedule": FLOW, "default_solver": "euler"},
+        {"schedule": DESCENT, "default_solver": "heavy_ball"},
+        {"noise_channels": 1, "notices": ("A near copy.",)},
         {
             "schedule": None,
             "default_solver": None,
@@ -83,7 +87,7 @@ def test_a_missing_field_is_named(folder, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 1}, "schema is 1; this version of medgen reads schema 3"),
+        ({"schema": 1}, "schema is 1; this version of medgen reads schema 4"),
         ({"schema": None}, "schema is None"),
         ({"colour": 1}, "colour is not a field"),
         ({"max_batch": 10**12}, "max_batch is 1000000000000; it must be less than or equal to 65536"),
@@ -132,8 +136,12 @@ def test_a_missing_field_is_named(folder, name):
         ({"default_steps": 0}, "default_steps.* 0"),
         (
             {"condition": {"name": "mask", "shape": [1, 16, 16], "labels": [], "spacing": None}},
-            "condition.classes is miss",
+            "condition.classes is null, low None and high None; a picture has low below high",
         ),
+        ({"condition": {**CONDITION, "low": 0.0}}, "condition.classes is 4, and low and high are not null"),
+        ({"condition": {**PHOTO, "low": 1.0}}, "condition.classes is null, low 1.0 and high 1.0; a picture has low be"),
+        ({"condition": {**PHOTO, "labels": ["LV"]}}, r"condition.labels is \['LV'\]; a picture has none"),
+        ({"noise_channels": 3}, "noise_channels is 3; sample_shape has 2 channels"),
         (
             {"condition": {**CONDITION, "labels": ["LV"]}},
             r"condition.labels is \['LV'\]; it must name all 4 classes, or none",
@@ -149,7 +157,7 @@ def test_a_wrong_field_is_named(folder, changes, message):
         Manifest.from_json(edited(folder, **changes))
 
 
-DEEP = b'{"schema": 3, "target": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+DEEP = b'{"schema": 4, "target": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe\xfd", DEEP, b"[" * 100_000])

@@ -6,14 +6,23 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from live import CONDITION, MAX_BATCH, Live, free_ports
+from live import CONDITION, MAX_BATCH, NOTICE, PICTURE, Live, free_ports
 
 from serving.bundle import Output, bundle_folder, load_bundle
 from serving.client import Client, LocalClient, SampleClient, SamplingError
 from serving.condition_files import Masks
 
 MASKS = np.zeros((1, 1, 16, 16), np.uint8)
-MASKS_WANTED = r"it must be an array of uint8 \[N, 1, H, W\]"
+
+
+def picture(value: float) -> np.ndarray:
+    """One in range, but for a pixel."""
+    pixels = np.zeros((1, 1, 16, 16), np.float32)
+    pixels[0, 0, 3, 4] = value
+    return pixels
+
+
+MASKS_WANTED = r"it must be an array of uint8 or float32 \[N, C, H, W\]"
 
 
 @pytest.fixture(params=["local", "grpc", "http"])
@@ -120,6 +129,20 @@ def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
         np.testing.assert_array_equal(together.arrays["image"][row], alone.arrays["image"][0])
 
 
+def test_pictures_are_drawn_under_and_kept(live: Live, client: Client) -> None:
+    assert client.picture("tiny_picture") == PICTURE
+    assert client.picture("tiny") is client.picture("tiny_conditional") is client.picture("cmr_flow") is None
+    pixels = np.random.default_rng(3).uniform(-1, 3, (MAX_BATCH + 2, *PICTURE.shape)).astype(np.float32)
+    samples = client.sample("tiny_picture", len(pixels), condition=pixels)
+    np.testing.assert_array_equal(samples.arrays["photo"], pixels)
+    assert samples.outputs[0] == Output("photo", "float32", PICTURE.shape, -1, 3)
+    assert samples.provenance[-1]["condition_sha256"] == hashlib.sha256(pixels[-1].tobytes()).hexdigest()
+    assert samples.provenance[-1]["notices"] == [NOTICE]
+    assert (samples.provenance[0]["solver"], samples.provenance[0]["steps"]) == (None, 0)
+    (alone,) = client.sample("tiny_picture", seeds=[9], condition=pixels[-1:]).arrays["image"]
+    np.testing.assert_array_equal(samples.arrays["image"][-1], alone)
+
+
 @pytest.mark.parametrize(
     ("asked", "message", "status"),
     [
@@ -211,6 +234,26 @@ def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
             400,
         ),
         ({"model": "tiny_conditional", "count": 1, "condition": np.full((1, 1, 16, 16), 4, np.uint8)}, "class 4", 400),
+        (
+            {"model": "tiny_conditional", "count": 1, "condition": np.zeros((1, 1, 16, 16), np.float32)},
+            "anatomy is float32; it must be uint8",
+            400,
+        ),
+        (
+            {"model": "tiny_picture", "count": 1, "steps": 3, "condition": picture(0.5)},
+            "steps is 3; tiny_picture draws in one pass, and takes no steps",
+            400,
+        ),
+        *(
+            ({"model": "tiny_picture", "count": 1, "condition": values}, message, 400)
+            for values, message in [
+                (None, r"photo is missing; tiny_picture needs it as float32 of shape \[1, 1, 16, 16\]"),
+                (np.zeros((1, 1, 16, 16), np.uint8), "photo is uint8; it must be float32"),
+                (np.zeros((1, 1, 16, 8), np.float32), r"photo has shape \[1, 1, 16, 8\]; it must be float32"),
+                (picture(np.nan), "photo: row 0 holds nan; allowed are values from -1 to 3"),
+                (picture(3.5), "photo: row 0 holds 3.5; allowed are values from -1 to 3"),
+            ]
+        ),
     ],
 )
 def test_one_error_says_what_is_wrong(client: Client, asked: dict[str, object], message: str, status: int) -> None:

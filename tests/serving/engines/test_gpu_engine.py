@@ -16,7 +16,7 @@ import pytest
 from click.core import ParameterSource
 from fake_cuda import CUresult, FakeCuda, installed
 from fake_engines import FakeCudaSession, FakeTensorRT, as_tensorrt
-from tiny import FLOW, write_tiny_bundle
+from tiny import DESCENT, FLOW, write_tiny_bundle
 
 from export.__main__ import build_command
 from serving.bundle import Condition, buckets, bundle_folder, load_bundle
@@ -36,6 +36,7 @@ from serving.sampling.step_cost import measure_cost
 
 SHAPE = (2, 16, 16)
 MASK = Condition("mask", (1, 16, 16), classes=4)
+INVERSION = {"schedule": DESCENT, "condition": Condition("photo", (1, 16, 16), low=0.0, high=3.0), "noise_channels": 1}
 LATENT = {"condition": Condition("mask", (1, 64, 64), classes=4), "sample_shape": (4, 16, 16)}
 MAX_BATCH = 6  # buckets 1, 2, 4, 6
 
@@ -120,8 +121,8 @@ def assert_same_bits(one, two):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"schedule": FLOW}, {"condition": MASK, "sample_shape": (1, 16, 16)}, LATENT, {"schedule": None}],
-    ids=["diffusion", "flow", "conditional", "latent", "no steps"],
+    [{}, {"schedule": FLOW}, {"condition": MASK, "sample_shape": (1, 16, 16)}, LATENT, {"schedule": None}, INVERSION],
+    ids=["diffusion", "flow", "conditional", "latent", "no steps", "inversion"],
 )
 @pytest.mark.parametrize("target", ["tensorrt", "onnx"])
 def test_samples_are_those_of_the_cpu(target, options, tmp_path, cuda, tensorrt, onnxruntime_gpu):
@@ -138,7 +139,7 @@ def test_samples_are_those_of_the_cpu(target, options, tmp_path, cuda, tensorrt,
             count = random.integers(1, 4)
             seeds = random.integers(0, 2**63 - 1, size=(count, 1))
             asks = manifest.condition
-            condition = random.integers(4, size=(count, *asks.shape), dtype=np.uint8) if asks else None
+            condition = random.integers(4, size=(count, *asks.shape)).astype(asks.dtype) if asks else None
             asked = {"solver": random.choice(solvers).item(), "steps": int(random.integers(1, 30))} if solvers else {}
             requests.append(parse_request(manifest, seeds, asked, condition))
         for one, two in zip(on_cpu.sample(requests), on_gpu.sample(requests), strict=True):

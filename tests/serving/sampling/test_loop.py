@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from tiny import FLOW, LINEAR, write_tiny_bundle
+from tiny import DESCENT, FLOW, LINEAR, write_tiny_bundle
 
 from serving.bundle import Condition, load_bundle
 from serving.engines import EngineError, StepEngine, open_on_cpu
@@ -22,11 +22,13 @@ from serving.sampling.step_cost import measure_cost
 
 MIXES = int(os.environ.get("MEDGEN_MIXES", "120"))
 MASK = Condition("mask", (1, 16, 16), classes=4)
+PHOTO = Condition("photo", (1, 16, 16), low=0.0, high=3.0)
 KINDS = {
     "diffusion": ({}, solvers_for(LINEAR)),
     "flow": ({"schedule": FLOW}, solvers_for(FLOW)),
     "conditional": ({"condition": MASK, "sample_shape": (1, 16, 16)}, solvers_for(LINEAR)),
     "no steps": ({"schedule": None}, [None]),
+    "inversion": ({"schedule": DESCENT, "condition": PHOTO, "noise_channels": 1}, solvers_for(DESCENT)),
 }
 LINEAR_COST = Cost({rows: 0.02 * rows for rows in (1, 2, 4, 8)})
 FLAT_COST = Cost({rows: 0.008 + 0.0005 * rows for rows in (1, 2, 4, 8)}, padded=True)
@@ -128,7 +130,10 @@ def test_a_sample_is_the_same_whoever_joins_and_leaves(bundles, kind):
     sampler = Sampler(bundle)
 
     def condition_of(seeds):
-        return np.stack([anatomy(seed) for seed in seeds]) if kind == "conditional" else None
+        if kind not in ("conditional", "inversion"):
+            return None
+        dtype = bundle.manifest.condition.dtype
+        return np.stack([anatomy(seed) for seed in seeds]).astype(dtype)
 
     @cache
     def alone(seed, parameters):

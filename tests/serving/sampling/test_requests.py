@@ -125,7 +125,11 @@ def test_a_model_without_steps_takes_no_parameters(manifest):
     gan = dataclasses.replace(manifest, schedule=None, default_solver=None, default_steps=0)
     request = parse_request(gan, SEED, {})
     assert (request.solver, request.steps) == (None, 0)
-    assert refusal(gan, SEED, {"steps": 4}) == "parameter 'steps' (value 4) is unknown; tiny takes none"
+    for name, value in {"steps": 4, "solver": "ddim"}.items():
+        assert refusal(gan, SEED, {name: value}) == f"{name} is {value!r}; tiny draws in one pass, and takes no steps"
+    assert refusal(gan, SEED, {"stepps": 4}) == "parameter 'stepps' (value 4) is unknown; tiny takes none"
+    first = dataclasses.replace(gan, outputs=gan.outputs[:1])
+    assert refusal(first, SEED, {"mask_steps": 4}) == "mask_steps is 4; tiny draws in one pass, and takes no steps"
 
 
 def test_the_first_of_a_chain_has_parameters_of_its_own(first):
@@ -207,6 +211,41 @@ def test_a_class_that_is_not_there_is_refused(conditional):
     mask = MASK.copy()
     mask[1, 0, 3, 3] = 4
     assert refusal(conditional, SEED, {}, mask) == "mask holds class 4; allowed are 0 to 3"
+
+
+PICTURE = np.zeros((2, 1, 16, 16), np.float32)
+
+
+@pytest.fixture(scope="module")
+def under_pictures(manifest):
+    return dataclasses.replace(manifest, condition=Condition("photo", (1, 16, 16), low=-1.0, high=1.0))
+
+
+def test_a_picture_is_taken(under_pictures):
+    for value in (-1, 0.25, 1):
+        assert np.array_equal(parse_request(under_pictures, SEED, {}, PICTURE + value).condition, PICTURE + value)
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        (None, "photo is missing; tiny needs it as {}"),
+        (PICTURE.astype(np.float64), "photo has type float64; it must be {}"),
+        (MASK, "photo has type uint8; it must be {}"),
+        (PICTURE[:1], "photo has shape [1, 1, 16, 16]; it must be {}"),
+    ],
+)
+def test_a_bad_picture_is_refused(under_pictures, condition, message):
+    needed = "float32 of shape [2, 1, 16, 16], values from -1 to 1"
+    assert refusal(under_pictures, SEED, {}, condition) == message.format(needed)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.5, np.nextafter(np.float32(1), np.float32(2))])
+def test_a_value_that_no_picture_holds_is_named_with_its_row(under_pictures, value):
+    picture = PICTURE.copy()
+    picture[1, 0, 3, 3] = value
+    refused = refusal(under_pictures, SEED, {}, picture)
+    assert refused == f"photo: row 1 holds {np.float32(value)}; allowed are values from -1 to 1"
 
 
 def test_an_unwanted_condition_is_refused(manifest):

@@ -243,6 +243,24 @@ def test_no_requests_no_samples(tiny):
     assert tiny.sample([]) == []
 
 
+def test_channels_without_noise_start_at_zero(tmp_path):
+    """The last of a state's channels, of a model that leaves its state as it is."""
+    gan = sampler_of(tmp_path, schedule=None, noise_channels=1)
+    whole = sampler_of(tmp_path / "whole", schedule=None)
+    (some,), (all_noise,) = (sampler.sample([request(sampler, [4, 5])]) for sampler in (gan, whole))
+    assert (some["image"] == 0.5).all()
+    assert not (all_noise["image"] == 0.5).all()
+    start = np.empty((1, 16, 16), np.float32)
+    noise.draw(5, "tiny", 0, out=start)
+    assert np.array_equal(some["mask"][1], start > 0)
+
+
+def test_provenance_has_the_notices_of_the_model(tmp_path):
+    sampler = sampler_of(tmp_path, notices=("Not for diagnosis.",))
+    (samples,) = sampler.sample([request(sampler, [5])])
+    assert json.loads(samples["provenance"][0, 0])["notices"] == ["Not for diagnosis."]
+
+
 def test_a_model_without_steps_is_all_finish(tmp_path):
     gan = sampler_of(tmp_path, schedule=None)
     samples = gan.sample([request(gan, [4, 5]), request(gan, [5])])

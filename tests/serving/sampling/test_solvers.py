@@ -580,7 +580,7 @@ def test_eta_out_of_range_is_refused(eta: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "cosine"}, "kind must be one of linear, scaled_linear, flow, not 'cosine'"),
+        ({"kind": "cosine"}, "kind must be one of linear, scaled_linear, flow, descent, not 'cosine'"),
         ({"prediction": "velocity"}, "linear schedule must be one of epsilon, v, not 'velocity'"),
         ({"kind": "flow"}, "flow schedule must be one of velocity, not 'epsilon'"),
         ({"num_train_timesteps": 0}, "num_train_timesteps must be an integer from 1 to 100000, not 0"),

@@ -175,6 +175,16 @@ BAD_CHAIN = {
     "unknown mask_solver": ({"seed": SEEDS}, {"mask_solver": "euler"}, ["mask_solver is 'euler'", "cmr_mask", "ddim"]),
     "image_steps": ({"seed": SEEDS}, {"image_steps": 4}, ["'image_steps'", "mask_steps and mask_solver"]),
 }
+PIXELS = np.zeros((2, 1, 16, 16), np.float32)
+BAD_PICTURE = {
+    "no picture": ({"seed": SEEDS}, {}, ["photo"]),
+    "a mask": ({"seed": SEEDS, "photo": MASKS}, {}, ["'photo'", "UINT8", "FP32"]),
+    "NaN": ({"seed": SEEDS, "photo": PIXELS + np.float32(np.nan)}, {}, ["photo: row 0 holds nan", "from -1 to 3"]),
+    "too bright": ({"seed": SEEDS, "photo": PIXELS + np.float32(4)}, {}, ["photo: row 0 holds 4.0", "from -1 to 3"]),
+    "size": ({"seed": SEEDS, "photo": PIXELS[..., :8]}, {}, ["'photo'", "[-1,1,16,16]", "[2,1,16,8]"]),
+    "steps": ({"seed": SEEDS, "photo": PIXELS}, {"steps": 4}, ["steps is 4", "one pass, and takes no steps"]),
+    "solver": ({"seed": SEEDS, "photo": PIXELS}, {"solver": "ddim"}, ["solver is 'ddim'", "takes no steps"]),
+}
 ALL_BAD = [
     pytest.param(model, *case, id=f"{model}: {name}")
     for model, cases in {
@@ -183,6 +193,7 @@ ALL_BAD = [
         "cmr_ldm": BAD,
         "cmr_flow": BAD_CHAIN,
         **{model: bad_condition(condition) for model, condition in CONDITIONS.items()},
+        "tiny_picture": BAD_PICTURE,
     }.items()
     for name, case in cases.items()
 ]
@@ -203,9 +214,10 @@ def test_bad_input_is_refused_and_does_no_harm(
         infer(live, protocol, model, inputs, parameters)
     assert refusal.value.status() == {"http": "400", "grpc": "StatusCode.INVALID_ARGUMENT"}[protocol]
     assert [word for word in named if word not in refusal.value.message()] == []
-    good = {"seed": SEEDS, **({CONDITIONS[model]: MASKS} if model in CONDITIONS else {})}
-    result = infer(live, protocol, model, good, {"steps": 3})
-    expected = local.sample(model, 2, steps=3, condition=MASKS if model in CONDITIONS else None)
+    name, under = ("photo", PIXELS) if model == "tiny_picture" else (CONDITIONS.get(model), MASKS)
+    how = {} if model == "tiny_picture" else {"steps": 3}
+    result = infer(live, protocol, model, {"seed": SEEDS, **({name: under} if name else {})}, how)
+    expected = local.sample(model, 2, condition=under if name else None, **how)
     np.testing.assert_array_equal(result.as_numpy("image"), expected.arrays["image"])
 
 

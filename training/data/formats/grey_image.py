@@ -9,7 +9,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from training.data.formats.pgm import is_pgm, read_pgm
+from serving.pgm import PgmError, is_pgm, read_pgm
 from training.data.problems import BadFileError
 
 SUFFIXES = (".npy", ".pgm", ".png", ".tif", ".tiff")
@@ -57,7 +57,10 @@ def read_grey(path: Path) -> GreyImage:
 def _read_png_or_pgm(path: Path) -> GreyImage:
     with path.open("rb") as file:
         if is_pgm(file.read(2)):
-            return GreyImage(*read_pgm(path))
+            try:
+                return GreyImage(*read_pgm(path))
+            except PgmError as error:
+                raise BadFileError(str(error)) from None
     return _read_with_pillow(path, ("PNG", "PPM"))
 
 

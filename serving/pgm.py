@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.problems import BadFileError
-
 HEADER = re.compile(rb"P([25])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s")
 HIGHEST = 2**16 - 1
+
+
+class PgmError(ValueError):
+    """A file is whole, and yet no one picture of what its header says."""
 
 
 def is_pgm(start: bytes) -> bool:
@@ -21,7 +23,7 @@ def read_pgm(path: Path) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], int]:
     """The samples [rows, columns], uint8 for a maxval up to 255 and else uint16, and the maxval.
 
     Raises:
-        BadFileError: it holds more than one picture, or samples above its maxval.
+        PgmError: it holds more than one picture, or samples above its maxval.
         ValueError: it is broken.
     """
     content = path.read_bytes()
@@ -43,7 +45,7 @@ def read_pgm(path: Path) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], int]:
     if held < count:
         raise ValueError(f"image file is truncated: {held} of {count} pixels are there")
     if rest:
-        raise BadFileError(f"goes on after its {columns} x {rows} pixels; it must hold one picture")
+        raise PgmError(f"goes on after its {columns} x {rows} pixels; it must hold one picture")
     if count and samples.max() > maxval:
-        raise BadFileError(f"holds {samples.max()}, above its own maxval {maxval}")
+        raise PgmError(f"holds {samples.max()}, above its own maxval {maxval}")
     return samples.astype(stored.newbyteorder("=")).reshape(rows, columns), maxval
