@@ -18,10 +18,12 @@ from serving.bundle import Condition, Output
 from serving.sampling.solvers import Schedule, solver_table
 
 # Of diffusers.optimization.get_scheduler, those that need nothing but the numbers of warm-up and of all steps.
-LR_SCHEDULES = ("constant", "constant_with_warmup", "cosine", "linear", "polynomial")
+# The last is Zhu et al.'s (arXiv 1703.10593, section 4): as it is for the first half, then linearly down to 0.
+LR_SCHEDULES = ("constant", "constant_with_warmup", "cosine", "linear", "polynomial", "linear_from_half")
 
 Batch = Mapping[str, Tensor]
 Network = Callable[..., Tensor]  # (input [B, C, H, W], t) or (input, t, condition)
+Loss = tuple[Tensor, Mapping[str, Tensor]]  # a scalar, and scalars that ``log.csv`` has beside it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,23 @@ def _in_words(old: Any, changed: Mapping[str, Any], error: ValidationError) -> s
     return f"{what} {name!r} is {changed[name]!r}; it must be {kind}, like {getattr(old, name)!r}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One optimiser's part in each step of training.
+
+    name: unlike those of the other turns. learns: whose weights. loss: of a batch; random numbers come from the
+    generator alone. betas: of Adam. clip: the longest gradient, None for any. averaged: whether the moving average of
+    its weights is what is drawn, exported and built on; of a phase's turns one at least, whose loss is the log's.
+    """
+
+    name: str
+    learns: nn.Module
+    loss: Callable[[Batch, torch.Generator], Loss]
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = 1.0
+    averaged: bool = True
+
+
 class Family(nn.Module):
     """A generator as start, step x N, finish; training, export and the training preview all run this one class.
 
@@ -114,6 +133,8 @@ class Family(nn.Module):
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Preset]]
     phases: ClassVar[tuple[str, ...]]
+    measures: ClassVar[tuple[str, ...]] = ()  # what the losses of its turns give to the log
+    has_idle_weights: ClassVar[bool] = False  # whether some that a turn learns take no part in some steps
 
     preset: Preset
     sample_shape: tuple[int, int, int]
@@ -175,12 +196,28 @@ class Family(nn.Module):
     def begin(self, phase: str, dataset: Dataset[Any]) -> None:
         """Called before the first step of a phase: a place to look at the data with what earlier phases learned.
 
-        What it finds is kept in buffers, which checkpoints hold.
+        What it finds is kept in buffers, which checkpoints hold. Those that are not persistent are only in what a run
+        is resumed from: memories of training that are not handed on.
         """
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:
         """A scalar; every random number comes from ``generator`` (on the CPU), so a run can be repeated."""
         raise NotImplementedError
+
+    def turns(self, phase: str) -> tuple[Turn, ...]:
+        """Who learns in each step of a phase, one after the other on the same batch."""
+        return (Turn(phase, self.trainable(phase), lambda *given: (self.loss(phase, *given), {})),)
+
+    def advance(self, phase: str) -> None:
+        """Called after the last turn of each step of a phase: what grows with the steps is kept in the state dict."""
+
+    def settle(self, phase: str) -> None:
+        """Called when averaged weights have come into place, in eval mode: statistics that hang on them are to be
+        taken anew."""
+
+    def trouble(self, row: Mapping[str, float]) -> str | None:
+        """What the means of ``measures`` since the last row of the log say is wrong with a run, if anything."""
+        return None
 
     def networks(self) -> dict[str, nn.Module]:
         """Each network alone: what is exported without medgen's step.

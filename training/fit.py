@@ -6,7 +6,7 @@ import pickle
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,22 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from serving.folders import Busy, locked, remove
 from serving.progress import NowAndThen
 from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, save_checkpoint
 from training.data.listing import Listing, write_listing
-from training.family import Batch, Family
+from training.family import Batch, Family, Loss, Preset, Turn
 from training.preview import save_preview
 
 LOG_FIELDS = ("step", "phase", "loss", "learning_rate", "samples_per_second")
-ROW = re.compile(r"\d+,\w+(,[\d.e+-]+){3}")
+WARNING = "warning"  # the last field of the logs of families that can say what is wrong
 LOCK = ".lock"
 THROUGH = "stopped after all {} steps; they are saved"
 LONG = 10.0  # seconds that a picture may take without a word
@@ -83,14 +84,14 @@ class Shuffled(Sampler[list[int]]):
 
 
 class Objective(nn.Module):
-    """One phase's loss as a forward pass, which is what accelerate wraps."""
+    """One turn's loss as a forward pass, which is what accelerate wraps."""
 
-    def __init__(self, family: Family, phase: str) -> None:
+    def __init__(self, family: Family, turn: Turn) -> None:
         super().__init__()
-        self.family, self.phase = family, phase
+        self.family, self.turn = family, turn
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return self.family.loss(self.phase, batch, generator)
+    def forward(self, batch: Batch, generator: torch.Generator) -> Loss:
+        return self.turn.loss(batch, generator)
 
 
 def seeded(seed: int, *numbers: int) -> torch.Generator:
@@ -137,7 +138,8 @@ def fit(family: Family, dataset: Dataset, run: Run, resume: bool = False) -> Pat
             f"preset field 'steps' is {family.preset.steps}; {family.name} needs one number for each of its phases, "
             f"{' and '.join(family.phases)}"
         )
-    accelerator = Accelerator(mixed_precision=run.precision)
+    distributed = DistributedDataParallelKwargs(find_unused_parameters=family.has_idle_weights)
+    accelerator = Accelerator(mixed_precision=run.precision, kwargs_handlers=[distributed])
     if resume:
         find_checkpoint(run.out)
     run.out.mkdir(parents=True, exist_ok=True)
@@ -156,6 +158,8 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
     step = state["step"] if state else 0
     if state:
         family.load_state_dict(state["weights"])
+        for name, memory in state["memories"].items():
+            family.get_buffer(name).copy_(memory)
     elif accelerator.is_main_process:
         write_listing(run.out, run.files)
 
@@ -169,7 +173,7 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with stop_requests() as stops, Progress(*columns, disable=not accelerator.is_main_process) as progress:
         say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
-        log = Log(run.out / "log.csv", step, say) if accelerator.is_main_process else None
+        log = Log(run.out / "log.csv", family, step, say) if accelerator.is_main_process else None
         task = progress.add_task("", total=total, completed=step)
         piped = NowAndThen() if log and not progress.console.is_terminal else None
         if log and state and step == total and not picture(run, step).exists():  # stopped while that was drawn
@@ -194,12 +198,12 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
             )
             loader = DataLoader(dataset, batch_sampler=sampler, num_workers=run.workers)
             for batch in loader:
-                loss = trainer.step(batch, seeded(run.seed, step, accelerator.process_index))
+                measures = trainer.step(batch, seeded(run.seed, step, accelerator.process_index))
                 step += 1
                 phase_ends = step == end
                 saves = step % run.checkpoint_every == 0 or phase_ends or bool(stops)
                 if log:
-                    log.add(loss, family.preset.batch * accelerator.num_processes)
+                    log.add(measures, family.preset.batch * accelerator.num_processes)
                     if step % run.log_every == 0 or saves:  # a loss that is not finite is never saved
                         mean = log.write(step, phase, trainer.learning_rate)
                         progress.update(task, description=f"{phase} loss {mean:.4f}")
@@ -260,61 +264,115 @@ class Watched:
             )
 
 
-class Phase:
-    """One phase's optimiser, learning rate and moving average."""
+def learning_rates(preset: Preset, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    """The preset's schedule over this many steps."""
+    if preset.lr_schedule == "linear_from_half":
+        return LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))
+    return get_scheduler(
+        preset.lr_schedule, optimizer, num_warmup_steps=min(500, steps // 20), num_training_steps=steps
+    )
 
-    def __init__(self, family: Family, phase: str, accelerator: Accelerator, state: dict[str, Any] | None) -> None:
+
+class Learner:
+    """One turn's optimiser, learning rate and, if it has one, moving average."""
+
+    def __init__(self, family: Family, turn: Turn, steps: int, accelerator: Accelerator, state: Any) -> None:
         preset = family.preset
-        steps = preset.steps[family.phases.index(phase)]
-        self.family, self.name, self.accelerator = family, phase, accelerator
-        self.module = family.trainable(phase)
-        family.train().requires_grad_(False)
-        self.parameters = list(self.module.requires_grad_(True).parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=preset.learning_rate, weight_decay=preset.weight_decay)
-        self.schedule = get_scheduler(
-            preset.lr_schedule,
-            self.optimizer,
-            num_warmup_steps=min(500, steps // 20),
-            num_training_steps=steps,
+        self.family, self.turn, self.accelerator = family, turn, accelerator
+        self.alone_learns()
+        self.parameters = list(turn.learns.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=preset.learning_rate, betas=turn.betas, weight_decay=preset.weight_decay
         )
-        self.ema = EMAModel(self.parameters, decay=preset.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
-        if state and state["phase"] == phase:
+        self.schedule = learning_rates(preset, self.optimizer, steps)
+        self.ema = (
+            EMAModel(self.parameters, decay=preset.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
+            if turn.averaged
+            else None
+        )
+        if state:
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-            self.ema.load_state_dict(state["ema"])
-            self.ema.to(accelerator.device)
-        self.objective, self.optimizer = accelerator.prepare(Objective(family, phase), self.optimizer)
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
+                self.ema.to(accelerator.device)
+        self.objective, self.optimizer = accelerator.prepare(Objective(family, turn), self.optimizer)
 
-    @property
-    def learning_rate(self) -> float:
-        return self.schedule.get_last_lr()[0]
+    def alone_learns(self) -> None:
+        self.family.requires_grad_(False)
+        self.turn.learns.requires_grad_(True)
 
-    def step(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-        loss = self.objective(batch, generator)
+    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        self.alone_learns()
+        loss, measures = self.objective(batch, generator)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.parameters, 1.0)
+        if self.turn.clip is not None:
+            self.accelerator.clip_grad_norm_(self.parameters, self.turn.clip)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        self.ema.step(self.parameters)
-        return loss.detach()
+        if self.ema:
+            self.ema.step(self.parameters)
+            measures = {"loss": loss, **measures}
+        return {name: measure.detach() for name, measure in measures.items()}
+
+    def state(self) -> dict[str, Any]:
+        kept = {"optimizer": self.optimizer, "schedule": self.schedule, "ema": self.ema}
+        return {name: part.state_dict() for name, part in kept.items() if part}
+
+
+class Phase:
+    """The learners of a phase, in the order of their turns."""
+
+    def __init__(self, family: Family, phase: str, accelerator: Accelerator, state: dict[str, Any] | None) -> None:
+        steps = family.preset.steps[family.phases.index(phase)]
+        states = state["turns"] if state and state["phase"] == phase else {}
+        self.family, self.name, self.accelerator = family, phase, accelerator
+        family.train()
+        self.learners = [
+            Learner(family, turn, steps, accelerator, states.get(turn.name)) for turn in family.turns(phase)
+        ]
+        self.averages = [(learner.ema, learner.parameters) for learner in self.learners if learner.ema]
+
+    @property
+    def learning_rate(self) -> float:
+        return self.learners[0].schedule.get_last_lr()[0]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [weight for learner in self.learners for weight in learner.parameters]
+
+    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        measures: dict[str, Tensor] = {}
+        for learner in self.learners:
+            measures |= learner.step(batch, generator)
+        self.family.advance(self.name)
+        return measures
 
     def adopt_average(self) -> None:
         """The moving average becomes the weights: later phases build on it."""
-        self.ema.copy_to(self.parameters)
+        for ema, parameters in self.averages:
+            ema.copy_to(parameters)
+        self.family.eval().settle(self.name)
+        self.family.train()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model has its averaged weights and is in eval mode."""
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
-        self.family.eval()
+        buffers = {name: buffer.clone() for name, buffer in self.family.named_buffers()}
+        for ema, parameters in self.averages:
+            ema.store(parameters)
+            ema.copy_to(parameters)
+        self.family.eval().settle(self.name)
         try:
             yield
         finally:
             self.family.train()
-            self.ema.restore(self.parameters)
+            for ema, parameters in self.averages:
+                ema.restore(parameters)
+            for name, buffer in buffers.items():
+                self.family.get_buffer(name).copy_(buffer)
 
 
 def checkpoint(family: Family, trainer: Phase, run: Run, step: int) -> None:
@@ -330,10 +388,9 @@ def checkpoint(family: Family, trainer: Phase, run: Run, step: int) -> None:
     training = {
         "step": step,
         "phase": trainer.name,
-        "weights": {name: tensor.clone() for name, tensor in family.state_dict().items()},  # not the average's
-        "optimizer": trainer.optimizer.state_dict(),
-        "schedule": trainer.schedule.state_dict(),
-        "ema": trainer.ema.state_dict(),
+        "weights": (weights := {name: tensor.clone() for name, tensor in family.state_dict().items()}),  # no average
+        "memories": {name: buffer.clone() for name, buffer in family.named_buffers() if name not in weights},
+        "turns": {learner.turn.name: learner.state() for learner in trainer.learners},
     }
     folder = run.out / "checkpoints" / f"{step:08d}"
     with trainer.averaged():
@@ -352,51 +409,78 @@ def load_training_state(out: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing: this checkpoint can be exported, not resumed")
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{file} is damaged: remove its folder to go on from the checkpoint before") from error
+    if "turns" not in state:  # of before a phase could have several
+        learner = {name: state.pop(name) for name in ("optimizer", "schedule", "ema")}
+        state |= {"memories": {}, "turns": {state["phase"]: learner}}
+    return state
 
 
 class Log:
-    """``log.csv``: the mean loss of the steps since the row before."""
+    """``log.csv``: the means since the row before of the loss and of what else a family measures, and what is wrong."""
 
-    def __init__(self, file: Path, step: int, say: Callable[[str], object]) -> None:
-        self.file = file
-        rows = [row for row in self.read(say) if int(row[0]) <= step]
+    def __init__(self, file: Path, family: Family, step: int, say: Callable[[str], object]) -> None:
+        self.file, self.family, self.say = file, family, say
+        self.fields = [*LOG_FIELDS, *family.measures, *[WARNING] * bool(family.measures)]
+        self.row = re.compile(
+            rf"\d+,\w+(,[\d.e+-]+){{{3 + len(family.measures)}}}" + (",.*" if family.measures else "")
+        )
+        rows = [row for row in self.read() if int(row[0]) <= step]
+        self.trouble = rows[-1][-1] if rows and family.measures else ""
         aside = file.with_name(".log.csv.writing")
         with aside.open("w") as stream:
-            csv.writer(stream).writerows([LOG_FIELDS, *rows])
+            csv.writer(stream).writerows([self.fields, *rows])
         aside.replace(file)
         self.reset()
 
-    def read(self, say: Callable[[str], object]) -> list[list[str]]:
+    def read(self) -> list[list[str]]:
         """The rows that are there, up to the first that a crash has spoilt; then the file is kept, by another name."""
         if not self.file.is_file():
             return []
         rows = []
         for number, line in enumerate(self.file.read_text(errors="replace").splitlines()[1:], 2):
-            if not ROW.fullmatch(line):
+            if not self.row.fullmatch(line):
                 kept = self.file.replace(self.file.with_name("log.csv.damaged"))
-                say(f"{self.file}: line {number} is damaged; the rows before it are kept, the old file is {kept}")
+                self.say(f"{self.file}: line {number} is damaged; the rows before it are kept, the old file is {kept}")
                 break
-            rows.append(line.split(","))
+            rows += csv.reader([line])
         return rows
 
     def reset(self) -> None:
-        self.losses: list[Tensor] = []
+        self.measured: list[Mapping[str, Tensor]] = []
         self.samples = 0
         self.since = time.perf_counter()
 
-    def add(self, loss: Tensor, samples: int) -> None:
-        self.losses.append(loss)
+    def add(self, measures: Mapping[str, Tensor], samples: int) -> None:
+        self.measured.append(measures)
         self.samples += samples
 
     def write(self, step: int, phase: str, learning_rate: float) -> float:
-        mean = torch.stack(self.losses).mean().item()
-        if not math.isfinite(mean):
-            raise FloatingPointError(f"the loss of phase {phase} is {mean} at step {step}; the last checkpoint is good")
+        """The mean loss.
+
+        Raises:
+            FloatingPointError: it, or another mean, is not finite.
+        """
+        names = ("loss", *self.family.measures)
+        means = {name: torch.stack([each[name] for each in self.measured]).mean().item() for name in names}
+        for name, mean in means.items():
+            if not math.isfinite(mean):
+                raise FloatingPointError(
+                    f"the {name} of phase {phase} is {mean} at step {step}; the last checkpoint is good"
+                )
         speed = self.samples / (time.perf_counter() - self.since)
+        others = [f"{means[name]:.6f}" for name in self.family.measures]
+        if self.family.measures:
+            trouble = self.family.trouble(means) or ""
+            if trouble and not self.trouble:
+                self.say(f"step {step}: {trouble}")
+            self.trouble = trouble
+            others.append(trouble)
         with self.file.open("a") as stream:
-            csv.writer(stream).writerow([step, phase, f"{mean:.6f}", f"{learning_rate:.3e}", f"{speed:.1f}"])
+            csv.writer(stream).writerow(
+                [step, phase, f"{means['loss']:.6f}", f"{learning_rate:.3e}", f"{speed:.1f}", *others]
+            )
         self.reset()
-        return mean
+        return means["loss"]
