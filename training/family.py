@@ -134,6 +134,7 @@ class Family(nn.Module):
     presets: ClassVar[Mapping[str, Preset]]
     phases: ClassVar[tuple[str, ...]]
     measures: ClassVar[tuple[str, ...]] = ()  # what the losses of its turns give to the log
+    unpaired: ClassVar[bool] = False  # whether a batch is not pairs, but {"a": images, "b": others} of two kinds
     has_idle_weights: ClassVar[bool] = False  # whether some that a turn learns take no part in some steps
 
     preset: Preset
@@ -151,6 +152,11 @@ class Family(nn.Module):
     def facts(self) -> Mapping[str, Any]:
         """What a bundle's manifest records, for people to read, beside the origin of the weights."""
         return {}
+
+    @property
+    def condition_item(self) -> str:
+        """What of the data the training preview draws under, where the family has a condition."""
+        return "mask" if self.condition and self.condition.classes else "image"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -215,8 +221,8 @@ class Family(nn.Module):
         """Called when averaged weights have come into place, in eval mode: statistics that hang on them are to be
         taken anew."""
 
-    def trouble(self, row: Mapping[str, float]) -> str | None:
-        """What the means of ``measures`` since the last row of the log say is wrong with a run, if anything."""
+    def trouble(self, step: int, means: Mapping[str, float]) -> str | None:
+        """What the ``measures``, means since the last row of the log, say is wrong with a run at a step, if anything."""
         return None
 
     def networks(self) -> dict[str, nn.Module]:

@@ -473,7 +473,7 @@ class Log:
         speed = self.samples / (time.perf_counter() - self.since)
         others = [f"{means[name]:.6f}" for name in self.family.measures]
         if self.family.measures:
-            trouble = self.family.trouble(means) or ""
+            trouble = self.family.trouble(step, means) or ""
             if trouble and not self.trouble:
                 self.say(f"step {step}: {trouble}")
             self.trouble = trouble

@@ -7,8 +7,7 @@ The authors' optimisers begin anew at every stage and their batches get smaller;
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
