@@ -17,7 +17,7 @@ MEASURED = 256  # pictures at most, that the data's spread is taken from
 GRID = 4  # rows and columns of what spread is measured on
 SETTLING = 16  # batches that statistics are taken from
 GONE = 0.01  # share of what a discriminator that only guesses would lose; below it, it is never wrong
-WARM = 100  # steps before which that is no wonder: the first pictures are all alike
+WARM = 300  # steps before which that is no wonder: the first pictures are all alike
 SAME = 0.05  # share of the data's spread; below it, all pictures are one
 
 
@@ -186,8 +186,8 @@ class Adversarial(Family):
 
     @torch.no_grad()
     def settle(self, phase: str) -> None:
-        """Batch norms of the generator count what its averaged weights make of latents, not the weights before them."""
-        norms = [module for module in self.generator.modules() if isinstance(module, nn.BatchNorm2d)]
+        """Batch norms of the generator get the statistics that its averaged weights make of latents."""
+        norms = [module for module in self.trainable(phase).modules() if isinstance(module, nn.BatchNorm2d)]
         if not norms:
             return
         generator = torch.Generator().manual_seed(0)

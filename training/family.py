@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from inspect import formatannotation
+from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 import torch
@@ -222,8 +223,16 @@ class Family(nn.Module):
         taken anew."""
 
     def trouble(self, step: int, means: Mapping[str, float]) -> str | None:
-        """What the ``measures``, means since the last row of the log, say is wrong with a run at a step, if anything."""
+        """What ``measures`` say is wrong with a run, if anything; means of the steps since the last row of the log."""
         return None
+
+    def load_published(self, file: Path) -> str:
+        """Take weights that others have published, and say in a line what was taken.
+
+        Raises:
+            ValueError: the file is none that this family knows.
+        """
+        raise ValueError(f"{file} is no checkpoint folder, and {self.name} knows no published weights")
 
     def networks(self) -> dict[str, nn.Module]:
         """Each network alone: what is exported without medgen's step.

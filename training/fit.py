@@ -336,7 +336,7 @@ class Phase:
 
     @property
     def learning_rate(self) -> float:
-        return self.learners[0].schedule.get_last_lr()[0]
+        return float(self.learners[0].schedule.get_last_lr()[0])
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -439,7 +439,7 @@ class Log:
         """The rows that are there, up to the first that a crash has spoilt; then the file is kept, by another name."""
         if not self.file.is_file():
             return []
-        rows = []
+        rows: list[list[str]] = []
         for number, line in enumerate(self.file.read_text(errors="replace").splitlines()[1:], 2):
             if not self.row.fullmatch(line):
                 kept = self.file.replace(self.file.with_name("log.csv.damaged"))
