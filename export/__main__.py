@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from serving.folders import Busy
 from serving.progress import NowAndThen
 from serving.signals import terminated_as_interrupted
 from training import CheckpointError
+from training.assignment import assignment
 from training.models import family_names
 
 # Eager, for what --model allows depends on it.
@@ -75,6 +77,7 @@ def main() -> None:
 @click.option("--tolerance",  type=click.FloatRange(0),                                            help=f"Largest difference from PyTorch in any one step.  [default: {STEP_TOLERANCES}]")
 @click.option("--end-to-end-tolerance", type=click.FloatRange(0),                                  help=f"Largest difference at the end: of an image's values, of a mask's share of pixels.  [default: {END_TOLERANCES}, and 0.001 for masks]")
 @click.option("--unfinished", is_flag=True,                                                        help="Take a checkpoint whose training was not through; bundle and samples say so.")
+@click.option("--set",        "chosen", multiple=True, callback=assignment, metavar="FIELD=VALUE",   help="Change a field of the preset that training does not decide, as in --set direction=b_to_a.")
 @click.option("--workspace",  type=click.FloatRange(0, min_open=True),                             help="GiB of GPU memory that TensorRT may use for one layer.  [default: all]")
 @click.option("--hardware-compatibility", default=COMPATIBILITY[0], show_default=True, type=click.Choice(COMPATIBILITY), help="Other GPUs that TensorRT's plans are to run on; they are slower for it.")
 def build_command(
@@ -89,6 +92,7 @@ def build_command(
     tolerance: float | None,
     end_to_end_tolerance: float | None,
     unfinished: bool,
+    chosen: dict[str, Any],
     workspace: float | None,
     hardware_compatibility: str,
 ) -> None:
@@ -107,7 +111,7 @@ def build_command(
     if end_to_end_tolerance is not None:
         limits = Tolerance(limits.step, end_to_end_tolerance)
     plan = PlanOptions(workspace, hardware_compatibility)
-    options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished)
+    options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished, chosen)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     console, piped = Console(stderr=True), NowAndThen()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -82,7 +82,7 @@ def build_all(
     loaded = {}
     for model, checkpoint in checkpoints.items():
         progress(f"loading {checkpoint}")
-        family, config = load_checkpoint(checkpoint)
+        family, config = load_checkpoint(checkpoint, options.chosen)
         if family.name != model:
             raise BuildError(f"{checkpoint} holds a {family.name}; --model is {model}")
         refuse_unfinished(f"{checkpoint} was", unfinished(family, config), options)
@@ -155,6 +155,8 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
     """The manifest of a family's bundle, without the engine files and the parity figures."""
     origin = {key: config[key] for key in ("digest", "data", "phase", "step", "seed") if key in config}
     origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
+    if options.chosen:
+        origin["chosen"] = dict(options.chosen)
     if so_far := unfinished(family, config):
         origin["unfinished"] = so_far
     if family.facts:

@@ -114,7 +114,7 @@ def verify(found: Bundle, checkpoint: Path | None) -> None:
     click.echo(f"{found.folder}: {good}")
     if checkpoint is None:
         return
-    family, config = load_checkpoint(checkpoint)
+    family, config = load_checkpoint(checkpoint, found.manifest.checkpoint.get("chosen"))
     if config["digest"] != found.manifest.checkpoint.get("digest"):
         raise BuildError(f"{checkpoint} is not the checkpoint that {found.folder} was built from: their digests differ")
     manifest = found.manifest

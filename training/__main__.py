@@ -9,6 +9,7 @@ import click
 
 # Here and above, nothing that takes long: commands import what they need when they run.
 from training import CheckpointError
+from training.assignment import assignment
 from training.models import family_names
 
 if TYPE_CHECKING:
@@ -20,20 +21,6 @@ if TYPE_CHECKING:
 @click.group()
 def main() -> None:
     """Train the generators that `export` builds and `serving` serves."""
-
-
-def assignment(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """FIELD=VALUE pairs, each value read as JSON and, where it is none, as a string."""
-    fields = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{text!r} is no FIELD=VALUE")
-        try:
-            fields[name] = json.loads(value)
-        except json.JSONDecodeError:
-            fields[name] = value
-    return fields
 
 
 # fmt: off

@@ -107,20 +107,23 @@ def unfinished(family: Family, config: Mapping[str, Any]) -> str | None:
     return f"step {step} of {steps}, in phase {phase}"
 
 
-def load_checkpoint(path: Path) -> tuple[Family, dict[str, Any]]:
+def load_checkpoint(path: Path, chosen: Mapping[str, Any] | None = None) -> tuple[Family, dict[str, Any]]:
     """The trained model, float32 and in eval mode, and its config with the weights' ``digest`` (sha256) added.
 
     Args:
         path: a checkpoint folder or a run folder, whose newest checkpoint is taken.
+        chosen: fields of the preset that are not as in training, of those in the family's ``chosen_when_built``.
 
     Raises:
-        CheckpointError: there is none, or a file of it is missing or broken.
+        CheckpointError: there is none, a file of it is missing or broken, or what is chosen is not possible.
     """
     folder = find_checkpoint(path)
     config = read_config(folder)
     file = folder / "model.safetensors"
     try:
         family = build_family(config)
+        if chosen:
+            family = rebuilt(family, chosen)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} describes no model that medgen has: {error}") from error
     try:
@@ -133,6 +136,19 @@ def load_checkpoint(path: Path) -> tuple[Family, dict[str, Any]]:
     except RuntimeError as error:
         raise CheckpointError(f"{file} does not hold the weights of the model that config.json describes") from error
     return family.eval(), {**config, "digest": hashlib.sha256(content).hexdigest()}
+
+
+def rebuilt(family: Family, chosen: Mapping[str, Any]) -> Family:
+    """The untrained model with other fields of its preset."""
+    if unknown := chosen.keys() - set(family.chosen_when_built):
+        allowed = ", ".join(family.chosen_when_built) or "none"
+        raise CheckpointError(
+            f"preset field {min(unknown)!r} cannot be chosen when {family.name} is built; of its fields {allowed} can be"
+        )
+    try:
+        return type(family)(family.preset.replaced(chosen))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def pack(path: Path, out: Path) -> Path:
