@@ -143,7 +143,7 @@ def rebuilt(family: Family, chosen: Mapping[str, Any]) -> Family:
     if unknown := chosen.keys() - set(family.chosen_when_built):
         allowed = ", ".join(family.chosen_when_built) or "none"
         raise CheckpointError(
-            f"preset field {min(unknown)!r} cannot be chosen when {family.name} is built; of its fields {allowed} can be"
+            f"preset field {min(unknown)!r} cannot be chosen when {family.name} is built; those that can: {allowed}"
         )
     try:
         return type(family)(family.preset.replaced(chosen))
