@@ -1,0 +1,56 @@
+"""Families that find a state by going down a loss: their network is its gradient, their solvers are optimisers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from serving.sampling.solvers import Schedule
+from training.family import Family
+
+LONGEST = 10_000  # steps that a request may ask for
+DESCENT = Schedule("descent", LONGEST, 0.0, 0.0, "gradient")
+SMALLEST = 1e-12  # root mean square of a gradient, below which it is not made longer
+
+
+class Block(NamedTuple):
+    """Channels of a state that mean the same, and the size that their values naturally have."""
+
+    channels: int
+    size: float
+
+
+class Descent(Family):
+    """The state is what is sought; ``losses`` says how wrong it is."""
+
+    blocks: Sequence[Block]
+
+    def losses(self, state: Tensor, condition: Tensor | None = None) -> Tensor:
+        """States [B, C, H, W] -> the loss of each, [B], which no other row has a part in."""
+        raise NotImplementedError
+
+    def gradient(self, state: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Of each row's loss by its state, [B, C, H, W]."""
+        by_state: Tensor = grad(lambda sought: self.losses(sought, condition).sum())(state)
+        return by_state
+
+    def direction(self, gradient: Tensor, coeffs: Tensor) -> Tensor:
+        """What a step goes along: the gradient, where a row's t is 0, and where it is 1 the gradient divided by its size.
+
+        The size is the root mean square over a block of channels, in units of what the block's values naturally are. A
+        row with c = -0.01 so moves each block by a hundredth of itself, whatever the loss is scaled by, how many values
+        the block has and how near the end is: as a gradient of codes is some thousand times shorter than one of weights,
+        and both shrink as the picture gets right, no one rate would suit them.
+        """
+        plain = coeffs[:, 0].view(-1, 1, 1, 1) == 0
+        parts = []
+        for part, block in zip(gradient.split([block.channels for block in self.blocks], 1), self.blocks, strict=True):
+            size = part.square().mean((1, 2, 3), keepdim=True).sqrt() / block.size
+            parts.append(torch.where(plain, part, part / (size + SMALLEST)))
+        return torch.cat(parts, dim=1)
+
+    def network(self, sample: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.direction(self.gradient(sample, condition), coeffs)
