@@ -12,18 +12,25 @@ from training.models import family_names, load_family
 SIZE = 32
 STEPS = 2
 UNET = {"size": SIZE, "widths": [8, 16], "attention": [1], "layers": 1, "head_dim": 8, "norm_groups": 4}
-FIELDS: dict[str, dict[str, Any]] = {
+# Of UNets that take steps, beside UNET.
+STEPPING: dict[str, dict[str, Any]] = {
     "pig": {},
     "cmr_mask": {},
     "cmr_ddpm_image": {"mask_dropout": 0.5},
     "cmr_ldm_image": {"autoencoder_widths": [8, 16], "codes": 16, "spade_channels": 8},
     "cmr_flow_image": {"control_channels": 8, "transformer_layers": 1, "resblock_updown": True},
 }
+ONE_PASS: dict[str, dict[str, Any]] = {
+    "cyclegan": {"size": SIZE, "width": 4, "blocks": 1, "critic_width": 4, "pool": 3},
+    "dcgan": {"size": SIZE, "latent": 8, "widths": [16, 12, 8]},
+    "pggan": {"size": SIZE, "latent": 8, "widths": [12, 12, 8, 8], "group": 4},
+}
+FIELDS = {name: {**UNET, "default_steps": STEPS, **fields} for name, fields in STEPPING.items()} | ONE_PASS
 FAMILIES = family_names()
 
 
 def fields_of(name: str) -> dict[str, Any]:
-    return {**UNET, "default_steps": STEPS, **FIELDS[name]}
+    return FIELDS[name]
 
 
 def set_options(name: str) -> list[str]:
@@ -44,14 +51,16 @@ def tiny_family(name: str, **fields: Any) -> Family:
 
 
 def classes_of(family: Family) -> int:
-    return family.condition.classes if family.condition else max(len(output.labels) for output in family.outputs)
+    classes = family.condition.classes if family.condition else max(len(output.labels) for output in family.outputs)
+    return classes or 2
 
 
 def random_batch(count: int, seed: int = 0, classes: int = 2) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(2, count, 1, SIZE // 8, SIZE // 8, generator=generator)
     image, mask = coarse.repeat_interleave(8, -1).repeat_interleave(8, -2)
-    return {"image": image * 2 - 1, "mask": (mask * classes).to(torch.uint8)}
+    image, mask = image * 2 - 1, (mask * classes).to(torch.uint8)
+    return {"image": image, "mask": mask, "a": image, "b": -image.flip(0)}
 
 
 def random_state(family: Family, count: int, seed: int = 0) -> Tensor:
@@ -59,5 +68,8 @@ def random_state(family: Family, count: int, seed: int = 0) -> Tensor:
 
 
 def random_condition(family: Family, count: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """A mask for each sample, or nothing for the families that take none."""
-    return (random_batch(count, seed, family.condition.classes)["mask"],) if family.condition else ()
+    """A mask or picture for each sample, or nothing for the families that take none."""
+    if family.condition is None:
+        return ()
+    batch = random_batch(count, seed, classes_of(family))
+    return (batch["mask"] if family.condition.classes else batch["image"] / 2 + 0.5,)

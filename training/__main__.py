@@ -12,7 +12,7 @@ from training import CheckpointError
 from training.models import family_names
 
 if TYPE_CHECKING:
-    from training.data.dataset import LoadedPairs
+    from training.data.dataset import LoadedPairs, Unpaired
     from training.data.phantom import Phantoms
     from training.family import Family
 
@@ -41,9 +41,9 @@ def assignment(_context: click.Context, _parameter: click.Parameter, values: tup
 @click.option("--model",            required=True, type=click.Choice(family_names()), help="The model family.")
 @click.option("--preset",           default="small", show_default=True,               help="One of the family's presets.")
 @click.option("--set", "fields",    multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Change a field of the preset, as in --set size=128.")
-@click.option("--data",             required=True,                                    help="A folder (images/ and masks/, mini-MIAS, ACDC or M&Ms), or 'phantom'.")
+@click.option("--data",             required=True,                                    help="A folder (images/ and masks/, mini-MIAS, ACDC or M&Ms; for two kinds of images trainA/ and trainB/, or mini-MIAS), or 'phantom'.")
 @click.option("--out",              required=True, type=click.Path(path_type=Path),   help="The run's folder.")
-@click.option("--init",             type=click.Path(path_type=Path),                  help="Start from the weights of this checkpoint of the same networks.")
+@click.option("--init",             type=click.Path(path_type=Path),                  help="Start from the weights of this checkpoint of the same networks; of pggan also genforce's state dict.")
 @click.option("--resume",           is_flag=True,                                     help="Go on from the newest checkpoint in --out; give the other options as before.")
 @click.option("--steps",            type=click.IntRange(1),                           help="Optimiser steps in each phase, instead of the preset's.")
 @click.option("--batch",            type=click.IntRange(1),                           help="Samples a step and process, instead of the preset's.")
@@ -84,10 +84,10 @@ def fit_command(
     from training.checkpoint import find_checkpoint, read_config
     from training.data import DataError, open_dataset
     from training.data.classes import LESION
-    from training.data.dataset import LoadedPairs
     from training.data.listing import check_same_files
     from training.data.listing import digest as listing_digest
     from training.data.summary import lines, summarise
+    from training.data.unpaired import open_unpaired
     from training.fit import Interrupted, Run, fit
     from training.models import load_family
 
@@ -104,9 +104,14 @@ def fit_command(
         if resume:
             now = {"model": model, **config, "preset": dataclasses.asdict(chosen)}
             check_unchanged(read_config(find_checkpoint(out)), json.loads(json.dumps(now)))
-        dataset = open_dataset(data, chosen.size, skip_bad=skip_bad, labels=untrained.labels or LESION)
-        check_classes(untrained, dataset, data)
-        files = dataset.files if isinstance(dataset, LoadedPairs) else {}
+        dataset: LoadedPairs | Phantoms | Unpaired
+        if family.unpaired:
+            dataset = open_unpaired(data, chosen.size, skip_bad=skip_bad)
+        else:
+            labels = untrained.labels
+            dataset = open_dataset(data, chosen.size, "train", skip_bad, labels or LESION, masks=bool(labels))
+            check_classes(untrained, dataset, data)
+        files = getattr(dataset, "files", {})
         if resume:
             then = read_config(find_checkpoint(out)).get("data_digest")
             if then is None:
@@ -136,9 +141,13 @@ def fit_command(
 
 
 def start_from(checkpoint: Path, untrained: "Family") -> str:
-    """Give a model the weights of a checkpoint, and return their digest."""
+    """Give a model the weights of a checkpoint, or of a file that others published, and return their digest."""
+    from serving.bundle import file_digest
     from training.checkpoint import load_checkpoint
 
+    if checkpoint.is_file():
+        click.echo(f"{checkpoint}: {untrained.load_published(checkpoint)}")
+        return file_digest(checkpoint)
     trained, config = load_checkpoint(checkpoint)
     shapes = [{name: weight.shape for name, weight in model.state_dict().items()} for model in (trained, untrained)]
     if shapes[0] != shapes[1]:

@@ -1,4 +1,4 @@
-"""What families have in common that learn against a discriminator: losses, penalties, an image pool, signs of collapse."""
+"""What families have in common that learn against a discriminator: losses, penalties, an image pool, collapse."""
 
 import dataclasses
 import math
@@ -17,6 +17,7 @@ MEASURED = 256  # pictures at most, that the data's spread is taken from
 GRID = 4  # rows and columns of what spread is measured on
 SETTLING = 16  # batches that statistics are taken from
 GONE = 0.01  # share of what a discriminator that only guesses would lose; below it, it is never wrong
+WARM = 300  # steps before which that is no wonder: the first pictures are all alike
 SAME = 0.05  # share of the data's spread; below it, all pictures are one
 
 
@@ -185,8 +186,8 @@ class Adversarial(Family):
 
     @torch.no_grad()
     def settle(self, phase: str) -> None:
-        """Batch norms of the generator count what its averaged weights make of latents, not the weights before them."""
-        norms = [module for module in self.generator.modules() if isinstance(module, nn.BatchNorm2d)]
+        """Batch norms of the generator get the statistics that its averaged weights make of latents."""
+        norms = [module for module in self.trainable(phase).modules() if isinstance(module, nn.BatchNorm2d)]
         if not norms:
             return
         generator = torch.Generator().manual_seed(0)
@@ -201,16 +202,17 @@ class Adversarial(Family):
             norm.momentum = 0.0  # as ``frozen_statistics`` has it
             norm.eval()
 
-    def trouble(self, row: Mapping[str, float]) -> str | None:
-        if row["spread"] < SAME:
-            return (
-                f"the generator has collapsed: its pictures differ {100 * row['spread']:.2g} % as much as the data do"
-            )
+    def trouble(self, step: int, means: Mapping[str, float]) -> str | None:
+        if step < WARM:
+            return None
+        if means["spread"] < SAME:
+            share = f"{100 * means['spread']:.2g} %"
+            return f"the generator has collapsed: its pictures differ by {share} of what the data do"
         guessing = self.objective.guessing
-        if guessing and row["discriminator"] < GONE * guessing:
+        if guessing and means["discriminator"] < GONE * guessing:
             return (
-                f"the discriminator's loss is {row['discriminator']:.2g} ({guessing:.2g} where it guesses): it is never "
-                "wrong and the generator learns nothing more; a penalty (--set penalty=1) or a lower learning rate helps"
+                f"the discriminator is never wrong and tells the generator nothing: its loss is "
+                f"{means['discriminator']:.2g}, where it guesses {guessing:.2g}; --set penalty=1 or more data may help"
             )
         return None
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from inspect import formatannotation
+from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 import torch
@@ -134,6 +135,7 @@ class Family(nn.Module):
     presets: ClassVar[Mapping[str, Preset]]
     phases: ClassVar[tuple[str, ...]]
     measures: ClassVar[tuple[str, ...]] = ()  # what the losses of its turns give to the log
+    unpaired: ClassVar[bool] = False  # whether a batch is not pairs, but {"a": images, "b": others} of two kinds
     has_idle_weights: ClassVar[bool] = False  # whether some that a turn learns take no part in some steps
     made_from: ClassVar[str | None] = None  # the family whose checkpoints it is made of, if it learns nothing itself
 
@@ -152,6 +154,11 @@ class Family(nn.Module):
     def facts(self) -> Mapping[str, Any]:
         """What a bundle's manifest records, for people to read, beside the origin of the weights."""
         return {}
+
+    @property
+    def condition_item(self) -> str:
+        """What of the data the training preview draws under, where the family has a condition."""
+        return "mask" if self.condition and self.condition.classes else "image"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -238,9 +245,17 @@ class Family(nn.Module):
         """Called when averaged weights have come into place, in eval mode: statistics that hang on them are to be
         taken anew."""
 
-    def trouble(self, row: Mapping[str, float]) -> str | None:
-        """What the means of ``measures`` since the last row of the log say is wrong with a run, if anything."""
+    def trouble(self, step: int, means: Mapping[str, float]) -> str | None:
+        """What ``measures`` say is wrong with a run, if anything; means of the steps since the last row of the log."""
         return None
+
+    def load_published(self, file: Path) -> str:
+        """Take weights that others have published, and say in a line what was taken.
+
+        Raises:
+            ValueError: the file is none that this family knows.
+        """
+        raise ValueError(f"{file} is no checkpoint folder, and {self.name} knows no published weights")
 
     def networks(self) -> dict[str, nn.Module]:
         """Each network alone: what is exported without medgen's step.

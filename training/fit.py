@@ -336,7 +336,7 @@ class Phase:
 
     @property
     def learning_rate(self) -> float:
-        return self.learners[0].schedule.get_last_lr()[0]
+        return float(self.learners[0].schedule.get_last_lr()[0])
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -439,7 +439,7 @@ class Log:
         """The rows that are there, up to the first that a crash has spoilt; then the file is kept, by another name."""
         if not self.file.is_file():
             return []
-        rows = []
+        rows: list[list[str]] = []
         for number, line in enumerate(self.file.read_text(errors="replace").splitlines()[1:], 2):
             if not self.row.fullmatch(line):
                 kept = self.file.replace(self.file.with_name("log.csv.damaged"))
@@ -473,7 +473,7 @@ class Log:
         speed = self.samples / (time.perf_counter() - self.since)
         others = [f"{means[name]:.6f}" for name in self.family.measures]
         if self.family.measures:
-            trouble = self.family.trouble(means) or ""
+            trouble = self.family.trouble(step, means) or ""
             if trouble and not self.trouble:
                 self.say(f"step {step}: {trouble}")
             self.trouble = trouble

@@ -37,8 +37,8 @@ def save_preview(
     condition = None
     if (wanted := family.condition) is not None:
         pairs = len(dataset)  # type: ignore[arg-type]
-        kind = "mask" if wanted.classes else "image"
-        condition = torch.stack([dataset[k * pairs // COUNT][kind] for k in range(COUNT)]).to(device)
+        items = [dataset[k * pairs // COUNT][family.condition_item] for k in range(COUNT)]
+        condition = torch.stack(items).to(device)
         if not wanted.classes:
             low, high = wanted.limits
             condition = (low + (condition + 1) / 2 * (high - low)).clamp(low, high)

@@ -8,6 +8,7 @@ from training.data.dataset import LoadedPairs
 from training.data.layouts import acdc, mnms
 from training.data.layouts.mini_mias import load_mias
 from training.data.layouts.pair_folder import load_pairs
+from training.data.layouts.picture_folder import load_pictures
 from training.data.phantom import Phantoms
 from training.data.phantom_heart import HeartPhantoms
 from training.data.problems import DataError, some
@@ -18,8 +19,9 @@ SPLITS = ("train", "validation", "all")
 PHANTOM_COUNT = 50_000
 PHANTOMS = {kind.labels: kind for kind in (Phantoms, HeartPhantoms)}
 ACCEPTED = (
-    "a folder of pairs (images/ and masks/), the mini-MIAS folder (mdbNNN.pgm and Info.txt), ACDC (patientNNN/), "
-    "M&Ms (Training/ and its CSV), or 'phantom' or 'phantom:COUNT'; ./phantom is a folder of that name"
+    "a folder of pairs (images/ and masks/, or images/ alone for models that draw no masks), the mini-MIAS folder "
+    "(mdbNNN.pgm and Info.txt), ACDC (patientNNN/), M&Ms (Training/ and its CSV), or 'phantom' or 'phantom:COUNT'; "
+    "./phantom is a folder of that name"
 )
 
 
@@ -29,6 +31,7 @@ def open_dataset(
     split: str = "train",
     skip_bad: bool = False,
     labels: tuple[str, ...] = LESION,
+    masks: bool = True,
 ) -> LoadedPairs | Phantoms:
     """Open the data set that ``source`` names; a folder is read whole, so its errors come before training.
 
@@ -43,6 +46,7 @@ def open_dataset(
             as many others, and "all" is "train".
         skip_bad: leave out, and log, files that cannot be used.
         labels: the classes that phantoms show: those of breasts with a lesion, or of hearts. Files have their own.
+        masks: whether masks are needed; without, ``images/`` may stand alone, and its items have no "mask".
 
     Raises:
         DataError: the source is not what is accepted, or its files cannot be used; all of them are listed.
@@ -60,8 +64,9 @@ def open_dataset(
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(f"{source!r} is no folder; accepted are {ACCEPTED}")
+    has_masks = (folder / "masks").is_dir()
     layouts = {
-        "a folder of pairs": (folder / "images").is_dir() and (folder / "masks").is_dir(),
+        "a folder of pairs": (folder / "images").is_dir() and (has_masks or not masks),
         "mini-MIAS": (folder / "Info.txt").is_file() and any(folder.glob("mdb*.pgm")),
         acdc.NAME: bool(acdc.find_patients(folder)),
         mnms.NAME: mnms.find_table(folder) is not None,
@@ -79,7 +84,7 @@ def open_dataset(
     if found == ["a folder of pairs"]:
         if split == "validation":
             raise DataError(f"{folder}: a folder of pairs is not split; keep validation pairs in a folder of their own")
-        return load_pairs(folder, size, skip_bad)
+        return load_pairs(folder, size, skip_bad) if has_masks else load_pictures(folder / "images", size, skip_bad)
     if found == ["mini-MIAS"]:
         return load_mias(folder, size, split, skip_bad)
     try:

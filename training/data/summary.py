@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.classes import HEART, LESION
-from training.data.dataset import LoadedPairs
+from training.data.dataset import LoadedPairs, Unpaired
 from training.data.problems import some
 
 PERCENTILES = (0.1, 1, 50, 99, 99.9)
@@ -23,37 +23,45 @@ def summarise(dataset: Sized) -> dict[str, Any]:
     """The figures of a data set and its ``warnings``, as JSON holds them.
 
     Of pairs in memory: how many, what the reader decided, ``grey`` (lowest and highest level and percentiles, in
-    [-1, 1]), ``empty_masks``, ``classes`` (in how many masks each is, and its share of their pixels). Of others, which
-    are drawn when they are asked for: how many.
+    [-1, 1]) and, where there are masks, ``empty_masks`` and ``classes`` (in how many masks each is, and its share of
+    their pixels). Of images of two kinds, ``kinds``: the same of each. Of others, which are drawn when they are asked
+    for: how many.
     """
+    if isinstance(dataset, Unpaired):
+        kinds = {name: summarise(kind) for name, kind in zip(dataset.names, (dataset.a, dataset.b), strict=True)}
+        warnings = [f"{name}: {warning}" for name, kind in kinds.items() for warning in kind.pop("warnings")]
+        return {"pairs": len(dataset), "kinds": kinds, "warnings": warnings}
     if not isinstance(dataset, LoadedPairs):
         return {"pairs": len(dataset), "classes": list(getattr(dataset, "labels", ())), "warnings": []}
     images = [item["image"].numpy() for item in dataset.items]
-    masks = [item["mask"].numpy()[0] for item in dataset.items]
-    pixels = np.array([np.bincount(mask.ravel(), minlength=len(dataset.labels)) for mask in masks])
     grey = _grey(images)
-    return {
-        "pairs": len(dataset),
-        **dataset.reading,
-        "grey": grey,
-        "empty_masks": int((pixels[:, 1:].sum(axis=1) == 0).sum()),
-        "classes": {
+    account = {"pairs": len(dataset), **dataset.reading, "grey": grey}
+    warnings = [*dataset.warnings, *_odd_images(dataset, images, grey)]
+    if dataset.labels:
+        masks = [item["mask"].numpy()[0] for item in dataset.items]
+        pixels = np.array([np.bincount(mask.ravel(), minlength=len(dataset.labels)) for mask in masks])
+        account["empty_masks"] = int((pixels[:, 1:].sum(axis=1) == 0).sum())
+        account["classes"] = {
             label: {"masks": int((count > 0).sum()), "share": _share(count, pixels.sum(axis=1))}
             for label, count in zip(dataset.labels, pixels.T, strict=True)
-        },
-        "warnings": [*dataset.warnings, *_odd_images(dataset, images, grey), *_odd_masks(dataset, masks, pixels)],
-    }
+        }
+        warnings += _odd_masks(dataset, masks, pixels)
+    return {**account, "warnings": warnings}
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
     """A summary to read: a line for each kind of figure, then the warnings."""
-    known = ("pairs", "grey", "empty_masks", "classes", "warnings")
+    known = ("pairs", "grey", "empty_masks", "classes", "kinds", "warnings")
     text = [f"data: {summary['pairs']} pairs"]
+    for name, kind in summary.get("kinds", {}).items():
+        first, *more = lines({**kind, "warnings": []})
+        text += [first.replace("data:", f"  {name}:").replace("pairs", "images"), *(f"  {line}" for line in more)]
     decided = {name.replace("_", " "): value for name, value in summary.items() if name not in known}
     if decided:
         text.append(f"  {_flat(decided)}")
     if "grey" in summary:
         text.append("  grey levels in [-1, 1]: " + _flat(summary["grey"]))
+    if "empty_masks" in summary:
         classes = (
             f"{label} in {figures['masks']} masks ({100 * figures['share']:.2g} % of their pixels)"
             for label, figures in list(summary["classes"].items())[1:]

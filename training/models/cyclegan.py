@@ -77,7 +77,7 @@ class CycleGan(Adversarial):
         self.condition = Condition("source", shape, low=0.0, high=1.0)
         self.generators = nn.ModuleDict({way: residual_generator(preset.width, preset.blocks) for way in WAYS})
         self.discriminators = nn.ModuleDict({kind: PatchCritic(preset.critic_width) for kind in "ab"})
-        self.pools = nn.ModuleDict({kind: ImagePool(preset.pool, shape) for kind in "ab"})
+        self.pool_a, self.pool_b = ImagePool(preset.pool, shape), ImagePool(preset.pool, shape)
         self._drawn: dict[str, Tensor] = {}
 
     @property
@@ -128,14 +128,17 @@ class CycleGan(Adversarial):
     def tell_apart(self, batch: Batch, generator: torch.Generator) -> Loss:
         losses, penalties = [], []
         for kind in "ab":
-            drawn = self.pools[kind].swapped(self._drawn[kind], generator)
+            drawn = self.pool(kind).swapped(self._drawn[kind], generator)
             judged = self.discriminators[kind]
             losses.append(self.objective.critic(judged(batch[kind]).float(), judged(drawn).float()))
             penalties.append(self.penalty(judged, batch[kind], drawn, generator))
         loss = sum(losses, torch.zeros_like(losses[0]))
-        held = self.pools[self.preset.direction[-1]].held
+        held = self.pool(self.preset.direction[-1]).held
         differ = spread(held) / self.data_spread.clamp(min=1e-6) if len(held) > 1 else torch.ones_like(loss)
         return loss + sum(penalties), {"discriminator": loss.detach() / 2, "spread": differ}
+
+    def pool(self, kind: str) -> ImagePool:
+        return self.pool_a if kind == "a" else self.pool_b
 
     def networks(self) -> dict[str, nn.Module]:
         return {"generator": self.generators[self.preset.direction]}

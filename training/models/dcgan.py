@@ -7,6 +7,7 @@ noise is, the authors' uniform; kernels have 4 x 4 pixels, theirs 5 x 5, which s
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import nn
@@ -53,7 +54,7 @@ PRESETS = {
 def generator(latent: int, widths: Sequence[int]) -> nn.Sequential:
     """Latents [B, latent, 1, 1] -> pictures [B, 1, S, S] in (-1, 1)."""
     layers: list[nn.Module] = [nn.ConvTranspose2d(latent, widths[0], SMALLEST, bias=False)]
-    for width, following in zip(widths, widths[1:], strict=False):
+    for width, following in pairwise(widths):
         layers += [frozen_statistics(width), nn.ReLU(), nn.ConvTranspose2d(width, following, 4, 2, 1, bias=False)]
     return nn.Sequential(
         *layers, frozen_statistics(widths[-1]), nn.ReLU(), nn.ConvTranspose2d(widths[-1], 1, 4, 2, 1), nn.Tanh()
@@ -63,7 +64,7 @@ def generator(latent: int, widths: Sequence[int]) -> nn.Sequential:
 def discriminator(widths: Sequence[int]) -> nn.Sequential:
     """Pictures [B, 1, S, S] -> scores [B, 1, 1, 1]; ``widths`` from the largest features to those of 4 x 4 pixels."""
     layers: list[nn.Module] = [nn.Conv2d(1, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
-    for width, following in zip(widths, widths[1:], strict=False):
+    for width, following in pairwise(widths):
         norm = nn.BatchNorm2d(following, track_running_stats=False)
         layers += [nn.Conv2d(width, following, 4, 2, 1, bias=False), norm, nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, SMALLEST))

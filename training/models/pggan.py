@@ -6,17 +6,21 @@ The authors' optimisers begin anew at every stage and their batches get smaller;
 """
 
 import dataclasses
+import math
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.adversarial import Adversarial, AdversarialPreset
 from training.family import Batch, Loss, Preset
 from training.progressive import SMALLEST, Discriminator, Generator, doubled, halved
+
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,28 @@ class Pggan(Adversarial):
         pictures = F.adaptive_avg_pool2d(batch["image"], SMALLEST << stage)
         return pictures if fade == 1 else torch.lerp(doubled(halved(pictures)), pictures, fade)
 
+    def load_published(self, file: Path) -> str:
+        """A state dict of genforce's PGGAN as ``torch.save`` writes it, or several under genforce's names for them.
+
+        Of colour models grey ones are made: the picture is Y of ITU-R BT.601, and the discriminator sees it as all
+        three colours. The model is then fully grown.
+        """
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except (EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{file} cannot be read as a state dict: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{file} holds a {type(content).__name__}; a state dict is wanted")
+        parts = content if content.keys() & {"generator", "generator_smooth"} else {"generator": content}
+        averaged = "generator_smooth" if "generator_smooth" in parts else "generator"
+        loaded: list[tuple[nn.Module, str, str]] = [(self.generator, averaged, "output")]
+        loaded += [(self.discriminator, "discriminator", "input")] * ("discriminator" in parts)
+        found = [checked(network, parts[name], f"{file}: {name}", edge) for network, name, edge in loaded]
+        for (network, *_), weights in zip(loaded, found, strict=True):
+            network.load_state_dict(weights)
+        self.grown = 1.0
+        return f"weights of {' and '.join(name for _, name, _ in loaded)}; fully grown, colours become grey"
+
     def discriminate(self, batch: Batch, generator: torch.Generator) -> Loss:
         loss, measures = super().discriminate(batch, generator)
         stage, fade = self.position
@@ -110,3 +136,34 @@ class Pggan(Adversarial):
     def finish(self, sample: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         (pictures,) = super().finish(sample)
         return (F.interpolate(pictures, size=(self.preset.size, self.preset.size), mode="nearest"),)
+
+
+def checked(network: nn.Module, published: Any, where: str, edge: str) -> dict[str, Tensor]:
+    """The weights of a published state dict for a network; those of the layers ``edge``.. for grey pictures.
+
+    Raises:
+        ValueError: they are of another network, or of one that is still growing.
+    """
+    if not isinstance(published, Mapping) or not all(isinstance(weight, Tensor) for weight in published.values()):
+        raise ValueError(f"{where} is no state dict of tensors")
+    weights = {name: weight.float() for name, weight in published.items()}
+    if (lod := float(weights.pop("lod", torch.zeros(())))) != 0:
+        raise ValueError(f"{where} has the lod {lod:g}; only what is fully grown can be taken, whose lod is 0")
+    for name, weight in weights.items():
+        if name.startswith(edge):
+            weights[name] = grey(name, weight)
+    shapes, wanted = ({name: tuple(w.shape) for name, w in d.items()} for d in (weights, network.state_dict()))
+    for name in sorted(shapes.keys() | wanted.keys()):
+        if shapes.get(name) != wanted.get(name):
+            raise ValueError(f"{where} has {name} of {shapes.get(name)}; the preset's networks have {wanted.get(name)}")
+    return weights
+
+
+def grey(name: str, weight: Tensor) -> Tensor:
+    """A weight or bias of the layers that make or see pictures, of three colours or of one: as it is for one."""
+    colours = torch.tensor(LUMA).to(weight)
+    if name.startswith("output") and len(weight) == len(LUMA):
+        return torch.tensordot(colours, weight, dims=1)[None]
+    if name.startswith("input") and weight.ndim == 4 and weight.shape[1] == len(LUMA):
+        return weight.sum(1, keepdim=True) / math.sqrt(len(LUMA))  # He's constant knows of three inputs
+    return weight

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +21,14 @@ from training.data.problems import BadFileError, DataError, Problems, progress, 
 SIDE = 1024
 WHITE = 255
 PATIENTS = 161
+HELD_BACK = 0.2  # of them
 DARKEST_TISSUE = 18  # of WHITE; bare film is darker
 MISPLACED = ("mdb212", "mdb214")  # their circles, as published, lie on bare film
+TISSUES = {"F": "fatty", "G": "fatty-glandular", "D": "dense-glandular"}
 STRIP = 12  # what joins the breast over less than twice as many pixels is a label or the film's edge
 
 ROW = re.compile(
-    r"mdb\d{3}\s+[FGD]\s+(?:(?P<normal>NORM)|[A-Z]{4}\s+[BM]"
+    r"mdb\d{3}\s+(?P<tissue>[FGD])\s+(?:(?P<normal>NORM)|[A-Z]{4}\s+[BM]"
     r"(?:\s+(?P<x>\d+)\s+(?P<y>\d+)\s+(?P<radius>\d+)|\s*\*NOTE 3\*)?)"
 )
 
@@ -44,10 +47,59 @@ class Film:
 
     circles: list[Circle] = field(default_factory=list)
     uncircled: int = 0  # abnormalities without a circle to go by
+    tissue: str = ""  # one of TISSUES
+
+    @property
+    def normal(self) -> bool:
+        return not self.circles and not self.uncircled
 
     @property
     def usable(self) -> bool:
         return bool(self.circles) and not self.uncircled
+
+
+SPLITS: dict[str, Callable[[str, frozenset[int]], bool]] = {
+    "train": lambda name, held_back: patient_of(name) not in held_back,
+    "validation": lambda name, held_back: patient_of(name) in held_back,
+    "all": lambda name, held_back: True,
+}
+
+
+def load_tissue(folder: Path, size: int, tissue: str, split: str = "train", skip_bad: bool = False) -> LoadedPairs:
+    """The films of one kind of tissue, of TISSUES' keys, normal ones too, as ``load_mias`` has them but without masks.
+
+    Films that are not in the folder are left out, and ``reading`` and a warning say how many: the data set is often
+    kept in part.
+
+    Raises:
+        DataError: a film cannot be used, a row of ``Info.txt`` cannot be read (all are listed), or no film is left.
+    """
+    problems = Problems(folder)
+    films = read_info(folder / "Info.txt", problems)
+    held_back = validation_patients()
+    listed = [name for name in films if films[name].tissue == tissue and SPLITS[split](name, held_back)]
+    there = [name for name in listed if (folder / f"{name}.pgm").exists()]
+    names, images = [], []
+    for name in progress(there, folder):
+        with problems.of(folder / f"{name}.pgm"):
+            breast, _ = read_film(folder / f"{name}.pgm", [])
+            images.append((fit_image(breast, size) * np.float32(2 / WHITE) - 1).clip(-1, 1))
+            names.append(name)
+    problems.settle(skip_bad)
+    if not names:
+        raise DataError(f"{folder}: no film of {TISSUES[tissue]} tissue of the {split} split can be used")
+    missing = len(listed) - len(there)
+    reading = {
+        "layout": "mini-MIAS",
+        "split": split,
+        "tissue": TISSUES[tissue],
+        "patients": len({patient_of(name) for name in names}),
+        "missing": missing,
+        "left_out": len(problems.found),
+    }
+    warnings = [f"{missing} of the {len(listed)} films that Info.txt lists are not there"] if missing else []
+    files = [folder / "Info.txt", *(folder / f"{name}.pgm" for name in names)]
+    return LoadedPairs(names, images, None, (), reading, warnings, list_files(folder, files))
 
 
 def load_mias(
@@ -55,7 +107,7 @@ def load_mias(
     size: int,
     split: str = "train",
     skip_bad: bool = False,
-    validation_fraction: float = 0.2,
+    validation_fraction: float = HELD_BACK,
     seed: int = 0,
 ) -> LoadedPairs:
     """The films whose abnormalities, of whatever class, are all circled, as pairs of ``size`` x ``size`` pixels.
@@ -82,14 +134,8 @@ def load_mias(
         if path.stem not in films:
             problems.add(path, "has no row in Info.txt")
     held_back = validation_patients(validation_fraction, seed)
-    in_split = {
-        "train": lambda name: patient_of(name) not in held_back,
-        "validation": lambda name: patient_of(name) in held_back,
-        "all": lambda name: True,
-    }[split]
-
     names, images, masks, tiny = [], [], [], []
-    for name in progress([name for name in films if films[name].usable and in_split(name)], folder):
+    for name in progress([name for name in films if films[name].usable and SPLITS[split](name, held_back)], folder):
         path = folder / f"{name}.pgm"
         with problems.of(path):
             breast, lesion = read_film(path, films[name].circles)
@@ -107,7 +153,7 @@ def load_mias(
         "white": {"8 bits": WHITE},
         "patients": len({patient_of(name) for name in names}),
         "films_in_info_txt": len(films),
-        "normal": sum(film == Film() for film in films.values()),
+        "normal": sum(film.normal for film in films.values()),
         "without_a_true_circle": sum(film.uncircled > 0 for film in films.values()),
         "left_out": len(problems.found),
     }
@@ -120,7 +166,7 @@ def patient_of(name: str) -> int:
     return (int(name.removeprefix("mdb")) - 1) // 2
 
 
-def validation_patients(fraction: float, seed: int) -> frozenset[int]:
+def validation_patients(fraction: float = HELD_BACK, seed: int = 0) -> frozenset[int]:
     """The patients held back: the first of all 161 in an order that depends on the seed alone."""
     shuffled = sorted(range(PATIENTS), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
     return frozenset(shuffled[: round(fraction * PATIENTS)])
@@ -137,6 +183,8 @@ def read_info(path: Path, problems: Problems) -> dict[str, Film]:
         row = ROW.fullmatch(line)
         if row is None:
             problems.add(path, f"line {number} cannot be understood: {line!r}")
+        if row:
+            films[line[:6]].tissue = row["tissue"]
         if row and row["normal"]:
             continue
         if row and row["x"] and line[:6] not in MISPLACED:

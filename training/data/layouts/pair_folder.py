@@ -1,6 +1,5 @@
 """A folder of pairs: ``images/`` and ``masks/``, matched by stem."""
 
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,12 @@ from numpy.typing import NDArray
 
 from training.data.classes import LESION
 from training.data.dataset import LoadedPairs
-from training.data.formats.grey_image import SUFFIXES, GreyImage, read_grey
+from training.data.formats.grey_image import GreyImage, read_grey
+from training.data.layouts.picture_folder import Files, beyond_white, files_by_stem, read_image, to_range
 from training.data.listing import list_files
-from training.data.preparation.grey_scale import BIT_DEPTHS, Levels, levels_of, scale_of
+from training.data.preparation.grey_scale import Levels, levels_of
 from training.data.preparation.resize import fit_image, fit_mask
 from training.data.problems import BadFileError, DataError, Problems, progress, some, tiny_lesions
-
-Files = dict[str, list[Path]]
 
 
 def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
@@ -30,7 +28,7 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
             such files are left out and logged.
     """
     problems = Problems(folder)
-    images, masks = (_files_by_stem(folder / name, problems) for name in ("images", "masks"))
+    images, masks = (files_by_stem(folder / name, problems) for name in ("images", "masks"))
     names, fitted_images, fitted_masks, tiny, turned_alone = [], [], [], [], []
     levels: list[Levels] = []
     turned = 0
@@ -52,17 +50,8 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
     if not names:
         raise DataError(f"{folder}: images/ and masks/ hold no pair that can be used")
 
-    scale = scale_of(levels)
-    for fitted, white in zip(fitted_images, scale.white, strict=True):
-        fitted *= 2 / white
-        fitted -= 1
-        fitted.clip(-1, 1, out=fitted)
-    warnings = tiny_lesions(tiny, size)
-    if scale.beyond:
-        warnings.append(
-            f"{len(scale.beyond)} of {len(names)} images have pixels far brighter than all others, which are cut off "
-            f"at white: {some([names[index] for index in scale.beyond])}"
-        )
+    scale = to_range(fitted_images, levels)
+    warnings = [*tiny_lesions(tiny, size), *beyond_white(names, scale)]
     if turned_alone:
         warnings.append(
             f"the tags of image and mask turn one of the two alone in {len(turned_alone)} pairs, which were so read; "
@@ -76,18 +65,6 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
     }
     files = [path for name in names for path in (images[name][0], masks[name][0])]
     return LoadedPairs(names, fitted_images, fitted_masks, LESION, reading, warnings, list_files(folder, files))
-
-
-def _files_by_stem(folder: Path, problems: Problems) -> Files:
-    files = defaultdict(list)
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            files[path.stem].append(path)
-        else:
-            problems.add(path, f"is none of {', '.join(SUFFIXES)}")
-    return files
 
 
 def _matched(images: Files, masks: Files, problems: Problems) -> list[str]:
@@ -109,7 +86,7 @@ def _matched(images: Files, masks: Files, problems: Problems) -> list[str]:
 def _read_pair(image_path: Path, mask_path: Path, problems: Problems) -> tuple[GreyImage, GreyImage] | None:
     image = mask = None
     with problems.of(image_path):
-        image = _read_image(image_path)
+        image = read_image(image_path)
     with problems.of(mask_path):
         mask = _read_mask(mask_path)
     if image is None or mask is None:
@@ -118,17 +95,6 @@ def _read_pair(image_path: Path, mask_path: Path, problems: Problems) -> tuple[G
         problems.add(mask_path, f"has {_extent(mask.pixels)} pixels, but its image {_extent(image.pixels)}")
         return None
     return image, mask
-
-
-def _read_image(path: Path) -> GreyImage:
-    image = read_grey(path)
-    pixels = image.pixels
-    if pixels.dtype.kind == "b":
-        raise BadFileError("is 1 bit deep, which no grey image is")
-    highest = 1 if pixels.dtype.kind == "f" else 2 ** BIT_DEPTHS[-1] - 1
-    if pixels.min() < 0 or pixels.max() > highest:
-        raise BadFileError(f"holds {pixels.min():g} to {pixels.max():g}; {pixels.dtype} must lie in 0 to {highest}")
-    return image
 
 
 def _read_mask(path: Path) -> GreyImage:
