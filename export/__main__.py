@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +16,7 @@ from serving.progress import NowAndThen
 from serving.signals import terminated_as_interrupted
 from training import CheckpointError
 from training.models import family_names
+from training.options import assignment
 
 # Eager, for what --model allows depends on it.
 REPOSITORY_OPTION = click.option(
@@ -66,6 +68,8 @@ def main() -> None:
 @main.command("build")
 @click.option("--model",      required=True, metavar="NAME", callback=known_model,                  help="The model family, or a chain: all of its stages. `list` names them.")
 @click.option("--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path),       help="A run or checkpoint folder; without it, the one medgen ships. Of a chain, one for each stage; those that are built already may be left out, and are kept.")
+@click.option("--preset",     help="Of a model that is made from another's checkpoint: one of its own presets.  [default: that which is called as the checkpoint's]")
+@click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", callback=assignment, help="Change a field of the preset that no weight hangs on.")
 @REPOSITORY_OPTION
 @click.option("--target",     default="onnx", show_default=True, type=click.Choice(TARGETS), help="What runs the engines.")
 @click.option("--precision",  default="fp32", show_default=True, type=click.Choice([*TOLERANCES]), help="What the networks compute in; tf32 is for GPUs alone: a CPU runs it, and compares it with PyTorch, in float32.")
@@ -80,6 +84,8 @@ def main() -> None:
 def build_command(
     model: str,
     checkpoints: tuple[Path, ...],
+    preset: str | None,
+    fields: dict[str, Any],
     repository: Path,
     target: str,
     precision: str,
@@ -100,6 +106,7 @@ def build_command(
     from export.chain import Built, build_chain, by_model
     from export.report import chain_named, print_bundle
     from training.checkpoint import shipped_checkpoint
+    from training.models import load_family
 
     limits = TOLERANCES[precision]
     if tolerance is not None:
@@ -119,11 +126,15 @@ def build_command(
             if not console.is_terminal:
                 piped(line)
 
+        given = {name: value for name, value in {"preset": preset, "fields": fields}.items() if value}
         if chain := chain_named(model, repository):
+            if given:
+                raise BuildError(f"--preset and --set are for one model, and {model} is a chain: build its stages")
             stages = build_chain(chain, checkpoints, repository, options, show)
         else:
-            source = by_model(checkpoints, [model]).get(model) or shipped_checkpoint(model)
-            stages = [Built(build(model, source, repository, options, show), source)]
+            shipped = load_family(model).made_from or model
+            source = by_model(checkpoints, [model]).get(model) or shipped_checkpoint(shipped)
+            stages = [Built(build(model, source, repository, options, show, given), source)]
     for bundle, checkpoint in stages:
         click.echo(f"{bundle.folder} is {'kept as it was' if checkpoint is None else f'built from {checkpoint}'}")
         print_bundle(bundle)

@@ -35,9 +35,10 @@ from serving.bundle import (
 from serving.engines import EngineError, StepEngine, open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.folders import Busy, replacing
-from training.checkpoint import find_checkpoint, load_checkpoint, unfinished
+from training.checkpoint import find_checkpoint, load_model, unfinished
 from training.family import Family
 
+NOTHING: Mapping[str, Any] = {}
 KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures; TensorRT has one of the last two
 ON_GRAPHS = "Compared in ONNX Runtime, on the graphs that the plans were made from; the plans were not run."
 NO_TF32 = "Compared on a CPU, which has no TF32: these differences are those of float32."
@@ -51,20 +52,23 @@ def build(
     repository: Path = REPOSITORY,
     options: Options = DEFAULTS,
     progress: Progress = silent,
+    made_with: Mapping[str, Any] = NOTHING,
 ) -> Bundle:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle in its place.
 
     A repository that has no folder for the model gets one like the one in this checkout. Whatever fails, the bundle
     that was there before stays as it was.
 
+    made_with: "preset" and "fields" as ``training.checkpoint.load_model`` has them; it says what either is for.
+
     Raises:
-        CheckpointError: the checkpoint is missing or broken.
-        BuildError: the checkpoint is of another model or its training was not through, the bundle is being built by
-            another process, TensorRT cannot build a plan, or the tolerance is missed.
+        CheckpointError: the checkpoint is missing or broken, or of another model.
+        BuildError: ``made_with`` has what the model has not, the checkpoint's training was not through, the bundle is
+            being built by another process, TensorRT cannot build a plan, or the tolerance is missed.
         EngineError: there is no GPU for TensorRT, or the engines do not run here.
         OSError: the bundle cannot be written.
     """
-    return build_all({model: checkpoint}, repository, options, progress)[model]
+    return build_all({model: checkpoint}, repository, options, progress, made_with=made_with)[model]
 
 
 def build_all(
@@ -73,6 +77,7 @@ def build_all(
     options: Options = DEFAULTS,
     progress: Progress = silent,
     check_manifests: Callable[[Mapping[str, Manifest]], object] = lambda _: None,
+    made_with: Mapping[str, Any] = NOTHING,
 ) -> dict[str, Bundle]:
     """Build several models' bundles from their checkpoints, all or none; see ``build``.
 
@@ -82,9 +87,10 @@ def build_all(
     loaded = {}
     for model, checkpoint in checkpoints.items():
         progress(f"loading {checkpoint}")
-        family, config = load_checkpoint(checkpoint)
-        if family.name != model:
-            raise BuildError(f"{checkpoint} holds a {family.name}; --model is {model}")
+        try:
+            family, config = load_model(model, checkpoint, **made_with)
+        except ValueError as error:
+            raise BuildError(str(error)) from None
         refuse_unfinished(f"{checkpoint} was", unfinished(family, config), options)
         loaded[model] = family, describe(family, config, options, target)
     check_manifests({model: manifest for model, (_, manifest) in loaded.items()})
@@ -94,10 +100,18 @@ def build_all(
             prepare_repository(repository, model)
         with replacing(*places) as folders:
             for folder, (model, (family, manifest)) in zip(folders, loaded.items(), strict=True):
-                write_compared(folder, family, manifest, checkpoints[model], options, progress)
+                write_compared(folder, family, manifest, checkpoints[model], options, progress, made_with)
     except Busy as error:
         raise BuildError(str(error)) from None
     return {model: load_bundle(place) for model, place in zip(loaded, places, strict=True)}
+
+
+def recorded_settings(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle was made with beside its checkpoint, for ``load_model``."""
+    try:
+        return dict(json.loads((bundle.folder / PARITY).read_text()).get("made_with", {}))
+    except (OSError, ValueError):
+        return {}
 
 
 def refuse_unfinished(what: str, so_far: str | None, options: Options) -> None:
@@ -107,7 +121,13 @@ def refuse_unfinished(what: str, so_far: str | None, options: Options) -> None:
 
 
 def write_compared(
-    folder: Path, family: Family, manifest: Manifest, checkpoint: Path, options: Options, progress: Progress
+    folder: Path,
+    family: Family,
+    manifest: Manifest,
+    checkpoint: Path,
+    options: Options,
+    progress: Progress,
+    made_with: Mapping[str, Any] = NOTHING,
 ) -> None:
     """Fill a folder with a bundle that has been compared with PyTorch and is within the tolerance."""
     tolerance = options.tolerance or TOLERANCES[options.precision]
@@ -118,6 +138,8 @@ def write_compared(
             figures |= compare_every_batch(family, engine, bundle, graphs, progress)
     check(figures, tolerance, manifest)
     figures["checkpoint"] = str(find_checkpoint(checkpoint).absolute())
+    if made_with:
+        figures["made_with"] = dict(made_with)
     (folder / PARITY).write_text(json.dumps(figures, indent=1) + "\n")
     parity = {name: figures[name] for name in KINDS if name in figures}
     limits = {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None}
@@ -153,7 +175,7 @@ def best_opset(target: Mapping[str, Any], precision: str, fused: bool) -> int:
 
 def describe(family: Family, config: Mapping[str, Any], options: Options, target: Mapping[str, Any]) -> Manifest:
     """The manifest of a family's bundle, without the engine files and the parity figures."""
-    origin = {key: config[key] for key in ("digest", "data", "phase", "step", "seed") if key in config}
+    origin = {key: config[key] for key in ("digest", "data", "phase", "step", "seed", "prior") if key in config}
     origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
     if so_far := unfinished(family, config):
         origin["unfinished"] = so_far

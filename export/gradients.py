@@ -1,4 +1,4 @@
-"""The gradient of a loss as a graph that torch.export and ONNX take: of convolutions and what is done pixel by pixel."""
+"""The gradient of a loss as a graph that torch.export and ONNX take."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,14 +99,24 @@ def _convolution_backward(
     if not mask[0]:
         return None, None, None
     sides = weight.shape[2:]
-    if groups == 1 and set(stride) == {1} and all(p <= d * (k - 1) for p, d, k in zip(padding, dilation, sides, strict=True)):
+    if (
+        groups == 1
+        and set(stride) == {1}
+        and all(p <= d * (k - 1) for p, d, k in zip(padding, dilation, sides, strict=True))
+    ):
         turned = weight.transpose(0, 1).flip(list(range(2, weight.ndim)))
         around = [d * (k - 1) - p for p, d, k in zip(padding, dilation, sides, strict=True)]
-        return aten.convolution(gradient, turned, None, stride, around, dilation, False, [0] * len(sides), 1), None, None
+        return (
+            aten.convolution(gradient, turned, None, stride, around, dilation, False, [0] * len(sides), 1),
+            None,
+            None,
+        )
     # Of the input's rows that no window reached, some have no gradient.
     rest = [
         size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
-        for size, out, s, p, d, k in zip(_input.shape[2:], gradient.shape[2:], stride, padding, dilation, sides, strict=True)
+        for size, out, s, p, d, k in zip(
+            _input.shape[2:], gradient.shape[2:], stride, padding, dilation, sides, strict=True
+        )
     ]
     back = aten.convolution(gradient, weight, None, stride, padding, dilation, True, rest, groups)
     return back, None, None

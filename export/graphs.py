@@ -16,6 +16,7 @@ from export.fuse import fuse
 from export.gradients import gradient_graph
 from export.options import OPSET
 from export.precision import DTYPES, in_half_precision
+from export.rows import sum_by_products
 from kernels.onnx_functions import add_functions, translations
 from training.descent import Descent
 from training.family import Family
@@ -120,6 +121,7 @@ def export_graph(
     assert program is not None
     model = program.model_proto
     forget_origins(model)
+    sum_by_products(model)
     if fused:
         add_functions(model)
     onnx.checker.check_model(model, full_check=True)

@@ -128,7 +128,9 @@ def _new(operator: Any, args: tuple[Any, ...], like: Node) -> Node:
 def _is_smaller(node: Any, other: Node) -> bool:
     """Whether a node has the other's axes, and is 1 along some where the other is more."""
     pairs = list(zip(_shape(node), _shape(other), strict=False))
-    return len(_shape(node)) == len(_shape(other)) and _shape(node) != _shape(other) and all(a in (1, b) for a, b in pairs)
+    return (
+        len(_shape(node)) == len(_shape(other)) and _shape(node) != _shape(other) and all(a in (1, b) for a, b in pairs)
+    )
 
 
 def _calls(node: Any, *targets: Any) -> bool:

@@ -10,6 +10,7 @@ import click
 # Here and above, nothing that takes long: commands import what they need when they run.
 from training import CheckpointError
 from training.models import family_names
+from training.options import assignment
 
 if TYPE_CHECKING:
     from training.data.dataset import LoadedPairs, Unpaired
@@ -20,20 +21,6 @@ if TYPE_CHECKING:
 @click.group()
 def main() -> None:
     """Train the generators that `export` builds and `serving` serves."""
-
-
-def assignment(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """FIELD=VALUE pairs, each value read as JSON and, where it is none, as a string."""
-    fields = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{text!r} is no FIELD=VALUE")
-        try:
-            fields[name] = json.loads(value)
-        except json.JSONDecodeError:
-            fields[name] = value
-    return fields
 
 
 # fmt: off
@@ -98,6 +85,11 @@ def fit_command(
         overrides = {"steps": steps and (steps,) * len(family.phases), "batch": batch}
         chosen = family.presets[preset].replaced({**fields, **{k: v for k, v in overrides.items() if v is not None}})
         torch.manual_seed(seed)
+        if family.made_from is not None:
+            raise ValueError(
+                f"{model} learns nothing: train {family.made_from}, and build with "
+                f"python -m export build --model {model} --checkpoint RUN"
+            )
         untrained = family(chosen)
         digest = None if init is None else start_from(init, untrained)
         config = {"preset_name": preset, "data": data, "seed": seed, "precision": precision, "init": digest}

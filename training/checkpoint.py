@@ -101,6 +101,8 @@ def unfinished(family: Family, config: Mapping[str, Any]) -> str | None:
 
     Of a checkpoint that ``fit`` did not write, and that does not say what it is, nothing is known: None as well.
     """
+    if family.made_from is not None:
+        return config.get("unfinished")
     phase, step, steps = config.get("phase"), config.get("step", 0), sum(family.preset.steps)
     if phase is None or (phase == family.phases[-1] and step >= steps):
         return None
@@ -133,6 +135,42 @@ def load_checkpoint(path: Path) -> tuple[Family, dict[str, Any]]:
     except RuntimeError as error:
         raise CheckpointError(f"{file} does not hold the weights of the model that config.json describes") from error
     return family.eval(), {**config, "digest": hashlib.sha256(content).hexdigest()}
+
+
+def load_model(
+    model: str, path: Path, preset: str | None = None, fields: Mapping[str, Any] | None = None
+) -> tuple[Family, dict[str, Any]]:
+    """``load_checkpoint`` of a model, with fields of its preset changed that no weight hangs on.
+
+    Of a model that is made from another family's checkpoints, ``path`` is one of those, and ``preset`` names one of
+    the model's own: if None, the one that is called as the checkpoint's. The config is that of the checkpoint but for
+    "preset_name", with "unfinished" if its training was not through, and "prior", the model that it is of.
+
+    Raises:
+        CheckpointError: as ``load_checkpoint`` does, or the checkpoint is of another model.
+        ValueError: there is no such preset or field, or the weights do not fit.
+    """
+    family, config = load_checkpoint(path)
+    if family.name == model:
+        if preset is not None:
+            raise ValueError(f"--preset is {preset!r}; that of {model} is in its checkpoint, {path}")
+        if not fields:
+            return family, config
+        changed = type(family)(family.preset.replaced(fields))
+        try:
+            changed.load_state_dict(family.state_dict())
+        except RuntimeError:
+            names = ", ".join(fields)
+            raise ValueError(f"{names}: the networks of {path} are others; set what no weight hangs on") from None
+        return changed.eval(), config
+    made = load_family(model)
+    if made.made_from != family.name:
+        raise CheckpointError(f"{path} holds a {family.name}; --model is {model}")
+    name = preset or config.get("preset_name")
+    if name not in made.presets:
+        raise ValueError(f"--preset is {name!r}; {model} has {', '.join(made.presets)}")
+    config = {**config, "preset_name": name, "prior": family.name, "unfinished": unfinished(family, config)}
+    return made.of(family, made.presets[name], fields or {}), config
 
 
 def pack(path: Path, out: Path) -> Path:

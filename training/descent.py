@@ -1,7 +1,6 @@
 """Families that find a state by going down a loss: their network is its gradient, their solvers are optimisers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,12 +37,12 @@ class Descent(Family):
         return by_state
 
     def direction(self, gradient: Tensor, coeffs: Tensor) -> Tensor:
-        """What a step goes along: the gradient, where a row's t is 0, and where it is 1 the gradient divided by its size.
+        """What a step goes along: the gradient where a row's t is 0, and where it is 1 the gradient over its size.
 
-        The size is the root mean square over a block of channels, in units of what the block's values naturally are. A
-        row with c = -0.01 so moves each block by a hundredth of itself, whatever the loss is scaled by, how many values
-        the block has and how near the end is: as a gradient of codes is some thousand times shorter than one of weights,
-        and both shrink as the picture gets right, no one rate would suit them.
+        The size is the root mean square over a block of channels, in units of what the block's values naturally are. So
+        a row with c = -0.01 moves each block by a hundredth of itself, whatever the loss is scaled by, however many
+        values the block has, and however near the end is. The gradients of blocks differ by orders of magnitude, and
+        all shrink as the loss does: no one rate would suit them.
         """
         plain = coeffs[:, 0].view(-1, 1, 1, 1) == 0
         parts = []

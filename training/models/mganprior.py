@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from serving.bundle import Condition, Output
 from training.descent import DESCENT, Block, Descent
@@ -114,6 +112,8 @@ class MGanPrior(Descent):
     def of(cls, prior: Family, preset: Preset, fields: Mapping[str, Any]) -> "MGanPrior":
         """The inversion through a trained prior, as a preset with some fields changed says."""
         assert isinstance(prior, Pggan)
+        if taken := fields.keys() & {"prior", "size"}:
+            raise ValueError(f"preset field {min(taken)!r} is that of the checkpoint, and cannot be set")
         made = cls(preset.replaced({**fields, "prior": dataclasses.asdict(prior.preset), "size": prior.preset.size}))
         made.generator.load_state_dict(prior.generator.state_dict())
         return made.eval()
