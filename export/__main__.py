@@ -78,6 +78,7 @@ def main() -> None:
 @click.option("--end-to-end-tolerance", type=click.FloatRange(0),                                  help=f"Largest difference at the end: of an image's values, of a mask's share of pixels.  [default: {END_TOLERANCES}, and 0.001 for masks]")
 @click.option("--unfinished", is_flag=True,                                                        help="Take a checkpoint whose training was not through; bundle and samples say so.")
 @click.option("--set",        "chosen", multiple=True, callback=assignment, metavar="FIELD=VALUE",   help="Change a field of the preset that training does not decide, as in --set direction=b_to_a.")
+@click.option("--preset",     help="Of a model that is made from another's checkpoint, one of its own presets.  [default: that which is called as the checkpoint's]")
 @click.option("--workspace",  type=click.FloatRange(0, min_open=True),                             help="GiB of GPU memory that TensorRT may use for one layer.  [default: all]")
 @click.option("--hardware-compatibility", default=COMPATIBILITY[0], show_default=True, type=click.Choice(COMPATIBILITY), help="Other GPUs that TensorRT's plans are to run on; they are slower for it.")
 def build_command(
@@ -93,6 +94,7 @@ def build_command(
     end_to_end_tolerance: float | None,
     unfinished: bool,
     chosen: dict[str, Any],
+    preset: str | None,
     workspace: float | None,
     hardware_compatibility: str,
 ) -> None:
@@ -104,6 +106,7 @@ def build_command(
     from export.chain import Built, build_chain, by_model
     from export.report import chain_named, print_bundle
     from training.checkpoint import shipped_checkpoint
+    from training.models import load_family
 
     limits = TOLERANCES[precision]
     if tolerance is not None:
@@ -111,7 +114,7 @@ def build_command(
     if end_to_end_tolerance is not None:
         limits = Tolerance(limits.step, end_to_end_tolerance)
     plan = PlanOptions(workspace, hardware_compatibility)
-    options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished, chosen)
+    options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished, chosen, preset)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     console, piped = Console(stderr=True), NowAndThen()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -126,7 +129,8 @@ def build_command(
         if chain := chain_named(model, repository):
             stages = build_chain(chain, checkpoints, repository, options, show)
         else:
-            source = by_model(checkpoints, [model]).get(model) or shipped_checkpoint(model)
+            shipped = load_family(model).made_from or model
+            source = by_model(checkpoints, [model]).get(model) or shipped_checkpoint(shipped)
             stages = [Built(build(model, source, repository, options, show), source)]
     for bundle, checkpoint in stages:
         click.echo(f"{bundle.folder} is {'kept as it was' if checkpoint is None else f'built from {checkpoint}'}")

@@ -35,7 +35,7 @@ from serving.bundle import (
 from serving.engines import EngineError, StepEngine, open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.folders import Busy, replacing
-from training.checkpoint import find_checkpoint, load_checkpoint, unfinished
+from training.checkpoint import find_checkpoint, load_model, unfinished
 from training.family import Family
 
 KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures; TensorRT has one of the last two
@@ -58,8 +58,8 @@ def build(
     that was there before stays as it was.
 
     Raises:
-        CheckpointError: the checkpoint is missing or broken.
-        BuildError: the checkpoint is of another model or its training was not through, the bundle is being built by
+        CheckpointError: the checkpoint is missing or broken, or of another model, or what is chosen is not possible.
+        BuildError: the checkpoint's training was not through, the bundle is being built by
             another process, TensorRT cannot build a plan, or the tolerance is missed.
         EngineError: there is no GPU for TensorRT, or the engines do not run here.
         OSError: the bundle cannot be written.
@@ -82,9 +82,7 @@ def build_all(
     loaded = {}
     for model, checkpoint in checkpoints.items():
         progress(f"loading {checkpoint}")
-        family, config = load_checkpoint(checkpoint, options.chosen)
-        if family.name != model:
-            raise BuildError(f"{checkpoint} holds a {family.name}; --model is {model}")
+        family, config = load_model(model, checkpoint, options.preset, options.chosen)
         refuse_unfinished(f"{checkpoint} was", unfinished(family, config), options)
         loaded[model] = family, describe(family, config, options, target)
     check_manifests({model: manifest for model, (_, manifest) in loaded.items()})
@@ -153,7 +151,7 @@ def best_opset(target: Mapping[str, Any], precision: str, fused: bool) -> int:
 
 def describe(family: Family, config: Mapping[str, Any], options: Options, target: Mapping[str, Any]) -> Manifest:
     """The manifest of a family's bundle, without the engine files and the parity figures."""
-    origin = {key: config[key] for key in ("digest", "data", "phase", "step", "seed") if key in config}
+    origin = {key: config[key] for key in ("digest", "data", "phase", "step", "seed", "prior") if key in config}
     origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
     if options.chosen:
         origin["chosen"] = dict(options.chosen)

@@ -22,7 +22,7 @@ from serving.bundle import (
 from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
 from serving.folders import recover
 from training.checkpoint import CheckpointError, find_checkpoint, read_config, shipped_checkpoint
-from training.models import family_names
+from training.models import family_names, load_family
 
 
 class Built(NamedTuple):
@@ -68,9 +68,11 @@ def by_model(checkpoints: Iterable[Path], models: Sequence[str]) -> dict[str, Pa
     """
     found: dict[str, Path] = {}
     for checkpoint in checkpoints:
-        model = str(read_config(find_checkpoint(checkpoint)).get("model"))
+        held = str(read_config(find_checkpoint(checkpoint)).get("model"))
+        made = (name for name in models if name in family_names() and load_family(name).made_from == held)
+        model = held if held in models else next(made, held)
         if model not in models:
-            raise BuildError(f"{checkpoint} holds a {model}; wanted is {' or '.join(models)}")
+            raise BuildError(f"{checkpoint} holds a {held}; wanted is {' or '.join(models)}")
         if model in found:
             raise BuildError(f"{found[model]} and {checkpoint} both hold a {model}; name one")
         found[model] = checkpoint

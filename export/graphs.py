@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from export import BuildError
 from export.fuse import fuse
+from export.gradients import gradient_graph
 from export.options import OPSET
 from export.precision import DTYPES, in_half_precision
+from export.rows import sum_by_products
 from kernels.onnx_functions import add_functions, translations
+from training.descent import Descent
 from training.family import Family
 
 STEP_INPUTS = ("sample", "history_1", "history_2", "history_3", "noise", "coeffs")
@@ -28,6 +32,19 @@ class Step(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         return self.family.step(*inputs)
+
+
+class DescentStep(nn.Module):
+    """The same for a family that goes down a loss, whose gradient is a graph already."""
+
+    def __init__(self, family: Descent, gradient: GraphModule) -> None:
+        super().__init__()
+        self.family, self.gradient = family, gradient
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        sample, *others, coeffs = inputs[: len(STEP_INPUTS)]
+        out = self.family.direction(self.gradient(sample, *inputs[len(STEP_INPUTS) :]), coeffs)
+        return self.family.update(out, sample, *others, coeffs)
 
 
 class Finish(nn.Module):
@@ -49,7 +66,13 @@ def step_graph(family: Family, opset: int = OPSET, fused: bool = True, precision
     """
     state = torch.randn(2, *family.sample_shape)
     inputs = [state, *(torch.randn_like(state) for _ in STEP_INPUTS[1:-1]), torch.rand(2, 12)]
-    return export_graph(Step(family), inputs, STEP_INPUTS, STEP_OUTPUTS, family, opset, fused, precision)
+    step: nn.Module = Step(family)
+    if isinstance(family, Descent):
+        if precision in DTYPES:
+            raise BuildError(f"{family.name} computes a gradient, which half precision rounds away: use fp32 or tf32")
+        given = () if family.condition is None else (torch.rand(2, *family.condition.shape),)
+        step = DescentStep(family, gradient_graph(family.losses, state, *given))
+    return export_graph(step, inputs, STEP_INPUTS, STEP_OUTPUTS, family, opset, fused, precision)
 
 
 def finish_graph(family: Family, opset: int = OPSET, fused: bool = True, precision: str = "fp32") -> onnx.ModelProto:
@@ -98,6 +121,7 @@ def export_graph(
     assert program is not None
     model = program.model_proto
     forget_origins(model)
+    sum_by_products(model)
     if fused:
         add_functions(model)
     onnx.checker.check_model(model, full_check=True)

@@ -68,7 +68,8 @@ class Options:
     target: one of ``TARGETS``. precision: "fp32", "tf32", "fp16" or "bf16". opset: None for the one that is fastest.
     fused: None for whichever is faster on this GPU, where the target is "tensorrt", and True for the others. tolerance:
     None for the precision's own. plan: for plans alone. unfinished: take checkpoints whose training was not through.
-    chosen: fields of the preset that the family lets be chosen only now.
+    chosen: fields of the preset that the family lets be chosen only now. preset: of a model that is made from another's
+    checkpoint, one of its own; None for that which is called as the checkpoint's.
     """
 
     target: str = "onnx"
@@ -80,6 +81,7 @@ class Options:
     plan: PlanOptions = field(default_factory=PlanOptions)
     unfinished: bool = False
     chosen: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
 
 
 DEFAULTS = Options()

@@ -19,7 +19,7 @@ from export.parity import BATCH, measure_parity
 from export.tensorrt_parser import installed_library, read
 from serving.bundle import Bundle, BundleError, Manifest, bundle_folder, load_bundle
 from serving.chain import Chain, ChainError, check_stages
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_built
 from training.models import family_names
 
 
@@ -114,7 +114,7 @@ def verify(found: Bundle, checkpoint: Path | None) -> None:
     click.echo(f"{found.folder}: {good}")
     if checkpoint is None:
         return
-    family, config = load_checkpoint(checkpoint, found.manifest.checkpoint.get("chosen"))
+    family, config = load_built(found.manifest, checkpoint)
     if config["digest"] != found.manifest.checkpoint.get("digest"):
         raise BuildError(f"{checkpoint} is not the checkpoint that {found.folder} was built from: their digests differ")
     manifest = found.manifest

@@ -1,5 +1,6 @@
 """Every family small enough to train in a test."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -25,8 +26,13 @@ ONE_PASS: dict[str, dict[str, Any]] = {
     "dcgan": {"size": SIZE, "latent": 8, "widths": [16, 12, 8]},
     "pggan": {"size": SIZE, "latent": 8, "widths": [12, 12, 8, 8], "group": 4},
 }
-FIELDS = {name: {**UNET, "default_steps": STEPS, **fields} for name, fields in STEPPING.items()} | ONE_PASS
+PRIOR = load_family("pggan").presets["small"].replaced(ONE_PASS["pggan"])
+MADE: dict[str, dict[str, Any]] = {
+    "mganprior": {"size": SIZE, "prior": dataclasses.asdict(PRIOR), "codes": 3, "layer": 4, "default_steps": STEPS},
+}
+FIELDS = {name: {**UNET, "default_steps": STEPS, **fields} for name, fields in STEPPING.items()} | ONE_PASS | MADE
 FAMILIES = family_names()
+LEARNING = [name for name in FAMILIES if name not in MADE]
 
 
 def fields_of(name: str) -> dict[str, Any]:
@@ -72,4 +78,5 @@ def random_condition(family: Family, count: int, seed: int = 0) -> tuple[Tensor,
     if family.condition is None:
         return ()
     batch = random_batch(count, seed, classes_of(family))
-    return (batch["mask"] if family.condition.classes else batch["image"] / 2 + 0.5,)
+    low, high = family.condition.limits
+    return (batch["mask"] if family.condition.classes else low + (batch["image"] + 1) / 2 * (high - low),)

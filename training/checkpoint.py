@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from serving.bundle import read_json
+from serving.bundle import Manifest, read_json
 from serving.folders import Busy, recover, replacing
 from training import CheckpointError
 from training.family import Family
@@ -101,6 +101,8 @@ def unfinished(family: Family, config: Mapping[str, Any]) -> str | None:
 
     Of a checkpoint that ``fit`` did not write, and that does not say what it is, nothing is known: None as well.
     """
+    if family.made_from is not None:
+        return config.get("unfinished")
     phase, step, steps = config.get("phase"), config.get("step", 0), sum(family.preset.steps)
     if phase is None or (phase == family.phases[-1] and step >= steps):
         return None
@@ -140,15 +142,56 @@ def load_checkpoint(path: Path, chosen: Mapping[str, Any] | None = None) -> tupl
 
 def rebuilt(family: Family, chosen: Mapping[str, Any]) -> Family:
     """The untrained model with other fields of its preset."""
+    check_chosen(type(family), chosen)
+    try:
+        return type(family)(family.preset.replaced(chosen))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def check_chosen(family: type[Family], chosen: Mapping[str, Any]) -> None:
     if unknown := chosen.keys() - set(family.chosen_when_built):
         allowed = ", ".join(family.chosen_when_built) or "none"
         raise CheckpointError(
             f"preset field {min(unknown)!r} cannot be chosen when {family.name} is built; those that can: {allowed}"
         )
+
+
+def load_model(
+    model: str, path: Path, preset: str | None = None, chosen: Mapping[str, Any] | None = None
+) -> tuple[Family, dict[str, Any]]:
+    """``load_checkpoint`` of a model, which may also be made from another family's checkpoint.
+
+    Then ``preset`` names one of the model's own: if None, the one that is called as the checkpoint's. The config is that
+    of the checkpoint but for "preset_name", with "prior", the model that it is of, and "unfinished".
+
+    Raises:
+        CheckpointError: as ``load_checkpoint`` does, or the checkpoint is of another model.
+    """
+    held = str(read_config(find_checkpoint(path)).get("model"))
+    if held == model:
+        if preset is not None:
+            raise CheckpointError(f"preset {preset!r} cannot be chosen: {path} has that of its {model}")
+        return load_checkpoint(path, chosen)
+    made = load_family(model)
+    if made.made_from != held:
+        raise CheckpointError(f"{path} holds a {held}; --model is {model}")
+    prior, config = load_checkpoint(path)
+    name = preset or config.get("preset_name")
+    if name not in made.presets:
+        raise CheckpointError(f"preset is {name!r}; {model} has {', '.join(made.presets)}: choose one with --preset")
+    check_chosen(made, chosen or {})
+    config = {**config, "preset_name": name, "prior": held, "unfinished": unfinished(prior, config)}
     try:
-        return type(family)(family.preset.replaced(chosen))
+        return made.of(prior, made.presets[name], chosen or {}), config
     except ValueError as error:
         raise CheckpointError(str(error)) from None
+
+
+def load_built(manifest: Manifest, path: Path) -> tuple[Family, dict[str, Any]]:
+    """The model that a bundle was built of, from the checkpoint at ``path``; raises as ``load_model`` does."""
+    origin = manifest.checkpoint
+    return load_model(manifest.model, path, manifest.preset if "prior" in origin else None, origin.get("chosen"))
 
 
 def pack(path: Path, out: Path) -> Path:

@@ -49,7 +49,7 @@ class Preset:
     ema_decay: float
 
     def __post_init__(self) -> None:
-        for name, value in {"size": self.size, "batch": self.batch, "steps": min(self.steps, default=0)}.items():
+        for name, value in {"size": self.size, "batch": self.batch, "steps": min(self.steps, default=1)}.items():
             if value < 1:
                 raise ValueError(f"preset field {name!r} is {value}; it must be at least 1")
         if self.clip is not None and not self.clip > 0:
@@ -135,9 +135,9 @@ class Family(nn.Module):
     presets: ClassVar[Mapping[str, Preset]]
     phases: ClassVar[tuple[str, ...]]
     measures: ClassVar[tuple[str, ...]] = ()  # what the losses of its turns give to the log
-    chosen_when_built: ClassVar[tuple[str, ...]] = ()  # fields of the preset that training does not decide
     unpaired: ClassVar[bool] = False  # whether a batch is not pairs, but {"a": images, "b": others} of two kinds
     has_idle_weights: ClassVar[bool] = False  # whether some that a turn learns take no part in some steps
+    made_from: ClassVar[str | None] = None  # the family whose checkpoints it is made of, if it learns nothing itself
 
     preset: Preset
     sample_shape: tuple[int, int, int]
@@ -190,6 +190,19 @@ class Family(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One row of a solver's table for every sample: (next state, prediction for the history), float32."""
         out = self.network(sample, coeffs, condition)
+        return self.update(out, sample, history_1, history_2, history_3, noise, coeffs)
+
+    def update(
+        self,
+        out: Tensor,
+        sample: Tensor,
+        history_1: Tensor,
+        history_2: Tensor,
+        history_3: Tensor,
+        noise: Tensor,
+        coeffs: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """What ``step`` does with the network's output."""
         clip = math.inf if self.preset.clip is None else self.preset.clip
         return solver_step(sample, out.to(sample.dtype), history_1, history_2, history_3, noise, coeffs, clip)
 
@@ -199,6 +212,15 @@ class Family(nn.Module):
 
     def trainable(self, phase: str) -> nn.Module:
         """The part of the model whose weights this phase learns."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, prior: "Family", preset: Preset, fields: Mapping[str, Any]) -> "Family":
+        """The model that is made of a trained one of ``made_from``, as a preset with some fields changed says.
+
+        Raises:
+            ValueError: a field is unknown, or they do not go together.
+        """
         raise NotImplementedError
 
     def begin(self, phase: str, dataset: Dataset[Any]) -> None:

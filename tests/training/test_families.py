@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_families import (
     FAMILIES,
+    LEARNING,
     FIELDS,
     SIZE,
     STEPPING,
@@ -35,7 +36,7 @@ def test_every_family_is_tested():
     assert FIELDS.keys() == set(FAMILIES)
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
+@pytest.fixture(params=LEARNING, scope="module")
 def family(request: pytest.FixtureRequest) -> Family:
     return tiny_family(request.param)
 

@@ -173,7 +173,7 @@ def test_pairs_say_what_their_classes_are(tmp_path: Path) -> None:
     write_samples(Samples(samples.arrays, samples.provenance, outputs), tmp_path)
     with np.load(tmp_path / "pairs.npz") as arrays:
         assert set(arrays) == {"seed", "mask", "image", "mask_labels", "mask_spacing", "image_range"}
-        assert arrays["image_range"].tolist() == [0, 1]
+        assert arrays["image_range"].tolist() == [-100, 100]
     masks = read_masks(tmp_path / "pairs.npz")
     np.testing.assert_array_equal(masks.values, samples.arrays["mask"])
     assert (masks.labels, masks.spacing) == (("background", "disc", "ring"), (1.5, 0.75))

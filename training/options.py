@@ -1,4 +1,4 @@
-"""FIELD=VALUE on a command line."""
+"""Options that commands share; imports nothing that takes long."""
 
 import json
 from typing import Any
