@@ -15,8 +15,8 @@ from serving.folders import Busy
 from serving.progress import NowAndThen
 from serving.signals import terminated_as_interrupted
 from training import CheckpointError
+from training.assignment import assignment
 from training.models import family_names
-from training.options import assignment
 
 # Eager, for what --model allows depends on it.
 REPOSITORY_OPTION = click.option(
@@ -68,8 +68,6 @@ def main() -> None:
 @main.command("build")
 @click.option("--model",      required=True, metavar="NAME", callback=known_model,                  help="The model family, or a chain: all of its stages. `list` names them.")
 @click.option("--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path),       help="A run or checkpoint folder; without it, the one medgen ships. Of a chain, one for each stage; those that are built already may be left out, and are kept.")
-@click.option("--preset",     help="Of a model that is made from another's checkpoint: one of its own presets.  [default: that which is called as the checkpoint's]")
-@click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", callback=assignment, help="Change a field of the preset that no weight hangs on.")
 @REPOSITORY_OPTION
 @click.option("--target",     default="onnx", show_default=True, type=click.Choice(TARGETS), help="What runs the engines.")
 @click.option("--precision",  default="fp32", show_default=True, type=click.Choice([*TOLERANCES]), help="What the networks compute in; tf32 is for GPUs alone: a CPU runs it, and compares it with PyTorch, in float32.")
@@ -79,13 +77,13 @@ def main() -> None:
 @click.option("--tolerance",  type=click.FloatRange(0),                                            help=f"Largest difference from PyTorch in any one step.  [default: {STEP_TOLERANCES}]")
 @click.option("--end-to-end-tolerance", type=click.FloatRange(0),                                  help=f"Largest difference at the end: of an image's values, of a mask's share of pixels.  [default: {END_TOLERANCES}, and 0.001 for masks]")
 @click.option("--unfinished", is_flag=True,                                                        help="Take a checkpoint whose training was not through; bundle and samples say so.")
+@click.option("--set",        "chosen", multiple=True, callback=assignment, metavar="FIELD=VALUE",   help="Change a field of the preset that training does not decide, as in --set direction=b_to_a.")
+@click.option("--preset",     help="Of a model that is made from another's checkpoint, one of its own presets.  [default: that which is called as the checkpoint's]")
 @click.option("--workspace",  type=click.FloatRange(0, min_open=True),                             help="GiB of GPU memory that TensorRT may use for one layer.  [default: all]")
 @click.option("--hardware-compatibility", default=COMPATIBILITY[0], show_default=True, type=click.Choice(COMPATIBILITY), help="Other GPUs that TensorRT's plans are to run on; they are slower for it.")
 def build_command(
     model: str,
     checkpoints: tuple[Path, ...],
-    preset: str | None,
-    fields: dict[str, Any],
     repository: Path,
     target: str,
     precision: str,
@@ -95,6 +93,8 @@ def build_command(
     tolerance: float | None,
     end_to_end_tolerance: float | None,
     unfinished: bool,
+    chosen: dict[str, Any],
+    preset: str | None,
     workspace: float | None,
     hardware_compatibility: str,
 ) -> None:
@@ -114,7 +114,7 @@ def build_command(
     if end_to_end_tolerance is not None:
         limits = Tolerance(limits.step, end_to_end_tolerance)
     plan = PlanOptions(workspace, hardware_compatibility)
-    options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished)
+    options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished, chosen, preset)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     console, piped = Console(stderr=True), NowAndThen()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -126,15 +126,12 @@ def build_command(
             if not console.is_terminal:
                 piped(line)
 
-        given = {name: value for name, value in {"preset": preset, "fields": fields}.items() if value}
         if chain := chain_named(model, repository):
-            if given:
-                raise BuildError(f"--preset and --set are for one model, and {model} is a chain: build its stages")
             stages = build_chain(chain, checkpoints, repository, options, show)
         else:
             shipped = load_family(model).made_from or model
             source = by_model(checkpoints, [model]).get(model) or shipped_checkpoint(shipped)
-            stages = [Built(build(model, source, repository, options, show, given), source)]
+            stages = [Built(build(model, source, repository, options, show), source)]
     for bundle, checkpoint in stages:
         click.echo(f"{bundle.folder} is {'kept as it was' if checkpoint is None else f'built from {checkpoint}'}")
         print_bundle(bundle)

@@ -38,7 +38,6 @@ from serving.folders import Busy, replacing
 from training.checkpoint import find_checkpoint, load_model, unfinished
 from training.family import Family
 
-NOTHING: Mapping[str, Any] = {}
 KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures; TensorRT has one of the last two
 ON_GRAPHS = "Compared in ONNX Runtime, on the graphs that the plans were made from; the plans were not run."
 NO_TF32 = "Compared on a CPU, which has no TF32: these differences are those of float32."
@@ -52,23 +51,20 @@ def build(
     repository: Path = REPOSITORY,
     options: Options = DEFAULTS,
     progress: Progress = silent,
-    made_with: Mapping[str, Any] = NOTHING,
 ) -> Bundle:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle in its place.
 
     A repository that has no folder for the model gets one like the one in this checkout. Whatever fails, the bundle
     that was there before stays as it was.
 
-    made_with: "preset" and "fields" as ``training.checkpoint.load_model`` has them; it says what either is for.
-
     Raises:
-        CheckpointError: the checkpoint is missing or broken, or of another model.
-        BuildError: ``made_with`` has what the model has not, the checkpoint's training was not through, the bundle is
-            being built by another process, TensorRT cannot build a plan, or the tolerance is missed.
+        CheckpointError: the checkpoint is missing or broken, or of another model, or what is chosen is not possible.
+        BuildError: the checkpoint's training was not through, the bundle is being built by
+            another process, TensorRT cannot build a plan, or the tolerance is missed.
         EngineError: there is no GPU for TensorRT, or the engines do not run here.
         OSError: the bundle cannot be written.
     """
-    return build_all({model: checkpoint}, repository, options, progress, made_with=made_with)[model]
+    return build_all({model: checkpoint}, repository, options, progress)[model]
 
 
 def build_all(
@@ -77,7 +73,6 @@ def build_all(
     options: Options = DEFAULTS,
     progress: Progress = silent,
     check_manifests: Callable[[Mapping[str, Manifest]], object] = lambda _: None,
-    made_with: Mapping[str, Any] = NOTHING,
 ) -> dict[str, Bundle]:
     """Build several models' bundles from their checkpoints, all or none; see ``build``.
 
@@ -87,10 +82,7 @@ def build_all(
     loaded = {}
     for model, checkpoint in checkpoints.items():
         progress(f"loading {checkpoint}")
-        try:
-            family, config = load_model(model, checkpoint, **made_with)
-        except ValueError as error:
-            raise BuildError(str(error)) from None
+        family, config = load_model(model, checkpoint, options.preset, options.chosen)
         refuse_unfinished(f"{checkpoint} was", unfinished(family, config), options)
         loaded[model] = family, describe(family, config, options, target)
     check_manifests({model: manifest for model, (_, manifest) in loaded.items()})
@@ -100,18 +92,10 @@ def build_all(
             prepare_repository(repository, model)
         with replacing(*places) as folders:
             for folder, (model, (family, manifest)) in zip(folders, loaded.items(), strict=True):
-                write_compared(folder, family, manifest, checkpoints[model], options, progress, made_with)
+                write_compared(folder, family, manifest, checkpoints[model], options, progress)
     except Busy as error:
         raise BuildError(str(error)) from None
     return {model: load_bundle(place) for model, place in zip(loaded, places, strict=True)}
-
-
-def recorded_settings(bundle: Bundle) -> dict[str, Any]:
-    """What a bundle was made with beside its checkpoint, for ``load_model``."""
-    try:
-        return dict(json.loads((bundle.folder / PARITY).read_text()).get("made_with", {}))
-    except (OSError, ValueError):
-        return {}
 
 
 def refuse_unfinished(what: str, so_far: str | None, options: Options) -> None:
@@ -121,13 +105,7 @@ def refuse_unfinished(what: str, so_far: str | None, options: Options) -> None:
 
 
 def write_compared(
-    folder: Path,
-    family: Family,
-    manifest: Manifest,
-    checkpoint: Path,
-    options: Options,
-    progress: Progress,
-    made_with: Mapping[str, Any] = NOTHING,
+    folder: Path, family: Family, manifest: Manifest, checkpoint: Path, options: Options, progress: Progress
 ) -> None:
     """Fill a folder with a bundle that has been compared with PyTorch and is within the tolerance."""
     tolerance = options.tolerance or TOLERANCES[options.precision]
@@ -138,8 +116,6 @@ def write_compared(
             figures |= compare_every_batch(family, engine, bundle, graphs, progress)
     check(figures, tolerance, manifest)
     figures["checkpoint"] = str(find_checkpoint(checkpoint).absolute())
-    if made_with:
-        figures["made_with"] = dict(made_with)
     (folder / PARITY).write_text(json.dumps(figures, indent=1) + "\n")
     parity = {name: figures[name] for name in KINDS if name in figures}
     limits = {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None}
@@ -177,6 +153,8 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
     """The manifest of a family's bundle, without the engine files and the parity figures."""
     origin = {key: config[key] for key in ("digest", "data", "phase", "step", "seed", "prior") if key in config}
     origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
+    if options.chosen:
+        origin["chosen"] = dict(options.chosen)
     if so_far := unfinished(family, config):
         origin["unfinished"] = so_far
     if family.facts:

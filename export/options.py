@@ -1,8 +1,9 @@
 """What may be chosen about a bundle; imports nothing that takes long, for `--help` needs it."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 # Measured on ONNX Runtime's CPU with PIG's UNet: at 21 GroupNormalization is one node, which the runtime takes apart
 # into slow pieces; at 18 it is InstanceNormalization, which has a kernel of its own.
@@ -67,6 +68,8 @@ class Options:
     target: one of ``TARGETS``. precision: "fp32", "tf32", "fp16" or "bf16". opset: None for the one that is fastest.
     fused: None for whichever is faster on this GPU, where the target is "tensorrt", and True for the others. tolerance:
     None for the precision's own. plan: for plans alone. unfinished: take checkpoints whose training was not through.
+    chosen: fields of the preset that the family lets be chosen only now. preset: of a model that is made from another's
+    checkpoint, one of its own; None for that which is called as the checkpoint's.
     """
 
     target: str = "onnx"
@@ -77,6 +80,8 @@ class Options:
     tolerance: Tolerance | None = None
     plan: PlanOptions = field(default_factory=PlanOptions)
     unfinished: bool = False
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
 
 
 DEFAULTS = Options()

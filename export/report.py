@@ -12,14 +12,14 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from export import BuildError
-from export.build import check, limited, open_built, recorded_settings
+from export.build import check, limited, open_built
 from export.chain import find_chain, find_chains
 from export.options import Tolerance
 from export.parity import BATCH, measure_parity
 from export.tensorrt_parser import installed_library, read
 from serving.bundle import Bundle, BundleError, Manifest, bundle_folder, load_bundle
 from serving.chain import Chain, ChainError, check_stages
-from training.checkpoint import load_model
+from training.checkpoint import load_built
 from training.models import family_names
 
 
@@ -94,15 +94,7 @@ def facts_of(bundle: Bundle) -> Iterator[tuple[str, str]]:
     for output in manifest.outputs:
         values = ", ".join(output.labels) or f"{output.low:g} .. {output.high:g}"
         yield output.name, f"{output.dtype} {' x '.join(map(str, output.shape))} ({values})"
-    if (condition := manifest.condition) is not None:
-        low, high = condition.limits
-        values = ", ".join(condition.labels) or f"{low:g} .. {high:g}"
-        yield "under", f"{condition.name}, {condition.dtype} {' x '.join(map(str, condition.shape))} ({values})"
     yield "default", default_sampling(manifest)
-    for name, fact in manifest.checkpoint.get("facts", {}).items():
-        yield name, str(fact)
-    for notice in manifest.notices:
-        yield "notice", notice
     yield "target", f"{target(manifest)}, {manifest.precision}, batch up to {manifest.max_batch}"
     for name, engine in manifest.engines.items():
         path = bundle.engine_path(name)
@@ -122,7 +114,7 @@ def verify(found: Bundle, checkpoint: Path | None) -> None:
     click.echo(f"{found.folder}: {good}")
     if checkpoint is None:
         return
-    family, config = load_model(found.manifest.model, checkpoint, **recorded_settings(found))
+    family, config = load_built(found.manifest, checkpoint)
     if config["digest"] != found.manifest.checkpoint.get("digest"):
         raise BuildError(f"{checkpoint} is not the checkpoint that {found.folder} was built from: their digests differ")
     manifest = found.manifest

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from serving.bundle import read_json
+from serving.bundle import Manifest, read_json
 from serving.folders import Busy, recover, replacing
 from training import CheckpointError
 from training.family import Family
@@ -109,20 +109,23 @@ def unfinished(family: Family, config: Mapping[str, Any]) -> str | None:
     return f"step {step} of {steps}, in phase {phase}"
 
 
-def load_checkpoint(path: Path) -> tuple[Family, dict[str, Any]]:
+def load_checkpoint(path: Path, chosen: Mapping[str, Any] | None = None) -> tuple[Family, dict[str, Any]]:
     """The trained model, float32 and in eval mode, and its config with the weights' ``digest`` (sha256) added.
 
     Args:
         path: a checkpoint folder or a run folder, whose newest checkpoint is taken.
+        chosen: fields of the preset that are not as in training, of those in the family's ``chosen_when_built``.
 
     Raises:
-        CheckpointError: there is none, or a file of it is missing or broken.
+        CheckpointError: there is none, a file of it is missing or broken, or what is chosen is not possible.
     """
     folder = find_checkpoint(path)
     config = read_config(folder)
     file = folder / "model.safetensors"
     try:
         family = build_family(config)
+        if chosen:
+            family = rebuilt(family, chosen)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} describes no model that medgen has: {error}") from error
     try:
@@ -137,40 +140,58 @@ def load_checkpoint(path: Path) -> tuple[Family, dict[str, Any]]:
     return family.eval(), {**config, "digest": hashlib.sha256(content).hexdigest()}
 
 
-def load_model(
-    model: str, path: Path, preset: str | None = None, fields: Mapping[str, Any] | None = None
-) -> tuple[Family, dict[str, Any]]:
-    """``load_checkpoint`` of a model, with fields of its preset changed that no weight hangs on.
+def rebuilt(family: Family, chosen: Mapping[str, Any]) -> Family:
+    """The untrained model with other fields of its preset."""
+    check_chosen(type(family), chosen)
+    try:
+        return type(family)(family.preset.replaced(chosen))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
-    Of a model that is made from another family's checkpoints, ``path`` is one of those, and ``preset`` names one of
-    the model's own: if None, the one that is called as the checkpoint's. The config is that of the checkpoint but for
-    "preset_name", with "unfinished" if its training was not through, and "prior", the model that it is of.
+
+def check_chosen(family: type[Family], chosen: Mapping[str, Any]) -> None:
+    if unknown := chosen.keys() - set(family.chosen_when_built):
+        allowed = ", ".join(family.chosen_when_built) or "none"
+        raise CheckpointError(
+            f"preset field {min(unknown)!r} cannot be chosen when {family.name} is built; those that can: {allowed}"
+        )
+
+
+def load_model(
+    model: str, path: Path, preset: str | None = None, chosen: Mapping[str, Any] | None = None
+) -> tuple[Family, dict[str, Any]]:
+    """``load_checkpoint`` of a model, which may also be made from another family's checkpoint.
+
+    Then ``preset`` names one of the model's own: if None, the one that is called as the checkpoint's. The config is that
+    of the checkpoint but for "preset_name", with "prior", the model that it is of, and "unfinished".
 
     Raises:
         CheckpointError: as ``load_checkpoint`` does, or the checkpoint is of another model.
-        ValueError: there is no such preset or field, or the weights do not fit.
     """
-    family, config = load_checkpoint(path)
-    if family.name == model:
+    held = str(read_config(find_checkpoint(path)).get("model"))
+    if held == model:
         if preset is not None:
-            raise ValueError(f"--preset is {preset!r}; that of {model} is in its checkpoint, {path}")
-        if not fields:
-            return family, config
-        changed = type(family)(family.preset.replaced(fields))
-        try:
-            changed.load_state_dict(family.state_dict())
-        except RuntimeError:
-            names = ", ".join(fields)
-            raise ValueError(f"{names}: the networks of {path} are others; set what no weight hangs on") from None
-        return changed.eval(), config
+            raise CheckpointError(f"preset {preset!r} cannot be chosen: {path} has that of its {model}")
+        return load_checkpoint(path, chosen)
     made = load_family(model)
-    if made.made_from != family.name:
-        raise CheckpointError(f"{path} holds a {family.name}; --model is {model}")
+    if made.made_from != held:
+        raise CheckpointError(f"{path} holds a {held}; --model is {model}")
+    prior, config = load_checkpoint(path)
     name = preset or config.get("preset_name")
     if name not in made.presets:
-        raise ValueError(f"--preset is {name!r}; {model} has {', '.join(made.presets)}")
-    config = {**config, "preset_name": name, "prior": family.name, "unfinished": unfinished(family, config)}
-    return made.of(family, made.presets[name], fields or {}), config
+        raise CheckpointError(f"preset is {name!r}; {model} has {', '.join(made.presets)}: choose one with --preset")
+    check_chosen(made, chosen or {})
+    config = {**config, "preset_name": name, "prior": held, "unfinished": unfinished(prior, config)}
+    try:
+        return made.of(prior, made.presets[name], chosen or {}), config
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def load_built(manifest: Manifest, path: Path) -> tuple[Family, dict[str, Any]]:
+    """The model that a bundle was built of, from the checkpoint at ``path``; raises as ``load_model`` does."""
+    origin = manifest.checkpoint
+    return load_model(manifest.model, path, manifest.preset if "prior" in origin else None, origin.get("chosen"))
 
 
 def pack(path: Path, out: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_families import (
     FAMILIES,
-    LEARNING,
     FIELDS,
+    LEARNING,
     SIZE,
     STEPPING,
     classes_of,

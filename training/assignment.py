@@ -1,4 +1,4 @@
-"""Options that commands share; imports nothing that takes long."""
+"""FIELD=VALUE on a command line."""
 
 import json
 from typing import Any
