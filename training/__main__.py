@@ -10,7 +10,6 @@ import click
 # Here and above, nothing that takes long: commands import what they need when they run.
 from training import CheckpointError
 from training.models import family_names
-from training.options import assignment
 
 if TYPE_CHECKING:
     from training.data.dataset import LoadedPairs, Unpaired
@@ -83,13 +82,13 @@ def fit_command(
         if preset not in family.presets:
             raise ValueError(f"--preset is {preset!r}; {model} has {', '.join(family.presets)}")
         overrides = {"steps": steps and (steps,) * len(family.phases), "batch": batch}
-        chosen = family.presets[preset].replaced({**fields, **{k: v for k, v in overrides.items() if v is not None}})
-        torch.manual_seed(seed)
         if family.made_from is not None:
             raise ValueError(
                 f"{model} learns nothing: train {family.made_from}, and build with "
                 f"python -m export build --model {model} --checkpoint RUN"
             )
+        chosen = family.presets[preset].replaced({**fields, **{k: v for k, v in overrides.items() if v is not None}})
+        torch.manual_seed(seed)
         untrained = family(chosen)
         digest = None if init is None else start_from(init, untrained)
         config = {"preset_name": preset, "data": data, "seed": seed, "precision": precision, "init": digest}

@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_families import (
     FAMILIES,
-    LEARNING,
     FIELDS,
+    LEARNING,
     SIZE,
     STEPPING,
     classes_of,

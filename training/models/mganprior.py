@@ -83,6 +83,15 @@ class MGanPrior(Descent):
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
     phases: ClassVar[tuple[str, ...]] = ()
     made_from: ClassVar[str | None] = Pggan.name
+    chosen_when_built: ClassVar[tuple[str, ...]] = (
+        "codes",
+        "layer",
+        "learn_weights",
+        "vgg16",
+        "perceptual",
+        "default_solver",
+        "default_steps",
+    )
     notices = (NOTICE,)
 
     preset: MGanPriorPreset
@@ -112,8 +121,6 @@ class MGanPrior(Descent):
     def of(cls, prior: Family, preset: Preset, fields: Mapping[str, Any]) -> "MGanPrior":
         """The inversion through a trained prior, as a preset with some fields changed says."""
         assert isinstance(prior, Pggan)
-        if taken := fields.keys() & {"prior", "size"}:
-            raise ValueError(f"preset field {min(taken)!r} is that of the checkpoint, and cannot be set")
         made = cls(preset.replaced({**fields, "prior": dataclasses.asdict(prior.preset), "size": prior.preset.size}))
         made.generator.load_state_dict(prior.generator.state_dict())
         return made.eval()
