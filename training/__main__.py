@@ -9,6 +9,7 @@ import click
 
 # Here and above, nothing that takes long: commands import what they need when they run.
 from training import CheckpointError
+from training.assignment import assignment
 from training.models import family_names
 
 if TYPE_CHECKING:

@@ -135,6 +135,7 @@ class Family(nn.Module):
     presets: ClassVar[Mapping[str, Preset]]
     phases: ClassVar[tuple[str, ...]]
     measures: ClassVar[tuple[str, ...]] = ()  # what the losses of its turns give to the log
+    chosen_when_built: ClassVar[tuple[str, ...]] = ()  # fields of the preset that training does not decide
     unpaired: ClassVar[bool] = False  # whether a batch is not pairs, but {"a": images, "b": others} of two kinds
     has_idle_weights: ClassVar[bool] = False  # whether some that a turn learns take no part in some steps
     made_from: ClassVar[str | None] = None  # the family whose checkpoints it is made of, if it learns nothing itself

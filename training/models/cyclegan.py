@@ -66,6 +66,7 @@ class CycleGan(Adversarial):
     name: ClassVar[str] = "cyclegan"
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
     measures: ClassVar[tuple[str, ...]] = (*Adversarial.measures, "cycle")
+    chosen_when_built: ClassVar[tuple[str, ...]] = ("direction",)
     unpaired: ClassVar[bool] = True
 
     preset: CycleGanPreset
