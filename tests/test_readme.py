@@ -19,6 +19,9 @@ NETWORKS = {
     "cmr_ddpm_image": ["denoiser"],
     "cmr_ldm_image": ["autoencoder", "denoiser"],
     "cmr_flow_image": ["denoiser.unet", "denoiser.control"],
+    "dcgan": ["generator"],
+    "cyclegan": ["generators.a_to_b"],
+    "pggan": ["generator"],
 }
 
 

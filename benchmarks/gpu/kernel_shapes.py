@@ -53,9 +53,10 @@ def cases(only: tuple[str, ...] = KERNELS) -> Iterator[Case]:
 
 
 def paper(name: str) -> Family | None:
-    """The family's largest model, without memory for its weights."""
+    """The family's largest model, without memory for its weights; None if none of its networks has fused operators."""
     family = load_family(name)
-    if "paper" not in family.presets:
+    schedule = family.presets["paper"].schedule if "paper" in family.presets else None
+    if schedule is None or schedule.process == "descent":
         return None
     with torch.device("meta"):
         return family(family.presets["paper"]).to("meta").eval()

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_families import FAMILIES, tiny_family
+from tiny_families import STEPPING, tiny_family
 
 from benchmarks.__main__ import main
 from benchmarks.gpu import kernel_shapes, kernel_timing
@@ -37,14 +37,14 @@ def test_the_shapes_are_the_models_own(cases):
     assert any(case.detail.endswith("embedding") for case in cases)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_networks_of_every_family_hold_both_kernels(name):
+@pytest.mark.parametrize("name", STEPPING)
+def test_the_networks_of_every_denoiser_hold_both_kernels(name):
     found = {kernel for kernel, *_ in kernel_shapes.operators(tiny_family(name).to("meta"))}
     assert found == {"attention", "group_norm_silu"}
 
 
-def test_every_family_has_a_preset_of_its_paper_on_no_memory():
-    for name in FAMILIES:
+def test_every_denoiser_has_a_preset_of_its_paper_on_no_memory():
+    for name in STEPPING:
         family = kernel_shapes.paper(name)
         assert family.preset == family.presets["paper"]
         assert {weight.device.type for weight in family.parameters()} == {"meta"}

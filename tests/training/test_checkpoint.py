@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_families import STEPPING
 from tiny_pig import tiny_pig
 
 from training import checkpoint
@@ -18,7 +19,6 @@ from training.checkpoint import (
     shipped_checkpoint,
     unfinished,
 )
-from training.models import family_names
 
 CONFIG = {"preset_name": "small", "data": "phantom", "seed": 3, "step": 7}
 TRAINING = {"step": 7, "weights": {"w": torch.ones(2)}}
@@ -190,8 +190,8 @@ class TestShipped:
         shipped = pack(saved, tmp_path / "pig-phantom")
         assert shipped_checkpoint("pig") == shipped
 
-    @pytest.mark.parametrize("model", family_names())
-    def test_every_model_has_one_that_was_trained_to_its_end(self, model):
+    @pytest.mark.parametrize("model", STEPPING)
+    def test_every_model_of_steps_has_one_that_was_trained_to_its_end(self, model):
         family, config = load_checkpoint(shipped_checkpoint(model))
         assert (config["model"], config["data"]) == (model, "phantom")
         assert (config["phase"], config["step"]) == (family.phases[-1], sum(family.preset.steps))

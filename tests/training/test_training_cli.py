@@ -7,9 +7,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from tiny_families import FAMILIES
+from tiny_families import FAMILIES, set_options, tiny_family
 from tiny_pig import SET_OPTIONS, SIZE, tiny_pig
 
+from serving.bundle import file_digest
 from training.__main__ import main
 from training.checkpoint import find_checkpoint, load_checkpoint
 from training.data.classes import HEART
@@ -88,6 +89,31 @@ class TestFit:
         (start, config), (end, its_config) = load_checkpoint(run), load_checkpoint(tmp_path)
         assert its_config["init"] == config["digest"]
         assert all(torch.equal(tensor, end.state_dict()[name]) for name, tensor in start.state_dict().items())
+
+    def test_it_starts_from_weights_that_others_published(self, tmp_path):
+        theirs = tiny_family("pggan").generator.state_dict()
+        torch.save({"lod": torch.zeros(()), **theirs}, tmp_path / "pggan.pth")
+        fit = ["fit", "--model", "pggan", "--data", "phantom:4", *set_options("pggan"), "--steps", "1", "--batch", "2"]
+        learn_nothing = ["--set", "learning_rate=0", "--seed", "9", "--out", str(tmp_path / "run")]
+        result = train(*fit, *learn_nothing, "--init", str(tmp_path / "pggan.pth"))
+        assert result.exit_code == 0, result.output
+        assert f"{tmp_path / 'pggan.pth'}: weights of generator; fully grown" in result.output
+        (family, config) = load_checkpoint(tmp_path / "run")
+        assert config["init"] == file_digest(tmp_path / "pggan.pth")
+        assert all(torch.equal(weight, family.generator.state_dict()[name]) for name, weight in theirs.items())
+
+    def test_it_learns_from_two_kinds_of_images(self, tmp_path):
+        for kind in ("trainA", "trainB"):
+            (tmp_path / kind).mkdir()
+            for number in range(2):
+                Image.fromarray(np.eye(8, dtype=np.uint8) * (99 + number)).save(tmp_path / kind / f"{number}.png")
+        fit = ["fit", "--model", "cyclegan", *set_options("cyclegan"), "--steps", "1", "--out", str(tmp_path / "run")]
+        result = train(*fit, "--data", str(tmp_path))
+        assert result.exit_code == 0, result.output
+        assert "trainB: 2 images" in result.output
+        assert load_checkpoint(tmp_path / "run")[1]["data_summary"]["kinds"]["trainA"]["pairs"] == 2
+        assert {*json.loads((tmp_path / "run" / "data.json").read_text())} >= {"trainA/0.png", "trainB/1.png"}
+        assert "holds no data set of two kinds" in the_line(train(*fit, "--data", str(tmp_path / "trainA")))
 
     def test_it_does_not_start_from_other_networks(self, run, tmp_path):
         line = the_line(train(*FIT, "--out", str(tmp_path), "--init", str(run), "--set", "layers=2"))

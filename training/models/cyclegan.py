@@ -47,7 +47,7 @@ PRESETS = {
         size=256, width=64, blocks=9, critic_width=64, objective="least_squares", cycle=10.0, identity=0.5, pool=50,
         batch=1, steps=(200_000,), learning_rate=2e-4, betas=(0.5, 0.999), lr_schedule="linear_from_half",
         weight_decay=0.0, ema_decay=0.0, penalty=0.0, direction="a_to_b"),
-    "small": CycleGanPreset(
+    "small": CycleGanPreset(                    # 0.40 M parameters a generator, 0.39 M a discriminator
         size=64,  width=12, blocks=9, critic_width=24, objective="least_squares", cycle=10.0, identity=0.5, pool=50,
         batch=4, steps=(4_000,),   learning_rate=2e-4, betas=(0.5, 0.999), lr_schedule="linear_from_half",
         weight_decay=0.0, ema_decay=0.0, penalty=0.0, direction="a_to_b"),

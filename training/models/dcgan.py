@@ -39,13 +39,13 @@ class DcganPreset(AdversarialPreset):
 
 # fmt: off
 PRESETS = {
-    "paper": DcganPreset(                       # 12.84 M parameters, and 11.17 M of the discriminator
+    "paper": DcganPreset(                       # 12.82 M parameters, and 11.19 M of the discriminator
         size=256, latent=100, widths=(1024, 512, 256, 128, 64, 32), objective="non_saturating", penalty=0.0,
         batch=128, steps=(25_000,), learning_rate=2e-4, betas=(0.5, 0.999), lr_schedule="constant",
         weight_decay=0.0, ema_decay=0.0),
-    "small": DcganPreset(                       # 0.74 M parameters, and 0.70 M of the discriminator
+    "small": DcganPreset(                       # 0.58 M parameters, and 0.39 M of the discriminator
         size=64,  latent=64,  widths=(192, 96, 48, 24), objective="non_saturating", penalty=0.0,
-        batch=16,  steps=(8_000,),  learning_rate=2e-4, betas=(0.5, 0.999), lr_schedule="constant",
+        batch=16, steps=(8_000,),   learning_rate=2e-4, betas=(0.5, 0.999), lr_schedule="constant",
         weight_decay=0.0, ema_decay=0.995),
 }
 # fmt: on

@@ -50,7 +50,7 @@ PRESETS = {
         size=256, latent=512, widths=(512, 512, 512, 512, 256, 128, 64), group=16, objective="wasserstein",
         penalty=10.0, batch=16, steps=(525_000,), learning_rate=1e-3, betas=(0.0, 0.99), lr_schedule="constant",
         weight_decay=0.0, ema_decay=0.999),
-    "small": PgganPreset(
+    "small": PgganPreset(                       # 0.26 M parameters, and 0.26 M of the discriminator
         size=64,  latent=64,  widths=(64, 64, 48, 32, 16), group=8, objective="non_saturating",
         penalty=10.0, batch=16, steps=(8_000,),   learning_rate=1e-3, betas=(0.0, 0.99), lr_schedule="constant",
         weight_decay=0.0, ema_decay=0.995),
