@@ -132,7 +132,7 @@ def test_a_picture_that_asks_to_be_turned_is_refused(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     Image.fromarray(EIGHT).save(tmp_path / "a.png", exif=exif)
-    with pytest.raises(PictureFileError, match="asks to be turned .Exif orientation 6., which cannot be honoured"):
+    with pytest.raises(PictureFileError, match=r"asks to be turned \(Exif orientation 6\), which cannot be honoured"):
         read_pictures([tmp_path / "a.png"], PHOTO)
 
 
