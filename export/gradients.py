@@ -25,7 +25,7 @@ def gradient_graph(losses: Losses, state: Tensor, *given: Tensor) -> GraphModule
     """A module (state, *given) -> the gradient of each row's loss by its state, of the state's shape.
 
     losses: (state [B, ...], *given [B, ...]) -> [B], in PyTorch; no row may have a part in another's. state, given:
-    examples of two rows or more; the number of rows stays free. What ``losses`` closes over is constant.
+    examples of one row or more; the number of rows stays free. What ``losses`` closes over is constant.
 
     torch.export does not take torch.func.grad, and ONNX has no backward operators. So the gradient is traced into
     PyTorch's own operators, and those that go backwards are written with forward ones: a convolution's with a
@@ -39,6 +39,10 @@ def gradient_graph(losses: Losses, state: Tensor, *given: Tensor) -> GraphModule
         by_state: Tensor = grad(lambda sought: losses(sought, *given).sum())(state)
         return by_state
 
+    # A number that no other axis has: sizes that are alike would be taken to be one and the same.
+    others = {size for tensor in (state, *given) for size in tensor.shape[1:]}
+    rows = next(number for number in range(2, len(others) + 3) if number not in others)
+    state, *given = (tensor[:1].repeat(rows, *[1] * (tensor.ndim - 1)) for tensor in (state, *given))  # type: ignore
     table = {op: way for op, way in core_aten_decompositions().items() if "backward" in str(op)} | BACKWARD
     with torch.no_grad(), EnlargingWhole():
         traced = make_fx(gradient, table, tracing_mode="symbolic", _allow_non_fake_inputs=True)(state, *given)

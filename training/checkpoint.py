@@ -162,8 +162,8 @@ def load_model(
 ) -> tuple[Family, dict[str, Any]]:
     """``load_checkpoint`` of a model, which may also be made from another family's checkpoint.
 
-    Then ``preset`` names one of the model's own: if None, the one that is called as the checkpoint's. The config is that
-    of the checkpoint but for "preset_name", with "prior", the model that it is of, and "unfinished".
+    Then ``preset`` names one of the model's own: if None, the one that is called as the checkpoint's. The config is
+    that of the checkpoint but for "preset_name", with "prior", the model that it is of, and "unfinished".
 
     Raises:
         CheckpointError: as ``load_checkpoint`` does, or the checkpoint is of another model.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad
 
 from serving.sampling.solvers import Schedule
@@ -50,6 +50,9 @@ class Descent(Family):
             size = part.square().mean((1, 2, 3), keepdim=True).sqrt() / block.size
             parts.append(torch.where(plain, part, part / (size + SMALLEST)))
         return torch.cat(parts, dim=1)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {}  # there is none that a loop of one's own would call
 
     def network(self, sample: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.direction(self.gradient(sample, condition), coeffs)

@@ -138,6 +138,7 @@ class Family(nn.Module):
     chosen_when_built: ClassVar[tuple[str, ...]] = ()  # fields of the preset that training does not decide
     unpaired: ClassVar[bool] = False  # whether a batch is not pairs, but {"a": images, "b": others} of two kinds
     has_idle_weights: ClassVar[bool] = False  # whether some that a turn learns take no part in some steps
+    as_published: ClassVar[tuple[str, int] | None] = None  # the paper's solver and steps, where the preset's are others
     made_from: ClassVar[str | None] = None  # the family whose checkpoints it is made of, if it learns nothing itself
 
     preset: Preset

@@ -41,17 +41,22 @@ PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "tritonclient", "nvid
     help="The one it was built from, where that has moved; of a chain, one for each stage whose has.",
 )
 @click.option("--repository", default=REPOSITORY, type=click.Path(path_type=Path), help="The Triton model repository.")
-@click.option("--steps", default=8, show_default=True, type=click.IntRange(1), help="Steps of the solver.")
+@click.option("--steps", type=click.IntRange(1), help="Steps of the solver.  [default: 8, where the model takes any]")
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(1), help="Samples drawn at a time.")
 @click.option(
     "--solver",
-    default="dpmpp_2m",
-    show_default=True,
     type=click.Choice(list(SOLVERS)),
-    help="What diffusers has no scheduler for leaves its rows empty.",
+    help="What diffusers has no scheduler for leaves its rows empty.  [default: dpmpp_2m, or the model's own]",
 )
 @click.option("--mask-steps", type=click.IntRange(1), help="Steps of a chain's mask stage.  [default: as --steps]")
 @click.option("--mask-solver", type=click.Choice(list(SOLVERS)), help="How it takes them.  [default: as --solver]")
+@click.option(
+    "--condition",
+    "pictures",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Pictures to draw under, as for `serving sample`.  [default: discs]",
+)
 @click.option(
     "--rounds",
     default=20,
@@ -72,11 +77,12 @@ def latency(
     model: str,
     checkpoints: tuple[Path, ...],
     repository: Path,
-    steps: int,
+    steps: int | None,
     batch: int,
-    solver: str,
+    solver: str | None,
     mask_steps: int | None,
     mask_solver: str | None,
+    pictures: tuple[Path, ...],
     rounds: int,
     only: tuple[str, ...],
     json_file: Path | None,
@@ -84,8 +90,9 @@ def latency(
     """What a sample costs: medgen beside PyTorch and ONNX Runtime with the same weights, noise, solver and steps.
 
     Every row runs in a process of its own; in each round all rows draw one batch, in random order. Exit code 1 if a
-    row's samples are not those of the others. An image model alone draws under a mask of discs.
-    paper-sampler is PyTorch with the solvers and steps of the models' papers, and draws samples of its own.
+    row's samples are not those of the others. A model that draws under a mask or a picture gets one of discs.
+    paper-sampler is PyTorch with the solvers and steps of the models' papers, and draws samples of its own; so do the
+    rows of torch.optim, for models that go down a loss.
     PIG's `small` takes two minutes in 8 steps on two idle CPU cores, and longer with more steps and rounds.
     """
     from benchmarks.latency.workload import make_case
@@ -95,7 +102,7 @@ def latency(
     try:
         asked = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
         parameters = {name: value for name, value in asked.items() if value is not None}
-        case = make_case(model, checkpoints, repository, batch, parameters)
+        case = make_case(model, checkpoints, repository, batch, parameters, pictures)
         names = [name for name in ROWS if not only or name in (*only, YARDSTICK)]
         with progress_bar() as bar:
             rows = measure(case, names, rounds, Progressing(bar))
@@ -162,6 +169,8 @@ def print_table(console: Console, case: Case, device: str, rows: list[Figures]) 
         )
     console.print(table)
     for row in rows:
+        for name, mean in row.numbers.items():
+            console.print(f"{row.name}: {name} {mean:.2f}", highlight=False)
         if row.note:
             console.print(f"{row.name}: {row.note}", highlight=False)
 

@@ -7,9 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import Condition, Output
+from serving.bundle import Condition, Manifest, Output
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,11 +18,15 @@ Arrays = Mapping[str, NDArray[Any]]
 
 YARDSTICK = "pytorch-eager"
 PAPER = "paper-sampler"
+SGD, ADAM = "pytorch-autograd-sgd", "pytorch-autograd-adam"
+OTHERS = (PAPER, SGD, ADAM)  # whose samples are others by nature, and so are not compared
 ROWS = {
     YARDSTICK: "benchmarks.latency.without_medgen:Eager",
     "pytorch-channels-last": "benchmarks.latency.without_medgen:ChannelsLast",
     "pytorch-compile": "benchmarks.latency.without_medgen:Compiled",
     "onnxruntime-python-loop": "benchmarks.latency.without_medgen:OnnxRuntimeLoop",
+    SGD: "benchmarks.latency.autograd:Sgd",
+    ADAM: "benchmarks.latency.autograd:Adam",
     "medgen": "benchmarks.latency.with_medgen:InProcess",
     "medgen-triton": "benchmarks.latency.with_medgen:OverTriton",
     PAPER: "benchmarks.latency.without_medgen:PaperSampler",
@@ -39,29 +44,31 @@ def batches(name: str, rounds: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One model of a case: a stage of a chain, or the model alone.
+    """One model of a case: a stage of a chain, or the model alone; one without steps has no solver.
 
-    bundle: its digest. inputs, outputs: the model's own names of its condition and outputs -> those in the case.
+    bundle: its digest, and manifest what it says. inputs, outputs: the model's own names of its condition and outputs
+    -> those in the case.
     """
 
     model: str
     checkpoint: Path
     bundle: str
-    solver: str
+    manifest: Manifest
+    solver: str | None
     steps: int
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
 
     def __str__(self) -> str:
-        return f"{self.model} {self.solver} {self.steps} steps"
+        return f"{self.model} {self.solver} {self.steps} steps" if self.solver else f"{self.model} in one pass"
 
 
 @dataclass(frozen=True)
 class Case:
     """What every row does: ``batch`` samples at a time, with the same solvers, on ``threads`` threads.
 
-    condition: what a client gives (``benchmarks.latency.masks``) and parameters: what it asks for, where the rows draw
-    with medgen. outputs: what all stages draw.
+    condition: what a client gives (``benchmarks.latency.masks``), of pictures those, if not discs, and parameters: what
+    it asks for, where the rows draw with medgen. outputs: what all stages draw.
     """
 
     model: str
@@ -72,6 +79,7 @@ class Case:
     repository: Path
     batch: int
     threads: int
+    pictures: NDArray[np.float32] | None = None
 
 
 class Stopwatch:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.latency.contenders import Stage
-from benchmarks.latency.pytorch_stage import LoadedStage
+from benchmarks.latency.pytorch_stage import FINISH, LoadedStage
 from export.graphs import quiet
 from training.family import Network
 
@@ -22,9 +22,10 @@ def session_network(path: Path, threads: int) -> Network:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
 
-    def run(*inputs: Tensor) -> Tensor:
-        (out,) = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
-        return torch.from_numpy(out)
+    def run(*inputs: Tensor) -> Any:
+        outs = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
+        drawn = [torch.from_numpy(out) for out in outs]
+        return drawn[0] if len(drawn) == 1 else tuple(drawn)
 
     return run
 
@@ -32,7 +33,7 @@ def session_network(path: Path, threads: int) -> Network:
 def export_networks(stage: Stage, folder: Path) -> None:
     """One file NAME.onnx for each network, with the batch dynamic wherever an input has one."""
     loaded = LoadedStage(stage)
-    networks = loaded.family.networks()
+    networks = loaded.networks
     for name, inputs in example_inputs(loaded, networks).items():
         dynamic = tuple({0: torch.export.Dim.DYNAMIC} if tensor.ndim else None for tensor in inputs)
         with quiet():
@@ -53,10 +54,11 @@ def example_inputs(loaded: LoadedStage, networks: Mapping[str, Network]) -> dict
         return run
 
     family, scheduler = loaded.family, loaded.scheduler()
-    assert scheduler is not None
     condition: Any = None
     if family.condition is not None:
-        condition = torch.zeros(BATCH, *family.condition.shape, dtype=torch.uint8)
+        condition = torch.zeros(BATCH, *family.condition.shape, dtype=getattr(torch, family.condition.dtype))
+    if scheduler is None:
+        return {FINISH: (torch.randn(BATCH, *family.sample_shape), *(() if condition is None else (condition,)))}
     with torch.inference_mode(False), torch.no_grad():
         state = torch.randn(BATCH, *family.sample_shape)
         watching = {name: watched(name) for name in networks}

@@ -1,14 +1,15 @@
 """Runs the rows in turn, round after round, and works out their figures."""
 
+import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from benchmarks.latency.contenders import PAPER, ROWS, YARDSTICK, Arrays, Case, batches
+from benchmarks.latency.contenders import OTHERS, ROWS, YARDSTICK, Arrays, Case, batches
 from benchmarks.latency.processes import Round, RowError, Worker
 from serving.bundle import Output
 
@@ -24,8 +25,8 @@ class Figures:
 
     rounds: those that count. ratio_to_eager: the yardstick's time over this row's, the median over the rounds; where
     the samples are others, the median of the one over that of the other. network_share: of the time, in the networks.
-    max_difference: from the yardstick's outputs, as a share of their range; label_difference: share of the pixels of
-    masks.
+    numbers: outputs of one number, such as a PSNR, their mean over the last batch. max_difference: from the yardstick's
+    outputs, as a share of their range; label_difference: share of the pixels of masks.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Figures:
     peak_memory_mib: float | None = None
     max_difference: float | None = None
     label_difference: float | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
     void: bool = False
     note: str = ""
 
@@ -108,10 +110,15 @@ def figures(name: str, case: Case, rounds: Sequence[Round], yardstick: Sequence[
         p95=float(np.percentile(seconds, 95)) / case.batch if len(rounds) > 1 else None,
         network_share=float(np.median(networks)) if networks else None,
         peak_memory_mib=rounds[-1].peak_mib,
+        numbers={
+            output.name: float(np.mean(rounds[-1].outputs[output.name]))
+            for output in case.outputs
+            if math.prod(output.shape) == 1
+        },
         note=note,
     )
     eager = np.array([each.seconds for each in yardstick])
-    if name == PAPER:
+    if name in OTHERS:
         return replace(measured, ratio_to_eager=float(np.median(eager) / np.median(seconds)))
     images, labels = zip(
         *(differences(case.outputs, one.outputs, other.outputs) for one, other in zip(rounds, yardstick, strict=True)),

@@ -3,13 +3,14 @@
 import os
 import socket
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
 from benchmarks.latency.contenders import Arrays, Case, Stopwatch
-from benchmarks.latency.masks import discs
+from benchmarks.latency.masks import conditions
 from serving.bundle import bundle_folder, load_bundle
 from serving.chain import read_chain
 from serving.client import SampleClient
@@ -37,7 +38,8 @@ class InProcess:
         if not isinstance(engine, StepEngine) or type(engine).generate is not StepEngine.generate:
             self.networks = None
         elif self.networks:
-            setattr(engine, "step", self.networks.timing(engine.step))  # noqa: B010 - a method of this instance alone
+            name = "step" if bundle.manifest.schedule else "finish"
+            setattr(engine, name, self.networks.timing(getattr(engine, name)))  # of this instance alone
         return Sampler(bundle, engine)
 
     def sample(self, seeds: list[int]) -> Arrays:
@@ -87,8 +89,8 @@ class OverTriton:
         self.open.close()
 
 
-def given(case: Case, count: int) -> NDArray[np.uint8] | None:
-    return None if case.condition is None else discs(case.condition, count)
+def given(case: Case, count: int) -> NDArray[Any] | None:
+    return None if case.condition is None else conditions(case.condition, count, case.pictures)
 
 
 def free_ports(count: int) -> list[int]:

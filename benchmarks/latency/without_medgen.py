@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.latency.contenders import Arrays, Case, NotPossibleError, Stage, Stopwatch
-from benchmarks.latency.masks import discs
+from benchmarks.latency.masks import conditions
 from benchmarks.latency.network_files import export_networks, session_network
 from benchmarks.latency.pytorch_stage import LoadedStage, Tensors
+from training.descent import Descent
 from training.family import Network
 from training.models import load_family
 
@@ -31,23 +32,28 @@ class Loop:
         self.stages = [self.opened(LoadedStage(stage)) for stage in case.stages]
 
     def opened(self, stage: LoadedStage) -> tuple[LoadedStage, Mapping[str, Network]]:
-        if stage.scheduler() is None:
+        if stage.scheduler() is None and stage.stage.solver is not None:
             raise NotPossibleError(without_scheduler(stage.stage))
-        prepared = self.prepared(stage.stage, stage.family.networks())
+        prepared = self.prepared(stage.stage, stage.networks)
         return stage, {name: self.networks.timing(network) for name, network in prepared.items()}
 
     def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
         raise NotImplementedError
 
     def sample(self, seeds: list[int]) -> Arrays:
-        condition = self.case.condition
-        tensors = {} if condition is None else {condition.name: torch.from_numpy(discs(condition, len(seeds)))}
-        with torch.inference_mode():
+        condition, pictures = self.case.condition, self.case.pictures
+        tensors = {}
+        if condition is not None:
+            tensors = {condition.name: torch.from_numpy(conditions(condition, len(seeds), pictures))}
+        # A gradient cannot be had of what was made in inference_mode.
+        with torch.no_grad() if any(goes_down(stage) for stage, _ in self.stages) else torch.inference_mode():
             for stage, networks in self.stages:
                 tensors |= self.drawn(stage, networks, seeds, tensors)
         return {output.name: tensors[output.name].numpy() for output in self.case.outputs}
 
     def drawn(self, stage: LoadedStage, networks: Mapping[str, Network], seeds: list[int], tensors: Tensors) -> Tensors:
+        if stage.stage.solver is None:
+            return stage.by_pass(networks, seeds, tensors)
         return stage.by_scheduler(networks, seeds, tensors)
 
     def processes(self) -> list[int]:
@@ -68,8 +74,10 @@ class Eager(Loop):
     """
 
     def opened(self, stage: LoadedStage) -> tuple[LoadedStage, Mapping[str, Network]]:
-        if stage.scheduler() is not None:
+        if stage.scheduler() is not None or stage.stage.solver is None:
             return super().opened(stage)
+        if isinstance(stage.family, Descent):
+            setattr(stage.family, "gradient", by_autograd(stage.family))  # noqa: B010 - a method of this instance alone
         reason = f"{without_scheduler(stage.stage)}; this is medgen's own step in PyTorch"
         self.note = f"{self.note}; {reason}" if self.note else reason
         timed = self.networks.timing(stage.family.network)
@@ -83,21 +91,42 @@ class Eager(Loop):
         return super().drawn(stage, networks, seeds, tensors) if networks else stage.by_table(seeds, tensors)
 
 
+def goes_down(stage: LoadedStage) -> bool:
+    return isinstance(stage.family, Descent)
+
+
+def by_autograd(family: Descent) -> Network:
+    """The gradient as a loop of one's own has it: ``Tensor.backward``, which is faster than torch.func.grad."""
+
+    def gradient(state: Tensor, *given: Tensor) -> Tensor:
+        with torch.enable_grad():
+            sought = state.detach().requires_grad_(True)
+            (found,) = torch.autograd.grad(family.losses(sought, *given).sum(), sought)
+        return found
+
+    family.requires_grad_(False)
+    return gradient
+
+
 class PaperSampler(Eager):
     """The solvers and steps of the models' papers, on the same weights: what the fast solvers are instead of."""
 
     def __init__(self, case: Case) -> None:
         stages = tuple(map(as_in_the_paper, case.stages))
-        self.note = f"{', '.join(map(str, stages))}: other samples by nature, so they are not compared; one batch"
+        note = f"{', '.join(map(str, stages))}: other samples by nature, so they are not compared; one batch"
         super().__init__(replace(case, stages=stages))
+        self.note = note
 
 
 def as_in_the_paper(stage: Stage) -> Stage:
-    presets = load_family(stage.model).presets
-    if "paper" not in presets:
+    family = load_family(stage.model)
+    if "paper" not in family.presets:
         raise NotPossibleError(f"{stage.model} has no preset of its paper")
-    paper = presets["paper"]
-    return replace(stage, solver=paper.default_solver, steps=paper.default_steps)
+    paper = family.presets["paper"]
+    if paper.schedule is None:
+        raise NotPossibleError(f"{stage.model} draws in one pass, in its paper too")
+    solver, steps = family.as_published or (paper.default_solver, paper.default_steps)
+    return replace(stage, solver=solver, steps=steps)
 
 
 class ChannelsLast(Loop):

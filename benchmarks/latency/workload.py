@@ -8,24 +8,36 @@ from typing import Any
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from benchmarks.latency.contenders import Case, Stage
-from benchmarks.latency.masks import discs
+from benchmarks.latency.masks import conditions
 from export.chain import by_model, check_known
-from serving.bundle import Bundle, Output, bundle_folder, file_digest, load_bundle
+from serving.bundle import Bundle, Condition, Manifest, Output, bundle_folder, file_digest, load_bundle
 from serving.chain import check_stages, read_chain
+from serving.picture_files import PictureFileError, read_pictures
 from serving.sampling.requests import parse_request
+from serving.sampling.solvers import solvers_for
 from training.checkpoint import find_checkpoint, shipped_checkpoint
+
+STEPS, SOLVER = 8, "dpmpp_2m"
 
 
 def make_case(
-    model: str, checkpoints: Sequence[Path], repository: Path, batch: int, parameters: Mapping[str, Any]
+    model: str,
+    checkpoints: Sequence[Path],
+    repository: Path,
+    batch: int,
+    parameters: Mapping[str, Any],
+    pictures: Sequence[Path] = (),
 ) -> Case:
     """A case of a model or a chain.
 
     Args:
         checkpoints: those of stages whose bundles were built from elsewhere than they say.
-        parameters: as of a request: steps, solver, mask_steps, mask_solver.
+        parameters: as of a request: steps, solver, mask_steps, mask_solver. Of a model that takes steps, 8 of dpmpp_2m
+            unless others are given, or of the model's own solver where that does not fit.
+        pictures: files of those to draw under, one for each sample of a batch.
 
     Raises:
         BundleError, ChainError: something is not built or broken, or the stages do not fit together.
@@ -43,6 +55,8 @@ def make_case(
     else:
         names = [own_names(bundle) for bundle in bundles.values()]
     given = by_model(checkpoints, models)
+    parameters = with_defaults(parameters, [bundle.manifest for bundle in bundles.values()])
+    condition = None if chain else bundles[model].manifest.condition
     stages = [
         make_stage(bundles[name], given.get(name), parameters, *tensors)
         for name, tensors in zip(models, names, strict=True)
@@ -50,13 +64,37 @@ def make_case(
     return Case(
         model,
         tuple(stages),
-        None if chain else bundles[model].manifest.condition,
+        condition,
         parameters,
         tuple(output for stage in stages for output in drawn(stage, bundles[stage.model])),
         repository.resolve(),
         batch,
         threads=psutil.cpu_count(logical=False) or 1,  # what ONNX Runtime takes by itself
+        pictures=read(pictures, condition, model, batch),
     )
+
+
+def with_defaults(parameters: Mapping[str, Any], manifests: Sequence[Manifest]) -> dict[str, Any]:
+    stepping = [manifest for manifest in manifests if manifest.schedule is not None]
+    if not stepping:
+        return dict(parameters)
+    fits = all(SOLVER in solvers_for(manifest.schedule) for manifest in stepping if manifest.schedule)
+    return {"steps": STEPS, "solver": SOLVER if fits else stepping[-1].default_solver, **parameters}
+
+
+def read(files: Sequence[Path], condition: Condition | None, model: str, batch: int) -> NDArray[np.float32] | None:
+    """As many pictures as a batch needs; raises ValueError."""
+    if not files:
+        return None
+    if condition is None or condition.classes is not None:
+        raise ValueError(f"--condition is for models that draw under pictures; {model} does not")
+    try:
+        found, _ = read_pictures(files, condition)
+    except PictureFileError as error:
+        raise ValueError(str(error)) from None
+    if len(found.values) < batch:
+        raise ValueError(f"--condition has {len(found.values)} pictures; a batch has {batch} samples")
+    return found.values[:batch]
 
 
 def own_names(bundle: Bundle) -> tuple[dict[str, str], dict[str, str]]:
@@ -73,14 +111,13 @@ def make_stage(
     outputs: Mapping[str, str],
 ) -> Stage:
     manifest = bundle.manifest
-    condition = None if manifest.condition is None else discs(manifest.condition, 1)
+    condition = None if manifest.condition is None else conditions(manifest.condition, 1)
     request = parse_request(manifest, np.zeros((1, 1), np.int64), parameters, condition)
-    if request.solver is None:
-        raise ValueError(f"{manifest.model} takes no steps; what is measured here is steps")
     folder = find_checkpoint(checkpoint or built_from(bundle))
     if file_digest(folder / "model.safetensors") != manifest.checkpoint.get("digest"):
         raise ValueError(f"{bundle.folder} was not built from {folder}: give --checkpoint the one it was built from")
-    return Stage(manifest.model, folder.resolve(), bundle.digest, request.solver, request.steps, inputs, outputs)
+    built = (bundle.digest, manifest)
+    return Stage(manifest.model, folder.resolve(), *built, request.solver, request.steps, inputs, outputs)
 
 
 def built_from(bundle: Bundle) -> Path:

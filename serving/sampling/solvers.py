@@ -298,7 +298,7 @@ def gd(schedule: Schedule, steps: int, rate: float = 1.0) -> Array:
     return _table(steps, p=1, a=1, c=-rate, m=1)
 
 
-def heavy_ball(schedule: Schedule, steps: int, rate: float = 0.02, momentum: float = 0.9) -> Array:
+def heavy_ball(schedule: Schedule, steps: int, rate: float = 0.1, momentum: float = 0.9) -> Array:
     """x - rate*g + momentum*(x - the x before), where g is the gradient over its size: Polyak 1964, eq. 9.
 
     The rate falls as half a cosine to nothing, so that the last steps settle however many there are. A row's data

@@ -83,6 +83,7 @@ class MGanPrior(Descent):
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
     phases: ClassVar[tuple[str, ...]] = ()
     made_from: ClassVar[str | None] = Pggan.name
+    as_published: ClassVar[tuple[str, int] | None] = ("gd", 3000)
     chosen_when_built: ClassVar[tuple[str, ...]] = (
         "codes",
         "layer",
@@ -102,7 +103,8 @@ class MGanPrior(Descent):
         self.generator = Generator(preset.prior.latent, preset.prior.widths)
         blocks = [Block(preset.codes * preset.prior.latent, 1.0)]
         if preset.learn_weights:
-            blocks.append(Block(preset.codes * preset.features, 1 / preset.codes))
+            # With weights of this size features of codes that are independent add up to the size of one code's.
+            blocks.append(Block(preset.codes * preset.features, preset.codes**-0.5))
         self.blocks = blocks
         self.sample_shape = (sum(block.channels for block in blocks), 1, 1)
         picture = (1, preset.size, preset.size)
