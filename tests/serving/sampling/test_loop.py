@@ -330,6 +330,27 @@ def test_each_request_fails_alone(bench):
     assert bench.loop.counts.failed == 1
 
 
+def test_no_memory_for_a_batch_changes_no_bits(bench, monkeypatch):
+    """Where there is none for all of it, each steps alone, from its own states."""
+    futures = [bench.ask([seed], "dpmpp_2m", 6) for seed in (1, 2)]
+    bench.turn(2)
+    futures.append(bench.ask([3], "dpmpp_2m", 6))
+    together = np.concatenate
+
+    def too_much(arrays):
+        if len(arrays := list(arrays)) == 3:
+            raise MemoryError
+        return together(arrays)
+
+    monkeypatch.setattr("serving.sampling.flight.np.concatenate", too_much)
+    bench.turn()
+    monkeypatch.undo()
+    bench.until_done(*futures)
+    for seed, future in zip((1, 2, 3), futures, strict=True):
+        request = parse_request(bench.bundle.manifest, np.array([[seed]]), {"solver": "dpmpp_2m", "steps": 6})
+        assert_same_bits(future.result(0), 0, Sampler(bench.bundle).sample([request])[0])
+
+
 def test_a_finish_that_fails_for_one_fails_for_it_alone(bench, monkeypatch):
     finish = bench.engine.finish
 
