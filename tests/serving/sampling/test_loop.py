@@ -13,6 +13,7 @@ from tiny import FLOW, LINEAR, write_tiny_bundle
 
 from serving.bundle import Condition, load_bundle
 from serving.engines import EngineError, StepEngine, open_on_cpu
+from serving.engines.device import DeadGpuError
 from serving.sampling.loop import ClientGone, Loop, QueueFull, Stopped, TimeUp
 from serving.sampling.requests import parse_request
 from serving.sampling.sampler import Sampler
@@ -403,6 +404,49 @@ def test_a_loop_that_fails_answers_all(bench, monkeypatch, caplog):
             future.result(0)
     monkeypatch.undo()
     bench.until_done(bench.ask([3]))
+
+
+def test_a_request_that_cannot_begin_fails_alone(bench, monkeypatch):
+    begin = bench.loop._flight.begin
+
+    def cannot_begin_13(rows):
+        if rows[0].seed == 13:
+            raise MemoryError("no room for it")
+        return begin(rows)
+
+    monkeypatch.setattr(bench.loop._flight, "begin", cannot_begin_13)
+    good, bad = bench.ask([1], "ddim", 3), bench.ask([13], "ddim", 3)
+    bench.until_done(good, bad)
+    with pytest.raises(MemoryError, match="no room"):
+        bad.result(0)
+    assert good.exception() is None
+    assert bench.loop.rows_waiting == 0
+
+
+def test_a_gpu_that_is_dead_is_an_error_of_all_that_are_there(bundles, monkeypatch):
+    """Those that wait, and those that come while it dies, too: the process is to end, and nobody else has them."""
+    bench = Bench(bundles["diffusion"], LINEAR_COST)
+    futures = [bench.ask([1], "ddim", 3), bench.ask([2] * 8, "ddim", 50)]
+
+    def die(*_):
+        futures.append(bench.ask([3]))
+        raise DeadGpuError("GPU 0: a kernel crashed")
+
+    monkeypatch.setattr(bench.engine, "step", die)
+    bench.turn()
+    assert len(futures) == 3
+    for future in futures:
+        with pytest.raises(DeadGpuError):
+            future.result(0)
+    assert bench.loop.counts.failed == 10
+
+
+def test_figures_that_cannot_be_told_are_no_reason_to_serve_nobody(bundles, caplog):
+    bench = Bench(bundles["diffusion"], between=lambda loop: 1 / 0)
+    bench.loop.start()
+    assert bench.ask([1], "ddim", 3).result(20)["image"].shape[0] == 1
+    bench.loop.stop()
+    assert "what happens between two steps failed" in caplog.text
 
 
 # --- the end ---
