@@ -78,7 +78,10 @@ class InFlight:
 
     def _response(self, samples: Answer) -> Any:
         if isinstance(samples, dict):
-            return self._respond(samples)
+            try:
+                return self._respond(samples)
+            except Exception as error:
+                return broken(error)
         if isinstance(samples, ClientGone):
             return failure(str(samples), pb.TritonError.CANCELLED)
         if isinstance(samples, NotServed):
