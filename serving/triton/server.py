@@ -157,12 +157,15 @@ class TritonServer:
         self._ending = self._ending or time.monotonic()
         self._process.terminate()
 
-    def rows_in_hand(self, model: str) -> int:
-        """Samples that the model's processes have begun or let wait; those of one that has died, as it last said."""
+    def rows_in_hand(self, model: str) -> int | None:
+        """Samples that the model's processes have begun or let wait; those of one that has died, as it last said.
+
+        None if the server does not tell.
+        """
         try:
             return rows_in_hand(self.address.metrics_text(), model)
-        except (OSError, HTTPException):  # it has just ended, and is started again anyway
-            return 0
+        except (OSError, HTTPException):
+            return None
 
     def _has_models(self) -> bool:
         """Whether processes of models are there, which have requests in flight for as long as they want to."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live import MAX_BATCH, PATIENCE, Live, add_model, eventually, processes, running, start
+from live import MAX_BATCH, PATIENCE, Live, add_model, eventually, running, start
 from tiny import LINEAR
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -166,9 +166,7 @@ def test_overload_loses_no_accepted_request_and_takes_no_memory(live: Live, loca
     model = "tiny"
     names = ("rows_joined_total", "rows_left_total", "rows_refused_total")
     before = {name: figure(live, name, model) for name in names}
-    pid = next(
-        pid for pid in processes(live_group(live)) if f"/{model}/1/model.py" in Path(f"/proc/{pid}/cmdline").read_text()
-    )
+    pid = live.process_of(model)
     calls: list[Call] = []
 
     def overload(seconds: float) -> float:
@@ -200,11 +198,6 @@ def test_overload_loses_no_accepted_request_and_takes_no_memory(live: Live, loca
 
 def resident_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def live_group(live: Live) -> int:
-    children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
-    return next(int(pid) for pid in children if b"--load-model=" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def test_a_signal_waits_for_what_is_in_flight(tmp_path: Path) -> None:
