@@ -107,7 +107,8 @@ class Loop:
         self._bundle, self._most_waiting, self._between, self._clock = bundle, most_waiting, between, clock
         self._flight: Any = _flight(engine, manifest)
         longest = longest_table(manifest.schedule) if manifest.schedule else 1
-        self._scheduler = Scheduler(cost, longest, BATCHES_HELD * manifest.max_batch)
+        is_whole = isinstance(self._flight, WholeFlight)
+        self._scheduler = Scheduler(cost, longest, BATCHES_HELD * manifest.max_batch, is_whole)
         self._rate = ArrivalRate()
         self._tickets: list[_Ticket] = []
         self._chosen: list[_Ticket] | None = None  # until somebody comes or leaves

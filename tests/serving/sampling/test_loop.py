@@ -220,6 +220,17 @@ def test_on_a_linear_engine_long_work_pauses(bundles):
     assert bench.engine.batches == [2] * 3 + [1] * 2 + [2] * 17
 
 
+def test_whole_trajectories_of_the_short_do_not_wait_for_the_long(bundles, monkeypatch):
+    monkeypatch.setattr(Watched, "joins", False)
+    bench = Bench(bundles["diffusion"])
+    long = bench.ask([1], "ddim", 50)
+    short = [bench.ask([2], "ddim", 2), bench.ask([3], "ddim", 3)]
+    bench.turn()
+    assert all(future.done() for future in short)
+    assert not long.done()
+    assert bench.until_done(long) == 1
+
+
 def test_priority_overtakes_what_is_under_way(bundles):
     bench = Bench(bundles["diffusion"], LINEAR_COST)
     first = bench.ask([1], "ddim", 5)
