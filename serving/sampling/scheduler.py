@@ -101,7 +101,7 @@ class Scheduler:
         return [k for k, rows in zip(order, wanted, strict=True) if works[k].begun or rows <= room]
 
     def _fitting(self, works: Sequence[Work], order: Sequence[int], size: int) -> list[int]:
-        """More than ``size`` rows may cost no more; then others come along, but none that makes a whole batch longer."""
+        """Others come along where more rows than ``size`` cost no more, but none that makes a whole batch longer."""
         room = bisect.bisect_right(self.cost.of, self.cost.of[size]) - 1
         chosen: list[int] = []
         rows = longest = 0
