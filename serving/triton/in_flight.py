@@ -55,6 +55,7 @@ class InFlight:
             "model": args["model_name"],
             "version": args["model_version"],
             "instance": args["model_instance_name"],
+            "process": str(os.getpid()),  # one that is being unloaded still has its own, beside the one that follows
         }
         self._metrics, self._published, self._was_busy, self._is_dead = Metrics(labels), 0.0, False, False
         self._loop = Loop(bundle, engine, cost, most_waiting, self._publish)

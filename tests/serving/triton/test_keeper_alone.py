@@ -41,7 +41,7 @@ class FakeServer:
     def clear_away(self, grace: float) -> None:
         self.done.append("clear away")
 
-    def rows_in_hand(self, model: str) -> int | None:
+    def rows_in_hand(self, pid: int) -> int | None:
         return self.in_hand
 
     def end(self, patience: float) -> None:
@@ -109,15 +109,16 @@ def test_all_is_ended_where_a_process_dies_with_requests_in_flight(
 
 def test_a_server_that_does_not_tell_has_nobody_knows_how_many(tmp_path: Path) -> None:
     address = Address("127.0.0.1", *free_ports(3))
-    assert TritonServer(tmp_path, [], address, print, False).rows_in_hand("tiny") is None
+    assert TritonServer(tmp_path, [], address, print, False).rows_in_hand(7) is None
 
 
-def test_samples_in_hand_are_those_of_the_model_alone() -> None:
-    labels = 'instance="a_0_0",model="{}",version="1"'
-    lines = [f"medgen_rows_{what}{{{labels.format(model)}}} {count}" for what, model, count in (
-        ("in_flight", "tiny", 3), ("waiting", "tiny", "2.000000"), ("waiting", "other", 7), ("left_total", "tiny", 9),
+def test_samples_in_hand_are_those_of_the_process_alone() -> None:
+    """Not those of the one that follows it when its model has been rebuilt."""
+    labels = 'instance="a_0_0",model="tiny",process="{}",version="1"'
+    lines = [f"medgen_rows_{what}{{{labels.format(process)}}} {count}" for what, process, count in (
+        ("in_flight", 70, 3), ("waiting", 70, "2.000000"), ("waiting", 7, 7), ("left_total", 70, 9),
     )]  # fmt: skip
-    assert rows_in_hand("\n".join(lines), "tiny") == 5
+    assert rows_in_hand("\n".join(lines), 70) == 5
 
 
 def test_a_former_process_that_dies_is_not_missed(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
