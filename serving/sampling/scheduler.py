@@ -17,8 +17,8 @@ then in it and in all that arrived before d. As the queue is bounded, so is that
 import bisect
 import dataclasses
 import heapq
-import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -66,7 +66,8 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
-    """longest: the most steps that a request can have. most_held: rows that may hold states at the same time.
+    """longest: the most steps that a request can have. most_held: rows that may hold states at the same time, and one
+    largest batch more if some of them are more urgent than others.
 
     whole: whether a batch runs until its longest request is done, and all are answered then.
     """
@@ -95,10 +96,24 @@ class Scheduler:
         return self._fitting(works, order, find_size(foremost, len(works) - len(foremost), rate))
 
     def _startable(self, works: Sequence[Work], order: Sequence[int]) -> list[int]:
-        """Those that hold states, and those before the first for whose states there is no room."""
-        room = self.most_held - sum(work.rows for work in works if work.begun)
-        wanted = itertools.accumulate(0 if works[k].begun else works[k].rows for k in order)
-        return [k for k, rows in zip(order, wanted, strict=True) if works[k].begun or rows <= room]
+        """Those that hold states, and those before the first for whose states there is no room.
+
+        What is less urgent takes no room from what is more urgent, as long as one largest batch is enough.
+        """
+        startable = []
+        held = Counter[int]()  # rows by priority
+        for work in works:
+            held[work.priority] += work.rows if work.begun else 0
+        for k in order:
+            work = works[k]
+            if not work.begun:
+                as_urgent = sum(rows for priority, rows in held.items() if priority <= work.priority)
+                reserve = len(self.cost.of) - 1
+                if as_urgent + work.rows > self.most_held or held.total() + work.rows > self.most_held + reserve:
+                    break
+                held[work.priority] += work.rows
+            startable.append(k)
+        return startable + [k for k in order[len(startable) :] if works[k].begun]
 
     def _fitting(self, works: Sequence[Work], order: Sequence[int], size: int) -> list[int]:
         """Others come along where more rows than ``size`` cost no more, but none that makes a whole batch longer."""

@@ -175,7 +175,7 @@ def test_nothing_starves(monkeypatch: pytest.MonkeyPatch, cost: str, most_held: 
             if work.arrival in allowed:
                 allowed[work.arrival] -= 1
                 assert allowed[work.arrival] > 0
-        assert sum(work.rows for work in works if work.begun) <= max(most_held, 8)
+        assert sum(work.rows for work in works if work.begun) <= most_held + 8
     assert overtaken > 500
     assert len(allowed) > 50
     assert works == []
@@ -207,6 +207,15 @@ def test_states_take_no_more_memory_than_allowed() -> None:
     assert plan.choose([*begun, Work(1, 1, 0.0)])[0] == 2
     # What waits for room is not overtaken in the room by what needs less.
     assert plan.choose([*begun, Work(2, 1, 0.0), Work(1, 5, 0.0)]) == [0, 1]
+
+
+def test_priority_overtakes_what_fills_the_memory() -> None:
+    plan = scheduler(FLAT, most_held=8)
+    paused = [Work(8, 30, 0.0, DEFAULT, begun=True)]
+    assert plan.choose([*paused, Work(8, 2, 1.0, FIRST)])[0] == 1
+    assert plan.choose([*paused, Work(8, 2, 1.0, DEFAULT)])[0] == 0
+    urgent = Work(8, 2, 1.0, FIRST, begun=True)
+    assert plan.choose([*paused, urgent, Work(8, 1, 1.0, FIRST)])[0] == 1, "one largest batch, no more"
 
 
 def test_no_requests_no_launch() -> None:
