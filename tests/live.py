@@ -42,7 +42,12 @@ CLOSED, WAITING = (MODEL.with_name(f".{MODEL.name}-{name}") for name in ("closed
 
 
 class TritonPythonModel(BundleModel):
-    """Steps when nobody has closed it, and cannot do seed 13."""
+    """Steps when nobody has closed it, cannot do seed 13, and cannot say what it has done for 14."""
+
+    def _response(self, samples):
+        if b'"seed": 14,' in samples["provenance"][0, 0]:
+            raise RuntimeError("fourteen cannot be said")
+        return super()._response(samples)
 
 
 def when_open(step):
