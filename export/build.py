@@ -316,9 +316,10 @@ def limited(
 ) -> Iterator[tuple[str, str, float, float]]:
     """Each figure with its kind, the tensor's name, and its limit."""
     masks = [output.name for output in manifest.outputs if output.labels]
+    descends = manifest.schedule is not None and manifest.schedule.process == "descent"
     for kind in KINDS:
         for name, difference in figures.get(kind, {}).items():
-            yield kind, name, difference, tolerance.of(kind, name, masks)
+            yield kind, name, difference, tolerance.of(kind, name, masks, descends)
 
 
 def prepare_repository(repository: Path, model: str) -> None:

@@ -1,5 +1,6 @@
 """The gradient of a loss as a graph that torch.export and ONNX take."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 from export import BuildError
 from export.simplify import simplify
+from training.descent import Descent
 
 aten = torch.ops.aten
 
+EXACT = 1e-10  # of the largest value, in float64
 Losses = Callable[..., Tensor]
 
 
@@ -79,6 +82,23 @@ def _only(operator: Any) -> Iterator[None]:
     finally:
         operator.py_kernels.update(kernels)
         operator._dispatch_cache.clear()
+
+
+def checked_gradient(family: Descent, state: Tensor, *given: Tensor) -> GraphModule:
+    """The graph of a family's gradient in float32, after it was compared in float64 with that of torch.autograd.
+
+    state, given: as for ``gradient_graph``. Raises BuildError if they differ beyond float64's last digits.
+    """
+    exact = copy.deepcopy(family).double().requires_grad_(False)
+    state, *given = (tensor.double() for tensor in (state, *given))  # type: ignore[assignment]
+    graph = gradient_graph(exact.losses, state, *given)
+    sought = state.clone().requires_grad_(True)
+    (expected,) = torch.autograd.grad(exact.losses(sought, *given).sum(), sought)
+    with torch.no_grad():
+        difference = (graph(state, *given) - expected).abs().max() / expected.abs().max()
+    if not difference <= EXACT:
+        raise BuildError(f"the gradient of {family.name} differs from torch.autograd by {difference:.2e} in float64")
+    return graph.float()
 
 
 def _convolution_backward(

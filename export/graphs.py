@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from export import BuildError
 from export.fuse import fuse
-from export.gradients import gradient_graph
+from export.gradients import checked_gradient
 from export.options import OPSET
 from export.precision import DTYPES, in_half_precision
 from export.rows import sum_by_products
@@ -71,7 +71,7 @@ def step_graph(family: Family, opset: int = OPSET, fused: bool = True, precision
         if precision in DTYPES:
             raise BuildError(f"{family.name} computes a gradient, which half precision rounds away: use fp32 or tf32")
         given = () if family.condition is None else (torch.rand(2, *family.condition.shape),)
-        step = DescentStep(family, gradient_graph(family.losses, state, *given))
+        step = DescentStep(family, checked_gradient(family, state, *given))
     return export_graph(step, inputs, STEP_INPUTS, STEP_OUTPUTS, family, opset, fused, precision)
 
 

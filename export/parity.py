@@ -34,8 +34,12 @@ def measure_parity(family: Family, engine: StepEngine, progress: Progress = sile
     to end it goes by itself from the first noise to the outputs. Differences are the largest absolute ones; of a mask,
     the share of pixels that differ. Of a prediction it is the difference over the slope |m*q + n| with which it follows
     the network's output, where that is above 1: near t = T the data estimate is the output times a hundred and more,
-    and so is the last bit of its rounding. Of a descent, which takes small steps, the gradient itself is compared too,
-    as "gradient": its difference over the largest value of its sample's.
+    and so is the last bit of its rounding.
+
+    Of a descent the gradient itself is compared too, as "gradient". Where a leaky ReLU's input is rounded to the other
+    side of 0 a gradient jumps, and two that are right differ by thousandths: so its difference is that of all values of
+    a sample, its length over the gradient's, and so is that of the next state, over the step's. That the graph is the
+    gradient to the last digit, ``export.gradients.checked_gradient`` sees to, in float64.
 
     Without steps all that there is to compare is end to end.
 
@@ -110,15 +114,17 @@ def compare_row(
 ) -> Figures:
     """The engine's step on what went into PyTorch's, and of a descent the gradient by itself."""
     sample, *history, noise, coeffs = inputs
-    figures = compare_step(family, engine.step(sample, tuple(history), noise, coeffs, condition), outputs, coeffs)
+    stepped = engine.step(sample, tuple(history), noise, coeffs, condition)
+    figures = compare_step(family, stepped, outputs, coeffs)
     if family.preset.schedule is None or family.preset.schedule.process != "descent":
         return figures
     telling = coeffs.copy()
     telling[:, COLUMNS.index("m")], telling[:, COLUMNS.index("n")] = 0, 1
     got = engine.step(sample, tuple(history), noise, telling, condition)[1]
     gradient = run(family.network, sample, coeffs, condition)[0]
-    size = np.abs(gradient).reshape(len(gradient), -1).max(axis=1).reshape(-1, 1, 1, 1)
-    figures["gradient"] = largest_difference(got / size, gradient / size)
+    moved = np.asarray(outputs[0]) - sample
+    figures["sample_next"] = share_of_length(stepped[0] - outputs[0], moved)
+    figures["gradient"] = share_of_length(got - gradient, gradient)
     return figures
 
 
@@ -208,12 +214,14 @@ def whole_trajectory(
 
 
 def compare_ends(family: Family, got: End, expected: End) -> Figures:
-    """The difference of last states, as "state", and of each output."""
+    """The difference of last states, as "state", and of each output; of a number it is a share of its range."""
     largest = partial(largest_difference, allowed=allowed_share(family))
     figures = {"state": largest(got[0], expected[0])}
     for output in family.outputs:
         difference = share_different if output.labels else largest
         figures[output.name] = difference(got[1][output.name], expected[1][output.name])
+        if not output.labels and len(output.shape) == 1:  # a number of any unit, not grey levels
+            figures[output.name] /= output.high - output.low
     return figures
 
 
@@ -354,6 +362,13 @@ def largest_difference(a: NDArray[Any], b: NDArray[Any], allowed: float = 0.0) -
         return float("inf")
     last = difference.shape[1] - 1 - int(allowed * difference.shape[1])
     return float(np.partition(difference, last, axis=1)[:, last].max())
+
+
+def share_of_length(difference: Float32, of: Float32) -> float:
+    """The worst sample's length of a difference, over that of what differs; infinite where any is not finite."""
+    lengths = [np.sqrt(np.square(a, dtype=np.float64).reshape(len(a), -1).sum(axis=1)) for a in (difference, of)]
+    share = float((lengths[0] / lengths[1]).max())
+    return share if np.isfinite(share) else float("inf")
 
 
 def share_different(a: NDArray[Any], b: NDArray[Any]) -> float:
