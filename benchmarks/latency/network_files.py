@@ -36,8 +36,9 @@ def export_networks(stage: Stage, folder: Path) -> None:
     networks = loaded.networks
     for name, inputs in example_inputs(loaded, networks).items():
         dynamic = tuple({0: torch.export.Dim.DYNAMIC} if tensor.ndim else None for tensor in inputs)
+        shapes: Any = (dynamic,) if name == FINISH else dynamic  # it takes them all as *inputs
         with quiet():
-            program = torch.onnx.export(networks[name], inputs, dynamo=True, dynamic_shapes=dynamic, verbose=False)
+            program = torch.onnx.export(networks[name], inputs, dynamo=True, dynamic_shapes=shapes, verbose=False)
         assert program is not None
         program.save(folder / f"{name}.onnx")
 

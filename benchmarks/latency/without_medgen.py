@@ -113,9 +113,8 @@ class PaperSampler(Eager):
 
     def __init__(self, case: Case) -> None:
         stages = tuple(map(as_in_the_paper, case.stages))
-        note = f"{', '.join(map(str, stages))}: other samples by nature, so they are not compared; one batch"
+        self.note = f"{', '.join(map(str, stages))}: other samples by nature, so they are not compared; one batch"
         super().__init__(replace(case, stages=stages))
-        self.note = note
 
 
 def as_in_the_paper(stage: Stage) -> Stage:

@@ -1,20 +1,28 @@
 """The loops around diffusers' schedulers draw the samples that medgen draws."""
 
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from benchmarks.latency.autograd import Adam, Sgd
 from benchmarks.latency.contenders import NotPossibleError
 from benchmarks.latency.masks import discs
+from benchmarks.latency.processes import Round
+from benchmarks.latency.timing import figures as measured
 from benchmarks.latency.with_medgen import InProcess, OverTriton
 from benchmarks.latency.without_medgen import ChannelsLast, Eager, OnnxRuntimeLoop, PaperSampler
+from benchmarks.latency.workload import make_case
 from serving.bundle import Condition
 
 SEEDS = [5, 2**62]
 
 
 def largest_difference(one, other):
+    if not isinstance(one, Mapping):
+        return np.abs(one - other.astype(float)).max()
     assert one.keys() == other.keys()
     return max(np.abs(one[name] - other[name].astype(float)).max() for name in one)
 
@@ -75,6 +83,41 @@ def test_the_paper_s_sampler(case_of):
     assert [len(stage.table) for stage, _ in row.stages] == [1000, 2 * 50]
     assert "cmr_mask ddpm 1000 steps, cmr_flow_image midpoint 50 steps: other samples" in row.note
     assert "midpoint of cmr_flow_image does; this is medgen's own step" in row.note
+
+
+def test_a_model_of_one_pass_draws_the_same_in_every_row(built):
+    case = replace(make_case("pggan", [], built("pggan"), 2, {}), threads=1)
+    assert [(stage.solver, stage.steps) for stage in case.stages] == [(None, 0)]
+    medgen = InProcess(case)
+    drawn = medgen.sample(SEEDS)
+    assert medgen.networks.seconds > 0
+    for row in (Eager, ChannelsLast, OnnxRuntimeLoop):
+        assert largest_difference(row(case).sample(SEEDS), drawn) < 1e-4
+    with pytest.raises(NotPossibleError, match="pggan draws in one pass, in its paper too"):
+        PaperSampler(case)
+    with pytest.raises(NotPossibleError, match="pggan goes down no loss"):
+        Sgd(case)
+
+
+def test_an_inversion_is_measured_beside_the_optimisers_of_pytorch(built, tmp_path):
+    np.save(tmp_path / "given.npy", np.linspace(0, 255, 3 * 32 * 32).reshape(3, 32, 32).astype(np.uint8))
+    repository = built("mganprior")
+    case = make_case("mganprior", [], repository, 2, {"steps": 3}, [tmp_path / "given.npy"])
+    case = replace(case, threads=1)
+    assert [(stage.solver, stage.steps) for stage in case.stages] == [("heavy_ball", 3)]
+    assert case.pictures.shape == (2, 1, 32, 32)
+    drawn = InProcess(case).sample(SEEDS)
+    assert largest_difference(Eager(case).sample(SEEDS)["reconstruction"], drawn["reconstruction"]) < 1e-3
+    plain = make_case("mganprior", [], repository, 2, {"steps": 3, "solver": "gd"})
+    assert largest_difference(Sgd(plain).sample(SEEDS), InProcess(plain).sample(SEEDS)) < 1e-3
+    assert Adam(case).sample(SEEDS)["psnr"].shape == (2, 1)
+    assert [stage.stage.steps for stage, _ in PaperSampler(case).stages] == [3000]
+    figures = measured("medgen", case, [Round(1.0, None, drawn, 1.0)], [Round(2.0, None, drawn, 1.0)], "")
+    assert figures.numbers == {"psnr": pytest.approx(drawn["psnr"].mean())}
+    with pytest.raises(ValueError, match="--condition has 3 pictures; a batch has 4 samples"):
+        make_case("mganprior", [], repository, 4, {}, [tmp_path / "given.npy"])
+    with pytest.raises(ValueError, match="--condition is for models that draw under pictures; pggan does not"):
+        make_case("pggan", [], built("pggan"), 2, {}, [tmp_path / "given.npy"])
 
 
 def test_the_mask_is_a_heart():

@@ -1,5 +1,6 @@
 """Graphs of every family, in each precision that ONNX Runtime's CPU has, are PyTorch within its limits."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ from export.options import Options
 from export.tensorrt_libraries import LIBRARIES
 from export.tensorrt_parser import read
 from serving.bundle import Bundle
+from serving.engines import open_engine
+from serving.sampling.loop import Loop
 from serving.sampling.noise import draw
 from serving.sampling.requests import parse_request
 from serving.sampling.sampler import Sampler
-from serving.sampling.solvers import solver_table
+from serving.sampling.scheduler import Cost
+from serving.sampling.solvers import solver_table, solvers_for
 from training.checkpoint import save_checkpoint
 
 
@@ -81,6 +85,27 @@ def test_a_samples_bits_do_not_depend_on_its_mates(bundle):
         (alone,) = sampler.sample([parse_request(manifest, seeds[row : row + 1], {}, *mask)])
         for output in manifest.outputs:
             assert together[output.name][row].tobytes() == alone[output.name][0].tobytes()
+
+
+def test_a_samples_bits_are_the_same_in_flight(bundle):
+    """Requests of other rows, solvers and steps come and go meanwhile."""
+    manifest, engine = bundle.manifest, open_engine(bundle)
+    under = [values.numpy() for values in random_condition(tiny_family(manifest.model), 4)]
+    loop = Loop(bundle, engine, Cost({1: 1.0, 2: 1.1, 4: 1.2}))
+    requests, answers = [], {}
+    solvers = solvers_for(manifest.schedule) if manifest.schedule else [None]
+    for number, rows in enumerate([[0, 1], [2], [3, 0, 1], [2, 2]]):
+        how = {"solver": solvers[number % len(solvers)], "steps": 1 + number} if manifest.schedule else {}
+        given = [values[rows] for values in under]
+        requests.append(parse_request(manifest, np.array(rows)[:, None], how, *given))
+        loop.submit(requests[-1], partial(answers.__setitem__, number))
+        loop.turn()
+    while len(answers) < len(requests):
+        loop.turn()
+    for number, request in enumerate(requests):
+        (alone,) = Sampler(bundle, engine).sample([request])
+        for output in manifest.outputs:
+            assert answers[number][output.name].tobytes() == alone[output.name].tobytes()
 
 
 def test_samples_are_pytorchs(bundle):

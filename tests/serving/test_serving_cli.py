@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from live import CHAINS, CHECKOUT, MASK, PATIENCE, Live, add_chains, add_model, free_ports, processes, start
+from live import CHAINS, CHECKOUT, MASK, NOTICE, PATIENCE, Live, add_chains, add_model, free_ports, processes, start
 from PIL import Image
 from tiny import write_tiny_bundle
 
@@ -129,6 +129,38 @@ def test_images_under_the_masks_of_other_samples(live: Live, tmp_path: Path) -> 
         assert (sidecar["spacing"]["y"], sidecar["spacing"]["x"]) == MASK.spacing
         chain, image = (Image.open(tmp_path / folder / "sheet.png").tobytes() for folder in ("chain", "image"))
         assert chain == image, "the masks are outlined alike"
+
+
+@pytest.mark.parametrize("way", ["local", "grpc"])
+def test_pictures_are_scaled_and_that_is_said(live: Live, tmp_path: Path, way: str) -> None:
+    here = ["--local", "--repository", live.repository] if way == "local" else ["--url", live.url("grpc")]
+    asked = ["sample", *here, "--model", "tiny_picture", "--out", tmp_path / "samples"]
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    ramp = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+    for name, pixels in {"b.png": ramp, "a.png": ramp[::-1].copy()}.items():
+        Image.fromarray(pixels).save(crops / name)
+    result = serving(*asked, "--condition", crops)
+    assert result.exit_code == 0, result.output
+    note = "2 files from a.png to b.png: 16-bit, 0..65535 to -1..3"
+    assert note in result.output.splitlines()
+    record = json.loads((tmp_path / "samples" / "provenance.json").read_text())
+    assert record["notes"] == [note]
+    assert [sample["condition_file"] for sample in record["samples"]] == ["a.png", "b.png"]
+    assert all(sample["notices"] == [NOTICE] for sample in record["samples"])
+    with np.load(tmp_path / "samples" / "pairs.npz") as pairs:
+        np.testing.assert_allclose(pairs["photo"][1, 0], -1 + 4 * ramp / 65535.0, atol=1e-6)
+        assert pairs["photo_range"].tolist() == [-1, 3]
+    again = serving(*asked, "--force", "--condition", tmp_path / "samples" / "pairs.npz")
+    assert "pairs.npz: float32, -1..3 to -1..3" in again.output.splitlines()
+    Image.fromarray(ramp[:8].copy()).save(crops / "c.png")
+    said = refused(*asked, "--force", "--condition", crops / "c.png")
+    assert "c.png is 1 x 8 x 16, and photo must be 1 x 16 x 16: nothing is resized" in said
+    assert "b.png is one file too many: tiny takes masks of one file, or no condition at all" in refused(
+        "sample", *here, "--model", "tiny", "--out", tmp_path / "x", *2 * ["--condition", crops / "b.png"]
+    )
+    said = refused(*asked, "--force", "--condition", crops / "a.png", "--steps", 4)
+    assert "steps is 4; tiny_picture draws in one pass, and takes no steps" in said
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,20 @@ def test_a_seed_that_comes_again_has_files_of_its_own(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "provenance.json").read_text())["files"] == files
 
 
+def test_numbers_are_in_the_record_and_on_the_sheet(tmp_path: Path) -> None:
+    samples = pairs()
+    psnr = Output("psnr", "float32", (1,), 0.0, 100.0)
+    values = np.linspace(20, 40, len(samples), dtype=np.float32)[:, None]
+    with_numbers = Samples({**samples.arrays, "psnr": values}, samples.provenance, (*samples.outputs, psnr))
+    write_samples(with_numbers, tmp_path)
+    record = json.loads((tmp_path / "provenance.json").read_text())
+    assert [sample["numbers"]["psnr"] for sample in record["samples"]] == values[:, 0].tolist()
+    assert not (tmp_path / "psnrs").exists()
+    with np.load(tmp_path / "pairs.npz") as arrays:
+        np.testing.assert_array_equal(arrays["psnr"], values)
+    assert contact_sheet(with_numbers).tobytes() != contact_sheet(samples).tobytes()
+
+
 def test_pairs_say_what_their_classes_are(tmp_path: Path) -> None:
     samples = pairs()
     outputs = (replace(samples.outputs[0], spacing=(1.5, 0.75)), samples.outputs[1])
