@@ -42,9 +42,9 @@ class DescentStep(nn.Module):
         self.family, self.gradient = family, gradient
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        sample, *others, coeffs = inputs[: len(STEP_INPUTS)]
-        out = self.family.direction(self.gradient(sample, *inputs[len(STEP_INPUTS) :]), coeffs)
-        return self.family.update(out, sample, *others, coeffs)
+        own, condition = inputs[: len(STEP_INPUTS)], inputs[len(STEP_INPUTS) :]
+        out = self.family.direction(self.gradient(own[0], *condition), own[-1])
+        return self.family.update(out, *own)
 
 
 class Finish(nn.Module):

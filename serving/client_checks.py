@@ -61,7 +61,11 @@ def check_given(condition: Any) -> Given | None:
     elif isinstance(condition, Given):
         return condition
     else:
-        return Masks(values) if values.dtype == np.uint8 else Pictures(values)
+        return (
+            Masks(values.astype(np.uint8, copy=False))
+            if values.dtype == np.uint8
+            else Pictures(values.astype(np.float32, copy=False))
+        )
     raise SamplingError(f"condition is {kind}; it must be an array of uint8 or float32 [N, C, H, W]", 400)
 
 

@@ -177,7 +177,7 @@ def load_model(
     if made.made_from != held:
         raise CheckpointError(f"{path} holds a {held}; --model is {model}")
     prior, config = load_checkpoint(path)
-    name = preset or config.get("preset_name")
+    name = preset or str(config.get("preset_name"))
     if name not in made.presets:
         raise CheckpointError(f"preset is {name!r}; {model} has {', '.join(made.presets)}: choose one with --preset")
     check_chosen(made, chosen or {})

@@ -115,6 +115,7 @@ class Diffusers:
 
     def scheduler(self) -> Any:
         preset = self.work.family.preset
+        assert preset.schedule is not None
         scheduler = make_scheduler(self.work.solver, preset.schedule, preset.clip, self.work.steps, len(self.loop))
         assert scheduler is not None
         return scheduler

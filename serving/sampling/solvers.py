@@ -306,8 +306,9 @@ def heavy_ball(schedule: Schedule, steps: int, rate: float = 0.1, momentum: floa
     """
     _check_descent(schedule, steps)
     rates = rate * (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
-    kept = np.where(np.arange(steps) > 0, momentum, 0)
-    return _table(steps, t=1, p=1, a=1 + kept, c=-rates, m=1, d1=-kept)
+    kept = np.full(steps, momentum)
+    kept[0] = 0.0
+    return _table(steps, t=1, p=1, a=1.0 + kept, c=-rates, m=1, d1=-kept)
 
 
 @dataclass(frozen=True)

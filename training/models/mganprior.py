@@ -123,7 +123,10 @@ class MGanPrior(Descent):
     def of(cls, prior: Family, preset: Preset, fields: Mapping[str, Any]) -> "MGanPrior":
         """The inversion through a trained prior, as a preset with some fields changed says."""
         assert isinstance(prior, Pggan)
-        made = cls(preset.replaced({**fields, "prior": dataclasses.asdict(prior.preset), "size": prior.preset.size}))
+        held = {"prior": dataclasses.asdict(prior.preset), "size": prior.preset.size}
+        preset = preset.replaced({**fields, **held})
+        assert isinstance(preset, MGanPriorPreset)
+        made = cls(preset)
         made.generator.load_state_dict(prior.generator.state_dict())
         return made.eval()
 
