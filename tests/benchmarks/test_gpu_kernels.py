@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def cases():
     """Every kind of case, at the shapes of tiny families."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel_shapes, "paper", lambda name: tiny_family(name).to("meta"))
+        patch.setattr(kernel_shapes, "paper", lambda name: tiny_family(name).to("meta") if name in STEPPING else None)
         return list(kernel_shapes.cases())
 
 
