@@ -1,4 +1,4 @@
-"""python -m serving up | sample"""
+"""medgen up | sample"""
 
 import signal
 import sys
@@ -32,7 +32,7 @@ from serving.writers.space import WORTH_SAYING, SpaceError, check_space, space_f
 PORT = click.IntRange(1, 65535)
 repository_option = click.option(
     "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     default=REPOSITORY,
     help="Model repository.",
 )

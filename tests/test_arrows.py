@@ -13,6 +13,7 @@ LEAVES = {
     for name in (
         "bundle",
         "folders",
+        "namesakes",
         "progress",
         "sample_set",
         "sampling.noise",

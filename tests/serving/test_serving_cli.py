@@ -1,4 +1,4 @@
-"""python -m serving up | sample, as a person types them."""
+"""medgen up | sample, as a person types them."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from PIL import Image
 from tiny import write_tiny_bundle
 
 from serving.__main__ import main
-from serving.bundle import REPOSITORY, bundle_folder
+from serving.bundle import TEMPLATES, bundle_folder
 from serving.triton.installation import find_installation
 from serving.triton.served_models import find_models
 
@@ -47,7 +47,7 @@ def no_patience_for_ports(monkeypatch: pytest.MonkeyPatch) -> None:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     add_model(folder, "tiny")
-    shutil.copytree(REPOSITORY / "pig", folder / "pig", ignore=shutil.ignore_patterns("bundle", ".bundle*"))
+    shutil.copytree(TEMPLATES / "pig", folder / "pig", ignore=shutil.ignore_patterns("bundle", ".bundle*"))
     return folder
 
 
@@ -243,7 +243,7 @@ def test_what_sample_refuses(repository: Path, tmp_path: Path) -> None:
     here = ["--local", "--repository", repository]
     assert "steps is 0; it must be from 1 to 1000" in refused(*asked, *here, "--steps", 0)
     assert "solver is 'magic'; allowed for tiny are ddpm, ddim" in refused(*asked, *here, "--solver", "magic")
-    assert "python -m export build --model pig" in refused(*asked, *here, "--model", "pig")
+    assert "medgen export build --model pig" in refused(*asked, *here, "--model", "pig")
     assert f"no model 'pug' in {repository}; it holds pig, tiny" in refused(*asked, *here, "--model", "pug")
     port = free_ports(1)[0]
     assert f"no server answers at 127.0.0.1:{port}: start one with" in refused(*asked, "--url", f"127.0.0.1:{port}")
@@ -271,7 +271,7 @@ def test_equal_ports_are_refused(repository: Path) -> None:
 
 def test_what_cannot_be_served_is_named(repository: Path, tmp_path: Path) -> None:
     said = refused("up", "--repository", repository, "--model", "pig")
-    assert f"model pig has not been built: run python -m export build --model pig --repository {repository}" in said
+    assert f"model pig has not been built: run medgen export build --model pig --repository {repository}" in said
     assert "no model 'pug'" in refused("up", "--repository", repository, "--model", "pug")
     assert "it holds pig, tiny" in refused("up", "--repository", repository, "--model", "tiny", "--model", "pug")
     assert "is no model repository" in refused("up", "--repository", tmp_path)
@@ -280,7 +280,7 @@ def test_what_cannot_be_served_is_named(repository: Path, tmp_path: Path) -> Non
 
 
 def test_models_without_a_bundle_are_passed_over(repository: Path) -> None:
-    command = f"python -m export build --model pig --repository {repository}"
+    command = f"medgen export build --model pig --repository {repository}"
     assert find_models(repository) == (["tiny"], {"pig": f"model pig has not been built: run {command}"})
     assert find_models(repository, ["tiny"]) == (["tiny"], {})
 
@@ -294,9 +294,9 @@ def test_a_chain_is_served_with_its_stages_or_not_at_all(tmp_path: Path) -> None
     shutil.rmtree(bundle_folder(tmp_path, "cmr_flow_image"))
     served, passed_over = find_models(tmp_path)
     assert set(served) == everything - {"cmr_flow_image", "cmr_flow"}
-    command = f"python -m export build --model cmr_flow --repository {tmp_path}"
+    command = f"medgen export build --model cmr_flow --repository {tmp_path}"
     why = f"model cmr_flow_image, which cmr_flow needs, has not been built: run {command}"
-    alone = f"python -m export build --model cmr_flow_image --repository {tmp_path}"
+    alone = f"medgen export build --model cmr_flow_image --repository {tmp_path}"
     assert passed_over == {"cmr_flow": why, "cmr_flow_image": f"model cmr_flow_image has not been built: run {alone}"}
     assert why in refused("up", "--repository", tmp_path, "--model", "cmr_flow")
 
