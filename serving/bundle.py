@@ -45,7 +45,8 @@ class Output:
     """One named output of the finish graph; ``shape`` is that of one sample.
 
     ``low`` and ``high`` are the values an output can take; ``labels`` names the classes of a mask, from 0 up;
-    ``spacing`` is how far rows, and columns, are apart in mm, where the pixels of a picture have a known size.
+    ``spacing`` is how far rows, and columns, are apart in mm, where the pixels of a picture have a known size;
+    ``modality`` is DICOM's word for a picture: MG for a mammogram, MR for magnetic resonance.
     """
 
     __pydantic_config__ = CHECKED
@@ -57,6 +58,7 @@ class Output:
     high: float
     labels: tuple[str, ...] = ()
     spacing: tuple[Millimetres, Millimetres] | None = None
+    modality: Literal["MG", "MR"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

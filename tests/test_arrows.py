@@ -19,7 +19,6 @@ LEAVES = {
         "sampling.noise",
         "sampling.solvers",
         "user",
-        "writers.nifti",
         "writers.pictures",
     )
 }
