@@ -207,7 +207,11 @@ class Asked:
         return {name: value for name, value in given.items() if value is not None}
 
     def count(self, given: int | None, default: int) -> int:
-        return given or (default if self.masks is None else len(self.masks.values))
+        if self.masks is None:
+            return given or default
+        if given not in (None, masks := len(self.masks.values)):
+            raise MaskFileError(f"{self.condition_file} holds {masks} masks, and --count is {given}: give one for each")
+        return masks
 
     def notes(self) -> list[str]:
         if self.condition_file is None or self.masks is None or self.masks.labels:

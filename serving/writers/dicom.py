@@ -49,7 +49,7 @@ class Code(NamedTuple):
 BREAST, OBLIQUE = Code("76752008", "SCT", "Breast"), Code("399368009", "SCT", "medio-lateral oblique")
 EQUIPMENT = Code("109102", "DCM", "Processing Equipment")
 SECONDARY = Kind(
-    "1.2.840.10008.5.1.4.1.1.7", "OT", ("DERIVED", "SECONDARY"), {"ConversionType": "SYN", "Laterality": ""}
+    "1.2.840.10008.5.1.4.1.1.7", "OT", ("DERIVED", "SECONDARY"), {"ConversionType": "SYN", "ImageLaterality": "U"}
 )
 KINDS = {
     "MG": Kind(
@@ -195,7 +195,6 @@ class _Case:
         picture.SpecificCharacterSet = "ISO_IR 192"
         picture.SOPClassUID, picture.SOPInstanceUID = kind.sop_class, self.uid(output.name, "instance")
         self._describe(picture, kind.modality, output, number)
-        picture.FrameOfReferenceUID, picture.PositionReferenceIndicator = self.uid("frame"), ""
         picture.ImageType = list(kind.image_type)
         picture.PatientOrientation = ["", ""]
         for name, value in kind.attributes.items():
@@ -211,7 +210,10 @@ class _Case:
         if output.spacing is None and kind.modality != "MR":
             picture.PixelSpacingCalibrationType = "GEOMETRY"
             picture.PixelSpacingCalibrationDescription = "The size is unknown; 1 mm stands for it"
-        picture.SliceThickness = NOMINAL_MM
+        if kind is not SECONDARY:  # which has no place
+            picture.FrameOfReferenceUID, picture.PositionReferenceIndicator = self.uid("frame"), ""
+        if kind.modality == "MR":
+            picture.SliceThickness = NOMINAL_MM
         picture.DerivationDescription = f"Stored 0 to {2**BITS - 1} stand for {output.low:g} to {output.high:g}"
         picture.LossyImageCompression, picture.BurnedInAnnotation = "00", "NO"
         picture.SamplesPerPixel, picture.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -226,9 +228,13 @@ class _Case:
         import highdicom
         from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
         from highdicom.sr.coding import CodedConcept
+        from pydicom import Dataset
         from pydicom.sr.codedict import codes
 
         assert picture is not None
+        source = Dataset(picture)  # with what a segmentation must have
+        source.FrameOfReferenceUID, source.PositionReferenceIndicator = self.uid("frame"), ""
+        source.SliceThickness = NOMINAL_MM
         algorithm = highdicom.AlgorithmIdentificationSequence(
             name=f"medgen {self._model}",
             family=codes.DCM.ArtificialIntelligence,
@@ -254,7 +260,7 @@ class _Case:
             )
         classes = np.arange(1, len(segments) + 1)
         found = highdicom.seg.Segmentation(
-            source_images=[picture],
+            source_images=[source],
             pixel_array=(mask[None, ..., None] == classes).astype(np.uint8),
             segmentation_type=SegmentationTypeValues.BINARY,
             segment_descriptions=segments,
@@ -286,7 +292,7 @@ class _Case:
         dataset.PatientComments = NOT_A_PATIENT
         dataset.SyntheticData = "YES"
         dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", "There never was a patient"
-        for name in ("Study", "Series", "Content", "Acquisition"):
+        for name in ("InstanceCreation", "Study", "Series", "Content", "Acquisition"):
             setattr(dataset, f"{name}Date", WHEN)
             setattr(dataset, f"{name}Time", TIME)
         dataset.AccessionNumber, dataset.ReferringPhysicianName, dataset.StudyID = "", "", self._name[:16]

@@ -38,17 +38,18 @@ def space_for(shapes: Shapes, count: int, layouts: Sequence[Layout] = ()) -> Spa
     largest = max(bytes_of_arrays({name: shape}) for name, shape in shapes.items())  # is there twice for a while
     disk = arrays + largest + Png().bytes_a_sample(shapes) + FACTS
     disk += sum(layout.bytes_a_sample(shapes) for layout in layouts)
-    return Space(count * disk, memory_for(shapes, min(count, PART)) + count * FACTS)
+    return Space(count * disk, count * FACTS + memory_for(shapes, min(count, PART)))
 
 
 def space_for_parts(shapes: Shapes, count: int, part: int, layout: Layout) -> Space:
     """What so many samples take as parts of a set."""
-    return Space(count * (layout.bytes_a_sample(shapes) + FACTS), memory_for(shapes, min(count, part)))
+    rows = min(count, part)
+    return Space(count * (layout.bytes_a_sample(shapes) + FACTS), rows * FACTS + memory_for(shapes, rows))
 
 
 def memory_for(shapes: Shapes, count: int) -> int:
-    """What so many samples take in memory, where batches are joined, and there twice, and are then written."""
-    return count * (3 * bytes_of_arrays(shapes) + FACTS)
+    """What the arrays of so many samples take in memory, where batches are joined, and there twice."""
+    return count * 2 * bytes_of_arrays(shapes)
 
 
 def check_space(folder: Path, space: Space) -> None:
