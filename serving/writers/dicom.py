@@ -92,12 +92,13 @@ KINDS = {
             "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
             "ImagePositionPatient": [0, 0, 0],
             "PatientOrientation": ["L", "P"],
-            "Laterality": "",
+            "ImageLaterality": "U",
         },
     ),
 }
 STRUCTURE = Code("91723000", "SCT", "Anatomical structure")
 ABNORMAL = Code("49755003", "SCT", "Morphologically Altered Structure")
+TISSUE = Code("85756007", "SCT", "Tissue")  # where nothing is known of a class but its label
 CLASSES = {  # category and type of a segment, by the label of its class
     "lesion": (ABNORMAL, Code("52988006", "SCT", "Lesion")),
     "LV": (STRUCTURE, Code("87878005", "SCT", "Left ventricle of heart")),
@@ -245,7 +246,7 @@ class _Case:
         for index, label in enumerate(output.labels or [str(k) for k in range(int(output.high) + 1)]):
             if index == 0:
                 continue
-            category, kind = CLASSES.get(label, (STRUCTURE, Code(label[:16] or "class", "99MEDGEN", label[:64])))
+            category, kind = CLASSES.get(label, (TISSUE, TISSUE))
             segments.append(
                 SegmentDescription(
                     segment_number=index,
