@@ -62,13 +62,13 @@ def write_nifti(samples: Samples, folder: Path) -> None:
             (folder / f"{name}_{output.name}.json").write_text(sidecar + "\n")
 
 
-def write_slice(values: NDArray[Any], spacing: tuple[float, float] | None, file: Path) -> None:
-    """One slice [H, W] as it came; the same slice gives the same bytes."""
+def write_slice(values: NDArray[Any], spacing: tuple[float, float] | None, file: Path, apart: float = 1.0) -> None:
+    """One slice [H, W] as it came; the same slice gives the same bytes. apart: mm to a next slice, were there one."""
     import nibabel
 
     between_rows, between_columns = spacing or UNKNOWN
     voxels = values.T[..., None]
-    affine = np.diag([-between_columns, -between_rows, 1.0, 1.0])
+    affine = np.diag([-between_columns, -between_rows, apart, 1.0])
     image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
     image.header.set_xyzt_units("mm")
     image.to_filename(file)

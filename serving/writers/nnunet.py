@@ -19,6 +19,7 @@ from serving.writers.npz import bytes_of_arrays
 IMAGES, LABELS = "imagesTr", "labelsTr"
 DATASET, SPLITS = "dataset.json", "splits_final.json"
 PNG, NIFTI = ".png", ".nii.gz"
+FAR_APART = 999.0  # mm between slices, as nnU-Net takes PNGs to be: else it plans to look across them
 FOLDS, SHUFFLED_BY = 5, 12345  # as nnU-Net splits cases by itself
 SYNTHETIC = "Synthetic: drawn by a generative model, of no patient. Not for validation."
 
@@ -28,17 +29,19 @@ class NnUnet(Layout):
 
     Masks hold class indices. Where pixels have a known size, files are .nii.gz with float32 images; else they are PNG
     with images of 16 bits between their low and high, for nnU-Net would take the 1 mm of a NIfTI file for true.
+    A sample is a volume of one slice: it is for nnU-Net's configuration 2d.
 
     real: the folder of a raw data set that the samples are to be added to. Its classes, its number of channels and the
     ending of its files must be those of the samples, and splits_final.json is then for both together: nnU-Net's own
     folds of the real cases (or those in a splits_final.json beside its dataset.json), with all synthetic cases in the
-    training part of each.
+    training part of each. Slices are then as far apart as most of its are, so that nnU-Net plans what it would without.
     """
 
     name = "nnunet"
 
     def __init__(self, real: Path | None = None) -> None:
         self._real = None if real is None else _Real(real)
+        self._apart = FAR_APART if self._real is None else self._real.apart
         self.set_files = (DATASET, SPLITS) if real else (DATASET,)
 
     def check_outputs(self, outputs: Sequence[Output]) -> None:
@@ -49,7 +52,7 @@ class NnUnet(Layout):
             check_nifti()
 
     def options(self) -> dict[str, Any]:
-        return {} if self._real is None else {"added_to": self._real.digest}
+        return {} if self._real is None else {"added_to": self._real.digest, "apart": self._apart}
 
     def bytes_a_sample(self, shapes: Shapes) -> int:
         return bytes_of_arrays(shapes) + len(shapes) * BLOCK
@@ -61,9 +64,19 @@ class NnUnet(Layout):
         for row, name in enumerate(samples.names):
             case = case_of(str(samples.provenance[row]["model"]), name)
             ending = NIFTI if mask.spacing else PNG
-            _write(samples.arrays[mask.name][row, 0], mask, folder / LABELS / f"{case}{ending}")
+            self._write(samples.arrays[mask.name][row, 0], mask, folder / LABELS / f"{case}{ending}")
             for channel, image in enumerate(images):
-                _write(samples.arrays[image.name][row, 0], image, folder / IMAGES / f"{case}_{channel:04d}{ending}")
+                file = folder / IMAGES / f"{case}_{channel:04d}{ending}"
+                self._write(samples.arrays[image.name][row, 0], image, file)
+
+    def _write(self, values: NDArray[Any], output: Output, file: Path) -> None:
+        if output.spacing:
+            write_slice(values, output.spacing, file, self._apart)
+        elif is_mask(output):
+            Image.fromarray(values).save(file)
+        else:
+            scaled = (np.asarray(values, np.float64) - output.low) / (output.high - output.low)
+            Image.fromarray(np.rint(np.clip(scaled, 0, 1) * 65535).astype(np.uint16)).save(file)
 
     def describe(self, folder: Path, model: str, names: Iterable[str], count: int, outputs: Sequence[Output]) -> None:
         mask, images = _parts(outputs)
@@ -113,6 +126,7 @@ class _Real:
         if not self._cases:
             raise LayoutError(f"{folder / LABELS} holds no *{ending}, which its {DATASET} says are the labels")
         self._folds = self._own_folds() or folds(self._cases)
+        self.apart = _slices_apart([folder / LABELS / file for file in files]) if ending == NIFTI else FAR_APART
         self.digest = hashlib.sha256(json.dumps([self._described, self._folds], sort_keys=True).encode()).hexdigest()
 
     def _own_folds(self) -> list[dict[str, list[str]]] | None:
@@ -160,14 +174,18 @@ def _parts(outputs: Sequence[Output]) -> tuple[Output, list[Output]]:
     return mask, images
 
 
-def _write(values: NDArray[Any], output: Output, file: Path) -> None:
-    if output.spacing:
-        write_slice(values, output.spacing, file)
-    elif is_mask(output):
-        Image.fromarray(values).save(file)
-    else:
-        scaled = (np.asarray(values, np.float64) - output.low) / (output.high - output.low)
-        Image.fromarray(np.rint(np.clip(scaled, 0, 1) * 65535).astype(np.uint16)).save(file)
+def _slices_apart(files: Sequence[Path]) -> float:
+    """The median of what NIfTI files say, in mm; only their headers are read."""
+    check_nifti()
+    import nibabel
+
+    apart = []
+    for file in files:
+        try:
+            apart.append(float(nibabel.Nifti1Image.from_filename(file).header.get_zooms()[2]))
+        except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, IndexError) as error:
+            raise LayoutError(f"{file} is no NIfTI volume: {error}") from None
+    return float(np.median(apart))
 
 
 def _read(file: Path) -> Any:

@@ -28,7 +28,10 @@ def real(folder: Path, samples: Samples, cases: int = 12, **changed: object) -> 
     for file in (folder / "labelsTr").iterdir():
         file.unlink()
     for case in range(cases):
-        (folder / "labelsTr" / f"patient{case:03d}{described['file_ending']}").touch()
+        file = folder / "labelsTr" / f"patient{case:03d}{described['file_ending']}"
+        file.touch()
+        if described["file_ending"] == ".nii.gz":
+            nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 3), np.uint8), np.diag([1, 1, 5 + case % 2 * 5, 1])), file)
     (folder / "dataset.json").write_text(json.dumps(described))
     return folder
 
@@ -52,7 +55,7 @@ def test_nifti_where_it_is_known(heart: Samples, tmp_path: Path) -> None:
     assert described["labels"] == {"background": 0, "LV": 1, "MYO": 2, "RV": 3}
     assert described["file_ending"] == ".nii.gz"
     image = nibabel.load(tmp_path / "imagesTr" / "synthetic_cmr_flow_000007_0000.nii.gz")
-    assert image.header.get_zooms() == (1.5, 1.25, 1.0)
+    assert image.header.get_zooms() == (1.5, 1.25, 999.0), "nnU-Net would look across slices"
     np.testing.assert_array_equal(np.asanyarray(image.dataobj)[..., 0].T, heart.arrays["image"][0, 0])
     mask = nibabel.load(tmp_path / "labelsTr" / "synthetic_cmr_flow_000007.nii.gz")
     np.testing.assert_array_equal(mask.affine, image.affine)
@@ -81,6 +84,8 @@ def test_synthetic_cases_are_trained_on_and_never_validated_with(heart: Samples,
     for fold in splits:
         assert {*fold["train"]} - {*fold["val"]} == real_cases - {*fold["val"]} | synthetic
     assert sorted(case for fold in splits for case in fold["val"]) == sorted(real_cases)
+    image = nibabel.load(tmp_path / "new" / "imagesTr" / "synthetic_cmr_flow_000007_0000.nii.gz")
+    assert image.header.get_zooms()[2] == 7.5
     (there / "splits_final.json").write_text(json.dumps([{"train": ["patient000"], "val": ["patient001"]}]))
     write(heart, tmp_path / "new", there)
     own = [{"train": ["patient000", *sorted(synthetic)], "val": ["patient001"]}]
