@@ -23,15 +23,12 @@ class Commands(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name in GROUPS:
-            found: click.Command = import_module(f"{name}.__main__").main
-            return found
+            return _group(name)
         return next((_commands(package)[name] for package in OPEN if name in _commands(package)), None)
 
     def invoke(self, context: click.Context) -> object:
         try:
             return super().invoke(context)
-        except NamesakeError as error:
-            raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:
             name = context.invoked_subcommand or ""
             extra = GROUPS.get(name) or next((OPEN[package] for package in OPEN if name in _commands(package)), "")
@@ -41,8 +38,15 @@ class Commands(click.Group):
 
 
 def _commands(package: str) -> Mapping[str, click.Command]:
-    group: click.Group = import_module(f"{package}.__main__").main
-    return group.commands
+    return _group(package).commands
+
+
+def _group(package: str) -> click.Group:
+    try:
+        group: click.Group = import_module(f"{package}.__main__").main
+    except NamesakeError as error:
+        raise click.ClickException(str(error)) from error
+    return group
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

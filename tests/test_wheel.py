@@ -123,9 +123,10 @@ def test_a_package_of_the_same_name_is_named(installed: Installed) -> None:
     (theirs / "RECORD").write_text("kernels/__init__.py,,\n")
     (installed.packages / "kernels" / "__init__.py").write_text("def get_kernel(): ...\n")
     try:
-        said = installed.run("medgen", "fit", "--model", "pig", code=1)
-        assert "Error: the package kernels 0.17.2 is installed over medgen's own kernels" in said
-        assert said.count("\n") == 1
+        for command in (["fit", "--model", "pig"], ["export", "list"], ["--help"]):
+            said = installed.run("medgen", *command, code=1)
+            assert "Error: the package kernels 0.17.2 is installed over medgen's own kernels" in said
+            assert said.count("\n") == 1
         assert "--solver" in installed.run("medgen", "sample", "--help")  # which has nothing to do with it
     finally:
         shutil.rmtree(theirs)

@@ -20,6 +20,7 @@ from serving.__main__ import main
 from serving.bundle import TEMPLATES, bundle_folder
 from serving.triton.installation import find_installation
 from serving.triton.served_models import find_models
+from serving.writers.layouts import BESIDE_OTHERS
 
 HEADER = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 1, 1000, 1000)}"
 HUGE = b"\x93NUMPY\x01\x00\x76\x00" + HEADER.ljust(117).encode() + b"\n"
@@ -102,6 +103,40 @@ def test_nifti_files_hold_the_pairs(live: Live, tmp_path: Path, model: str) -> N
     sidecar = json.loads((out / "nifti" / "000001_mask.json").read_text())
     assert sidecar["provenance"] == record["samples"][1]
     assert list(sidecar["labels"].values()) == record["outputs"][0]["labels"]
+
+
+def test_layouts_lie_beside_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More samples than are written together, whatever their number."""
+    add_chains(tmp_path / "models")
+    monkeypatch.setattr("serving.__main__.PART", 2)
+    asked = [
+        "sample",
+        "--local",
+        "--repository",
+        tmp_path / "models",
+        "--model",
+        "cmr_flow",
+        "--count",
+        5,
+        "--steps",
+        2,
+    ]
+    layouts = [word for name in BESIDE_OTHERS for word in ("--layout", name)]
+    result = serving(*asked, *layouts, "--nifti", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "out: dicom/, images/, masks/, nifti/, nnunet/, overlays/, pairs.npz" in result.output
+    assert len(list((tmp_path / "out" / "nnunet" / "labelsTr").iterdir())) == 5
+    assert json.loads((tmp_path / "out" / "nnunet" / "dataset.json").read_text())["numTraining"] == 5
+    assert len(list((tmp_path / "out" / "webdataset").iterdir())) == 3
+    with np.load(tmp_path / "out" / "pairs.npz") as pairs:
+        assert pairs["image"].shape == (5, 1, 16, 16)
+    assert serving(*asked, "--force", "--out", tmp_path / "out").exit_code == 0
+    assert not (tmp_path / "out" / "dicom").exists()
+    said = refused(*asked, "--add-to", tmp_path / "models", "--out", tmp_path / "other")
+    assert "--add-to is for --layout nnunet" in said
+    said = refused(*asked, "--layout", "nnunet", "--add-to", tmp_path / "models", "--out", tmp_path / "other")
+    assert f"{tmp_path / 'models' / 'dataset.json'} cannot be read" in said
+    assert not (tmp_path / "other").exists()
 
 
 def test_nifti_without_nibabel_is_refused_before_anything_is_drawn(
