@@ -78,6 +78,7 @@ class Options:
     None for the precision's own. plan: for plans alone. unfinished: take checkpoints whose training was not through.
     chosen: fields of the preset that the family lets be chosen only now. preset: of a model that is made from another's
     checkpoint, one of its own; None for that which is called as the checkpoint's.
+    license: of the weights, as Hugging Face's hub names it; None for what the checkpoint itself says.
     """
 
     target: str = "onnx"
@@ -90,6 +91,7 @@ class Options:
     unfinished: bool = False
     chosen: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
+    license: str | None = None
 
 
 DEFAULTS = Options()
