@@ -62,7 +62,8 @@ class EnlargingWhole(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        factor, picture = given.get("scale_factor"), args[0] if len(args) == 1 else None
+        factor: Any = given.get("scale_factor")
+        picture = args[0] if len(args) == 1 else None
         is_whole = isinstance(factor, int | float) and factor >= 1 and factor == int(factor)
         is_nearest = function is F.interpolate and given.get("mode", "nearest") == "nearest"
         if not is_whole or not is_nearest or not isinstance(picture, Tensor) or picture.ndim != 4:
