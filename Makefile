@@ -33,8 +33,9 @@ demo: setup
 	draw pig demo/pig && draw cmr_flow demo/hearts
 	@echo "Open demo/pig/sheet.png and demo/hearts/sheet.png"
 
+# A test is a process on one core.
 test: setup
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	.venv/bin/ruff check .

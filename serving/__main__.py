@@ -243,7 +243,7 @@ class Asked:
         if wanted not in (None, held := len(self.given.values)):
             kind = "masks" if isinstance(self.given, Masks) else "pictures"
             files = ", ".join(map(str, self.condition_files))
-            raise MaskFileError(f"{files}: {held} {kind}, and --count is {wanted}: give one for each")
+            raise MaskFileError(f"{files} holds {held} {kind}, and --count is {wanted}: give one for each")
         return held
 
     def client(self) -> Client:

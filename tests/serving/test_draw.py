@@ -240,8 +240,8 @@ def test_a_chain_and_masks_of_others(repository: Path, tmp_path: Path) -> None:
     sampled = ["sample", "--model", "cmr_flow", "--count", 5, "--local", "--repository", repository]
     assert CliRunner().invoke(main, [*map(str, sampled), "--out", str(tmp_path / "samples")]).exit_code == 0
     masks = tmp_path / "samples" / "pairs.npz"
-    again = ["--model", "cmr_flow_image", "--condition", masks, "--per-file", 2, "--local", "--repository", repository]
-    assert command(*again, "--out", tmp_path / "again").exit_code == 0
+    again = ["--model", "cmr_flow_image", "--per-file", 2, "--local", "--repository", repository]
+    assert command(*again, "--condition", masks, "--out", tmp_path / "again").exit_code == 0
     for part in range(3):
         one, other = (np.load(tmp_path / name / f"part-{part:06d}.npz") for name in ("chain", "again"))
         np.testing.assert_array_equal(one["image"], other["image"])

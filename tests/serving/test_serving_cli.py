@@ -184,7 +184,7 @@ def test_pictures_are_scaled_and_that_is_said(live: Live, tmp_path: Path, way: s
     assert [sample["condition_file"] for sample in record["samples"]] == ["a.png", "b.png"]
     assert all(sample["notices"] == [NOTICE] for sample in record["samples"])
     with np.load(tmp_path / "samples" / "pairs.npz") as pairs:
-        np.testing.assert_allclose(pairs["photo"][1, 0], -1 + 4 * ramp / 65535.0, atol=1e-6)
+        np.testing.assert_allclose(pairs["photo"][1, 0], -1 + 4 * (ramp / 65535), atol=1e-6)
         assert pairs["photo_range"].tolist() == [-1, 3]
     again = serving(*asked, "--force", "--condition", tmp_path / "samples" / "pairs.npz")
     assert "pairs.npz: float32, -1..3 to -1..3" in again.output.splitlines()
