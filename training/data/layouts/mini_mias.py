@@ -202,7 +202,7 @@ def read_film(path: Path, circles: list[Circle]) -> tuple[Floats, Bools]:
     """
     if not path.exists():
         raise BadFileError("is missing, but Info.txt lists a lesion on it")
-    film, white, _ = read_grey(path)
+    film, white, *_ = read_grey(path)
     if film.shape != (SIDE, SIDE) or film.dtype != np.uint8:
         raise BadFileError(f"is {film.shape[0]} x {film.shape[1]} {film.dtype}; mini-MIAS is {SIDE} x {SIDE} uint8")
     if white not in (None, WHITE):
