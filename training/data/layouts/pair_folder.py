@@ -23,6 +23,7 @@ from training.data.listing import list_files
 from training.data.preparation.grey_scale import Levels, levels_of
 from training.data.preparation.resize import fit_image, fit_mask
 from training.data.problems import BadFileError, DataError, Problems, progress, some, tiny_lesions
+from training.data.spooled import Spooled
 
 
 def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
@@ -38,7 +39,8 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
     """
     problems = Problems(folder)
     images, masks = (files_by_stem(folder / name, problems) for name in ("images", "masks"))
-    names, fitted_images, fitted_masks, tiny, turned_alone = [], [], [], [], []
+    names, tiny, turned_alone = [], [], []
+    fitted_images, fitted_masks = Spooled[np.float32](), Spooled[np.uint8]()
     levels: list[Levels] = []
     read: list[GreyImage] = []
     for name in progress(_matched(images, masks, problems), folder):

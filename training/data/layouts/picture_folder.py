@@ -13,6 +13,7 @@ from training.data.listing import list_files
 from training.data.preparation.grey_scale import BIT_DEPTHS, Levels, Scale, levels_of, scale_of
 from training.data.preparation.resize import Floats, fit_image
 from training.data.problems import BadFileError, DataError, Problems, progress, some
+from training.data.spooled import Spooled
 
 Files = dict[str, list[Path]]
 SAME_SIDE = 0.01  # how far sides of pixels may be apart, as a share
@@ -27,7 +28,7 @@ def load_pictures(folder: Path, size: int, skip_bad: bool = False) -> LoadedPair
     """
     problems = Problems(folder)
     files = files_by_stem(folder, problems)
-    names, fitted = [], []
+    names, fitted = [], Spooled[np.float32]()
     read: list[GreyImage] = []
     levels: list[Levels] = []
     for name in progress(sorted(files), folder):
