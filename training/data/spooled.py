@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from serving.user import cache_folder
 from training.data.problems import DataError
 
-IN_MEMORY = 2**30  # bytes
+IN_MEMORY = 2**28  # bytes
 ROOM = 2**28  # bytes that are left free on the disk
 
 T = TypeVar("T", bound=np.generic)
