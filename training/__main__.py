@@ -86,7 +86,7 @@ def fit_command(
         if family.made_from is not None:
             raise ValueError(
                 f"{model} learns nothing: train {family.made_from}, and build with "
-                f"python -m export build --model {model} --checkpoint RUN"
+                f"medgen export build --model {model} --checkpoint RUN"
             )
         chosen = family.presets[preset].replaced({**fields, **{k: v for k, v in overrides.items() if v is not None}})
         torch.manual_seed(seed)

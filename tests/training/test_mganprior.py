@@ -173,7 +173,7 @@ def test_it_is_made_of_a_prior(checkpoint):
         ),
         ({"chosen": {"layer": 9}}, "preset field 'layer' is 9; the prior has the layers 1 to 8"),
         ({"chosen": {"codes": 0}}, "preset field 'codes' is 0; it must be at least 1"),
-        ({"chosen": {"vgg16": "nowhere.pth"}}, "nowhere.pth holds no weights of torchvision's vgg16: .*No such file"),
+        ({"chosen": {"vgg16": "nowhere.pth"}}, "nowhere.pth cannot be read: No such file"),
         ({"model": "dcgan"}, "holds a pggan; --model is dcgan"),
         ({"model": "pggan", "preset": "small"}, "preset 'small' cannot be chosen: .* has that of its pggan"),
     ],
@@ -211,7 +211,8 @@ def test_vgg16_makes_the_loss_perceptual(checkpoint, tmp_path):
     assert difference.min() > 0
     assert "0.5 x VGG16's mean difference (weights " in family.facts["loss"]
     torch.save({"features.0.weight": torch.zeros(2)}, tmp_path / "vgg16.pth")
-    with pytest.raises(CheckpointError, match=r"vgg16.pth holds no weights of torchvision's vgg16"):
+    wanted = r"vgg16.pth holds no weights of torchvision's vgg16: it has features.0.weight of \(2,\), not \(64, 3, 3, 3\)"
+    with pytest.raises(CheckpointError, match=wanted):
         load_model("mganprior", checkpoint, chosen=chosen)
 
 
