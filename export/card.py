@@ -76,7 +76,9 @@ def _draws(manifest: Manifest) -> list[str]:
         labels = f" ({', '.join(condition.labels)})" if condition.labels else ""
         low, high = condition.limits
         size = " x ".join(map(str, condition.shape))
-        values = f"{condition.classes} classes{labels}" if condition.classes else f"float32, {size}, {low:g} to {high:g}"
+        values = (
+            f"{condition.classes} classes{labels}" if condition.classes else f"float32, {size}, {low:g} to {high:g}"
+        )
         lines.append(f"- under a `{condition.name}` that is given: {values}")
     return lines
 

@@ -12,6 +12,7 @@ from torch._decomp import core_aten_decompositions
 from torch.func import grad
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
 from export import BuildError
@@ -100,6 +101,16 @@ def checked_gradient(family: Descent, state: Tensor, *given: Tensor) -> GraphMod
         difference = (graph(state, *given) - expected).abs().max() / expected.abs().max()
     if not difference <= EXACT:
         raise BuildError(f"the gradient of {family.name} differs from torch.autograd by {difference:.2e} in float64")
+    return _in_float32(graph)
+
+
+def _in_float32(graph: GraphModule) -> GraphModule:
+    """A graph that was traced in float64; that is written into its conversions, too."""
+    for node in graph.graph.nodes:
+        node.args, node.kwargs = map_aggregate(
+            (node.args, node.kwargs), lambda value: torch.float32 if value is torch.float64 else value
+        )
+    graph.recompile()
     return graph.float()
 
 

@@ -211,7 +211,9 @@ def test_vgg16_makes_the_loss_perceptual(checkpoint, tmp_path):
     assert difference.min() > 0
     assert "0.5 x VGG16's mean difference (weights " in family.facts["loss"]
     torch.save({"features.0.weight": torch.zeros(2)}, tmp_path / "vgg16.pth")
-    wanted = r"vgg16.pth holds no weights of torchvision's vgg16: it has features.0.weight of \(2,\), not \(64, 3, 3, 3\)"
+    wanted = (
+        r"vgg16.pth holds no weights of torchvision's vgg16: it has features.0.weight of \(2,\), not \(64, 3, 3, 3\)"
+    )
     with pytest.raises(CheckpointError, match=wanted):
         load_model("mganprior", checkpoint, chosen=chosen)
 
