@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 OPSET = 18
 BF16_OPSET = 22  # the first with convolutions of bfloat16
 
-TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
+TARGETS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
+ON_CPU = ("onnx", "openvino")  # those that run where a bundle is built
 COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 
 

@@ -98,7 +98,7 @@ def facts_of(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "target", f"{target(manifest)}, {manifest.precision}, batch up to {manifest.max_batch}"
     for name, engine in manifest.engines.items():
         path = bundle.engine_path(name)
-        size = decimal(path.stat().st_size)
+        size = decimal(path.stat().st_size + (path.with_name(engine.weights.file).stat().st_size if engine.weights else 0))
         if path.suffix == ".onnx":
             counts = Counter(node.op_type for node in onnx.load(path).graph.node).most_common(4)
             size += f": {', '.join(f'{count} {kind}' for kind, count in counts)}, ..."

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import Bundle, BundleError
+from serving.bundle import Bundle, BundleError, buckets
 from serving.sampling.solvers import HISTORY
 
 Float32 = NDArray[np.float32]
@@ -111,6 +111,8 @@ def open_engine(bundle: Bundle, device: int | None = None) -> Engine:
         from serving.engines.tensorrt_rtx import TensorRTForRTXEngine
 
         return TensorRTForRTXEngine(bundle, device or 0)
+    if target == "openvino":
+        return _open_openvino(bundle)
     if target == "onnx":
         return _open_onnx(bundle, device)
     raise _unknown_target(bundle)
@@ -124,18 +126,36 @@ def open_on_cpu(bundle: Bundle) -> Engine:
             f"{bundle.manifest.model} is a TensorRT bundle, and cannot run on the CPU: "
             "use KIND_GPU or KIND_AUTO in its config.pbtxt, or build it with --target onnx"
         )
+    if target == "openvino":
+        return _open_openvino(bundle)
     if target == "onnx":
         from serving.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle)
+        return _alone(OnnxRuntimeEngine(bundle), bundle)
     raise _unknown_target(bundle)
 
 
 def _unknown_target(bundle: Bundle) -> BundleError:
     target = bundle.manifest.target.get("name")
     return BundleError(
-        f"{bundle.folder}: target is {target!r}; this version of medgen serves onnx, tensorrt and tensorrt-rtx"
+        f"{bundle.folder}: target is {target!r}; this version of medgen serves onnx, openvino, tensorrt and "
+        "tensorrt-rtx"
     )
+
+
+def _open_openvino(bundle: Bundle) -> Engine:
+    from serving.engines.openvino import OpenVinoEngine
+
+    return _alone(OpenVinoEngine(bundle), bundle)
+
+
+def _alone(engine: StepEngine, bundle: Bundle) -> StepEngine:
+    """The engine, with all batches padded to a bucket if a sample's bits would else depend on its batch's size."""
+    if bundle.manifest.target.get("rows_are_independent", True):
+        return engine
+    from serving.engines.padded import PaddedEngine
+
+    return PaddedEngine(engine, buckets(bundle.manifest.max_batch))
 
 
 def _open_onnx(bundle: Bundle, device: int | None) -> Engine:
@@ -148,4 +168,4 @@ def _open_onnx(bundle: Bundle, device: int | None) -> Engine:
             return OnnxRuntimeCudaEngine(bundle, device or 0)
         except NoGpuError as error:
             logging.getLogger(__name__).warning("%s runs on the CPU: %s", bundle.manifest.model, error)
-    return OnnxRuntimeEngine(bundle)
+    return _alone(OnnxRuntimeEngine(bundle), bundle)

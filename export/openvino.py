@@ -1,0 +1,38 @@
+"""ONNX graphs -> OpenVINO's intermediate representation, for CPUs."""
+
+import importlib.metadata
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export import BuildError
+from kernels.onnx_functions import written_by_channel
+from serving.bundle import Manifest
+from serving.engines import EngineError
+from serving.engines.openvino import load
+
+
+def describe_target(model: str = "--target openvino") -> dict[str, Any]:
+    """A manifest's target. Raises BuildError if OpenVINO is not installed."""
+    try:
+        load(model)
+    except EngineError as error:
+        raise BuildError(str(error)) from None
+    return {"name": "openvino", "openvino": importlib.metadata.version("openvino")}
+
+
+def representations(graphs: Mapping[str, onnx.ModelProto], manifest: Manifest) -> dict[str, bytes]:
+    """Files of graphs by name, such as "step.xml" and "step.bin": the weights once, whatever the batch."""
+    openvino = load(manifest.model)
+    core = openvino.Core()
+    files = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, graph in graphs.items():
+            model = core.read_model(written_by_channel(graph).SerializeToString())
+            path = Path(folder) / f"{name}.xml"
+            openvino.save_model(model, path, compress_to_fp16=False)  # the graph has the types that it is to have
+            files |= {file.name: file.read_bytes() for file in (path, path.with_suffix(".bin"))}
+    return files

@@ -1,0 +1,40 @@
+"""Whether a sample's bits depend on the batch that it is in."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.parity import random_condition, stacked_noise
+from serving.engines import StepEngine
+from serving.sampling.solvers import HISTORY, solver_table
+from training.family import Family
+
+BATCHES = (2, 3, 5, 8, 16)  # batches that are compared with their rows alone
+
+
+def rows_are_independent(family: Family, engine: StepEngine, most: int) -> bool:
+    """Whether the engine gives each row, to the bit, what it gives the row alone.
+
+    Asked of a step and the finish, in batches of up to ``most`` rows, each in an order and company of its own.
+    """
+    count = min(most, max(BATCHES))
+    table = solver_table(family.preset.default_solver, family.preset.schedule, family.preset.default_steps)
+    sample, *history, noise = (stacked_noise(family, number, count) for number in range(HISTORY + 2))
+    coeffs = table[np.linspace(0, len(table) - 1, count).astype(int)].astype(np.float32)
+    condition = random_condition(family, count)
+
+    def run(rows: NDArray[np.intp]) -> list[NDArray[Any]]:
+        masks = None if condition is None else condition[rows]
+        past = tuple(state[rows] for state in history)
+        outputs = engine.step(sample[rows], past, noise[rows], coeffs[rows], masks)
+        return [*outputs, *engine.finish(outputs[0], masks).values()]
+
+    alone = [np.concatenate(parts) for parts in zip(*(run(np.array([row])) for row in range(count)), strict=True)]
+    random = np.random.default_rng(0)
+    orders = [random.permutation(count)[:batch] for batch in BATCHES if batch <= count]
+    return all(
+        got.tobytes() == expected[rows].tobytes()
+        for rows in orders
+        for got, expected in zip(run(rows), alone, strict=True)
+    )
