@@ -128,13 +128,14 @@ def build_command(
             source = by_model(checkpoints, [model]).get(model) or shipped_checkpoint(model)
             return [Built(build(model, source, repository, options, show), source)]
 
-        for number, (chosen, reason) in enumerate(targets, start=1):
+        for chosen, reason in targets:
             try:
                 stages = built(chosen)
                 break
-            except ToleranceMissed:
-                if number == len(targets):
+            except ToleranceMissed as error:
+                if (chosen, reason) == targets[-1]:
                     raise
+                click.echo(f"--target {chosen}: {error}", err=True)
     if reason:
         click.echo(f"--target {chosen}: {reason}")
     for bundle, checkpoint in stages:

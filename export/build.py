@@ -16,7 +16,7 @@ import onnxruntime
 
 from export import BuildError, Progress, ToleranceMissed, openvino, silent, tensorrt
 from export.graphs import finish_graph, step_graph
-from export.options import BF16_OPSET, DEFAULTS, ON_CPU, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
+from export.options import BF16_OPSET, DEFAULTS, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
 from export.parity import BATCH, Figures, compare_batches, compare_engines, measure_parity, seconds_a_step
 from export.precision import DTYPES, widened
 from export.rows import rows_are_independent

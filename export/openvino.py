@@ -28,7 +28,7 @@ def representations(graphs: Mapping[str, onnx.ModelProto], manifest: Manifest) -
     """Files of graphs by name, such as "step.xml" and "step.bin": the weights once, whatever the batch."""
     openvino = load(manifest.model)
     core = openvino.Core()
-    files = {}
+    files: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, graph in graphs.items():
             model = core.read_model(written_by_channel(graph).SerializeToString())

@@ -10,7 +10,6 @@ OPSET = 18
 BF16_OPSET = 22  # the first with convolutions of bfloat16
 
 TARGETS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
-ON_CPU = ("onnx", "openvino")  # those that run where a bundle is built
 COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 
 

@@ -98,7 +98,9 @@ def facts_of(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "target", f"{target(manifest)}, {manifest.precision}, batch up to {manifest.max_batch}"
     for name, engine in manifest.engines.items():
         path = bundle.engine_path(name)
-        size = decimal(path.stat().st_size + (path.with_name(engine.weights.file).stat().st_size if engine.weights else 0))
+        size = decimal(
+            path.stat().st_size + (path.with_name(engine.weights.file).stat().st_size if engine.weights else 0)
+        )
         if path.suffix == ".onnx":
             counts = Counter(node.op_type for node in onnx.load(path).graph.node).most_common(4)
             size += f": {', '.join(f'{count} {kind}' for kind, count in counts)}, ..."
@@ -110,7 +112,7 @@ def verify(found: Bundle, checkpoint: Path | None) -> None:
     graphs = onnx_graphs(found)
     for path in graphs:
         onnx.checker.check_model(str(path), full_check=True)
-    good = "digests and graphs are good" if graphs else "digests are good; nothing is known of what is in its plans"
+    good = "digests and graphs are good" if graphs else "digests are good; nothing is known of what is in its engines"
     click.echo(f"{found.folder}: {good}")
     if checkpoint is None:
         return
@@ -127,7 +129,7 @@ def verify_parser(found: Bundle) -> None:
     """Raises BuildError, naming the nodes, if TensorRT does not read a graph."""
     graphs = onnx_graphs(found)
     if not graphs:
-        raise BuildError(f"{found.folder} holds plans, and no graphs that a parser could read")
+        raise BuildError(f"{found.folder} holds no ONNX graphs that a parser could read")
     library = installed_library()
     for path in graphs:
         read(onnx.load(path), path.stem, library)

@@ -227,13 +227,13 @@ def load_bundle(folder: Path | str) -> Bundle:
     digests = _sums(folder)
     for file, sha256 in digests.items():
         _check_file(folder / file, sha256)
-    named = [file for engine in manifest.engines.values() for file in (engine, engine.weights) if file]
-    for name in (MANIFEST, *(file.file for file in named)):
+    named = [part for engine in manifest.engines.values() for part in (engine, engine.weights) if part]
+    for name in (MANIFEST, *(part.file for part in named)):
         if name not in digests:
             raise BundleError(f"{folder / SUMS} does not have {name}; {_remedy(folder)}")
-    for file in named:
-        if digests[file.file] != file.sha256:
-            raise BundleError(f"{folder}: {file.file} is not the file that {MANIFEST} names; {_remedy(folder)}")
+    for part in named:
+        if digests[part.file] != part.sha256:
+            raise BundleError(f"{folder}: {part.file} is not the file that {MANIFEST} names; {_remedy(folder)}")
     return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
 
 

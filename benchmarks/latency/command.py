@@ -28,7 +28,7 @@ from serving.progress import NowAndThen
 from serving.sampling.solvers import SOLVERS
 from training import CheckpointError
 
-PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "tritonclient", "nvidia-pytriton", "numpy")
+PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "openvino", "tritonclient", "nvidia-pytriton", "numpy")
 
 
 @click.command()
@@ -148,7 +148,7 @@ def print_table(console: Console, case: Case, device: str, rows: list[Figures]) 
     title = f"{', '.join(map(str, case.stages))}; batch {case.batch}; {device}"
     table = Table(title=title, box=box.SIMPLE, padding=0)
     table.add_column("", no_wrap=True)
-    for heading in ("s/sample", "p95", "vs eager", "networks", "peak MiB", "max diff"):
+    for heading in ("s/sample", "p95", "eager", "outside", "MiB", "image", "masks"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -156,11 +156,17 @@ def print_table(console: Console, case: Case, device: str, rows: list[Figures]) 
             shown(row.seconds_per_sample, ".4f"),
             shown(row.p95, ".4f"),
             shown(row.ratio_to_eager, ".2f", "x"),
-            shown(row.network_share, ".1%"),
+            shown(None if row.network_share is None else 1 - row.network_share, ".1%"),
             shown(row.peak_memory_mib, ".0f"),
-            shown(row.max_difference, ".1e"),
+            shown(row.max_difference, ".0e"),
+            shown(row.label_difference, ".0e"),
         )
     console.print(table)
+    console.print(
+        "eager: times as fast as it; outside: of the time, outside the networks; MiB: peak memory; image, masks: the "
+        "largest difference from eager's, and the share of pixels that differ",
+        highlight=False,
+    )
     for row in rows:
         if row.note:
             console.print(f"{row.name}: {row.note}", highlight=False)

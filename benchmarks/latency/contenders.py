@@ -21,11 +21,16 @@ ROWS = {
     YARDSTICK: "benchmarks.latency.without_medgen:Eager",
     "pytorch-channels-last": "benchmarks.latency.without_medgen:ChannelsLast",
     "pytorch-compile": "benchmarks.latency.without_medgen:Compiled",
+    "pytorch-bf16": "benchmarks.latency.without_medgen:Bf16",
+    "pytorch-compile-bf16": "benchmarks.latency.without_medgen:CompiledBf16",
     "onnxruntime-python-loop": "benchmarks.latency.without_medgen:OnnxRuntimeLoop",
     "medgen": "benchmarks.latency.with_medgen:InProcess",
     "medgen-triton": "benchmarks.latency.with_medgen:OverTriton",
+    "medgen-openvino": "benchmarks.latency.with_medgen:OnOpenVino",
+    "medgen-openvino-bf16": "benchmarks.latency.with_medgen:OnOpenVinoInBf16",
     PAPER: "benchmarks.latency.without_medgen:PaperSampler",
 }
+BUNDLES_OWN = ("medgen", "medgen-triton")  # rows that compute in what the bundles are built for
 WARM_UP = 2
 
 
@@ -41,12 +46,14 @@ def batches(name: str, rounds: int) -> tuple[int, int]:
 class Stage:
     """One model of a case: a stage of a chain, or the model alone.
 
-    bundle: its digest. inputs, outputs: the model's own names of its condition and outputs -> those in the case.
+    bundle: its digest. precision: what it computes in. inputs, outputs: the model's own names of its condition and
+    outputs -> those in the case.
     """
 
     model: str
     checkpoint: Path
     bundle: str
+    precision: str
     solver: str
     steps: int
     inputs: Mapping[str, str]
@@ -72,6 +79,13 @@ class Case:
     repository: Path
     batch: int
     threads: int
+
+
+def precision_of(name: str, case: Case) -> str:
+    """What a row computes in: "fp32", or what rounds most."""
+    if name in BUNDLES_OWN:
+        return max((stage.precision for stage in case.stages), key=["fp32", "tf32", "fp16", "bf16"].index)
+    return "bf16" if name.endswith("-bf16") else "fp32"
 
 
 class Stopwatch:

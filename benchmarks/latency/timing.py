@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchmarks.latency.contenders import PAPER, ROWS, YARDSTICK, Arrays, Case, batches
+from benchmarks.latency.contenders import PAPER, ROWS, YARDSTICK, Arrays, Case, batches, precision_of
 from benchmarks.latency.processes import Round, RowError, Worker
 from serving.bundle import Output
 
@@ -16,6 +16,10 @@ SETTLE = 0.05  # seconds between two rows: thread pools spin a while after their
 # Rows that differ from the yardstick by more than this did not compute the same thing.
 IMAGE_LIMIT = 0.5 / 255  # of an output's range: half a grey level
 LABEL_LIMIT = 1e-3  # share of a mask's pixels
+# In half precision a pixel of a mask that is undecided may turn, and the image around it with it: not the largest
+# difference of a pixel is limited but their root mean square.
+HALF_IMAGE_LIMIT = 2 / 255
+HALF_LABEL_LIMIT = 1e-2
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,8 @@ class Figures:
 
     rounds: those that count. ratio_to_eager: the yardstick's time over this row's, the median over the rounds; where
     the samples are others, the median of the one over that of the other. network_share: of the time, in the networks.
-    max_difference: from the yardstick's outputs, as a share of their range; label_difference: share of the pixels of
-    masks.
+    max_difference: from the yardstick's outputs, as a share of their range; rms_difference: the root mean square of that;
+    label_difference: share of the pixels of masks. precision: what the networks compute in.
     """
 
     name: str
@@ -36,7 +40,9 @@ class Figures:
     network_share: float | None = None
     peak_memory_mib: float | None = None
     max_difference: float | None = None
+    rms_difference: float | None = None
     label_difference: float | None = None
+    precision: str = "fp32"
     void: bool = False
     note: str = ""
 
@@ -108,33 +114,41 @@ def figures(name: str, case: Case, rounds: Sequence[Round], yardstick: Sequence[
         p95=float(np.percentile(seconds, 95)) / case.batch if len(rounds) > 1 else None,
         network_share=float(np.median(networks)) if networks else None,
         peak_memory_mib=rounds[-1].peak_mib,
+        precision=precision_of(name, case),
         note=note,
     )
     eager = np.array([each.seconds for each in yardstick])
     if name == PAPER:
         return replace(measured, ratio_to_eager=float(np.median(eager) / np.median(seconds)))
-    images, labels = zip(
-        *(differences(case.outputs, one.outputs, other.outputs) for one, other in zip(rounds, yardstick, strict=True)),
-        strict=True,
-    )
-    void = max(images) > IMAGE_LIMIT or max(labels) > LABEL_LIMIT
+    compared = [
+        differences(case.outputs, one.outputs, other.outputs) for one, other in zip(rounds, yardstick, strict=True)
+    ]
+    largest, rms, labels = map(max, zip(*compared, strict=True))
+    if measured.precision == "fp32":
+        void = largest > IMAGE_LIMIT or labels > LABEL_LIMIT
+    else:
+        void = rms > HALF_IMAGE_LIMIT or labels > HALF_LABEL_LIMIT
     return replace(
         measured,
         ratio_to_eager=None if void else float(np.median(eager / seconds)),
-        max_difference=max(images),
-        label_difference=max(labels),
+        max_difference=largest,
+        rms_difference=rms,
+        label_difference=labels,
         void=void,
     )
 
 
-def differences(outputs: Sequence[Output], one: Arrays, other: Arrays) -> tuple[float, float]:
-    """The largest absolute difference of images, as a share of their range, and the share of labels that differ."""
-    images, labels = [0.0], [0.0]
+def differences(outputs: Sequence[Output], one: Arrays, other: Arrays) -> tuple[float, float, float]:
+    """The largest absolute difference of images as a share of their range, the root mean square of it, and the share of
+    labels that differ: the worst output of each."""
+    largest, rms, labels = [0.0], [0.0], [0.0]
     for output in outputs:
         a, b = one[output.name], other[output.name]
         if output.labels:
             labels.append(float((a != b).mean()))
         else:
-            largest = float(np.abs(a.astype(np.float64) - b).max()) / (output.high - output.low)
-            images.append(largest if np.isfinite(largest) else float("inf"))
-    return max(images), max(labels)
+            off = np.abs(a.astype(np.float64) - b) / (output.high - output.low)
+            off = np.where(np.isfinite(off), off, np.inf)
+            largest.append(float(off.max()))
+            rms.append(float(np.sqrt(np.square(off).mean())))
+    return max(largest), max(rms), max(labels)

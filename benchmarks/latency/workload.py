@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from benchmarks.latency.contenders import Case, Stage
 from benchmarks.latency.masks import discs
 from export.chain import by_model, check_known
 from serving.bundle import Bundle, Output, bundle_folder, file_digest, load_bundle
 from serving.chain import check_stages, read_chain
+from serving.engines.threads import threads
 from serving.sampling.requests import parse_request
 from training.checkpoint import find_checkpoint, shipped_checkpoint
 
@@ -55,7 +55,7 @@ def make_case(
         tuple(output for stage in stages for output in drawn(stage, bundles[stage.model])),
         repository.resolve(),
         batch,
-        threads=psutil.cpu_count(logical=False) or 1,  # what ONNX Runtime takes by itself
+        threads=threads(),
     )
 
 
@@ -80,7 +80,16 @@ def make_stage(
     folder = find_checkpoint(checkpoint or built_from(bundle))
     if file_digest(folder / "model.safetensors") != manifest.checkpoint.get("digest"):
         raise ValueError(f"{bundle.folder} was not built from {folder}: give --checkpoint the one it was built from")
-    return Stage(manifest.model, folder.resolve(), bundle.digest, request.solver, request.steps, inputs, outputs)
+    return Stage(
+        manifest.model,
+        folder.resolve(),
+        bundle.digest,
+        manifest.precision,
+        request.solver,
+        request.steps,
+        inputs,
+        outputs,
+    )
 
 
 def built_from(bundle: Bundle) -> Path:
