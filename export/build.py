@@ -121,6 +121,8 @@ def write_compared(
         if engine.buckets is None:
             progress("comparing rows in company with rows alone")
             target = {**target, "rows_are_independent": rows_are_independent(family, engine, options.max_batch)}
+            if engine.machine:
+                target["seen_on"] = engine.machine
         if options.target == "tensorrt":
             figures |= compare_every_batch(family, engine, bundle, graphs, progress)
     check(figures, tolerance, manifest)

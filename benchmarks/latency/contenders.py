@@ -84,7 +84,8 @@ class Case:
 def precision_of(name: str, case: Case) -> str:
     """What a row computes in: "fp32", or what rounds most."""
     if name in BUNDLES_OWN:
-        return max((stage.precision for stage in case.stages), key=["fp32", "tf32", "fp16", "bf16"].index)
+        precisions = [stage.precision for stage in case.stages]
+        return max(precisions, key=["fp32", "tf32", "fp16", "bf16"].index, default="fp32")
     return "bf16" if name.endswith("-bf16") else "fp32"
 
 

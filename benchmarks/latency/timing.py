@@ -28,8 +28,8 @@ class Figures:
 
     rounds: those that count. ratio_to_eager: the yardstick's time over this row's, the median over the rounds; where
     the samples are others, the median of the one over that of the other. network_share: of the time, in the networks.
-    max_difference: from the yardstick's outputs, as a share of their range; rms_difference: the root mean square of that;
-    label_difference: share of the pixels of masks. precision: what the networks compute in.
+    max_difference: from the yardstick's outputs, as a share of their range, and rms_difference, root mean
+    square; label_difference: share of the pixels of masks. precision: what the networks compute in.
     """
 
     name: str

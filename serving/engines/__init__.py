@@ -59,10 +59,12 @@ class StepEngine(abc.ABC):
 
     buckets: the batches that all others are padded to, smallest first; None if none is.
     joins: whether requests may join between two steps at no loss; else it is at its best with whole trajectories.
+    machine: what the bits of a sample depend on here beside the bundle, where they do.
     """
 
     buckets: tuple[int, ...] | None = None
     joins = True
+    machine = ""
 
     @abc.abstractmethod
     def step(
@@ -150,11 +152,24 @@ def _open_openvino(bundle: Bundle) -> Engine:
 
 
 def _alone(engine: StepEngine, bundle: Bundle) -> StepEngine:
-    """The engine, with all batches padded to a bucket if a sample's bits would else depend on its batch's size."""
-    if bundle.manifest.target.get("rows_are_independent", True):
+    """The engine, with all batches padded to a bucket unless a sample's bits are known to be the same in every batch.
+
+    They are where the build has seen it, on this machine if it is one of those engines to which that matters.
+    """
+    target = bundle.manifest.target
+    independent = target.get("rows_are_independent", True)
+    if independent and target.get("seen_on", engine.machine) == engine.machine:
         return engine
     from serving.engines.padded import PaddedEngine
 
+    if independent:
+        logging.getLogger(__name__).warning(
+            "%s was built on %s, and here is %s: batches are padded, and a sample's bits are the same within a bucket; "
+            "build it here to have them the same in every batch",
+            bundle.manifest.model,
+            target["seen_on"],
+            engine.machine,
+        )
     return PaddedEngine(engine, buckets(bundle.manifest.max_batch))
 
 

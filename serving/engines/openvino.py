@@ -36,6 +36,9 @@ class OpenVinoEngine(StepEngine):
         self._openvino = load(manifest.model)
         self._bundle = bundle
         self._core = self._openvino.Core()
+        self._threads = threads()
+        # Some sums are cut into as many parts as there are threads, and kernels are chosen by what the CPU can.
+        self.machine = f"{self._core.get_property('CPU', 'FULL_DEVICE_NAME')}, {self._threads} threads"
         if warning := lacking(self._core, manifest.precision):
             logging.getLogger(__name__).warning("%s: %s", manifest.model, warning)
         self._outputs = [output.name for output in manifest.outputs]
@@ -83,7 +86,7 @@ class OpenVinoEngine(StepEngine):
         path = self._bundle.engine_path(name)
         options = {
             "INFERENCE_PRECISION_HINT": "dynamic",  # each node in what the graph says
-            "INFERENCE_NUM_THREADS": threads(),
+            "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # another process on these cores would wait for them
         }
@@ -104,8 +107,8 @@ class OpenVinoEngine(StepEngine):
     def _key(self, name: str, size: int, options: Mapping[str, Any]) -> str:
         """What a compiled model is good for."""
         engine = self._bundle.manifest.engines[name]
-        cpu = [self._core.get_property("CPU", what) for what in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-        facts = [engine.sha256, engine.weights and engine.weights.sha256, size, options, cpu]
+        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        facts = [engine.sha256, engine.weights and engine.weights.sha256, size, options, self.machine, capabilities]
         return json.dumps([self._openvino.__version__, *facts])
 
 

@@ -10,7 +10,7 @@ class PaddedEngine(StepEngine):
     """Pads each batch to the next of ``buckets`` by repeating its last row, and leaves out what comes of that."""
 
     def __init__(self, engine: StepEngine, buckets: tuple[int, ...]) -> None:
-        self._engine, self.buckets = engine, buckets
+        self._engine, self.buckets, self.machine = engine, buckets, engine.machine
 
     def step(
         self,
