@@ -57,7 +57,7 @@ class TestBundle:
         manifest = built.manifest
         assert (manifest.model, manifest.preset, manifest.sample_shape) == ("pig", "small", (2, SIZE, SIZE))
         assert [output.name for output in manifest.outputs] == ["mask", "image"]
-        assert manifest.target == {"name": "onnx", "opset": 18, "fused": True}
+        assert manifest.target == {"name": "onnx", "opset": 18, "fused": True, "rows_are_independent": True}
         assert manifest.checkpoint["step"] == 7
         assert manifest.tools["torch"] == torch.__version__
 
