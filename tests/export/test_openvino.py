@@ -1,0 +1,122 @@
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+from tiny_pig import tiny_pig
+
+from export import BuildError, ToleranceMissed, default_target
+from export.__main__ import main
+from export.build import build, describe_target
+from export.openvino import representations
+from export.options import TOLERANCES, Options
+from export.rows import rows_are_independent
+from kernels.onnx_functions import DOMAIN, add_functions, written_by_channel
+from serving.bundle import bundle_folder
+from serving.engines import open_engine
+from serving.engines.openvino import OpenVinoEngine
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_bundle_keeps_its_limits_and_names_its_files(checkpoint, tmp_path, precision):
+    bundle = build("pig", checkpoint, tmp_path, Options(target="openvino", precision=precision, max_batch=4))
+    manifest = bundle.manifest
+    assert (manifest.target["name"], manifest.precision) == ("openvino", precision)
+    assert manifest.target["openvino"][:2] == "20"
+    assert isinstance(manifest.target["rows_are_independent"], bool)
+    assert 0 < manifest.parity["step"]["sample_next"] < TOLERANCES[precision].step
+    assert {file.name for file in bundle.folder.iterdir()} >= {"step.xml", "step.bin", "finish.xml", "finish.bin"}
+    fields = json.loads((bundle.folder / "manifest.json").read_text())["engines"]["step"]
+    assert (fields["file"], fields["weights"]["file"]) == ("step.xml", "step.bin")
+    assert manifest.target["seen_on"] == OpenVinoEngine(bundle).machine
+
+
+def test_a_graph_is_written_the_same_each_time(built):
+    graphs = {"step": onnx.load(built.engine_path("step"))}
+    assert representations(graphs, built.manifest) == representations(graphs, built.manifest)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_norm_by_channel_keeps_its_digits(engine):
+    """Means a thousand times the spread, and other ones in each channel of a group."""
+    torch.manual_seed(0)
+    groups, shape = 2, (3, 8, 16, 16)
+    x = torch.randn(shape) + 1000 + torch.arange(8.0)[:, None, None]
+    tables = [torch.randn(3, 8), torch.randn(1, 8), torch.randn(3, 8)]
+    wide = (
+        x.double() + tables[0].double()[:, :, None, None],
+        *(table.double()[:, :, None, None] for table in tables[1:]),
+    )
+    normal = torch.nn.functional.group_norm(wide[0], groups, eps=1e-5) * wide[1] + wide[2]
+    expected = torch.nn.functional.silu(normal).numpy()
+    names = ["x", "embedding", "gain", "offset"]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, each.shape)
+        for name, each in zip(names, [x, *tables], strict=True)
+    ]
+    node = helper.make_node("GroupNormSilu", names, ["y"], domain=DOMAIN, groups=groups, eps=1e-5)
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 4)
+    graph = helper.make_graph([node], "graph", values, [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    add_functions(model)
+    content = written_by_channel(model).SerializeToString()
+    given = [each.numpy() for each in (x, *tables)]
+    if engine == "openvino":
+        import openvino
+
+        options = {"INFERENCE_PRECISION_HINT": "dynamic"}
+        compiled = openvino.Core().compile_model(openvino.Core().read_model(content), "CPU", options)
+        found = compiled(dict(zip(names, given, strict=True)))[0]
+    else:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, dict(zip(names, given, strict=True)))
+    assert np.abs(found - expected).max() < 5e-4
+
+
+def test_rows_that_depend_on_their_company_are_noticed(built):
+    engine, family = open_engine(built), tiny_pig()
+    assert rows_are_independent(family, engine, 4)
+    step = engine.step
+    engine.step = lambda sample, *others: [out + np.float32(1e-6) * (len(sample) == 3) for out in step(sample, *others)]
+    assert not rows_are_independent(family, engine, 4)
+
+
+def test_tf32_is_for_gpus():
+    with pytest.raises(BuildError, match="tf32 is for GPUs; --target openvino takes fp32, bf16 and fp16"):
+        describe_target(Options(target="openvino", precision="tf32"))
+
+
+def test_the_default_is_the_fastest_that_is_installed(monkeypatch):
+    monkeypatch.setattr(default_target, "gpu_here", lambda: None)
+    assert [name for name, _ in default_target.default_targets("fp32")] == ["openvino", "onnx"]
+    assert [name for name, _ in default_target.default_targets("bf16")] == ["openvino"]
+    assert [name for name, _ in default_target.default_targets("tf32")] == ["onnx"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    ((name, reason),) = default_target.default_targets("fp32")
+    assert name == "onnx"
+    assert "OpenVINO, which is faster on a CPU, is not installed" in reason
+    monkeypatch.setattr(default_target, "gpu_here", lambda: "an H200")
+    assert [name for name, _ in default_target.default_targets("fp32")] == ["onnx"]
+
+
+def test_where_the_fastest_misses_the_tolerance_the_next_one_is_taken(built, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(default_target, "gpu_here", lambda: None)
+    asked = []
+
+    def pretended(model, source, repository, options, progress):
+        asked.append(options.target)
+        if options.target == "openvino":
+            raise ToleranceMissed("step: prediction differs from PyTorch by 1, tolerance 0.5")
+        return built
+
+    monkeypatch.setattr("export.build.build", pretended)
+    command = ["build", "--model", "pig", "--checkpoint", str(checkpoint), "--repository", str(tmp_path)]
+    result = CliRunner().invoke(main, command)
+    assert asked == ["openvino", "onnx"]
+    assert "--target onnx: OpenVINO missed the tolerance here" in result.stdout
+    assert not bundle_folder(tmp_path, "pig").exists()
