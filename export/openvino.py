@@ -33,6 +33,10 @@ def representations(graphs: Mapping[str, onnx.ModelProto], manifest: Manifest) -
         for name, graph in graphs.items():
             model = core.read_model(written_by_channel(graph).SerializeToString())
             path = Path(folder) / f"{name}.xml"
-            openvino.save_model(model, path, compress_to_fp16=False)  # the graph has the types that it is to have
+            try:
+                openvino.save_model(model, path, compress_to_fp16=False)  # the graph has the types that it is to have
+                core.read_model(path)  # it is whole
+            except RuntimeError as error:
+                raise BuildError(f"OpenVINO cannot write the {name} graph into {folder}: {error}") from None
             files |= {file.name: file.read_bytes() for file in (path, path.with_suffix(".bin"))}
     return files

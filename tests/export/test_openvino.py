@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -22,7 +23,10 @@ from serving.engines.openvino import OpenVinoEngine
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_bundle_keeps_its_limits_and_names_its_files(checkpoint, tmp_path, precision):
-    bundle = build("pig", checkpoint, tmp_path, Options(target="openvino", precision=precision, max_batch=4))
+    # Of an untrained model many pixels of the mask are undecided.
+    tolerance = dataclasses.replace(TOLERANCES[precision], mask=TOLERANCES[precision].mask and 0.1)
+    options = Options(target="openvino", precision=precision, max_batch=4, tolerance=tolerance)
+    bundle = build("pig", checkpoint, tmp_path, options)
     manifest = bundle.manifest
     assert (manifest.target["name"], manifest.precision) == ("openvino", precision)
     assert manifest.target["openvino"][:2] == "20"
