@@ -32,6 +32,10 @@ def representations(graphs: Mapping[str, onnx.ModelProto], manifest: Manifest) -
     with tempfile.TemporaryDirectory() as folder:
         for name, graph in graphs.items():
             model = core.read_model(written_by_channel(graph).SerializeToString())
+            for number, node in enumerate(model.get_ordered_ops()):
+                kind = node.get_type_name()
+                if node.get_friendly_name().startswith(f"{kind}_"):  # and a number of all nodes of this process
+                    node.set_friendly_name(f"{kind}_{number}")
             path = Path(folder) / f"{name}.xml"
             try:
                 openvino.save_model(model, path, compress_to_fp16=False)  # the graph has the types that it is to have
