@@ -75,6 +75,7 @@ def main() -> None:
 @click.option("--tolerance",  type=click.FloatRange(0),                                            help=f"Largest difference from PyTorch in any one step.  [default: {STEP_TOLERANCES}]")
 @click.option("--end-to-end-tolerance", type=click.FloatRange(0),                                  help=f"Largest difference at the end: of an image's values, of a mask's share of pixels.  [default: {END_TOLERANCES}, and 0.001 for masks]")
 @click.option("--unfinished", is_flag=True,                                                        help="Take a checkpoint whose training was not through; bundle and samples say so.")
+@click.option("--license",    metavar="ID",                                                            help="Licence of the weights for the model card, as Hugging Face's hub names it.  [default: what the checkpoint says, or unknown]")
 @click.option("--workspace",  type=click.FloatRange(0, min_open=True),                             help="GiB of GPU memory that TensorRT may use for one layer.  [default: all]")
 @click.option("--hardware-compatibility", default=COMPATIBILITY[0], show_default=True, type=click.Choice(COMPATIBILITY), help="Other GPUs that TensorRT's plans are to run on; they are slower for it.")
 def build_command(
@@ -89,6 +90,7 @@ def build_command(
     tolerance: float | None,
     end_to_end_tolerance: float | None,
     unfinished: bool,
+    license: str | None,
     workspace: float | None,
     hardware_compatibility: str,
 ) -> None:
@@ -122,7 +124,7 @@ def build_command(
                 piped(line)
 
         def built(target: str) -> list[Built]:
-            options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished)
+            options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished, license)
             if chain := chain_named(model, repository):
                 return build_chain(chain, checkpoints, repository, options, show)
             source = by_model(checkpoints, [model]).get(model) or shipped_checkpoint(model)
@@ -150,7 +152,7 @@ def build_command(
 @REPOSITORY_OPTION
 def list_command(repository: Path) -> None:
     """The model families and chains, and which of them the repository has bundles of."""
-    if not repository.is_dir():
+    if repository.exists() and not repository.is_dir():
         raise BundleError(f"--repository is {repository}, which is no folder")
     from export.report import print_list
 

@@ -67,6 +67,7 @@ class Options:
     target: one of ``TARGETS``. precision: "fp32", "tf32", "fp16" or "bf16". opset: None for the one that is fastest.
     fused: None for whichever is faster on this GPU, where the target is "tensorrt", and True for the others. tolerance:
     None for the precision's own. plan: for plans alone. unfinished: take checkpoints whose training was not through.
+    license: of the weights, as Hugging Face's hub names it; None for what the checkpoint itself says.
     """
 
     target: str = "onnx"
@@ -77,6 +78,7 @@ class Options:
     tolerance: Tolerance | None = None
     plan: PlanOptions = field(default_factory=PlanOptions)
     unfinished: bool = False
+    license: str | None = None
 
 
 DEFAULTS = Options()

@@ -6,6 +6,7 @@ import threading
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable
+from http.client import HTTPException
 
 SECONDS = 1.0  # as often as the server tells it
 _DONE = re.compile(r"^medgen_request_(done|steps)\{([^}]*)\} (\S+)$", re.MULTILINE)
@@ -42,7 +43,7 @@ class StepWatch:
         while not self._ended.wait(SECONDS):
             try:
                 text = opener.open(self._url, timeout=5).read().decode()
-            except OSError as error:
+            except (OSError, HTTPException) as error:
                 logging.getLogger(__name__).warning("nothing is told of steps: %s: %s", self._url, error)
                 return
             done, steps = told(text, set(self._names))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tiny import FLOW, LABELS, write_tiny_bundle
 
-from serving.bundle import REPOSITORY, Condition, bundle_folder
+from serving.bundle import TEMPLATES, Condition, bundle_folder
 from serving.client import SampleClient
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,12 @@ CLOSED, WAITING = (MODEL.with_name(f".{MODEL.name}-{name}") for name in ("closed
 
 
 class TritonPythonModel(BundleModel):
-    """Steps when nobody has closed it, and cannot do seed 13."""
+    """Steps when nobody has closed it, cannot do seed 13, and cannot say what it has done for 14."""
+
+    def _response(self, samples):
+        if b'"seed": 14,' in samples["provenance"][0, 0]:
+            raise RuntimeError("fourteen cannot be said")
+        return super()._response(samples)
 
 
 def when_open(step):
@@ -61,13 +66,13 @@ Flight.step = when_open(Flight.step)
 
 def add_model(repository: Path, name: str, **tiny: object) -> Path:
     """The files that are committed for a model, or else for pig, with a tiny bundle."""
-    copy_committed(name if (REPOSITORY / name).is_dir() else "pig", repository / name)
+    copy_committed(name if (TEMPLATES / name).is_dir() else "pig", repository / name)
     write_tiny_bundle(bundle_folder(repository, name), **{"model": name, "max_batch": MAX_BATCH, **tiny})
     return repository / name
 
 
 def copy_committed(name: str, folder: Path) -> None:
-    shutil.copytree(REPOSITORY / name, folder, ignore=shutil.ignore_patterns("bundle", ".bundle*", "__pycache__"))
+    shutil.copytree(TEMPLATES / name, folder, ignore=shutil.ignore_patterns("bundle", ".bundle*", "__pycache__"))
 
 
 def add_chains(repository: Path) -> None:

@@ -13,12 +13,12 @@ LEAVES = {
     for name in (
         "bundle",
         "folders",
+        "namesakes",
         "progress",
         "sample_set",
         "sampling.noise",
         "sampling.solvers",
         "user",
-        "writers.nifti",
         "writers.pictures",
     )
 }

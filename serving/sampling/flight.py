@@ -88,11 +88,11 @@ class Flight:
         if list(together) == self._batch:
             return
         self._put_back()
-        self._batch = list(together)
         self._sample = np.concatenate([states.sample for states in together])
         self._history = tuple(np.concatenate(past) for past in zip(*(s.history for s in together), strict=True))
         conditions = [states.condition for states in together if states.condition is not None]
         self._condition = np.concatenate(conditions) if conditions else None
+        self._batch = list(together)  # last: what there was no memory for must not be put back
 
     def _put_back(self) -> None:
         """The states of the batch are their own again, and keep nothing of the others alive."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from serving.bundle import Bundle, Manifest
 from serving.engines import Engine, StepEngine
+from serving.engines.device import DeadGpuError
 from serving.sampling.flight import Flight, States
 from serving.sampling.requests import SampleRequest
 from serving.sampling.rows import Row, provenance, rows_of
@@ -106,7 +107,8 @@ class Loop:
         self._bundle, self._most_waiting, self._between, self._clock = bundle, most_waiting, between, clock
         self._flight: Any = _flight(engine, manifest)
         longest = longest_table(manifest.schedule) if manifest.schedule else 1
-        self._scheduler = Scheduler(cost, longest, BATCHES_HELD * manifest.max_batch)
+        is_whole = isinstance(self._flight, WholeFlight)
+        self._scheduler = Scheduler(cost, longest, BATCHES_HELD * manifest.max_batch, is_whole)
         self._rate = ArrivalRate()
         self._tickets: list[_Ticket] = []
         self._chosen: list[_Ticket] | None = None  # until somebody comes or leaves
@@ -186,14 +188,16 @@ class Loop:
         began = self._clock()
         try:
             self._take_in()
-            self._between(self)
+            self._tell()
             self._boundary()
+        except DeadGpuError as error:
+            self._take_in()
+            self._fail_all(error)
         except Exception as error:  # none is expected here; nobody may wait for ever for that
             logging.getLogger(__name__).exception("the loop failed")
-            for ticket in list(self._tickets):
-                self._leave(ticket, error)
+            self._fail_all(error)
         self.counts.busy_seconds += self._clock() - began
-        self._between(self)
+        self._tell()
 
     def _wait_for_work(self) -> bool:
         """Takes in who has arrived; False when there is nothing left to do, and will not be."""
@@ -204,7 +208,17 @@ class Loop:
                 self._take_in()
                 if self._tickets or self._stopping:
                     return bool(self._tickets)
+            self._tell()
+
+    def _tell(self) -> None:
+        try:
             self._between(self)
+        except Exception:  # it is no reason to serve nobody
+            logging.getLogger(__name__).exception("what happens between two steps failed")
+
+    def _fail_all(self, error: Exception) -> None:
+        for ticket in list(self._tickets):
+            self._leave(ticket, error)
 
     def _take_in(self) -> None:
         with self._changed:
@@ -243,26 +257,31 @@ class Loop:
 
     def _launch(self, tickets: Sequence[_Ticket]) -> None:
         """A step for all, and the finish for those that are done."""
-        for ticket in tickets:
-            if ticket.states is None:
-                ticket.states = self._flight.begin(ticket.rows)
-                self._no_longer_waiting()
-                self.counts.joined += len(ticket.rows)
-        self._each_for_itself(self._step, [ticket for ticket in tickets if ticket.left])
+        for ticket in [ticket for ticket in tickets if ticket.states is None]:
+            self._each_for_itself(self._begin, [ticket])
+        self._each_for_itself(self._step, [ticket for ticket in tickets if ticket.states and ticket.left])
         self._each_for_itself(self._finish, [ticket for ticket in self._tickets if ticket.states and not ticket.left])
 
     def _each_for_itself(self, run: Callable[[Sequence[_Ticket]], None], tickets: Sequence[_Ticket]) -> None:
-        """If they fail together they are tried one by one, so that each fails alone."""
+        """If they fail together they are tried one by one, so that each fails alone; but nobody can use a dead GPU."""
         if not tickets:
             return
         try:
             run(tickets)
+        except DeadGpuError:
+            raise
         except Exception as error:
             if len(tickets) == 1:
                 self._leave(tickets[0], error)
                 return
             for ticket in tickets:
                 self._each_for_itself(run, [ticket])
+
+    def _begin(self, tickets: Sequence[_Ticket]) -> None:
+        for ticket in tickets:
+            ticket.states = self._flight.begin(ticket.rows)
+            self._no_longer_waiting()
+            self.counts.joined += len(ticket.rows)
 
     def _step(self, tickets: Sequence[_Ticket]) -> None:
         self.counts.row_steps += self._flight.step([ticket.states for ticket in tickets if ticket.states])

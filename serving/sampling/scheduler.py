@@ -6,7 +6,8 @@ becomes urgent (earliest deadline first, Liu and Layland 1973). A request may pa
 
 How many rows step with it is what keeps all requests waiting the least, with those that are to be expected: where a
 batch costs as much as its rows one by one (on most CPUs) that is few, where it costs hardly more than one row
-(on most GPUs) as many as there are.
+(on most GPUs) as many as there are. Where a batch runs whole trajectories, it is cut where the lengths differ so much
+that this is worth a batch more.
 
 Nothing starves: only those that arrive before a request's due time are ever ahead of it, and each launch takes a step
 of the foremost. A request that is due at d has left at the latest after as many launches, from d on, as are steps left
@@ -16,8 +17,8 @@ then in it and in all that arrived before d. As the queue is bounded, so is that
 import bisect
 import dataclasses
 import heapq
-import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -65,11 +66,16 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
-    """longest: the most steps that a request can have. most_held: rows that may hold states at the same time."""
+    """longest: the most steps that a request can have. most_held: rows that may hold states at the same time, and one
+    largest batch more if some of them are more urgent than others.
+
+    whole: whether a batch runs until its longest request is done, and all are answered then.
+    """
 
     cost: Cost
     longest: int
     most_held: int
+    whole: bool = False
 
     def due(self, work: Work) -> float:
         """A moment on the clock of arrivals. A level of priority weighs as much as the most work a request can be."""
@@ -85,28 +91,70 @@ class Scheduler:
         order = self._startable(works, sorted(range(len(works)), key=lambda k: (self.due(works[k]), k)))
         if not order:
             return []
-        first = works[order[0]].rows
-        sizes = [first, *(size for size in sorted(self.cost.seconds) if size > first)]
         foremost = [works[k] for k in order[:HORIZON]]
-        behind = len(works) - len(foremost)
-        # Of sizes that are equally good the smallest.
-        best = min(sizes, key=lambda size: round(self._waiting(foremost, behind, rate, size), 9))
-        return self._fitting(works, order, best)
+        find_size = self._size_of_whole if self.whole else self._size
+        return self._fitting(works, order, find_size(foremost, len(works) - len(foremost), rate))
 
     def _startable(self, works: Sequence[Work], order: Sequence[int]) -> list[int]:
-        """Those that hold states, and those before the first for whose states there is no room."""
-        room = self.most_held - sum(work.rows for work in works if work.begun)
-        wanted = itertools.accumulate(0 if works[k].begun else works[k].rows for k in order)
-        return [k for k, rows in zip(order, wanted, strict=True) if works[k].begun or rows <= room]
+        """Those that hold states, and those before the first for whose states there is no room.
+
+        What is less urgent takes no room from what is more urgent, as long as one largest batch is enough.
+        """
+        startable = []
+        held = Counter[int]()  # rows by priority
+        for work in works:
+            held[work.priority] += work.rows if work.begun else 0
+        for k in order:
+            work = works[k]
+            if not work.begun:
+                as_urgent = sum(rows for priority, rows in held.items() if priority <= work.priority)
+                reserve = len(self.cost.of) - 1
+                if as_urgent + work.rows > self.most_held or held.total() + work.rows > self.most_held + reserve:
+                    break
+                held[work.priority] += work.rows
+            startable.append(k)
+        return startable + [k for k in order[len(startable) :] if works[k].begun]
 
     def _fitting(self, works: Sequence[Work], order: Sequence[int], size: int) -> list[int]:
-        room = bisect.bisect_right(self.cost.of, self.cost.of[size]) - 1  # more rows may cost no more
-        chosen = []
+        """Others come along where more rows than ``size`` cost no more, but none that makes a whole batch longer."""
+        room = bisect.bisect_right(self.cost.of, self.cost.of[size]) - 1
+        chosen: list[int] = []
+        rows = longest = 0
         for k in order:
-            if works[k].rows <= room:
+            work = works[k]
+            if rows + work.rows > size:
+                size = 0
+            if rows + work.rows <= room and (size or not self.whole or work.steps <= longest):
                 chosen.append(k)
-                room -= works[k].rows
+                rows, longest = rows + work.rows, max(longest, work.steps)
         return chosen
+
+    def _size(self, queue: Sequence[Work], behind: int, rate: float) -> int:
+        """Rows of a batch, of sizes that are equally good the smallest."""
+        first = queue[0].rows
+        sizes = [first, *(size for size in sorted(self.cost.seconds) if size > first)]
+        return min(sizes, key=lambda size: round(self._waiting(queue, behind, rate, size), 9))
+
+    def _size_of_whole(self, queue: Sequence[Work], behind: int, rate: float) -> int:
+        """Rows of the first of the batches into which the queue, in its order, is cut so that all wait the least.
+
+        Those that arrive meanwhile wait for half of it.
+        """
+        largest = len(self.cost.of) - 1
+        seconds = sum(work.rows * work.steps for work in queue) * self.cost.of[largest] / largest
+        others = behind + rate * seconds / 2
+        least, sizes = [0.0] * (len(queue) + 1), [0] * len(queue)  # from each request on
+        for first in reversed(range(len(queue))):
+            rows = steps = 0
+            ways = []
+            for last in range(first, len(queue)):
+                rows, steps = rows + queue[last].rows, max(steps, queue[last].steps)
+                if rows > largest:
+                    break
+                waiting = len(queue) - first + others
+                ways.append((waiting * steps * self.cost.of[rows] + least[last + 1], rows))
+            least[first], sizes[first] = min(ways)
+        return sizes[0]
 
     def _waiting(self, queue: Sequence[Work], behind: int, rate: float, size: int) -> float:
         """Seconds that all requests together would still wait if from now on batches had up to ``size`` rows.

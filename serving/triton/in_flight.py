@@ -27,6 +27,8 @@ from serving.triton.metrics import Metrics
 PRIORITY = "priority_level"  # Triton keeps its own "priority" to itself
 QUEUE = "max_queue_size"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a request's id, as a label of metrics
+SHARED_MEMORY = "/dev/shm"
+SPARE_BYTES = 8 * 2**20
 PUBLISH_SECONDS = 1.0
 WATCH_SECONDS = 0.5
 
@@ -53,6 +55,7 @@ class InFlight:
             "model": args["model_name"],
             "version": args["model_version"],
             "instance": args["model_instance_name"],
+            "process": str(os.getpid()),  # one that is being unloaded still has its own, beside the one that follows
         }
         self._metrics, self._published, self._was_busy, self._is_dead = Metrics(labels), 0.0, False, False
         self._loop = Loop(bundle, engine, cost, most_waiting, self._publish)
@@ -64,7 +67,8 @@ class InFlight:
         name = name if NAME.fullmatch(name) else ""
 
         def answer(samples: Answer) -> None:
-            sender.send(self._response(samples), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            arrays = samples.values() if isinstance(samples, dict) else ()
+            send(sender, self._response(samples), sum(array.nbytes for array in arrays))
 
         try:
             is_gone = sender.is_cancelled
@@ -78,7 +82,10 @@ class InFlight:
 
     def _response(self, samples: Answer) -> Any:
         if isinstance(samples, dict):
-            return self._respond(samples)
+            try:
+                return self._respond(samples)
+            except Exception as error:
+                return broken(error)
         if isinstance(samples, ClientGone):
             return failure(str(samples), pb.TritonError.CANCELLED)
         if isinstance(samples, NotServed):
@@ -102,6 +109,22 @@ class InFlight:
             time.sleep(WATCH_SECONDS)
         if lost := self._loop.rows_in_flight + self._loop.rows_waiting:
             print(f"{DROPPED} {lost} samples of {self._model} that were in flight or waiting", flush=True)
+
+
+def send(sender: Any, response: Any, nbytes: int) -> None:
+    """Answer a request, with so many bytes or hardly any.
+
+    They go by shared memory. A sender that found no room there sends nothing more than an end, and only if it has not
+    been told to send that too; then Triton answers with a 500. Without one nobody would ever be answered.
+    """
+    shared = os.statvfs(SHARED_MEMORY)
+    if shared.f_bavail * shared.f_frsize > 2 * nbytes + SPARE_BYTES:
+        sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return
+    try:
+        sender.send(response, flags=0)
+    finally:
+        sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def failure(message: str, code: Any) -> Any:

@@ -118,13 +118,15 @@ class Keeper:
 
     def _mourn(self, pid: int) -> None:
         name = self._model_of.pop(pid, None)
+        lost = self._server.rows_in_hand(pid)
         # One that died before we knew whose it was may have been replaced already.
         for dead in self._without_process() if name is None else [name]:
-            if dead not in self._loaded or dead in self._due:
+            if not lost and (dead not in self._loaded or dead in self._due):
                 continue
-            if lost := self._server.rows_in_hand(dead):
+            if lost != 0:
+                count = "nobody knows how many" if lost is None else lost
                 self._restart(
-                    f"the process of model {dead} has died (killed, or out of memory) with {lost} samples in hand, "
+                    f"the process of model {dead} has died (killed, or out of memory) with {count} samples in hand, "
                     "which nobody else can answer",
                     patience=OTHERS_SECONDS,
                 )

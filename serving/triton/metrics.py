@@ -46,8 +46,6 @@ class Metrics:
         self._metrics = {name: one.Metric(labels=labels) for name, one in zip(names, self._families, strict=True)}
         self._labels = dict(labels)
         self._requests: dict[str, _OfRequest] = {}
-        for name in GAUGES:
-            self._metrics[name].set(0)  # a process before this one may have left something else
         self._told = dict.fromkeys(names, 0.0)
         self._last = 0.0
 

@@ -88,7 +88,7 @@ class BundleModel:
                 sender.send(_refusal(error), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 continue
             timeout = request.timeout() / 1e6 or None
-            self.in_flight.submit(sender, parsed, priority, timeout, request.request_id())
+            self.in_flight.submit(sender, parsed, priority, timeout, _id(request))
         return None
 
     def _answered_together(self, requests: Sequence[Any]) -> list[Any]:
@@ -139,6 +139,14 @@ def _parameters(request: Any) -> dict[str, Any]:
         return json.loads(request.parameters())
     except ValueError as error:
         raise BadRequest(f"the parameters cannot be read: {error}") from None
+
+
+def _id(request: Any) -> str:
+    """Empty if it is not UTF-8, which Triton's HTTP front end lets through."""
+    try:
+        return request.request_id()
+    except UnicodeDecodeError:
+        return ""
 
 
 def _refusal(error: Exception) -> Any:

@@ -35,7 +35,7 @@ STOP_SECONDS = 40.0
 # ever for a process that was killed at work.
 UNLOAD_SECONDS = 5.0
 
-_IN_HAND = re.compile(r'^medgen_rows_(?:in_flight|waiting)\{[^}]*model="([^"]*)"[^}]*\} (\S+)$', re.MULTILINE)
+_IN_HAND = re.compile(r'^medgen_rows_(?:in_flight|waiting)\{[^}]*process="(\d+)"[^}]*\} (\S+)$', re.MULTILINE)
 _UNLOADING = "All models are stopped, unloading models"
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 
@@ -157,12 +157,12 @@ class TritonServer:
         self._ending = self._ending or time.monotonic()
         self._process.terminate()
 
-    def rows_in_hand(self, model: str) -> int:
-        """Samples that the model's processes have begun or let wait; those of one that has died, as it last said."""
+    def rows_in_hand(self, pid: int) -> int | None:
+        """Samples that a model's process has begun or lets wait, as it last said; None if the server does not tell."""
         try:
-            return rows_in_hand(self.address.metrics_text(), model)
-        except (OSError, HTTPException):  # it has just ended, and is started again anyway
-            return 0
+            return rows_in_hand(self.address.metrics_text(), pid)
+        except (OSError, HTTPException):
+            return None
 
     def _has_models(self) -> bool:
         """Whether processes of models are there, which have requests in flight for as long as they want to."""
@@ -237,8 +237,8 @@ class TritonServer:
             self.show(f"The arguments of process {pid} show the key of Triton's closed APIs to this machine: {error}")
 
 
-def rows_in_hand(metrics: str, model: str) -> int:
-    return sum(int(float(value)) for name, value in _IN_HAND.findall(metrics) if name == model)
+def rows_in_hand(metrics: str, pid: int) -> int:
+    return sum(int(float(value)) for process, value in _IN_HAND.findall(metrics) if process == str(pid))
 
 
 class _PlainPaths:

@@ -1,5 +1,6 @@
 """Steps that a server's metrics tell, and a server that tells none."""
 
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -57,6 +58,18 @@ def test_a_server_that_tells_no_steps_is_said_once(monkeypatch, caplog):
     watch._thread.join(20)
     watch.close()
     assert caplog.text.count("nothing is told of steps: http://127.0.0.1:9/metrics") == 1
+
+
+def test_what_is_no_http_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr("serving.step_watch.SECONDS", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        watch = StepWatch(f"127.0.0.1:{server.getsockname()[1]}", pytest.fail)
+        connection = server.accept()[0]
+        connection.sendall(b"no HTTP\r\n\r\n")
+        connection.close()
+        watch._thread.join(20)
+        watch.close()
+    assert caplog.text.count("nothing is told of steps") == 1
 
 
 def test_an_address_of_metrics_that_is_none():

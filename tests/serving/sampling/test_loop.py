@@ -13,6 +13,7 @@ from tiny import FLOW, LINEAR, write_tiny_bundle
 
 from serving.bundle import Condition, load_bundle
 from serving.engines import EngineError, StepEngine, open_on_cpu
+from serving.engines.device import DeadGpuError
 from serving.sampling.loop import ClientGone, Loop, QueueFull, Stopped, TimeUp
 from serving.sampling.requests import parse_request
 from serving.sampling.sampler import Sampler
@@ -219,6 +220,17 @@ def test_on_a_linear_engine_long_work_pauses(bundles):
     assert bench.engine.batches == [2] * 3 + [1] * 2 + [2] * 17
 
 
+def test_whole_trajectories_of_the_short_do_not_wait_for_the_long(bundles, monkeypatch):
+    monkeypatch.setattr(Watched, "joins", False)
+    bench = Bench(bundles["diffusion"])
+    long = bench.ask([1], "ddim", 50)
+    short = [bench.ask([2], "ddim", 2), bench.ask([3], "ddim", 3)]
+    bench.turn()
+    assert all(future.done() for future in short)
+    assert not long.done()
+    assert bench.until_done(long) == 1
+
+
 def test_priority_overtakes_what_is_under_way(bundles):
     bench = Bench(bundles["diffusion"], LINEAR_COST)
     first = bench.ask([1], "ddim", 5)
@@ -330,6 +342,27 @@ def test_each_request_fails_alone(bench):
     assert bench.loop.counts.failed == 1
 
 
+def test_no_memory_for_a_batch_changes_no_bits(bench, monkeypatch):
+    """Where there is none for all of it, each steps alone, from its own states."""
+    futures = [bench.ask([seed], "dpmpp_2m", 6) for seed in (1, 2)]
+    bench.turn(2)
+    futures.append(bench.ask([3], "dpmpp_2m", 6))
+    together = np.concatenate
+
+    def too_much(arrays):
+        if len(arrays := list(arrays)) == 3:
+            raise MemoryError
+        return together(arrays)
+
+    monkeypatch.setattr("serving.sampling.flight.np.concatenate", too_much)
+    bench.turn()
+    monkeypatch.undo()
+    bench.until_done(*futures)
+    for seed, future in zip((1, 2, 3), futures, strict=True):
+        request = parse_request(bench.bundle.manifest, np.array([[seed]]), {"solver": "dpmpp_2m", "steps": 6})
+        assert_same_bits(future.result(0), 0, Sampler(bench.bundle).sample([request])[0])
+
+
 def test_a_finish_that_fails_for_one_fails_for_it_alone(bench, monkeypatch):
     finish = bench.engine.finish
 
@@ -382,6 +415,49 @@ def test_a_loop_that_fails_answers_all(bench, monkeypatch, caplog):
             future.result(0)
     monkeypatch.undo()
     bench.until_done(bench.ask([3]))
+
+
+def test_a_request_that_cannot_begin_fails_alone(bench, monkeypatch):
+    begin = bench.loop._flight.begin
+
+    def cannot_begin_13(rows):
+        if rows[0].seed == 13:
+            raise MemoryError("no room for it")
+        return begin(rows)
+
+    monkeypatch.setattr(bench.loop._flight, "begin", cannot_begin_13)
+    good, bad = bench.ask([1], "ddim", 3), bench.ask([13], "ddim", 3)
+    bench.until_done(good, bad)
+    with pytest.raises(MemoryError, match="no room"):
+        bad.result(0)
+    assert good.exception() is None
+    assert bench.loop.rows_waiting == 0
+
+
+def test_a_gpu_that_is_dead_is_an_error_of_all_that_are_there(bundles, monkeypatch):
+    """Those that wait, and those that come while it dies, too: the process is to end, and nobody else has them."""
+    bench = Bench(bundles["diffusion"], LINEAR_COST)
+    futures = [bench.ask([1], "ddim", 3), bench.ask([2] * 8, "ddim", 50)]
+
+    def die(*_):
+        futures.append(bench.ask([3]))
+        raise DeadGpuError("GPU 0: a kernel crashed")
+
+    monkeypatch.setattr(bench.engine, "step", die)
+    bench.turn()
+    assert len(futures) == 3
+    for future in futures:
+        with pytest.raises(DeadGpuError):
+            future.result(0)
+    assert bench.loop.counts.failed == 10
+
+
+def test_figures_that_cannot_be_told_are_no_reason_to_serve_nobody(bundles, caplog):
+    bench = Bench(bundles["diffusion"], between=lambda loop: 1 / 0)
+    bench.loop.start()
+    assert bench.ask([1], "ddim", 3).result(20)["image"].shape[0] == 1
+    bench.loop.stop()
+    assert "what happens between two steps failed" in caplog.text
 
 
 # --- the end ---

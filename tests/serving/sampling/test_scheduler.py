@@ -65,6 +65,50 @@ def test_hardly_worse_than_the_best_of_all_schedules(cost: str, worst: float) ->
     assert sum(ratios) < 1.005 * len(ratios)
 
 
+def least_seconds_of_whole(cost: Cost, works: list[Work]) -> float:
+    """That of the best schedule of batches that run until their longest is done."""
+
+    @cache
+    def least(live: frozenset[int]) -> float:
+        launches = itertools.chain.from_iterable(itertools.combinations(live, n + 1) for n in range(len(live)))
+        totals = (
+            len(live) * max(works[k].steps for k in chosen) * cost.of[batch] + least(live.difference(chosen))
+            for chosen in launches
+            if (batch := sum(works[k].rows for k in chosen)) < len(cost.of)
+        )
+        return min(totals, default=0.0)
+
+    return least(frozenset(range(len(works))))
+
+
+@pytest.mark.parametrize(("cost", "worst"), [("linear", 1.0), ("nearly linear", 1.0), ("flat", 1.05)])
+def test_whole_batches_are_hardly_worse_than_the_best(cost: str, worst: float) -> None:
+    dice = random.Random(cost)
+    ratios = []
+    for _ in range(60):
+        works = [Work(dice.randint(1, 5), dice.choice([2, 8, 50]), 0.0) for _ in range(dice.randint(2, 5))]
+        plan, left, total = Scheduler(COSTS[cost], 50, 1000, whole=True), works, 0.0
+        while left:
+            chosen = plan.choose(left)
+            seconds = max(left[k].steps for k in chosen) * COSTS[cost].of[sum(left[k].rows for k in chosen)]
+            total += len(left) * seconds
+            left = [work for k, work in enumerate(left) if k not in chosen]
+        ratios.append(total / least_seconds_of_whole(COSTS[cost], works))
+    assert min(ratios) > 1 - 1e-9
+    assert max(ratios) < worst + 1e-9
+    assert sum(ratios) < 1.005 * len(ratios)
+
+
+def test_the_short_do_not_wait_for_the_long_in_whole_batches() -> None:
+    """Though there is room for it: they would be answered with it."""
+    works = [Work(3, 8, 0.0), Work(1, 50, 0.0), Work(1, 8, 0.0)]
+    assert scheduler(FLAT).choose(works) == [2, 0, 1]
+    whole = dataclasses.replace(scheduler(FLAT), whole=True)
+    assert whole.choose(works) == [2, 0]
+    assert whole.choose(works[1:2]) == [0]
+    assert whole.choose([works[0], works[1], works[0]]) == [0, 2]
+
+
 def test_what_costs_as_much_one_by_one_is_served_one_by_one() -> None:
     works = [Work(2, 9, 0.0), Work(1, 4, 0.0), Work(1, 3, 0.0)]
     assert scheduler(LINEAR).choose(works) == [2]
@@ -131,7 +175,7 @@ def test_nothing_starves(monkeypatch: pytest.MonkeyPatch, cost: str, most_held: 
             if work.arrival in allowed:
                 allowed[work.arrival] -= 1
                 assert allowed[work.arrival] > 0
-        assert sum(work.rows for work in works if work.begun) <= max(most_held, 8)
+        assert sum(work.rows for work in works if work.begun) <= most_held + 8
     assert overtaken > 500
     assert len(allowed) > 50
     assert works == []
@@ -163,6 +207,15 @@ def test_states_take_no_more_memory_than_allowed() -> None:
     assert plan.choose([*begun, Work(1, 1, 0.0)])[0] == 2
     # What waits for room is not overtaken in the room by what needs less.
     assert plan.choose([*begun, Work(2, 1, 0.0), Work(1, 5, 0.0)]) == [0, 1]
+
+
+def test_priority_overtakes_what_fills_the_memory() -> None:
+    plan = scheduler(FLAT, most_held=8)
+    paused = [Work(8, 30, 0.0, DEFAULT, begun=True)]
+    assert plan.choose([*paused, Work(8, 2, 1.0, FIRST)])[0] == 1
+    assert plan.choose([*paused, Work(8, 2, 1.0, DEFAULT)])[0] == 0
+    urgent = Work(8, 2, 1.0, FIRST, begun=True)
+    assert plan.choose([*paused, urgent, Work(8, 1, 1.0, FIRST)])[0] == 1, "one largest batch, no more"
 
 
 def test_no_requests_no_launch() -> None:

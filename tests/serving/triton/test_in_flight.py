@@ -6,12 +6,13 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from live import MAX_BATCH, PATIENCE, Live, add_model, eventually, processes, running, start
+from live import MAX_BATCH, PATIENCE, Live, add_model, eventually, running, start
 from tiny import LINEAR
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -20,6 +21,7 @@ from serving.client import LocalClient, SampleClient
 from serving.sampling.solvers import solvers_for
 
 MODEL = "tiny_gated"
+MIXES = int(os.environ.get("MEDGEN_MIXES", "15"))
 OVERLOAD_SECONDS = float(os.environ.get("MEDGEN_OVERLOAD_SECONDS", "4"))
 
 
@@ -95,6 +97,38 @@ def test_priority_overtakes(live: Live, local: LocalClient, client: Any) -> None
         call.assert_right(local)
 
 
+def test_samples_are_the_same_whoever_comes_and_goes(live: Live, local: LocalClient, client: Any) -> None:
+    """Mixes of solvers and lengths that come while others are in flight, some of which are cancelled or late."""
+    dice, solvers = random.Random(11), solvers_for(LINEAR)
+    ended = {"samples": 0, "StatusCode.CANCELLED": 0, "StatusCode.UNAVAILABLE": 0}
+
+    @cache
+    def alone(seed: int, solver: str, steps: int) -> Any:
+        return local.sample("tiny", seeds=[seed], solver=solver, steps=steps).arrays["image"][0]
+
+    for _ in range(MIXES):
+        calls: list[Call] = []
+        for _ in range(dice.randint(3, 8)):
+            seeds = [dice.randint(0, 9) for _ in range(dice.randint(1, MAX_BATCH))]
+            late = {"timeout": dice.randint(1, 30_000)} if dice.random() < 0.05 else {}
+            how = {"solver": dice.choice(solvers), "steps": dice.choice([1, 2, 5, 20, 60]), **late}
+            calls.append(Call(client, "tiny", seeds, priority_level=dice.randint(4, 6), **how))
+            time.sleep(dice.uniform(0, 0.01))
+            if dice.random() < 0.1:
+                dice.choice(calls).cancel()
+        for call in calls:
+            if error := call.wait().error:
+                ended[error.status()] += 1
+                continue
+            ended["samples"] += len(call.seeds)
+            expected = [alone(seed, call.how["solver"], call.how["steps"]) for seed in call.seeds]
+            np.testing.assert_array_equal(
+                call.result.as_numpy("image").view(np.uint8), np.stack(expected).view(np.uint8)
+            )
+    print(f"{MIXES} mixes: {ended}")
+    assert ended["samples"] > 10 * MIXES
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_client_is_told_the_steps(live: Live, local: LocalClient, client: Any, protocol: str) -> None:
     """Of its own requests, not of those of others; and the server forgets them."""
@@ -166,9 +200,7 @@ def test_overload_loses_no_accepted_request_and_takes_no_memory(live: Live, loca
     model = "tiny"
     names = ("rows_joined_total", "rows_left_total", "rows_refused_total")
     before = {name: figure(live, name, model) for name in names}
-    pid = next(
-        pid for pid in processes(live_group(live)) if f"/{model}/1/model.py" in Path(f"/proc/{pid}/cmdline").read_text()
-    )
+    pid = live.process_of(model)
     calls: list[Call] = []
 
     def overload(seconds: float) -> float:
@@ -200,11 +232,6 @@ def test_overload_loses_no_accepted_request_and_takes_no_memory(live: Live, loca
 
 def resident_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def live_group(live: Live) -> int:
-    children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
-    return next(int(pid) for pid in children if b"--load-model=" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def test_a_signal_waits_for_what_is_in_flight(tmp_path: Path) -> None:

@@ -114,6 +114,23 @@ def test_nobody_waits_for_ever_for_a_process_that_died(kept: Live) -> None:
     assert_serves(kept, "gated", "tiny", CHAIN)
 
 
+def test_nobody_waits_for_ever_for_a_process_whose_model_has_been_rebuilt(kept: Live) -> None:
+    """It answers what it had; if it dies, the process that follows it cannot."""
+    said = len(kept.said())
+    with ThreadPoolExecutor(4) as threads, kept.closed("gated") as waiting:
+        calls = [threads.submit(draw, kept, "gated", seed) for seed in SEEDS[:4]]
+        eventually(waiting.exists, "the model has begun")
+        former = kept.process_of("gated")
+        replace_bundle(kept.repository, "gated", max_batch=4)
+        eventually(lambda: "Serving gated\n" in kept.said()[said:], "the new one is there")
+        os.kill(former, signal.SIGKILL)
+        eventually(lambda: all(call.done() for call in calls), "nobody waits", patience=40)
+    assert all(isinstance(call.exception(), SamplingError) for call in calls)
+    assert "samples in hand, which nobody else can answer" in kept.said()[said:]
+    eventually(lambda: "Serving" in kept.said()[said:].partition("Ending tritonserver")[2], "all is up again")
+    assert_serves(kept, "gated", "tiny", CHAIN)
+
+
 def post(live: Live, body: bytes) -> None:
     with pytest.raises((OSError, urllib.error.URLError)):
         urllib.request.urlopen(f"http://{live.url('http')}/v2/models/tiny/infer", body, timeout=PATIENCE)

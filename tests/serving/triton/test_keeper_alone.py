@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import pytest
-from live import add_model
+from live import add_model, free_ports
 
+from serving.triton.address import Address
 from serving.triton.control import READY
 from serving.triton.errors import ServerError
 from serving.triton.installation import STUB
 from serving.triton.keeper import Keeper
 from serving.triton.processes import Process
+from serving.triton.server import TritonServer, rows_in_hand
 
 
 class FakeServer:
@@ -25,7 +27,7 @@ class FakeServer:
         self.show, self.control = self.said.append, self
         self.failures: dict[str, str] = {}
         self.exit: int | None = None
-        self.in_hand = 0
+        self.in_hand: int | None = 0
 
     def code(self) -> int | None:
         return self.exit
@@ -39,7 +41,7 @@ class FakeServer:
     def clear_away(self, grace: float) -> None:
         self.done.append("clear away")
 
-    def rows_in_hand(self, model: str) -> int:
+    def rows_in_hand(self, pid: int) -> int | None:
         return self.in_hand
 
     def end(self, patience: float) -> None:
@@ -88,30 +90,44 @@ def test_a_process_that_dies_before_it_is_known_is_known_by_what_is_missing(
     assert [line.partition(" (")[0] for line in server.said[:1]] == ["the process of model tiny has died"]
 
 
+@pytest.mark.parametrize(("in_hand", "told"), [(3, "3"), (None, "nobody knows how many")])
 def test_all_is_ended_where_a_process_dies_with_requests_in_flight(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, in_hand: int | None, told: str
 ) -> None:
-    """Triton never answers them: their clients would wait for ever."""
+    """Triton never answers them: their clients would wait for ever. So too if it does not tell whether it had any."""
     states = iter("SZZZZZZ")
-    server.in_hand = 3
+    server.in_hand = in_hand
     monkeypatch.setattr("serving.triton.keeper.children", lambda pid: [Process(7, pid, pid, next(states))])
     monkeypatch.setattr("serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", "/models/tiny/1/model.py"])
     Keeper(server).wait()
     assert server.done == ["end", "clear away", "start other tiny"]
     assert (
-        "tiny has died (killed, or out of memory) with 3 samples in hand, which nobody else can answer"
+        f"tiny has died (killed, or out of memory) with {told} samples in hand, which nobody else can answer"
         in server.said[0]
     )
+
+
+def test_a_server_that_does_not_tell_has_nobody_knows_how_many(tmp_path: Path) -> None:
+    address = Address("127.0.0.1", *free_ports(3))
+    assert TritonServer(tmp_path, [], address, print, False).rows_in_hand(7) is None
+
+
+def test_samples_in_hand_are_those_of_the_process_alone() -> None:
+    """Not those of the one that follows it when its model has been rebuilt."""
+    labels = 'instance="a_0_0",model="tiny",process="{}",version="1"'
+    lines = [f"medgen_rows_{what}{{{labels.format(process)}}} {count}" for what, process, count in (
+        ("in_flight", 70, 3), ("waiting", 70, "2.000000"), ("waiting", 7, 7), ("left_total", 70, 9),
+    )]  # fmt: skip
+    assert rows_in_hand("\n".join(lines), 70) == 5
 
 
 def test_a_former_process_that_dies_is_not_missed(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     models = {8: "tiny", 9: "other"}
     living = [Process(pid, 1, 1, "S") for pid in models]
     polls = iter([*[[Process(7, 1, 1, "Z"), *living]] * 12, "the end"])
-    running = {8: "tiny", 9: "other"}
     monkeypatch.setattr("serving.triton.keeper.children", lambda pid: next(polls))
     monkeypatch.setattr(
-        "serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", f"/models/{running[pid]}/1/model.py"]
+        "serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", f"/models/{models[pid]}/1/model.py"]
     )
     with pytest.raises(AttributeError, match="'str' object has no attribute 'state'"):  # the end
         Keeper(server).wait()

@@ -234,10 +234,18 @@ def test_parameters_that_are_no_text_are_refused(live: Live) -> None:
     assert b"the parameters cannot be read: 'utf-8' codec can't decode byte 0xc6" in refusal.value.read()
 
 
+def test_an_id_that_is_no_text_is_none(live: Live) -> None:
+    seed = b'{"name": "seed", "datatype": "INT64", "shape": [1, 1], "data": [7]}'
+    body = b'{"id": "a\xc6b", "inputs": [' + seed + b"]}"
+    answer = urllib.request.urlopen(f"http://{live.url('http')}/v2/models/tiny/infer", body, timeout=PATIENCE)
+    assert answer.status == 200
+
+
 def test_each_request_of_a_batch_gets_its_own_answer(live: Live, local: LocalClient) -> None:
     """A bad request and one that fails, in flight with good ones: 400, 500, and samples."""
     model = "tiny_gated"
     asked = {"first": ([1], 4), "good": ([2, 3], 5), "bad": ([4], 0), "failing": ([13], 4), "also good": ([5], 6)}
+    asked["unsaid"] = ([14], 4)
     executions = live.metric("exec_count", model)
     with ThreadPoolExecutor(len(asked)) as threads:
 
@@ -257,9 +265,10 @@ def test_each_request_of_a_batch_gets_its_own_answer(live: Live, local: LocalCli
         with pytest.raises(SamplingError, match="steps is 0") as refusal:
             futures["bad"].result()
         assert refusal.value.status == 400
-        with pytest.raises(SamplingError, match="thirteen is too much") as failure:
-            futures["failing"].result()
-        assert failure.value.status == 500
+        for name, why in (("failing", "thirteen is too much"), ("unsaid", "fourteen cannot be said")):
+            with pytest.raises(SamplingError, match=why) as failure:
+                futures[name].result()
+            assert failure.value.status == 500
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
