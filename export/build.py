@@ -120,7 +120,7 @@ def write_compared(
     target = bundle.manifest.target
     with compared_engine(bundle, graphs) as engine:
         figures = measure_parity(family, engine, progress, min(BATCH, options.max_batch))
-        if engine.buckets is None:
+        if engine.buckets is None and not is_compared_by_graphs(manifest):
             progress("comparing rows in company with rows alone")
             target = {**target, "rows_are_independent": rows_are_independent(family, engine, options.max_batch)}
             if engine.machine:

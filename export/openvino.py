@@ -24,6 +24,14 @@ def describe_target(model: str = "--target openvino") -> dict[str, Any]:
     return {"name": "openvino", "openvino": importlib.metadata.version("openvino")}
 
 
+def check(path: Path, model: str) -> None:
+    """Raises BuildError if OpenVINO does not read a bundle's graph."""
+    try:
+        load(model).Core().read_model(path)
+    except (EngineError, RuntimeError) as error:
+        raise BuildError(f"OpenVINO does not read {path}: {error}") from None
+
+
 def representations(graphs: Mapping[str, onnx.ModelProto], manifest: Manifest) -> dict[str, bytes]:
     """Files of graphs by name, such as "step.xml" and "step.bin": the weights once, whatever the batch."""
     openvino = load(manifest.model)

@@ -26,6 +26,7 @@ ROWS = {
     "onnxruntime-python-loop": "benchmarks.latency.without_medgen:OnnxRuntimeLoop",
     "medgen": "benchmarks.latency.with_medgen:InProcess",
     "medgen-triton": "benchmarks.latency.with_medgen:OverTriton",
+    "medgen-onnxruntime": "benchmarks.latency.with_medgen:OnOnnxRuntime",
     "medgen-openvino": "benchmarks.latency.with_medgen:OnOpenVino",
     "medgen-openvino-bf16": "benchmarks.latency.with_medgen:OnOpenVinoInBf16",
     PAPER: "benchmarks.latency.without_medgen:PaperSampler",

@@ -70,23 +70,35 @@ class InProcess:
         pass
 
 
-class OnOpenVino(InProcess):
-    """The case's checkpoints on OpenVINO in process: bundles that are built for it, and not kept."""
+class Rebuilt(InProcess):
+    """The case's checkpoints in process, in bundles that are built for an engine and not kept."""
 
+    target: str
     precision = "fp32"
 
     def open(self) -> None:
-        if find_spec("openvino") is None:
-            raise NotPossibleError("OpenVINO is not installed: pip install 'medgen[openvino]'")
         self.folder = TemporaryDirectory()
         self.repository = Path(self.folder.name)
         # In a process of its own, so that the memory of exporting is not counted.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(export_bundles, self.case, self.repository, "openvino", self.precision).result()
+            pool.submit(export_bundles, self.case, self.repository, self.target, self.precision).result()
         super().open()
 
     def close(self) -> None:
         self.folder.cleanup()
+
+
+class OnOnnxRuntime(Rebuilt):
+    target = "onnx"
+
+
+class OnOpenVino(Rebuilt):
+    target = "openvino"
+
+    def open(self) -> None:
+        if find_spec("openvino") is None:
+            raise NotPossibleError("OpenVINO is not installed: pip install 'medgen[openvino]'")
+        super().open()
 
 
 class OnOpenVinoInBf16(OnOpenVino):
