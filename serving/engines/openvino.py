@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from serving.bundle import Bundle
 from serving.engines import EngineError, Float32, History, StepEngine
-from serving.engines.threads import threads
+from serving.engines.threads import cores, threads
 from serving.user import cache_folder
 
 # Of batches. With a dynamic one OpenVINO takes 1.7 times as long; each size takes 130 MB of memory for PIG's `small`,
@@ -88,7 +88,9 @@ class OpenVinoEngine(StepEngine):
             "INFERENCE_PRECISION_HINT": "dynamic",  # each node in what the graph says
             "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": True,  # without it two threads were seen to be as slow as one
+            # Without it two threads were seen to be as slow as one. Where a container has less than all cores, though,
+            # it would be on the first of them, and so would all others.
+            "ENABLE_CPU_PINNING": self._threads == cores(os.sched_getaffinity(0)),
         }
         kept = KeptModel(self._key(name, size, options))
         try:

@@ -100,6 +100,13 @@ def test_requests_in_flight_are_those_of_the_sampler(bundle):
             assert answers[number][name].tobytes() == expected[name].tobytes()
 
 
+@pytest.mark.parametrize("share", [1, 64])
+def test_threads_stay_on_their_cores_where_all_cores_are_theirs(bundle, monkeypatch, share):
+    monkeypatch.setattr(openvino, "cores", lambda _: share)
+    compiled = OpenVinoEngine(bundle)._compiled("finish", 1)
+    assert compiled.get_property("ENABLE_CPU_PINNING") == (share == 1)
+
+
 @pytest.mark.parametrize("rows", [0, 1, 3, 7, 16])
 def test_rows_are_in_one_piece_each(rows):
     pieces = list(pieces_of(rows))
