@@ -86,7 +86,7 @@ def latency(
     Every row runs in a process of its own; in each round all rows draw one batch, in random order. Exit code 1 if a
     row's samples are not those of the others. An image model alone draws under a mask of discs.
     paper-sampler is PyTorch with the solvers and steps of the models' papers, and draws samples of its own.
-    PIG's `small` takes two minutes in 8 steps on two idle CPU cores, and longer with more steps and rounds.
+    PIG's `small` takes five minutes in 8 steps on two idle CPU cores, and longer with more steps and rounds.
     """
     from benchmarks.latency.workload import make_case
 

@@ -17,7 +17,8 @@ SETTLE = 0.05  # seconds between two rows: thread pools spin a while after their
 IMAGE_LIMIT = 0.5 / 255  # of an output's range: half a grey level
 LABEL_LIMIT = 1e-3  # share of a mask's pixels
 # In half precision a pixel of a mask that is undecided may turn, and the image around it with it: not the largest
-# difference of a pixel is limited but their root mean square.
+# difference of a pixel is limited but their root mean square. Other samples are far beyond: of eight of each checkpoint
+# that medgen ships, the two most alike differ by 0.087 of the range and in 3 % of the mask.
 HALF_IMAGE_LIMIT = 2 / 255
 HALF_LABEL_LIMIT = 1e-2
 
