@@ -81,7 +81,7 @@ def fit_command(
     import torch
     from accelerate import PartialState
 
-    from training.checkpoint import find_checkpoint, read_config
+    from training.checkpoint import find_checkpoint, read_config, with_defaults
     from training.data import DataError, open_dataset
     from training.data.classes import LESION
     from training.data.dataset import LoadedPairs
@@ -103,7 +103,10 @@ def fit_command(
         config = {"preset_name": preset, "data": data, "seed": seed, "precision": precision, "init": digest}
         if resume:
             now = {"model": model, **config, "preset": dataclasses.asdict(chosen)}
-            check_unchanged(read_config(find_checkpoint(out)), json.loads(json.dumps(now)))
+            before = read_config(find_checkpoint(out))
+            if before.get("model") == model:
+                before["preset"] = with_defaults(chosen, before.get("preset", {}))
+            check_unchanged(before, json.loads(json.dumps(now)))
         dataset = open_dataset(data, chosen.size, skip_bad=skip_bad, labels=untrained.labels or LESION)
         check_classes(untrained, dataset, data)
         files = dataset.files if isinstance(dataset, LoadedPairs) else {}
