@@ -1,9 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from torch import Tensor
 
 from training import CheckpointError
+from training.__main__ import main
+from training.checkpoint import load_checkpoint
 from training.imports.pig import blocks, import_pig
 from training.models.pig import PRESETS, Pig
 
@@ -79,3 +82,16 @@ def test_another_networks_file_and_one_that_holds_objects_are_refused(tmp_path):
     for name, message in {"a": "differ in .* weights", "b": "save it again"}.items():
         with pytest.raises(CheckpointError, match=message):
             import_pig(tmp_path / name, tmp_path / name, SMALL)
+
+
+def test_the_command_writes_a_checkpoint_that_says_where_it_is_from(tmp_path):
+    torch.save([theirs(0)], tmp_path / "x.pth")
+    changed = {"size": 32, "widths": [8, 16], "attention": [1], "head_dim": 16, "norm_groups": 4}
+    fields = [part for name, value in changed.items() for part in ("--set", f"{name}={value}")]
+    file, out = str(tmp_path / "x.pth"), tmp_path / "run"
+    command = ["import", file, "--as", "pig", "--generator", file, "--out", str(out), *fields]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    pig, config = load_checkpoint(out)
+    assert (pig.preset, config["imported"]["options"]["set"]) == (SMALL, changed)
+    assert "is there already" in CliRunner().invoke(main, command).output
