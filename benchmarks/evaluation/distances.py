@@ -46,8 +46,10 @@ def kernel_distance(
     )
 
     def distance(weights: Features, more: Features) -> float:
-        return _within(within, weights) + _within(also, more) - 2 * float(
-            weights @ between @ more / weights.sum() / more.sum()
+        return (
+            _within(within, weights)
+            + _within(also, more)
+            - 2 * float(weights @ between @ more / weights.sum() / more.sum())
         )
 
     return two_sided(distance, groups, others, seed, count)

@@ -55,7 +55,9 @@ def seen(family: Family, pairs: Pairs, seed: int = 0, draws: int = DRAWS, what: 
     if not can_be_attacked(family):
         raise EvaluationError(f"{family.name} has no denoising loss to attack")
     if pairs.size != family.preset.size:
-        raise EvaluationError(f"{family.name} was trained on {family.preset.size} pixels; {pairs.name} has {pairs.size}")
+        raise EvaluationError(
+            f"{family.name} was trained on {family.preset.size} pixels; {pairs.name} has {pairs.size}"
+        )
     totals = np.zeros((3, len(pairs)))
     parts = [np.arange(start, min(start + BATCH, len(pairs))) for start in range(0, len(pairs), BATCH)]
     for part in followed(parts, what):
@@ -149,6 +151,4 @@ def _attack(members: Array, others: Array, groups: Groups, other_groups: Groups,
     def tpr(weights: Array, more: Array) -> float:
         return caught(np.repeat(members, weights.astype(int)), np.repeat(others, more.astype(int)), FALSE_ALARMS)
 
-    return Attack(
-        auc_of(members, others, groups, other_groups, seed), two_sided(tpr, groups, other_groups, seed, 500)
-    )
+    return Attack(auc_of(members, others, groups, other_groups, seed), two_sided(tpr, groups, other_groups, seed, 500))

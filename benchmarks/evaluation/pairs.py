@@ -126,6 +126,11 @@ def check_apart(one: Pairs, other: Pairs) -> None:
         raise EvaluationError(
             f"{len(both)} patients are both in {one.name} and in {other.name}: {some(sorted(both))}; no patient may be"
         )
+    check_no_picture_twice(one, other)
+
+
+def check_no_picture_twice(one: Pairs, other: Pairs) -> None:
+    """Raises EvaluationError if a picture is on both sides."""
     pictures = {hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in one.images}
     same = [
         name

@@ -119,7 +119,11 @@ def _sampled(folder: Path, files: Sequence[Path], facts: dict[str, Any]) -> Pair
 
 
 def _of_arrays(
-    name: str, arrays: Mapping[str, NDArray[Any]], labels: tuple[str, ...], names: tuple[str, ...], facts: dict[str, Any]
+    name: str,
+    arrays: Mapping[str, NDArray[Any]],
+    labels: tuple[str, ...],
+    names: tuple[str, ...],
+    facts: dict[str, Any],
 ) -> Pairs:
     for needed in ("image", "mask"):
         if needed not in arrays:
@@ -177,7 +181,9 @@ def _learnt(source: str, size: int, split: str, labels: tuple[str, ...]) -> Pair
         patients = tuple(MOMENT.sub("", each) for each in names) if knows else names
     warnings = [*getattr(dataset, "warnings", ()), *([] if knows else [ONE_PATIENT_EACH])]
     facts = {"layout": layout, "split": split, **reading}
-    return Pairs(source, images.astype(np.float32), masks, dataset.labels, names, patients, knows, facts, tuple(warnings))
+    return Pairs(
+        source, images.astype(np.float32), masks, dataset.labels, names, patients, knows, facts, tuple(warnings)
+    )
 
 
 def _nnunet(folder: Path, wanted: tuple[str, ...]) -> Pairs:
@@ -192,9 +198,7 @@ def _nnunet(folder: Path, wanted: tuple[str, ...]) -> Pairs:
     cases = sorted(file.name.removesuffix(ending) for file in (folder / LABELS).glob(f"*{ending}"))
     if not cases:
         raise EvaluationError(f"{folder / LABELS} holds no *{ending}, which its {DATASET} says are the labels")
-    files = {
-        case: (folder / IMAGES / f"{case}_0000{ending}", folder / LABELS / f"{case}{ending}") for case in cases
-    }
+    files = {case: (folder / IMAGES / f"{case}_0000{ending}", folder / LABELS / f"{case}{ending}") for case in cases}
     read = {case: _read_case(*both) for case, both in files.items()}
     return _of_slices(str(folder), read, order, {"layout": "nnU-Net", "labels_in_file": given}, known)
 
@@ -254,7 +258,9 @@ def _of_slices(
     images, masks, names, patients, scaled, left_out = [], [], [], [], 0, 0
     for case, (grey, classes, _) in read.items():
         if not np.isin(classes, np.arange(256)).all() or (known is not None and classes.max() >= len(known)):
-            raise EvaluationError(f"{name}: the mask of {case} holds {np.unique(classes)[:9].tolist()}, not class indices")
+            raise EvaluationError(
+                f"{name}: the mask of {case} holds {np.unique(classes)[:9].tolist()}, not class indices"
+            )
         grey = grey.astype(np.float32)
         if grey.min() < 0 or grey.max() > 1:
             low, high = np.percentile(grey, PERCENTILES)
@@ -275,7 +281,9 @@ def _of_slices(
     facts |= {"volumes_scaled_by_percentiles": scaled}
     warnings = [ONE_PATIENT_EACH] if len({*patients}) == len(names) and not names[0].startswith("synthetic") else []
     if len(spacings) > 1:
-        warnings.append(f"{name} has pixels of {len(spacings)} sizes in mm; they are compared pixel by pixel all the same")
+        warnings.append(
+            f"{name} has pixels of {len(spacings)} sizes in mm; they are compared pixel by pixel all the same"
+        )
     knows = not warnings or warnings[0] != ONE_PATIENT_EACH
     side = max(max(image.shape) for image in images)
     if any(image.shape != (side, side) for image in images):

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evaluation.pairs import EvaluationError, Pairs, check_alike, check_apart, halves_by_patient
+from benchmarks.evaluation.pairs import (
+    EvaluationError,
+    Pairs,
+    check_alike,
+    check_apart,
+    check_no_picture_twice,
+    halves_by_patient,
+)
 from benchmarks.evaluation.progress import followed
 from benchmarks.evaluation.reading import has_split, of_samples, read_pairs
 from serving.client import LocalClient, SamplingError
@@ -51,7 +58,9 @@ class Sides:
     @property
     def classes(self) -> int:
         """Of all masks, the background's too."""
-        return max(len(self.labels), *(int(each.masks.max()) + 1 for each in (self.train, self.held_out, self.synthetic)))
+        return max(
+            len(self.labels), *(int(each.masks.max()) + 1 for each in (self.train, self.held_out, self.synthetic))
+        )
 
     def warnings(self) -> list[str]:
         lines = [line for each in (self.train, self.held_out, self.synthetic) for line in each.warnings]
@@ -98,6 +107,23 @@ def open_sides(asked: Asked) -> Sides:
     check_alike(train, held_out, synthetic)
     check_apart(train, held_out)
     return Sides(train, held_out, synthetic, as_fit)
+
+
+def other_data(source: str, sides: Sides, asked: Asked) -> tuple[Pairs | None, Pairs]:
+    """Another data set: what to train on, if `fit` splits it, and what to test on.
+
+    Raises EvaluationError if it does not fit, or if a picture of it is in the training set.
+    """
+    name = Path(source).name
+    if has_split(source):
+        train = read_pairs(source, sides.train.size, "train", sides.labels, asked.patient, name)
+        test = read_pairs(source, sides.train.size, "validation", sides.labels, asked.patient, name)
+    else:
+        train, test = None, read_pairs(source, sides.train.size, "all", sides.labels, asked.patient, name)
+    for each in filter(None, (train, test)):
+        check_alike(sides.train, each)
+    check_no_picture_twice(sides.train, test)
+    return train, test
 
 
 def even_halves(sides: Sides, seed: int) -> tuple[Pairs, Pairs]:

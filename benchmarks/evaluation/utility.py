@@ -157,4 +157,9 @@ def gained(row: Scored, baseline: Scored, seed: int = 0) -> Interval:
 
 
 def described(training: Training) -> dict[str, Any]:
-    return {"row": training.name, "real": training.real, "synthetic": training.synthetic, "sha256": training.pairs.digest}
+    return {
+        "row": training.name,
+        "real": training.real,
+        "synthetic": training.synthetic,
+        "sha256": training.pairs.digest,
+    }
