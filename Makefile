@@ -19,6 +19,7 @@ setup: .venv/.complete
 .venv/.complete: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[server,bench,dev]"
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation pyradiomics
 	touch $@
 
 demo: setup

@@ -46,6 +46,7 @@ COMMON = (
     ),
     click.option("--seed", default=0, show_default=True, help="Of splits, training and resampling."),
     click.option("--patient", help="Expression that finds the patient in a pair's name, such as '^(P\\d+)_'."),
+    click.option("--skip-bad", is_flag=True, help="Leave out real files that cannot be used."),
     click.option(
         "--preset", default="small", show_default=True, type=click.Choice(["small", "paper"]), help="Of the segmenter."
     ),

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 from scipy.spatial.distance import cdist
 
 from benchmarks.evaluation.statistics import Groups, Interval, jackknife, mean_of, two_sided
@@ -20,19 +21,17 @@ def frechet(one: Features, other: Features) -> float:
     """
     shift = one.mean(0) - other.mean(0)
     first, second = ((side - side.mean(0)) / np.sqrt(len(side) - 1) for side in (one, other))
-    # The smaller of N x M and D x D gives the same sum.
-    root = np.linalg.svd(first @ second.T, compute_uv=False).sum() if len(one) <= one.shape[1] else _root(first, second)
+    # Of tall clouds the triangles, D x D, have the same singular values.
+    if len(one) > one.shape[1]:
+        first, second = (linalg.qr(side, mode="r")[0] for side in (first, second))
+    root = linalg.svdvals(first @ second.T).sum()
     return float(shift @ shift + np.square(first).sum() + np.square(second).sum() - 2 * root)
-
-
-def _root(first: Features, second: Features) -> float:
-    upper, lower = (np.linalg.qr(side, mode="r") for side in (first, second))
-    return float(np.linalg.svd(upper @ lower.T, compute_uv=False).sum())
 
 
 def frechet_between(one: Features, other: Features, groups: Groups, others: Groups, seed: int = 0) -> Interval:
     """``frechet`` with a jackknife over patients."""
-    return jackknife(lambda kept, also: frechet(one[kept], other[also]), groups, others, seed)
+    found = jackknife(lambda kept, also: frechet(one[kept], other[also]), groups, others, seed)
+    return found._replace(low=max(found.low, 0.0))
 
 
 def kernel_distance(

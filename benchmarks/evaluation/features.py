@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,11 @@ def has_radiomics() -> bool:
 
 def radiomics() -> Extractor:
     """The 93 features of first order, GLCM, GLDM, GLRLM, GLSZM and NGTDM that pyradiomics has, of a whole picture."""
-    import radiomics as package
-
-    return Extractor(RADIOMICS, f"pyradiomics {package.__version__} {SETTINGS}", _radiomics)
+    return Extractor(RADIOMICS, f"pyradiomics {version('pyradiomics')} {SETTINGS}", _radiomics)
 
 
 def _radiomics(images: Floats) -> NDArray[np.float64]:
-    import SimpleITK as sitk
+    import SimpleITK
     from radiomics.featureextractor import RadiomicsFeatureExtractor
 
     logging.getLogger("radiomics").setLevel(logging.ERROR)
@@ -81,10 +80,10 @@ def _radiomics(images: Floats) -> NDArray[np.float64]:
         extractor.enableFeatureClassByName(kind)
     inside = np.zeros((1, *images.shape[1:]), np.uint8)
     inside[:, BORDER:-BORDER, BORDER:-BORDER] = 1
-    mask = sitk.GetImageFromArray(inside)
+    mask = SimpleITK.GetImageFromArray(inside)
     rows = []
-    for image in followed(images, "radiomics"):
-        found = extractor.execute(sitk.GetImageFromArray(image[None] * 255.0), mask)
+    for image in followed(list(images), "radiomics"):
+        found = extractor.execute(SimpleITK.GetImageFromArray(image[None] * 255.0), mask)
         rows.append([float(value) for name, value in found.items() if name.startswith("original_")])
     return np.array(rows, np.float64)
 

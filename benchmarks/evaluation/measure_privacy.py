@@ -44,12 +44,13 @@ def privacy(
     section = Section("Privacy", warnings=sides.warnings())
     section.text.append(
         f"Every sample is compared with the {len(sides.train)} real pictures of the training set, and so are the "
-        f"{len(sides.held_out)} of patients that were not trained on: what they score is what a picture scores that is no "
-        "copy. An AUC of 0.5 means that samples come no nearer than they do, 1 that all are nearer."
+        f"{len(sides.held_out)} of patients that were not trained on: what they score is what a picture scores that is "
+        "no copy. An AUC of 0.5 means that samples come no nearer than they do, 1 that all are nearer."
     )
     if model := _inversion(sides.synthetic):
         section.warnings.append(
-            f"{model} draws nothing new: its samples are reconstructions of pictures that it was given, found by descent "
+            f"{model} draws nothing new: its samples are reconstructions of pictures that it was given, found by "
+            "descent "
             "through a generator. That they are near their targets is what they are for. If the targets are of the "
             "training set, they are copies of it, whatever the figures below"
         )
@@ -95,8 +96,18 @@ def _neighbours(
         found = closeness(samples, held_out, sides.held_out.groups, seed)
         flagged = share_of(samples.ratio < PAPER_NNDR, np.arange(len(samples.ratio)))
         rows.append(
-            [name, found.distance, found.held_out_distance, found.ratio, found.held_out_ratio, found.nearer]
-            + [found.lower_ratio, found.auc, found.ratio_auc, flagged]
+            [
+                name,
+                found.distance,
+                found.held_out_distance,
+                found.ratio,
+                found.held_out_ratio,
+                found.nearer,
+                found.lower_ratio,
+                found.auc,
+                found.ratio_auc,
+                flagged,
+            ]
         )
         section.pictures.append(
             histogram(f"nearest: {name}", {"synthetic": samples.first, "real, held out": held_out.first})
@@ -107,15 +118,18 @@ def _neighbours(
         section.pictures.append(_side_by_side(name, sides, samples, held_out))
         if found.nearer.low > 0.05 and found.auc.low > 0.5:
             section.warnings.append(
-                f"{name}: {found.nearer.value:.0%} of the samples are nearer to a training picture than 5 % of held-out "
+                f"{name}: {found.nearer.value:.0%} of the samples are nearer to a training picture than 5 % of "
+                "held-out "
                 "pictures are: look at the nearest below whether they are copies"
             )
         if lpips is not None and name.startswith("L2"):
             _perceived(section, sides, samples, held_out, Lpips(lpips))
     note = (
-        "Medians, with intervals; those of held-out pictures are over patients. NNDR is the distance to the nearest over "
-        "that to the second nearest: near 0 for a copy. A share above 5 % says that samples are nearer than real pictures "
-        "of strangers; blurred or plain pictures are near everything in L2, so look at NNDR and at the pictures too. "
+        "Medians, with intervals; those of held-out pictures are over patients. NNDR is the distance to the nearest "
+        "over "
+        "that to the second nearest: near 0 for a copy. A share above 5 % says that samples are nearer than real "
+        "pictures of strangers; blurred or plain pictures are near everything in L2, so look at NNDR and at the "
+        "pictures too. "
         f"L2 is of {sides.train.size} x {sides.train.size} pixels, so it is at most {sides.train.size}."
     )
     section.tables.append(Table("Nearest neighbours in the training set", columns, rows, note))
@@ -147,7 +161,7 @@ def _perceived(section: Section, sides: Sides, samples: Nearest, held_out: Neare
 
 
 def _side_by_side(name: str, sides: Sides, samples: Nearest, held_out: Nearest) -> Picture:
-    """Above the samples with the lowest NNDR, and below each the training picture next to it; then real ones likewise."""
+    """The samples with the lowest NNDR, below each the training picture next to it; then real ones likewise."""
 
     def tiles(pairs: Pairs, found: Nearest) -> list[Any]:
         order = np.argsort(found.ratio)[:SHOWN]
@@ -188,9 +202,11 @@ def _membership(section: Section, sides: Sides, checkpoint: Path, seed: int, cac
     rows: list[list[Cell]] = [[way, attack.auc, attack.tpr] for way, attack in attacks.items()]
     counts = f"{len(sides.train)} pictures of {sides.train.patient_count} patients that it was trained on"
     note = (
-        f"{counts}, {len(sides.held_out)} of {sides.held_out.patient_count} others. Noise levels from 0.3 to 0.6 of the "
-        "schedule, eight of them with noise that is the same for all pictures. Intervals are over patients; the regression "
-        "scores each patient by a fit without any of theirs. The claim that these are its members is the user's. "
+        f"{counts}, {len(sides.held_out)} of {sides.held_out.patient_count} others. Noise levels from 0.3 to 0.6 of "
+        "the "
+        "schedule, eight of them with noise that is the same for all pictures. Intervals are over patients; the "
+        "regression scores each patient by a fit without any of theirs. The claim that these are its members is the "
+        "user's. "
         f"Its config names the data as {config.get('data', 'unknown')!r}."
     )
     section.tables.append(Table(f"Membership inference: {name}", ["", "AUC", "TPR at 1 % FPR"], rows, note))
@@ -200,10 +216,11 @@ def _membership(section: Section, sides: Sides, checkpoint: Path, seed: int, cac
     section.facts.setdefault("checkpoints", {})[name] = {"sha256": config["digest"], "data": config.get("data")}
     if min(sides.train.patient_count, sides.held_out.patient_count) < FEW_PATIENTS:
         section.warnings.append(
-            f"{name}: with {sides.held_out.patient_count} patients who are no members, membership inference shows that it "
-            "runs, not that the model keeps its secrets"
+            f"{name}: with {sides.held_out.patient_count} patients who are no members, membership inference shows that "
+            "it runs, not that the model keeps its secrets"
         )
     if len(sides.held_out) < 100:
         section.warnings.append(
-            f"{name}: 1 % of {len(sides.held_out)} held-out pictures is less than one, so its TPR is that at no false alarm"
+            f"{name}: 1 % of {len(sides.held_out)} held-out pictures is less than one, so its TPR is that at no false "
+            "alarm"
         )

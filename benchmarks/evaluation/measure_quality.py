@@ -111,7 +111,8 @@ def _distances(
             )
         columns = ["", "pictures", extractor.kernel_name(), extractor.frechet_name()]
         note = (
-            f"{width} features ({extractor.identity.split(' {')[0].split(' on ')[0]}). The kernel distance has one subset, "
+            f"{width} features "
+            f"({extractor.identity.split(' {')[0].split(' on ')[0]}). The kernel distance has one subset, "
             f"of all {count} pictures; its interval is a bootstrap over patients. The Frechet distance has a jackknife "
             "over patients. Precision is the share of pictures near a real one, recall of real ones near a picture; "
             "density and coverage are Naeem's, with five neighbours."
@@ -121,8 +122,10 @@ def _distances(
         )
         if count < SURE_OF_FRECHET * width:
             section.warnings.append(
-                f"{count} pictures are few for a Frechet distance of {width} {extractor.name} features, which is too high "
-                f"below {SURE_OF_FRECHET * width}: compare it with the floor of as many, and read the kernel distance first"
+                f"{count} pictures are few for a Frechet distance of {width} {extractor.name} features, which is too "
+                "high "
+                f"below {SURE_OF_FRECHET * width}: compare it with the floor of as many, and read the kernel distance "
+                "first"
             )
 
 
@@ -134,7 +137,8 @@ def _paired(section: Section, sides: Sides, weights: Path | None, seed: int) -> 
         which, real = "trained on", sides.train
     if len(rows) < 2:
         section.text.append(
-            "No sample has the mask of a real image, so there are no pairs for PSNR, SSIM, MS-SSIM and LPIPS. Samples of an "
+            "No sample has the mask of a real image, so there are no pairs for PSNR, SSIM, MS-SSIM and LPIPS. "
+            "Samples of an "
             "image model under real masks (sample --condition) have them."
         )
         return
@@ -147,7 +151,8 @@ def _paired(section: Section, sides: Sides, weights: Path | None, seed: int) -> 
         for name, values in (("sample and the real image of its mask", figures), ("two real images", floor))
     ]
     note = (
-        f"{len(real)} samples under masks of real images ({which}). SSIM has a Gaussian kernel of {KERNEL} pixels and a "
+        f"{len(real)} samples under masks of real images ({which}). SSIM has a Gaussian kernel of {KERNEL} pixels and "
+        "a "
         f"range of 1; MS-SSIM the weights {', '.join(map(str, scales_for(real.size)))}, as many scales as fit. "
     )
     if lpips is None:
@@ -180,7 +185,8 @@ def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed
     note = (
         "Pixels % are of all pixels of a class, area, roundness, eccentricity and solidity of its largest component. "
         "Delta is how much more often a synthetic value is above a real one than below it. p takes slices of a patient "
-        "for independent, which they are not, so it is too small: D beside that of two halves of the real patients, and "
+        "for independent, which they are not, so it is too small: D beside that of two halves of the real patients, "
+        "and "
         "delta's interval over patients, say more. What does not differ is not shown to be the same."
     )
     section.tables.append(

@@ -36,18 +36,21 @@ def utility(
     missing = [f"{ratio:g}" for ratio in RATIOS if round(ratio * len(sides.train)) > len(sides.synthetic)]
     if missing:
         section.warnings.append(
-            f"{len(sides.synthetic)} samples are too few for mixtures of {', '.join(missing)} times the {len(sides.train)} "
+            f"{len(sides.synthetic)} samples are too few for mixtures of {', '.join(missing)} times the "
+            f"{len(sides.train)} "
             "real pairs, which are left out: a sample that comes twice is no other one"
         )
     if len(sides.synthetic) < len(sides.train):
         section.warnings.append(
-            f"{len(sides.synthetic)} samples stand beside {len(sides.train)} real pairs in the row of synthetic ones alone"
+            f"{len(sides.synthetic)} samples stand beside {len(sides.train)} real pairs in the row of synthetic ones "
+            "alone"
         )
     if seeds < 3:
         section.warnings.append(f"{seeds} seeds of training are few to know its spread by: three or more are wanted")
     steps = steps_of(recipe, len(sides.train))
     section.text.append(
-        f"DynUNet, {recipe.epochs} epochs of {len(sides.train)} pairs in batches of {recipe.batch}: {steps} steps for every "
+        f"DynUNet, {recipe.epochs} epochs of {len(sides.train)} pairs in batches of {recipe.batch}: {steps} steps for "
+        "every "
         f"row, so that more data is not more training. {seeds} seeds each. Patients are either trained on or tested on."
     )
     found = [
@@ -94,8 +97,10 @@ def _table(test: Pairs, name: str, rows: Sequence[Training], found: Sequence[Sco
     columns += ["Dice: seeds' deviation", "Dice gained", "missed", "invented", "rightly absent"]
     note = (
         f"Figures are of slices, averaged over each patient's, then over patients and seeds; intervals are over the "
-        f"{test.patient_count} patients. HD95 and ASD are in pixels of {test.size} x {test.size}. Of {first['pictures']} "
-        f"pictures, all seeds together, {first['with it']} have the {name}. Where it is missed, or found and not there, "
+        f"{test.patient_count} patients. HD95 and ASD are in pixels of {test.size} x {test.size}. Of "
+        f"{first['pictures']} "
+        f"pictures, all seeds together, {first['with it']} have the {name}. Where it is missed, or found and not "
+        "there, "
         "overlaps count 0 and distances the picture's diagonal; where it is rightly not found, there is no figure."
     )
     return Table(f"{name}, tested on {test.name}", columns, cells, note)

@@ -1,11 +1,12 @@
 """Whether a denoiser tells which images it was trained on.
 
 Two attacks with the weights at hand: the plain threshold on the loss, and the cardiac paper's two features, the error's
-energy between 0.15 and 0.85 of the highest frequency and 1 - SSIM of the estimate, in a logistic regression. Noise levels
-and noise are the same for every image, several of them are averaged, and no patient is on both sides of the regression.
+energy between 0.15 and 0.85 of the highest frequency and 1 - SSIM of the estimate, in a logistic regression. Noise and
+its levels are the same for every image, several of them are averaged, and no patient is on both sides of the fit.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,12 +59,13 @@ def seen(family: Family, pairs: Pairs, seed: int = 0, draws: int = DRAWS, what: 
         raise EvaluationError(
             f"{family.name} was trained on {family.preset.size} pixels; {pairs.name} has {pairs.size}"
         )
+    as_data: Any = family.data
     totals = np.zeros((3, len(pairs)))
     parts = [np.arange(start, min(start + BATCH, len(pairs))) for start in range(0, len(pairs), BATCH)]
     for part in followed(parts, what):
         images = torch.from_numpy(pairs.images[part])[:, None] * 2 - 1
         masks = torch.from_numpy(pairs.masks[part])[:, None]
-        data: Tensor = family.data({"image": images, "mask": masks})
+        data: Tensor = as_data({"image": images, "mask": masks})
         for draw in range(draws):
             totals[:, part] += _of_draw(family, data, masks, seed * 1000 + draw, draw / draws)
     return Seen(*(totals / draws))
@@ -109,8 +111,9 @@ def _energy_in_band(error: Tensor) -> NDArray[np.float64]:
 def _ssim(one: Tensor, other: Tensor) -> NDArray[np.float64]:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    found = structural_similarity_index_measure(one.clamp(-1, 1), other, data_range=2.0, reduction="none")
-    return found.reshape(-1).double().numpy()
+    found: Any = structural_similarity_index_measure(one.clamp(-1, 1), other, data_range=2.0, reduction="none")
+    values: NDArray[np.float64] = found.reshape(-1).double().numpy()
+    return values
 
 
 @dataclass(frozen=True)

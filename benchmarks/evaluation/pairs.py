@@ -146,7 +146,7 @@ def check_alike(real: Pairs, *others: Pairs) -> None:
     for other in others:
         if other.size != real.size:
             raise EvaluationError(
-                f"{real.name} has pictures of {real.size} pixels, and {other.name} of {other.size}: name one with --size"
+                f"{real.name} has pictures of {real.size} pixels, {other.name} of {other.size}: name one with --size"
             )
         if real.labels and other.labels and real.labels != other.labels:
             raise EvaluationError(

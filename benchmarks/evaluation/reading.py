@@ -36,6 +36,7 @@ def read_pairs(
     labels: tuple[str, ...] = (),
     patient: str | None = None,
     name: str | None = None,
+    skip_bad: bool = False,
 ) -> Pairs:
     """Pairs of a folder that `serving sample` or `draw` wrote (npz), of a raw data set of nnU-Net, of NIfTI files, or
     of what `fit` reads: images/ and masks/, mini-MIAS, ACDC, M&Ms, "phantom:COUNT".
@@ -47,6 +48,7 @@ def read_pairs(
         labels: the classes of the phantoms, and the order of those of nnU-Net.
         patient: an expression that finds the patient in a pair's name: its first group, or all that it matches.
         name: what tables call them; by default the source.
+        skip_bad: leave out, and log, files that cannot be used, where `fit` could.
 
     Raises:
         EvaluationError: there are no such pairs, or they cannot be read.
@@ -62,7 +64,7 @@ def read_pairs(
         elif cases := _nifti_cases(folder):
             found = _nifti(folder, cases)
         else:
-            return _renamed(_learnt(source, size or 128, split, labels), name, patient)
+            return _renamed(_learnt(source, size or 128, split, labels, skip_bad), name, patient)
     except (BadFileError, OSError, KeyError, ValueError, BadZipFile) as error:
         raise EvaluationError(f"{source} holds no pairs that can be read: {error}") from error
     if split != "all":
@@ -162,10 +164,10 @@ def _common(provenance: Sequence[Mapping[str, Any]]) -> Any:
 # --- files of others ---
 
 
-def _learnt(source: str, size: int, split: str, labels: tuple[str, ...]) -> Pairs:
+def _learnt(source: str, size: int, split: str, labels: tuple[str, ...], skip_bad: bool) -> Pairs:
     try:
         options = {"labels": labels} if labels else {}
-        dataset = open_dataset(source, size, split, **options)
+        dataset = open_dataset(source, size, split, skip_bad, **options)
     except DataError as error:
         raise EvaluationError(str(error)) from error
     items = [dataset[row] for row in range(len(dataset))]
@@ -296,9 +298,11 @@ def _of_slices(
 
 
 def _fitted(pairs: Pairs, size: int | None) -> Pairs:
-    if size is None or pairs.size == size:
+    """In squares of this size or, without one, of the longer side."""
+    size = size or max(pairs.images.shape[1:])
+    if pairs.images.shape[1:] == (size, size):
         return pairs
     count = max(len(pairs.labels), int(pairs.masks.max()) + 1)
     images = np.stack([fit_image(image, size) for image in pairs.images])
     masks = np.stack([fit_classes(mask, size, count) for mask in pairs.masks])
-    return replace(pairs, images=images, masks=masks, facts={**pairs.facts, "resized_from": pairs.size})
+    return replace(pairs, images=images, masks=masks, facts={**pairs.facts, "resized_from": list(pairs.images.shape[1:])})

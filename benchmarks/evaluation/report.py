@@ -126,7 +126,7 @@ def shown(cell: Cell) -> str:
 
 
 def _rounded(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def picture(image: NDArray[np.float32], mask: NDArray[np.uint8]) -> Image.Image:
@@ -154,7 +154,7 @@ def sample_grid(pairs: Pairs, seed: int, count: int = 2 * GRID) -> Picture:
 
 
 def histogram(title: str, values: Mapping[str, NDArray[np.float64]]) -> Picture:
-    """Shares of each group of values in common bins, as an SVG with a legend; values that are not finite are left out."""
+    """Shares of each group of values in common bins, as an SVG with a legend; what is not finite is left out."""
     kept = {name: each[np.isfinite(each)] for name, each in values.items()}
     kept = {name: each for name, each in kept.items() if len(each)}
     width, height, left, top, below = 300, 170, 34, 30, 22

@@ -1,7 +1,7 @@
 """MONAI's DynUNet as the cardiac paper trains it, and what it finds, measured so that nothing drops out.
 
-Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Cardiac MRI Generation": five levels of 32 to
-512 channels, AdamW at 1e-3 with weight decay 1e-4, Dice and cross-entropy, batches of 8, 100 epochs.
+Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Cardiac MRI Generation": five levels of 32
+to 512 channels, AdamW at 1e-3 with weight decay 1e-4, Dice and cross-entropy, batches of 8, 100 epochs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -136,7 +136,7 @@ class Found:
 def scores(predicted: Masks, true: Masks, classes: int) -> list[Found]:
     """Of each class but the background, for masks uint8 [N, S, S]."""
     one, other = (one_hot(torch.from_numpy(masks)[:, None].long(), classes) for masks in (predicted, true))
-    diagonal = float(np.hypot(*true.shape[1:]))
+    diagonal = float(np.hypot(true.shape[1], true.shape[2]))
     confusion = get_confusion_matrix(one, other, include_background=False).double().numpy()
     hits, false_alarms, _, misses = confusion.transpose(2, 0, 1)
     with np.errstate(invalid="ignore"):

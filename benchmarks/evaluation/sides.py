@@ -37,6 +37,11 @@ class Asked:
     sample_seed: int
     solving: dict[str, Any]
     repository: Path
+    skip_bad: bool
+
+    def read(self, source: str, size: int, split: str, labels: tuple[str, ...], name: str | None = None) -> Pairs:
+        """Real pairs."""
+        return read_pairs(source, size, split, labels, self.patient, name, self.skip_bad)
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ class Sides:
         for each in (self.train, self.held_out):
             if each.knows_patients and each.patient_count < FEW_PATIENTS:
                 lines.append(
-                    f"{each.name}: {each.patient_count} patients are few. Intervals over so few are too narrow, and what "
-                    "is found of them need not hold for others"
+                    f"{each.name}: {each.patient_count} patients are few. Intervals over so few are too narrow, and "
+                    "what is found of them need not hold for others"
                 )
             if empty := int((~each.masks.any((1, 2))).sum()):
                 lines.append(f"{each.name}: {empty} of {len(each)} masks are empty, and counted")
@@ -91,17 +96,16 @@ def open_sides(asked: Asked) -> Sides:
     synthetic = _samples(asked)
     size = asked.size or synthetic.size
     labels = synthetic.labels
-    patient = asked.patient
     as_fit = True
     if asked.train is not None and Path(asked.train).resolve() != Path(asked.real).resolve():
-        held_out = read_pairs(asked.real, size, "all", labels, patient, "real, held out")
-        train = read_pairs(asked.train, size, "all", labels, patient, "real, trained on")
+        held_out = asked.read(asked.real, size, "all", labels, "real, held out")
+        train = asked.read(asked.train, size, "all", labels, "real, trained on")
     elif has_split(asked.real):
-        train = read_pairs(asked.real, size, "train", labels, patient, "real, trained on")
-        held_out = read_pairs(asked.real, size, "validation", labels, patient, "real, held out")
+        train = asked.read(asked.real, size, "train", labels, "real, trained on")
+        held_out = asked.read(asked.real, size, "validation", labels, "real, held out")
     else:
         as_fit = False
-        whole = read_pairs(asked.real, size, "all", labels, patient)
+        whole = asked.read(asked.real, size, "all", labels)
         one, other = halves_by_patient(whole, asked.seed)
         train, held_out = one.at(range(len(one)), "real, one half"), other.at(range(len(other)), "real, other half")
     check_alike(train, held_out, synthetic)
@@ -116,10 +120,10 @@ def other_data(source: str, sides: Sides, asked: Asked) -> tuple[Pairs | None, P
     """
     name = Path(source).name
     if has_split(source):
-        train = read_pairs(source, sides.train.size, "train", sides.labels, asked.patient, name)
-        test = read_pairs(source, sides.train.size, "validation", sides.labels, asked.patient, name)
+        train = asked.read(source, sides.train.size, "train", sides.labels, name)
+        test = asked.read(source, sides.train.size, "validation", sides.labels, name)
     else:
-        train, test = None, read_pairs(source, sides.train.size, "all", sides.labels, asked.patient, name)
+        train, test = None, asked.read(source, sides.train.size, "all", sides.labels, name)
     for each in filter(None, (train, test)):
         check_alike(sides.train, each)
     check_no_picture_twice(sides.train, test)

@@ -45,7 +45,7 @@ def likeness(real: Pairs, synthetic: Pairs, lpips: "Lpips | None" = None) -> Map
     one, other = (torch.from_numpy(pairs.images)[:, None] for pairs in (real, synthetic))
     gaussian: dict[str, Any] = {"kernel_size": KERNEL, "sigma": SIGMA, "data_range": 1.0, "reduction": "none"}
     errors = ((one - other) ** 2).mean((1, 2, 3)).clamp(min=1e-12)
-    found = {
+    found: dict[str, Any] = {
         "PSNR": -10 * torch.log10(errors),
         "SSIM": structural_similarity_index_measure(one, other, **gaussian),
     }

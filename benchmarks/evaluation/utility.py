@@ -102,8 +102,8 @@ def _predicted(
 class Scored:
     """Of one class in one test set, over all seeds.
 
-    figures: by metric, the mean over patients and seeds, with a bootstrap over patients. spread: the standard deviation
-    of the seeds' means; NaN of one seed. counts: pictures, of all seeds together. by_patient: [patients], means of Dice.
+    figures: by metric, the mean over patients and seeds, with a bootstrap over patients. spread: the deviation of
+    the seeds' means; NaN of one seed. counts: pictures, of all seeds together. by_patient: [patients], means of Dice.
     """
 
     figures: Mapping[str, Interval]
