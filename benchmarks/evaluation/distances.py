@@ -38,8 +38,10 @@ def kernel_distance(
     one: Features, other: Features, groups: Groups, others: Groups, seed: int = 0, count: int = 500
 ) -> Interval:
     """The unbiased squared MMD under (x.y / D + 1)^3, of all items as one subset: KID's, Binkowski et al. 2018 (arXiv
-    1801.01401), eq. 4. Its bootstrap leaves out pairs of one item with itself, which would bias it."""
+    1801.01401), eq. 4. Pairs of an item with itself are left out, in the bootstrap too, and so are those with its exact
+    copy on the other side: a set that is compared with itself has a distance of 0, not below."""
     width = one.shape[1]
+    apart = (cdist(one, other) > 0).astype(np.float64)
     within, also, between = (
         (left @ right.T / width + 1) ** 3 for left, right in ((one, one), (other, other), (one, other))
     )
@@ -48,7 +50,7 @@ def kernel_distance(
         return (
             _within(within, weights)
             + _within(also, more)
-            - 2 * float(weights @ between @ more / weights.sum() / more.sum())
+            - 2 * float(weights @ (between * apart) @ more / (weights @ apart @ more))
         )
 
     return two_sided(distance, groups, others, seed, count)

@@ -202,7 +202,8 @@ def _nnunet(folder: Path, wanted: tuple[str, ...]) -> Pairs:
         raise EvaluationError(f"{folder / LABELS} holds no *{ending}, which its {DATASET} says are the labels")
     files = {case: (folder / IMAGES / f"{case}_0000{ending}", folder / LABELS / f"{case}{ending}") for case in cases}
     read = {case: _read_case(*both) for case, both in files.items()}
-    return _of_slices(str(folder), read, order, {"layout": "nnU-Net", "labels_in_file": given}, known)
+    drawn = all(case.startswith("synthetic_") for case in cases)
+    return _of_slices(str(folder), read, order, {"layout": "nnU-Net", "labels_in_file": given}, known, drawn)
 
 
 def _nifti_cases(folder: Path) -> dict[str, tuple[Path, Path]]:
@@ -219,12 +220,13 @@ def _nifti_cases(folder: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _nifti(folder: Path, cases: Mapping[str, tuple[Path, Path]]) -> Pairs:
-    labels: tuple[str, ...] = ()
-    sidecar = next(iter(cases.values()))[1].name.removesuffix(NIFTI) + ".json"
-    if (folder / sidecar).is_file():
-        labels = tuple(json.loads((folder / sidecar).read_text()).get("labels", {}).values())
+    masks = [mask.with_name(mask.name.removesuffix(NIFTI) + ".json") for _, mask in cases.values()]
+    sidecars = [json.loads(file.read_text()) for file in masks if file.is_file()]
+    labels = tuple(sidecars[0].get("labels", {}).values()) if sidecars else ()
+    drawn = len(sidecars) == len(cases) and all("provenance" in each for each in sidecars)
+    drawn_by = {"drawn_by": _common([each["provenance"] for each in sidecars])} if drawn else {}
     read = {case: _read_case(*both) for case, both in cases.items()}
-    return _of_slices(str(folder), read, labels, {"layout": "NIfTI"}, None)
+    return _of_slices(str(folder), read, labels, {"layout": "NIfTI", **drawn_by}, None, drawn)
 
 
 def _read_case(image: Path, mask: Path) -> tuple[NDArray[Any], NDArray[Any], tuple[float, ...]]:
@@ -255,6 +257,7 @@ def _of_slices(
     labels: tuple[str, ...],
     facts: dict[str, Any],
     known: NDArray[np.int64] | None,
+    drawn: bool,
 ) -> Pairs:
     """Of volumes, the slices that show a structure, as training takes them; of single slices, all."""
     images, masks, names, patients, scaled, left_out = [], [], [], [], 0, 0
@@ -281,12 +284,12 @@ def _of_slices(
     spacings = sorted({spacing for *_, spacing in read.values()})
     facts |= {"spacings_mm": [list(each) for each in spacings[:9]], "slices_without_a_structure": left_out}
     facts |= {"volumes_scaled_by_percentiles": scaled}
-    warnings = [ONE_PATIENT_EACH] if len({*patients}) == len(names) and not names[0].startswith("synthetic") else []
+    knows = drawn or len({*patients}) < len(names)
+    warnings = [] if knows else [ONE_PATIENT_EACH]
     if len(spacings) > 1:
         warnings.append(
             f"{name} has pixels of {len(spacings)} sizes in mm; they are compared pixel by pixel all the same"
         )
-    knows = not warnings or warnings[0] != ONE_PATIENT_EACH
     side = max(max(image.shape) for image in images)
     if any(image.shape != (side, side) for image in images):
         count = int(max(mask.max() for mask in masks)) + 1
@@ -305,4 +308,6 @@ def _fitted(pairs: Pairs, size: int | None) -> Pairs:
     count = max(len(pairs.labels), int(pairs.masks.max()) + 1)
     images = np.stack([fit_image(image, size) for image in pairs.images])
     masks = np.stack([fit_classes(mask, size, count) for mask in pairs.masks])
-    return replace(pairs, images=images, masks=masks, facts={**pairs.facts, "resized_from": list(pairs.images.shape[1:])})
+    return replace(
+        pairs, images=images, masks=masks, facts={**pairs.facts, "resized_from": list(pairs.images.shape[1:])}
+    )

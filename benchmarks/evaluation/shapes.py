@@ -20,8 +20,8 @@ def features_of(pairs: Pairs) -> dict[str, Array]:
 
     pixels %: all pixels of the class, of the picture's. Of the largest component alone: area (pixels), roundness
     4 pi area / perimeter^2, eccentricity, solidity. Of all components: count, and as a share of the picture's side the
-    row and column of the centre. Where there are two classes, a lesion's contrast too: how much brighter it is than the
-    tissue within 4 pixels of it, in deviations of that tissue, and the share of it that lies on black film.
+    row and column of the centre. Where there are two classes, a lesion's contrast too: how much brighter its tissue is than
+    that within 4 pixels of it, in deviations of that tissue, and the share of it that lies on black film.
     """
     names = pairs.labels or tuple(f"class {k}" for k in range(int(pairs.masks.max()) + 1))
     rows: dict[str, list[float]] = {}
@@ -61,10 +61,11 @@ def _of_structure(inside: NDArray[np.bool_]) -> dict[str, float]:
 def _on_picture(image: NDArray[np.float32], inside: NDArray[np.bool_]) -> dict[str, float]:
     if not inside.any():
         return {"contrast": np.nan, "off the breast %": np.nan}
-    ring = ndimage.binary_dilation(inside, ANY_SIDE, RING) & ~inside & (image > TISSUE)
-    spread = float(image[ring].std()) if ring.sum() > 1 else 0.0
-    contrast = (float(image[inside].mean()) - float(image[ring].mean())) / spread if spread > 0 else np.nan
-    return {"contrast": contrast, "off the breast %": 100 * float((image[inside] <= TISSUE).mean())}
+    tissue = image > TISSUE
+    ring, lesion = ndimage.binary_dilation(inside, ANY_SIDE, RING) & ~inside & tissue, inside & tissue
+    spread = float(image[ring].std()) if ring.sum() > 1 and lesion.any() else 0.0
+    contrast = (float(image[lesion].mean()) - float(image[ring].mean())) / spread if spread > 0 else np.nan
+    return {"contrast": contrast, "off the breast %": 100 * float((~tissue[inside]).mean())}
 
 
 def absent(pairs: Pairs) -> Mapping[str, int]:

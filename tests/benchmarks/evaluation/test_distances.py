@@ -64,9 +64,7 @@ class Features(torch.nn.Module):
 
 def test_kernel_distances_of_the_same_law_are_around_0_and_their_intervals_hold_it():
     random = np.random.default_rng(4)
-    found = [
-        kernel_distance(*random.normal(size=(2, 50, 6)), own(50), own(50), seed, 100) for seed in range(60)
-    ]
+    found = [kernel_distance(*random.normal(size=(2, 50, 6)), own(50), own(50), seed, 100) for seed in range(60)]
     values = np.array([each.value for each in found])
     assert abs(values.mean()) < 3 * values.std() / len(values) ** 0.5
     assert np.mean([each.low < 0 < each.high for each in found]) > 0.85

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.evaluation.pairs import EvaluationError, Pairs, check_alike, check_apart, drawn_by_patient, halves_by_patient
+from benchmarks.evaluation.pairs import (
+    EvaluationError,
+    Pairs,
+    check_alike,
+    check_apart,
+    drawn_by_patient,
+    halves_by_patient,
+)
 from benchmarks.evaluation.reading import read_pairs
 from serving.bundle import Output
 from serving.sample_set import Samples
@@ -71,7 +78,7 @@ def test_slices_of_volumes_belong_to_their_patients(tmp_path: Path):
     assert pairs.facts["volumes_scaled_by_percentiles"] == 3
     assert pairs.images.min() == 0
     assert pairs.images.max() == 1
-    assert pairs.masks[0, 3:6, 5:8].all()  # rows are y; x, 20 pixels, is the longer side
+    assert pairs.masks[0, 5:8, 3:6].all()  # rows are y, of which there are 16, and two are put above
 
 
 def test_an_expression_finds_patients(tmp_path: Path):
@@ -88,13 +95,12 @@ def test_an_expression_finds_patients(tmp_path: Path):
     assert known.patients == ("a", "a", "b")
     with pytest.raises(EvaluationError, match="finds nothing in 3 names"):
         read_pairs(str(tmp_path), SIZE, patient="P")
+
+
+def test_samples_have_no_split(tmp_path: Path):
+    write_samples(samples(LESION, None), tmp_path / "out")
     with pytest.raises(EvaluationError, match="--train"):
-        read_pairs(str(tmp_path), SIZE, "train") if False else read_pairs_of_samples(tmp_path)
-
-
-def read_pairs_of_samples(folder: Path) -> Pairs:
-    write_samples(samples(LESION, None), folder / "out")
-    return read_pairs(str(folder / "out"), split="train")
+        read_pairs(str(tmp_path / "out"), split="train")
 
 
 @pytest.mark.parametrize(
