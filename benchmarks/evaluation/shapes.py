@@ -20,8 +20,8 @@ def features_of(pairs: Pairs) -> dict[str, Array]:
 
     pixels %: all pixels of the class, of the picture's. Of the largest component alone: area (pixels), roundness
     4 pi area / perimeter^2, eccentricity, solidity. Of all components: count, and as a share of the picture's side the
-    row and column of the centre. Where there are two classes, a lesion's contrast too: how much brighter its tissue is than
-    that within 4 pixels of it, in deviations of that tissue, and the share of it that lies on black film.
+    row and column of the centre. Where there are two classes, a lesion's contrast too: how much brighter its tissue is
+    than that within 4 pixels of it, in deviations of the latter, and the share of it that lies on black film.
     """
     names = pairs.labels or tuple(f"class {k}" for k in range(int(pairs.masks.max()) + 1))
     rows: dict[str, list[float]] = {}

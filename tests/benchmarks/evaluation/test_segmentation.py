@@ -10,7 +10,7 @@ from benchmarks.evaluation.utility import ALONE, REAL, SHUFFLED, gained, predict
 from training.data.classes import LESION
 
 SIZE = 32
-TINY = Recipe(filters=(8, 16), epochs=1, batch=8, learning_rate=1e-2)
+TINY = Recipe(filters=(8, 16, 16), epochs=1, batch=8, learning_rate=1e-2)
 
 
 def square(row: int, column: int, side: int = 8) -> np.ndarray:
