@@ -98,6 +98,16 @@ def test_the_regression_scores_no_patient_by_their_own_pictures():
     assert found.auc.low < 0.5
 
 
+def test_where_nothing_tells_members_the_regression_finds_half_of_them():
+    random = np.random.default_rng(1)
+    found = []
+    for seed in range(12):
+        sides = [SimpleNamespace(loss=np.zeros(60), features=random.normal(size=(60, 2))) for _ in range(2)]
+        found.append(by_features(*sides, np.arange(60), np.arange(60), seed).auc)
+    assert np.mean([each.low < 0.5 < each.high for each in found]) > 0.7
+    assert np.mean([each.value for each in found]) == pytest.approx(0.5, abs=0.05)
+
+
 @pytest.mark.parametrize("name", ["pig", "cmr_mask", "cmr_ddpm_image", "cmr_ldm_image", "cmr_flow_image"])
 def test_every_family_can_be_attacked(name):
     family = tiny_family(name)
