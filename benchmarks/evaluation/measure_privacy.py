@@ -20,6 +20,11 @@ from benchmarks.evaluation.statistics import share_of
 from training.checkpoint import load_checkpoint
 
 SHOWN = 9  # of the nearest
+UNKNOWN = (
+    "privacy is measured against what the generator was trained on, and real images that it was not: name the first "
+    "with "
+    "--train and the second as REAL"
+)
 INVERSIONS = ("mganprior", "dmgan")
 
 
@@ -37,10 +42,7 @@ def privacy(
     Raises EvaluationError if the training set is not known.
     """
     if not sides.as_fit:
-        raise EvaluationError(
-            "privacy is measured against what the generator was trained on, and real images that it was not: name the "
-            "first with --train and the second as REAL"
-        )
+        raise EvaluationError(UNKNOWN)
     section = Section("Privacy", warnings=sides.warnings())
     section.text.append(
         f"Every sample is compared with the {len(sides.train)} real pictures of the training set, and so are the "

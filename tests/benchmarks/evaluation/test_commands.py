@@ -63,8 +63,8 @@ def test_a_report_has_all_three_on_a_page_without_a_network(drawn, tmp_path, mon
     assert page.count("<img") > 10
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["facts"]["versions"]["torch"]
-    quality, utility, privacy = report["sections"]
-    assert [section["title"] for section in report["sections"]] == ["Quality", "Utility", "Privacy"]
+    quality, privacy, utility = report["sections"]
+    assert [section["title"] for section in report["sections"]] == ["Quality", "Privacy", "Utility"]
     assert quality["facts"]["synthetic"]["drawn_by"]["bundle"] == "b" * 64
     assert not re.search(r"FID|KID", json.dumps(quality["tables"]))
     (by_segmenter,) = [table for table in quality["tables"] if table["title"] == "By segmenter"]
