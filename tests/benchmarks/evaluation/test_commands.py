@@ -53,6 +53,7 @@ def refused(*arguments: object) -> str:
 
 
 def test_a_report_has_all_three_on_a_page_without_a_network(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "has_radiomics", lambda: False)
     family = tiny_family("pig")
     save_checkpoint(tmp_path / "pig", family, family.state_dict(), {"preset_name": "small", "step": 7, "data": "x"})
     asked = ["report", "phantom:16", drawn, "--out", tmp_path / "out", "--epochs", 1, "--seeds", 1]
@@ -70,6 +71,7 @@ def test_a_report_has_all_three_on_a_page_without_a_network(drawn, tmp_path, mon
     (by_segmenter,) = [table for table in quality["tables"] if table["title"] == "By segmenter"]
     assert [row[0] for row in by_segmenter["rows"]] == ["synthetic", "real, other patients", "noise"]
     assert {row[1] for row in by_segmenter["rows"]} == {16}
+    assert any("radiomics are left out" in line for line in quality["warnings"])
     assert by_segmenter["rows"][0][2].keys() == {"value", "low", "high"}
     rows = [row[0] for row in utility["tables"][0]["rows"]]
     assert rows == ["real", "synthetic", "real + 0.5x", "real + 1x", "synthetic, masks shuffled"]
