@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("medgen", "torch", "monai", "numpy", "scipy", "scikit-learn", "scikit-image", "torchmetrics", "pyradiomics")
 NEEDED = {"jinja2": "Jinja2", "skimage": "scikit-image", "sklearn": "scikit-learn", "torchmetrics": "torchmetrics"}
+WIDE = 9  # columns that a terminal has no room for with their intervals
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -234,6 +235,7 @@ def _print(sections: "list[Section]") -> None:
     from rich.table import Table
 
     from benchmarks.evaluation.report import shown
+    from benchmarks.evaluation.statistics import Interval
     from benchmarks.tables import wide_console
 
     console = wide_console()
@@ -244,6 +246,8 @@ def _print(sections: "list[Section]") -> None:
             printed = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=table.title, title_justify="left")
             for place, column in enumerate(table.columns):
                 printed.add_column(column, justify="right" if place else "left", overflow="fold")
+            wide = len(table.columns) > WIDE
             for row in table.rows:
-                printed.add_row(*map(shown, row))
+                printed.add_row(*(shown(cell.value if wide and isinstance(cell, Interval) else cell) for cell in row))
             console.print(printed)
+    click.echo("Tables of many columns are without their intervals here; the page has them.")
