@@ -19,6 +19,8 @@ setup: .venv/.complete
 .venv/.complete: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[server,bench,dev]"
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation pyradiomics \
+	|| echo "Without a C compiler there is no pyradiomics: evaluation leaves radiomics out"
 	touch $@
 
 demo: setup

@@ -3,6 +3,7 @@
 import click
 
 # Here and in these, nothing that takes long: commands import what they need when they run.
+from benchmarks.evaluation.command import privacy, quality, report, utility
 from benchmarks.gpu.command import gpu
 from benchmarks.latency.command import latency
 from benchmarks.load.command import load
@@ -29,6 +30,8 @@ main.add_command(anatomy)
 main.add_command(gpu)
 main.add_command(latency)
 main.add_command(load)
+for measure in (quality, utility, privacy, report):
+    main.add_command(measure)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

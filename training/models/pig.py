@@ -138,10 +138,14 @@ class Pig(Family):
     def trainable(self, phase: str) -> nn.Module:
         return {"guider": self.guider, "generator": self.generator}[phase]
 
+    def data(self, batch: Batch) -> Tensor:
+        """The states [B, 2, H, W] that a batch has without noise."""
+        return torch.cat([batch["mask"] * 2.0 - 1.0, batch["image"]], dim=1)
+
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:
         """The guider's loss is Algorithm 1; the generator learns on the frozen guider's estimate at the same t."""
         schedule = self.preset.schedule
-        data = torch.cat([batch["mask"] * 2.0 - 1.0, batch["image"]], dim=1)
+        data = self.data(batch)
         t = draw_timesteps(schedule, len(data), generator, self.preset.antithetic).to(data.device)
         noise = torch.randn(data.shape, generator=generator).to(data.device)
         state, target = noised(schedule, data, noise, t)
