@@ -54,7 +54,7 @@ def load_vgg16(file: Path) -> Vgg16Features:
     for name, wanted in features.state_dict().items():
         found = weights.get(name)
         shape = tuple(found.shape) if isinstance(found, Tensor) else None
-        if shape != tuple(wanted.shape):
+        if not isinstance(found, Tensor) or shape != tuple(wanted.shape):
             raise ValueError(
                 f"{file} holds no weights of torchvision's vgg16: it has {name} of {shape}, not {tuple(wanted.shape)}"
             )
