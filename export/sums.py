@@ -28,6 +28,10 @@ def sum_by_products(model: onnx.ModelProto) -> None:
             nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input} | {output.name for output in model.graph.output}
+    kept = [weight for weight in model.graph.initializer if weight.name in used]  # of others the runtime complains
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def as_product(node: NodeProto, shape: list[int], count: int, graph: onnx.GraphProto) -> list[NodeProto]:

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +90,18 @@ class DrawnSet:
         self._drawn_by, self.outputs = index["drawn_by"], _outputs(index)
         return True
 
-    def begin(self, samples: Samples) -> None:
-        """The index, by some first samples; if another process has begun the set meanwhile, it must be the same set."""
+    def begin(self, samples: Samples, notes: Sequence[str] = ()) -> None:
+        """The index, by some first samples; if another process has begun the set meanwhile, it must be the same set.
+
+        notes: what is to be said of the whole set, such as how pictures were scaled.
+        """
         index = {
             "format": FORMAT,
             "plan": dataclasses.asdict(self.plan),
             "drawn_by": common(samples),
             "outputs": [dataclasses.asdict(output) for output in samples.outputs],
             "set_files": list(self._layout.set_files),
+            **({"notes": list(notes)} if notes else {}),
         }
         self._layout.check_outputs(samples.outputs)
         self.folder.mkdir(parents=True, exist_ok=True)
