@@ -35,9 +35,12 @@ demo: setup
 	draw pig demo/pig && draw cmr_flow demo/hearts
 	@echo "Open demo/pig/sheet.png and demo/hearts/sheet.png"
 
-# A test is a process on one core.
+# A test is a process on one core; what is killed, or watched while it works, has the machine to itself.
+ALONE := tests/endurance tests/serving/triton
+
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ALONE:%=--ignore=%)
+	$(PY) -m pytest $(ALONE)
 
 lint: setup
 	.venv/bin/ruff check .
