@@ -12,7 +12,7 @@ class BuildError(Exception):
     """The bundle was not built; the message says why."""
 
 
-class ToleranceMissed(BuildError):  # noqa: N818
+class ToleranceError(BuildError):
     """What was built is further from PyTorch than it may be."""
 
 

@@ -104,7 +104,7 @@ def build_command(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
-    from export import ToleranceMissed
+    from export import ToleranceError
     from export.build import build
     from export.chain import Built, build_chain, by_model
     from export.default_target import default_targets
@@ -142,7 +142,7 @@ def build_command(
             try:
                 stages = built(picked)
                 break
-            except ToleranceMissed as error:
+            except ToleranceError as error:
                 if (picked, reason) == targets[-1]:
                     raise
                 click.echo(f"--target {picked}: {error}", err=True)

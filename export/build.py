@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from export import BuildError, Progress, ToleranceMissed, openvino, silent, tensorrt
+from export import BuildError, Progress, ToleranceError, openvino, silent, tensorrt
 from export.card import CARD, model_card
 from export.graphs import finish_graph, step_graph
 from export.options import BF16_OPSET, DEFAULTS, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
@@ -327,11 +327,11 @@ def compare_every_batch(
 
 
 def check(figures: Figures, tolerance: Tolerance, manifest: Manifest) -> None:
-    """Raise ToleranceMissed, naming the figure, if one is beyond the tolerance."""
+    """Raise ToleranceError, naming the figure, if one is beyond the tolerance."""
     for kind, name, difference, limit in limited(figures, tolerance, manifest):
         if not difference <= limit:
             other = "ONNX Runtime" if kind == "onnx" else "PyTorch"
-            raise ToleranceMissed(
+            raise ToleranceError(
                 f"{kind.replace('_', ' ')}: {name} differs from {other} by {difference:.2e}, tolerance {limit:.2e}"
             )
 

@@ -46,10 +46,10 @@ def gradient_graph(losses: Losses, state: Tensor, *given: Tensor) -> GraphModule
     # A number that no other axis has: sizes that are alike would be taken to be one and the same.
     others = {size for tensor in (state, *given) for size in tensor.shape[1:]}
     rows = next(number for number in range(2, len(others) + 3) if number not in others)
-    state, *given = (tensor[:1].repeat(rows, *[1] * (tensor.ndim - 1)) for tensor in (state, *given))  # type: ignore
+    examples = [tensor[:1].repeat(rows, *[1] * (tensor.ndim - 1)) for tensor in (state, *given)]
     table = {op: way for op, way in core_aten_decompositions().items() if "backward" in str(op)} | BACKWARD
     with torch.no_grad(), EnlargingWhole():
-        traced = make_fx(gradient, table, tracing_mode="symbolic", _allow_non_fake_inputs=True)(state, *given)
+        traced = make_fx(gradient, table, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*examples)
         left = sorted({str(node.target) for node in traced.graph.nodes if "backward" in str(node.target)})
         if left:
             raise BuildError(f"a loss has {left[0]} in its gradient, which cannot be exported")
@@ -93,12 +93,12 @@ def checked_gradient(family: Descent, state: Tensor, *given: Tensor) -> GraphMod
     state, given: as for ``gradient_graph``. Raises BuildError if they differ beyond float64's last digits.
     """
     exact = copy.deepcopy(family).double().requires_grad_(False)
-    state, *given = (tensor.double() for tensor in (state, *given))  # type: ignore[assignment]
-    graph = gradient_graph(exact.losses, state, *given)
-    sought = state.clone().requires_grad_(True)
-    (expected,) = torch.autograd.grad(exact.losses(sought, *given).sum(), sought)
+    start, *others = [tensor.double() for tensor in (state, *given)]
+    graph = gradient_graph(exact.losses, start, *others)
+    sought = start.clone().requires_grad_(True)
+    (expected,) = torch.autograd.grad(exact.losses(sought, *others).sum(), sought)
     with torch.no_grad():
-        difference = (graph(state, *given) - expected).abs().max() / expected.abs().max()
+        difference = (graph(start, *others) - expected).abs().max() / expected.abs().max()
     if not difference <= EXACT:
         raise BuildError(f"the gradient of {family.name} differs from torch.autograd by {difference:.2e} in float64")
     return _in_float32(graph)

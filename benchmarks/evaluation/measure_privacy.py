@@ -81,7 +81,7 @@ def _neighbours(
     cache: Cache,
 ) -> None:
     spaces: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {
-        "L2 of pixels in [0, 1]": tuple(_flat(each) for each in (sides.synthetic, sides.held_out, sides.train))  # type: ignore[dict-item]
+        "L2 of pixels in [0, 1]": (_flat(sides.synthetic), _flat(sides.held_out), _flat(sides.train))
     }
     extractors: list[Extractor] = [segmenter_features(sides.train, recipe, sides.classes, seed)]
     extractors += [of_network(name, file) for name, file in files]

@@ -9,7 +9,7 @@ from benchmarks.evaluation import features as of
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.distances import coverage, frechet_between, kernel_distance
 from benchmarks.evaluation.features import Extractor, noise_like, standardised
-from benchmarks.evaluation.pairs import Pairs, drawn_by_patient
+from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, together
 from benchmarks.evaluation.report import Cell, Section, Table, histogram, sample_grid
 from benchmarks.evaluation.segmentation import Recipe, seen_by, steps_of, trained
 from benchmarks.evaluation.shapes import absent, compared, features_of
@@ -163,8 +163,6 @@ def _paired(section: Section, sides: Sides, weights: Path | None, seed: int) -> 
 
 
 def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed: int) -> None:
-    from benchmarks.evaluation.utility import together
-
     real = together(sides.train, sides.held_out)
     floor = {name: found.d for name, found, _ in compared(reference, other, seed)}
     rows: list[list[Cell]] = [

@@ -91,6 +91,18 @@ class Pairs:
         }
 
 
+def together(one: Pairs, other: Pairs) -> Pairs:
+    return Pairs(
+        f"{one.name} and {other.name}",
+        np.concatenate([one.images, other.images]),
+        np.concatenate([one.masks, other.masks]),
+        one.labels or other.labels,
+        one.names + other.names,
+        one.patients + other.patients,
+        one.knows_patients,
+    )
+
+
 def halves_by_patient(pairs: Pairs, seed: int, share: float = 0.5) -> tuple[Pairs, Pairs]:
     """Two parts, of which no patient is in both: the first has at least ``share`` of the pairs, as near as it goes.
 

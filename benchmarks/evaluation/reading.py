@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
+from serving.drawn_set import INDEX, SetError, common
 from serving.sample_set import Samples
 from serving.writers.nnunet import DATASET, IMAGES, LABELS
 from serving.writers.sample_folder import PAIRS, PROVENANCE
@@ -24,7 +25,6 @@ from training.data.preparation.resize import fit_classes, fit_image
 from training.data.problems import BadFileError, some
 
 NIFTI = ".nii.gz"
-INDEX = "index.json"  # of a set that `draw` fills
 MOMENT = re.compile(r"_(?:frame\d+|ED|ES)(?:_slice\d+)?$|_slice\d+$")  # what a patient's name ends before
 PERCENTILES = (1, 99)  # of a volume in units of its own, which become 0 and 1
 ONE_PATIENT_EACH = "nothing is known of its patients, so each pair counts as one: intervals are too narrow if it is not"
@@ -151,15 +151,12 @@ def _provenance_of_set(folder: Path) -> dict[str, Any]:
     return {"drawn_by": json.loads((folder / INDEX).read_text()).get("drawn_by")}
 
 
-def _common(provenance: Sequence[Mapping[str, Any]]) -> Any:
-    """What all samples have in common: bundles, solvers and steps, but not seeds."""
-
-    def shared(facts: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {each: value for each, value in facts.items() if each not in ("seed", "condition_sha256")}
-        return {**kept, "stages": [shared(stage) for stage in facts["stages"]]} if "stages" in facts else kept
-
-    found = [shared(facts) for facts in provenance]
-    return found[0] if found and all(facts == found[0] for facts in found) else None
+def _common(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What made all samples, or None where that is not the same for all."""
+    try:
+        return common(provenance)
+    except SetError:
+        return None
 
 
 # --- files of others ---

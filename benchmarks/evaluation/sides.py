@@ -11,14 +11,13 @@ from benchmarks.evaluation.pairs import (
     check_apart,
     check_no_picture_twice,
     halves_by_patient,
+    together,
 )
-from benchmarks.evaluation.progress import followed
 from benchmarks.evaluation.reading import has_split, of_samples, read_pairs
 from serving.client import LocalClient, SamplingError
-from serving.sample_set import Samples
+from serving.progress import NowAndThen
 
 FEW_PATIENTS = 30
-PART = 16  # samples that are drawn together
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,6 @@ def other_data(source: str, sides: Sides, asked: Asked) -> tuple[Pairs | None, P
 
 def even_halves(sides: Sides, seed: int) -> tuple[Pairs, Pairs]:
     """All real pairs in two halves by patient, if no generator's training decides which is which."""
-    from benchmarks.evaluation.utility import together
-
     whole = together(sides.train, sides.held_out)
     one, other = halves_by_patient(whole, seed)
     return one.at(range(len(one)), "real, one half"), other.at(range(len(other)), "real, other half")
@@ -145,22 +142,19 @@ def _samples(asked: Asked) -> Pairs:
     if asked.synthetic is not None:
         return read_pairs(asked.synthetic, asked.size, name="synthetic")
     assert asked.model is not None
-    parts: list[Samples] = []
-    seeds = range(asked.sample_seed, asked.sample_seed + asked.count)
+    line = NowAndThen()
     try:
         with LocalClient(asked.repository) as client:
-            for start in followed(range(0, asked.count, PART), f"drawing {asked.count} of {asked.model}"):
-                parts.append(client.sample(asked.model, seeds=list(seeds[start : start + PART]), **asked.solving))
+            samples = client.sample(
+                asked.model,
+                asked.count,
+                seed=asked.sample_seed,
+                progress=lambda done, of: line(f"{asked.model}: {done} of {of} samples"),
+                **asked.solving,
+            )
     except SamplingError as error:
         raise EvaluationError(str(error)) from error
-    pairs = of_samples(_joined(parts), "synthetic")
+    pairs = of_samples(samples, "synthetic")
     if asked.size not in (None, pairs.size):
         raise EvaluationError(f"{asked.model} draws {pairs.size} pixels; --size is {asked.size}")
     return pairs
-
-
-def _joined(parts: list[Samples]) -> Samples:
-    import numpy as np
-
-    arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-    return Samples(arrays, [facts for part in parts for facts in part.provenance], parts[0].outputs)

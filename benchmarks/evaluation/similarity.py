@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
+from serving.bundle import file_digest
+from training.state_dict import read_published
 
 KERNEL, SIGMA = 11, 1.5
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363)  # MS-SSIM's weights of four scales, as the cardiac paper's code has them
@@ -66,22 +68,19 @@ class Lpips:
     """
 
     def __init__(self, file: Path) -> None:
-        import hashlib
-        import pickle
-
         import torch
         import torchmetrics
         from torch import nn
 
         heads = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "vgg.pth"
         try:
-            self.digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            self.digest = file_digest(file)
             if file.suffix == ".safetensors":
                 from safetensors.torch import load_file
 
                 weights = load_file(file)
             else:
-                weights = torch.load(file, map_location="cpu", weights_only=True)
+                weights = read_published(file)
             self._blocks, below, place = [], 3, 0
             for widths in VGG:
                 block: list[nn.Module] = [nn.MaxPool2d(2)] if place else []
@@ -94,7 +93,7 @@ class Lpips:
                     block += [convolution, nn.ReLU()]
                     below, place = width, place + 2
                 self._blocks.append(nn.Sequential(*block).eval().requires_grad_(False))
-        except (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise EvaluationError(f"{file} holds no weights of torchvision's vgg16: {reason}") from error
         kept = torch.load(heads, map_location="cpu", weights_only=True)

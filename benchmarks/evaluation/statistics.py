@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
@@ -157,11 +158,9 @@ def auc(positives: Array, negatives: Array, weights: tuple[Array, Array] | None 
     first, second = (np.ones(len(positives)), np.ones(len(negatives))) if weights is None else weights
     if not first.sum() or not second.sum():
         return float("nan")
-    order = np.argsort(negatives, kind="stable")
-    ordered, running = negatives[order], np.concatenate([[0.0], np.cumsum(second[order])])
-    below = running[np.searchsorted(ordered, positives, "left")]
-    up_to = running[np.searchsorted(ordered, positives, "right")]
-    return float(first @ (below + up_to) / 2 / first.sum() / second.sum())
+    is_positive = np.repeat([1, 0], [len(positives), len(negatives)])
+    scores, counts = np.concatenate([positives, negatives]), np.concatenate([first, second])
+    return float(roc_auc_score(is_positive, scores, sample_weight=counts))
 
 
 def auc_of(positives: Array, negatives: Array, groups: Groups, others: Groups, seed: int = 0) -> Interval:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evaluation.cache import Arrays, Cache
-from benchmarks.evaluation.pairs import Masks, Pairs
+from benchmarks.evaluation.pairs import Masks, Pairs, together
 from benchmarks.evaluation.segmentation import Found, Recipe, scores, segmented, trained
 from benchmarks.evaluation.statistics import Interval, mean_of
 
@@ -45,18 +45,6 @@ def trainings(real: Pairs, synthetic: Pairs, ratios: Sequence[float], seed: int)
         if 0 < count <= len(synthetic):
             yield Training(f"real + {ratio:g}x", together(real, synthetic.at(order[:count])), len(real), count)
     yield Training(SHUFFLED, shuffled(synthetic.at(order[:as_many])), 0, as_many)
-
-
-def together(one: Pairs, other: Pairs) -> Pairs:
-    return Pairs(
-        f"{one.name} and {other.name}",
-        np.concatenate([one.images, other.images]),
-        np.concatenate([one.masks, other.masks]),
-        one.labels or other.labels,
-        one.names + other.names,
-        one.patients + other.patients,
-        one.knows_patients,
-    )
 
 
 def shuffled(pairs: Pairs) -> Pairs:

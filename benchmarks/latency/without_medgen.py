@@ -135,7 +135,7 @@ class ChannelsLast(Loop):
 
 
 def channels_last(network: nn.Module) -> Network:
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # PyTorch's types lack it
 
     def run(noisy: Tensor, *others: Tensor) -> Tensor:
         out: Tensor = network(noisy.contiguous(memory_format=torch.channels_last), *others)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Bundle
-from serving.engines import EngineError, Float32, History, StepEngine
+from serving.engines import EngineError
+from serving.engines.named_graphs import NamedGraphs
 from serving.engines.threads import cores, threads
 from serving.user import cache_folder
 
@@ -24,7 +25,7 @@ SIZES = (4, 2, 1)
 UNITS = {"bf16": "avx512_bf16 or AMX", "fp16": "avx512_fp16"}
 
 
-class OpenVinoEngine(StepEngine):
+class OpenVinoEngine(NamedGraphs):
     """Runs ``step.xml`` and ``finish.xml``, with a compiled model for batches of each of ``SIZES``.
 
     Each is made when it is first needed, and kept in the user's cache for the next process. Other batches are done in
@@ -32,6 +33,7 @@ class OpenVinoEngine(StepEngine):
     """
 
     def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
         manifest = bundle.manifest
         self._openvino = load(manifest.model)
         self._bundle = bundle
@@ -41,27 +43,9 @@ class OpenVinoEngine(StepEngine):
         self.machine = f"{self._core.get_property('CPU', 'FULL_DEVICE_NAME')}, {self._threads} threads"
         if warning := lacking(self._core, manifest.precision):
             logging.getLogger(__name__).warning("%s: %s", manifest.model, warning)
-        self._outputs = [output.name for output in manifest.outputs]
         self._requests: dict[tuple[str, int], Any] = {}
 
-    def step(
-        self,
-        sample: Float32,
-        history: History,
-        noise: Float32,
-        coeffs: Float32,
-        condition: NDArray[Any] | None = None,
-    ) -> tuple[Float32, Float32]:
-        states = {f"history_{k}": state for k, state in enumerate(history, start=1)}
-        feeds = {"sample": sample, **states, "noise": noise, "coeffs": coeffs, "condition": condition}
-        sample_next, prediction = self._run("step", ["sample_next", "prediction"], feeds)
-        return sample_next, prediction
-
-    def finish(self, sample: Float32, condition: NDArray[Any] | None = None) -> dict[str, NDArray]:
-        arrays = self._run("finish", self._outputs, {"sample": sample, "condition": condition})
-        return dict(zip(self._outputs, arrays, strict=True))
-
-    def _run(self, name: str, outputs: list[str], feeds: Mapping[str, NDArray | None]) -> list[NDArray]:
+    def run(self, name: str, outputs: list[str], feeds: Mapping[str, NDArray | None]) -> list[NDArray]:
         rows = len(feeds["sample"])  # type: ignore[arg-type]
         pieces = [self._run_piece(name, outputs, feeds, piece) for piece in pieces_of(rows)]
         return pieces[0] if len(pieces) == 1 else [np.concatenate(parts) for parts in zip(*pieces, strict=True)]

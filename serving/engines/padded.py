@@ -1,5 +1,7 @@
 """An engine whose rows depend on the size of their batch, given batches of a few sizes alone."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +20,7 @@ class PaddedEngine(StepEngine):
         history: History,
         noise: Float32,
         coeffs: Float32,
-        condition: NDArray[np.uint8] | None = None,
+        condition: NDArray[Any] | None = None,
     ) -> tuple[Float32, Float32]:
         rows = self._padded_rows(len(sample))
         masks = None if condition is None else condition[rows]
@@ -26,7 +28,7 @@ class PaddedEngine(StepEngine):
         sample_next, prediction = self._engine.step(sample[rows], past, noise[rows], coeffs[rows], masks)
         return sample_next[: len(sample)], prediction[: len(sample)]
 
-    def finish(self, sample: Float32, condition: NDArray[np.uint8] | None = None) -> dict[str, NDArray]:
+    def finish(self, sample: Float32, condition: NDArray[Any] | None = None) -> dict[str, NDArray]:
         rows = self._padded_rows(len(sample))
         masks = None if condition is None else condition[rows]
         return {name: values[: len(sample)] for name, values in self._engine.finish(sample[rows], masks).items()}

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 from tiny_pig import tiny_pig
 
-from export import BuildError, ToleranceMissed, default_target
+from export import BuildError, ToleranceError, default_target
 from export.__main__ import main
 from export.build import build, describe_target
 from export.openvino import check, representations
@@ -147,7 +147,7 @@ def test_where_the_fastest_misses_the_tolerance_the_next_one_is_taken(built, che
     def pretended(model, source, repository, options, progress):
         asked.append(options.target)
         if options.target == "openvino":
-            raise ToleranceMissed("step: prediction differs from PyTorch by 1, tolerance 0.5")
+            raise ToleranceError("step: prediction differs from PyTorch by 1, tolerance 0.5")
         return built
 
     monkeypatch.setattr("export.build.build", pretended)
