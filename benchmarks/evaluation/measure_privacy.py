@@ -22,8 +22,7 @@ from training.checkpoint import load_checkpoint
 SHOWN = 9  # of the nearest
 UNKNOWN = (
     "privacy is measured against what the generator was trained on, and real images that it was not: name the first "
-    "with "
-    "--train and the second as REAL"
+    "with --train and the second as REAL"
 )
 INVERSIONS = ("mganprior", "dmgan")
 
@@ -52,9 +51,8 @@ def privacy(
     if model := _inversion(sides.synthetic):
         section.warnings.append(
             f"{model} draws nothing new: its samples are reconstructions of pictures that it was given, found by "
-            "descent "
-            "through a generator. That they are near their targets is what they are for. If the targets are of the "
-            "training set, they are copies of it, whatever the figures below"
+            "descent through a generator. That they are near their targets is what they are for. If the targets are "
+            "of the training set, they are copies of it, whatever the figures below"
         )
     _neighbours(section, sides, files, lpips, recipe, seed, cache)
     for checkpoint in checkpoints:
@@ -121,18 +119,16 @@ def _neighbours(
         if found.nearer.low > 0.05 and found.auc.low > 0.5:
             section.warnings.append(
                 f"{name}: {found.nearer.value:.0%} of the samples are nearer to a training picture than 5 % of "
-                "held-out "
-                "pictures are: look at the nearest below whether they are copies"
+                "held-out pictures are: look at the nearest below whether they are copies"
             )
         if lpips is not None and name.startswith("L2"):
             _perceived(section, sides, samples, held_out, Lpips(lpips))
     note = (
         "Medians, with intervals; those of held-out pictures are over patients. NNDR is the distance to the nearest "
-        "over "
-        "that to the second nearest: near 0 for a copy. A share above 5 % says that samples are nearer than real "
-        "pictures of strangers; blurred or plain pictures are near everything in L2, so look at NNDR and at the "
-        "pictures too. "
-        f"L2 is of {sides.train.size} x {sides.train.size} pixels, so it is at most {sides.train.size}."
+        "over that to the second nearest: near 0 for a copy. A share above 5 % says that samples are nearer than "
+        "real pictures of strangers; blurred or plain pictures are near everything in L2, so look at NNDR and at "
+        f"the pictures too. L2 is of {sides.train.size} x {sides.train.size} pixels, so it is at most "
+        f"{sides.train.size}."
     )
     section.tables.append(Table("Nearest neighbours in the training set", columns, rows, note))
     same = {image.tobytes() for image in sides.train.images}
@@ -205,11 +201,9 @@ def _membership(section: Section, sides: Sides, checkpoint: Path, seed: int, cac
     counts = f"{len(sides.train)} pictures of {sides.train.patient_count} patients that it was trained on"
     note = (
         f"{counts}, {len(sides.held_out)} of {sides.held_out.patient_count} others. Noise levels from 0.3 to 0.6 of "
-        "the "
-        "schedule, eight of them with noise that is the same for all pictures. Intervals are over patients; the "
+        "the schedule, eight of them with noise that is the same for all pictures. Intervals are over patients; the "
         "regression scores each patient by a fit without any of theirs. The claim that these are its members is the "
-        "user's. "
-        f"Its config names the data as {config.get('data', 'unknown')!r}."
+        f"user's. Its config names the data as {config.get('data', 'unknown')!r}."
     )
     section.tables.append(Table(f"Membership inference: {name}", ["", "AUC", "TPR at 1 % FPR"], rows, note))
     section.pictures.append(
@@ -223,6 +217,6 @@ def _membership(section: Section, sides: Sides, checkpoint: Path, seed: int, cac
         )
     if len(sides.held_out) < 100:
         section.warnings.append(
-            f"{name}: 1 % of {len(sides.held_out)} held-out pictures is less than one, so its TPR is that at no false "
-            "alarm"
+            f"{name}: 1 % of {len(sides.held_out)} held-out pictures is less than one, so its TPR is that at no "
+            "false alarm"
         )

@@ -123,9 +123,8 @@ def _distances(
         if count < SURE_OF_FRECHET * width:
             section.warnings.append(
                 f"{count} pictures are few for a Frechet distance of {width} {extractor.name} features, which is too "
-                "high "
-                f"below {SURE_OF_FRECHET * width}: compare it with the floor of as many, and read the kernel distance "
-                "first"
+                f"high below {SURE_OF_FRECHET * width}: compare it with the floor of as many, and read the kernel "
+                "distance first"
             )
 
 
@@ -138,8 +137,7 @@ def _paired(section: Section, sides: Sides, weights: Path | None, seed: int) -> 
     if len(rows) < 2:
         section.text.append(
             "No sample has the mask of a real image, so there are no pairs for PSNR, SSIM, MS-SSIM and LPIPS. "
-            "Samples of an "
-            "image model under real masks (sample --condition) have them."
+            "Samples of an image model under real masks (sample --condition) have them."
         )
         return
     real, synthetic = real.at(rows), sides.synthetic.at(drawn)
@@ -151,9 +149,8 @@ def _paired(section: Section, sides: Sides, weights: Path | None, seed: int) -> 
         for name, values in (("sample and the real image of its mask", figures), ("two real images", floor))
     ]
     note = (
-        f"{len(real)} samples under masks of real images ({which}). SSIM has a Gaussian kernel of {KERNEL} pixels and "
-        "a "
-        f"range of 1; MS-SSIM the weights {', '.join(map(str, scales_for(real.size)))}, as many scales as fit. "
+        f"{len(real)} samples under masks of real images ({which}). SSIM has a Gaussian kernel of {KERNEL} pixels "
+        f"and a range of 1; MS-SSIM the weights {', '.join(map(str, scales_for(real.size)))}, as many scales as fit. "
     )
     if lpips is None:
         note += "LPIPS needs VGG16's weights: --lpips PATH."
@@ -182,10 +179,9 @@ def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed
     columns = ["", "real", "synthetic", "KS D", "D of real halves", "p", "p (Holm)", "differs", "Cliff's delta"]
     note = (
         "Pixels % are of all pixels of a class, area, roundness, eccentricity and solidity of its largest component. "
-        "Delta is how much more often a synthetic value is above a real one than below it. p takes slices of a patient "
-        "for independent, which they are not, so it is too small: D beside that of two halves of the real patients, "
-        "and "
-        "delta's interval over patients, say more. What does not differ is not shown to be the same."
+        "Delta is how much more often a synthetic value is above a real one than below it. p takes slices of a "
+        "patient for independent, which they are not, so it is too small: D beside that of two halves of the real "
+        "patients, and delta's interval over patients, say more. What does not differ is not shown to be the same."
     )
     section.tables.append(
         Table(f"Shapes of masks: {len(real)} real, {len(sides.synthetic)} synthetic", columns, rows, note)

@@ -49,9 +49,9 @@ def utility(
         section.warnings.append(f"{seeds} seeds of training are few to know its spread by: three or more are wanted")
     steps = steps_of(recipe, len(sides.train))
     section.text.append(
-        f"DynUNet, {recipe.epochs} epochs of {len(sides.train)} pairs in batches of {recipe.batch}: {steps} steps for "
-        "every "
-        f"row, so that more data is not more training. {seeds} seeds each. Patients are either trained on or tested on."
+        f"DynUNet, {recipe.epochs} epochs of {len(sides.train)} pairs in batches of {recipe.batch}: {steps} steps "
+        f"for every row, so that more data is not more training. {seeds} seeds each. Patients are either trained on "
+        "or tested on."
     )
     found = [
         [predictions(row, tests, sides.classes, recipe, steps, seed + number, cache) for number in range(seeds)]
@@ -96,11 +96,10 @@ def _table(test: Pairs, name: str, rows: Sequence[Training], found: Sequence[Sco
     columns = ["trained on", "real", "synthetic", *METRICS]
     columns += ["Dice: seeds' deviation", "Dice gained", "missed", "invented", "rightly absent"]
     note = (
-        f"Figures are of slices, averaged over each patient's, then over patients and seeds; intervals are over the "
+        "Figures are of slices, averaged over each patient's, then over patients and seeds; intervals are over the "
         f"{test.patient_count} patients. HD95 and ASD are in pixels of {test.size} x {test.size}. Of "
-        f"{first['pictures']} "
-        f"pictures, all seeds together, {first['with it']} have the {name}. Where it is missed, or found and not "
-        "there, "
-        "overlaps count 0 and distances the picture's diagonal; where it is rightly not found, there is no figure."
+        f"{first['pictures']} pictures, all seeds together, {first['with it']} have the {name}. Where it is missed, "
+        "or found and not there, overlaps count 0 and distances the picture's diagonal; where it is rightly not "
+        "found, there is no figure."
     )
     return Table(f"{name}, tested on {test.name}", columns, cells, note)
