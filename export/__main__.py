@@ -8,7 +8,7 @@ import click
 
 # Here and above, nothing that takes long: commands import what they need when they run.
 from export import BuildError
-from export.options import BF16_OPSET, COMPATIBILITY, OPSET, TARGETS, TOLERANCES, Options, PlanOptions, Tolerance
+from export.options import BF16_OPSET, COMPATIBILITY, OPSET, TARGETS, TOLERANCES, Options, PlanOptions
 from serving.bundle import MAX_BATCH, REPOSITORY, BundleError
 from serving.engines import EngineError
 from serving.folders import Busy
@@ -116,7 +116,7 @@ def build_command(
     if tolerance is not None:
         limits = replace(limits, step=tolerance)
     if end_to_end_tolerance is not None:
-        limits = Tolerance(limits.step, end_to_end_tolerance)
+        limits = replace(limits, end_to_end=end_to_end_tolerance, mask=None, state=None)
     plan = PlanOptions(workspace, hardware_compatibility)
     targets = [(target, "")] if target else [*default_targets(precision)]
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()

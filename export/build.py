@@ -21,6 +21,7 @@ from export.options import BF16_OPSET, DEFAULTS, OPSET, TOLERANCES, Options, Pla
 from export.parity import BATCH, Figures, compare_batches, compare_engines, measure_parity, seconds_a_step
 from export.precision import DTYPES, widened
 from export.rows import rows_are_independent
+from export.sums import summed_by_products
 from export.tensorrt_libraries import LIBRARIES
 from serving.bundle import (
     MANIFEST,
@@ -252,7 +253,12 @@ def engine_files(
         return tensorrt.build_plans(graphs, manifest, plan, progress)
     if manifest.target["name"] == "openvino":
         return openvino.representations(graphs, manifest)
-    return {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
+    return onnx_files(graphs)
+
+
+def onnx_files(graphs: Mapping[str, onnx.ModelProto]) -> dict[str, bytes]:
+    """What ONNX Runtime runs, by file name."""
+    return {f"{name}.onnx": summed_by_products(graph).SerializeToString() for name, graph in graphs.items()}
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
@@ -292,9 +298,8 @@ def on_onnx_runtime(bundle: Bundle, graphs: Mapping[str, onnx.ModelProto]) -> It
     manifest = dataclasses.replace(bundle.manifest, target={"name": "onnx"})
     if manifest.precision == "bf16":
         graphs = {name: widened(graph) for name, graph in graphs.items()}
-    files = {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
     with tempfile.TemporaryDirectory(dir=bundle.folder) as folder:
-        yield OnnxRuntimeEngine(write_bundle(Path(folder), manifest, files))
+        yield OnnxRuntimeEngine(write_bundle(Path(folder), manifest, onnx_files(graphs)))
 
 
 def open_built(bundle: Bundle) -> StepEngine:

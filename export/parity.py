@@ -15,6 +15,7 @@ from export import Progress, silent
 from serving.engines import Engine, StepEngine, Trajectory
 from serving.sampling.noise import START, draw, draw_starts
 from serving.sampling.solvers import COLUMNS, HISTORY, SOLVERS, solver_table, solvers_for
+from training.descent import Descent
 from training.family import Family
 
 BATCH = 3  # samples that are compared; not the batch that the graphs were exported with
@@ -42,6 +43,7 @@ def measure_parity(family: Family, engine: StepEngine, progress: Progress = sile
     a sample, its length over the gradient's, and so is that of the next state, over the step's. That the graph is the
     gradient to the last digit, ``export.gradients.checked_gradient`` sees to, in float64. As two ways part there, end
     to end the engine is compared with its own steps, one by one, and its outputs with PyTorch's of the same last state.
+    "loss" is by how much of PyTorch's last loss its own is above that.
 
     Without steps all that there is to compare is end to end.
 
@@ -112,6 +114,8 @@ def compare_trajectory(
             state = decided_by_the_engine(family, engine, table, noises, condition, np.arange(batch))
         expected = state, finished(family, state, condition)
     end_to_end = compare_ends(family, ends, expected)
+    if isinstance(family, Descent):
+        end_to_end["loss"] = loss_above(family, ends[0], state, condition)
     return {"solver": solver, "steps": steps, "end_to_end": end_to_end, "rows": rows}
 
 
@@ -136,6 +140,13 @@ def compare_row(
     figures["sample_next"] = share_of_length(stepped[0] - outputs[0], moved)
     figures["gradient"] = share_of_length(got - gradient, gradient)
     return figures
+
+
+def loss_above(family: Descent, got: Float32, expected: Float32, condition: NDArray[Any] | None) -> float:
+    """By how much, as a share, the loss of one state is above that of the other: the worst sample's; 0 if of none."""
+    reached, best = (run(family.losses, state, condition)[0].astype(np.float64) for state in (got, expected))
+    share = float((reached / best - 1).max())
+    return max(share, 0.0) if np.isfinite(share) else float("inf")
 
 
 def finished(family: Family, state: Float32, condition: NDArray[Any] | None) -> dict[str, NDArray[Any]]:

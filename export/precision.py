@@ -21,6 +21,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # Products of images with weights, and the fused operators, which sum, normalise and exponentiate in float32 inside.
 HALF = {
     aten.conv1d.default,
+    aten.convolution.default,
     aten.conv2d.default,
     aten.conv3d.default,
     aten.conv_transpose2d.input,

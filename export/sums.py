@@ -13,8 +13,13 @@ from onnx import NodeProto, numpy_helper
 KINDS = ("ReduceMean", "ReduceSum")
 
 
-def sum_by_products(model: onnx.ModelProto) -> None:
-    """Replace, in place, each sum and mean over axes 1, 2, ... that leaves later axes of fixed size."""
+def summed_by_products(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with such a product for each sum and mean over axes 1, 2, ... that leaves later axes of fixed size.
+
+    It is for ONNX Runtime alone: OpenVINO and TensorRT keep their layout in a sum, and would leave it for a product.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph)
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {value.name: sizes(value) for value in (*inferred.value_info, *inferred.input)}
     constants = {weight.name: weight for weight in model.graph.initializer}
@@ -32,6 +37,7 @@ def sum_by_products(model: onnx.ModelProto) -> None:
     kept = [weight for weight in model.graph.initializer if weight.name in used]  # of others the runtime complains
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+    return model
 
 
 def as_product(node: NodeProto, shape: list[int], count: int, graph: onnx.GraphProto) -> list[NodeProto]:

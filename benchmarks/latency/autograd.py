@@ -49,6 +49,18 @@ class Sgd(Loop):
         return loss
 
 
+class SgdInBf16(Sgd):
+    """PyTorch's own way to bfloat16; its backward pass computes in what the forward pass did."""
+
+    note = "torch.optim.SGD under autocast: other samples by nature, so they are not compared"
+
+    def backward(self, family: Descent, sought: list[Tensor], condition: Tensor | None) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = family.losses(torch.cat(sought, dim=1), condition).sum()
+        loss.backward()
+        return loss
+
+
 class Adam(Sgd):
     note = "torch.optim.Adam at 0.03 on the plain gradient: other samples by nature, so they are not compared"
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -18,8 +18,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 YARDSTICK = "pytorch-eager"
 PAPER = "paper-sampler"
-SGD, ADAM = "pytorch-autograd-sgd", "pytorch-autograd-adam"
-OTHERS = (PAPER, SGD, ADAM)  # whose samples are others by nature, and so are not compared
+SGD, ADAM, SGD_BF16 = "pytorch-autograd-sgd", "pytorch-autograd-adam", "pytorch-autograd-sgd-bf16"
+OTHERS = (PAPER, SGD, ADAM, SGD_BF16)  # whose samples are others by nature, and so are not compared
 ROWS = {
     YARDSTICK: "benchmarks.latency.without_medgen:Eager",
     "pytorch-channels-last": "benchmarks.latency.without_medgen:ChannelsLast",
@@ -29,6 +29,7 @@ ROWS = {
     "onnxruntime-python-loop": "benchmarks.latency.without_medgen:OnnxRuntimeLoop",
     SGD: "benchmarks.latency.autograd:Sgd",
     ADAM: "benchmarks.latency.autograd:Adam",
+    SGD_BF16: "benchmarks.latency.autograd:SgdInBf16",
     "medgen": "benchmarks.latency.with_medgen:InProcess",
     "medgen-triton": "benchmarks.latency.with_medgen:OverTriton",
     "medgen-onnxruntime": "benchmarks.latency.with_medgen:OnOnnxRuntime",
@@ -86,6 +87,15 @@ class Case:
     batch: int
     threads: int
     pictures: NDArray[np.float32] | None = None
+
+    @property
+    def descends(self) -> bool:
+        return any(stage.manifest.schedule and stage.manifest.schedule.process == "descent" for stage in self.stages)
+
+    def of_steps(self, steps: int) -> "Case":
+        """The same in so many steps."""
+        stages = tuple(replace(stage, steps=steps) if stage.solver else stage for stage in self.stages)
+        return replace(self, stages=stages, parameters={**self.parameters, "steps": steps})
 
 
 def precision_of(name: str, case: Case) -> str:

@@ -22,6 +22,7 @@ LABEL_LIMIT = 1e-3  # share of a mask's pixels
 # that medgen ships, the two most alike differ by 0.087 of the range and in 3 % of the mask.
 HALF_IMAGE_LIMIT = 2 / 255
 HALF_LABEL_LIMIT = 1e-2
+BEFORE_KINKS = 2  # steps of a descent, as in export.parity: where a gradient jumps, two right ways part
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Figures:
     the samples are others, the median of the one over that of the other. network_share: of the time, in the networks.
     numbers: outputs of one number, such as a PSNR, their mean over the last batch. max_difference: from the yardstick's
     outputs, as a share of their range, and rms_difference, root mean square; label_difference: share of the pixels of
-    masks. precision: what the networks compute in.
+    masks; of a descent, after its first BEFORE_KINKS steps. precision: what the networks compute in.
     """
 
     name: str
@@ -71,6 +72,7 @@ def measure(
     failures: dict[str, str] = {}
     workers: dict[str, Worker] = {}
     measured: dict[str, list[Round]] = {name: [] for name in names}
+    begun: dict[str, Round] = {}  # of a descent
 
     @contextmanager
     def excused(name: str) -> Iterator[None]:
@@ -86,6 +88,9 @@ def measure(
         for name in names:
             progress(f"warming up {name}", 0.0)
             with excused(name):
+                if case.descends and name not in OTHERS:
+                    with Worker(ROWS[name], case.of_steps(BEFORE_KINKS)) as worker:
+                        begun[name] = worker.round(seeds)
                 workers[name] = stack.enter_context(Worker(ROWS[name], case))
                 for _ in range(batches(name, rounds)[0]):
                     workers[name].round(seeds)
@@ -103,12 +108,20 @@ def measure(
     return [
         Figures(name, note=failures[name])
         if name in failures
-        else figures(name, case, measured[name], yardstick, notes[name])
+        else figures(name, case, measured[name], yardstick, notes[name], begun)
         for name in names
     ]
 
 
-def figures(name: str, case: Case, rounds: Sequence[Round], yardstick: Sequence[Round], note: str) -> Figures:
+def figures(
+    name: str,
+    case: Case,
+    rounds: Sequence[Round],
+    yardstick: Sequence[Round],
+    note: str,
+    begun: Mapping[str, Round] | None = None,
+) -> Figures:
+    """begun: of a descent, what each row drew in BEFORE_KINKS steps."""
     seconds = np.array([each.seconds for each in rounds])
     networks = [each.network_seconds / each.seconds for each in rounds if each.network_seconds is not None]
     measured = Figures(
@@ -129,9 +142,8 @@ def figures(name: str, case: Case, rounds: Sequence[Round], yardstick: Sequence[
     eager = np.array([each.seconds for each in yardstick])
     if name in OTHERS:
         return replace(measured, ratio_to_eager=float(np.median(eager) / np.median(seconds)))
-    compared = [
-        differences(case.outputs, one.outputs, other.outputs) for one, other in zip(rounds, yardstick, strict=True)
-    ]
+    pairs = [(begun[name], begun[YARDSTICK])] if begun else zip(rounds, yardstick, strict=True)
+    compared = [differences(case.outputs, one.outputs, other.outputs) for one, other in pairs]
     largest, rms, labels = map(max, zip(*compared, strict=True))
     if measured.precision == "fp32":
         void = largest > IMAGE_LIMIT or labels > LABEL_LIMIT

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.latency.autograd import Adam, Sgd
+from benchmarks.latency.autograd import Adam, Sgd, SgdInBf16
 from benchmarks.latency.contenders import NotPossibleError
 from benchmarks.latency.masks import discs
 from benchmarks.latency.processes import Round
@@ -125,9 +125,14 @@ def test_an_inversion_is_measured_beside_the_optimisers_of_pytorch(built, tmp_pa
     plain = make_case("mganprior", [], repository, 2, {"steps": 3, "solver": "gd"})
     assert largest_difference(Sgd(plain).sample(SEEDS), InProcess(plain).sample(SEEDS)) < 1e-3
     assert Adam(case).sample(SEEDS)["psnr"].shape == (2, 1)
+    rounded = SgdInBf16(plain).sample(SEEDS)
+    assert 1e-5 < largest_difference(rounded["reconstruction"], Sgd(plain).sample(SEEDS)["reconstruction"]) < 0.2
     assert [stage.stage.steps for stage, _ in PaperSampler(case).stages] == [3000]
     figures = measured("medgen", case, [Round(1.0, None, drawn, 1.0)], [Round(2.0, None, drawn, 1.0)], "")
     assert figures.numbers == {"psnr": pytest.approx(drawn["psnr"].mean())}
+    assert case.descends
+    assert not replace(case, stages=()).descends
+    assert largest_difference(InProcess(case.of_steps(2)).sample(SEEDS), drawn) > 1e-3
     with pytest.raises(ValueError, match="--condition has 3 pictures; a batch has 4 samples"):
         make_case("mganprior", [], repository, 4, {}, [tmp_path / "given.npy"])
     with pytest.raises(ValueError, match="--condition is for models that draw under pictures; pggan does not"):

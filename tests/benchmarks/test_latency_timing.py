@@ -53,6 +53,14 @@ def test_rounding_is_no_difference(different):
     assert row.label_difference == different.get("lesions", 0) / 4096
 
 
+def test_a_descent_is_judged_by_its_first_steps():
+    """Where a gradient jumps two right ways part, and one that is wrong from the start is no better for that."""
+    (same,), (other,) = rounds([1.0]), rounds([1.0], image=0.5)
+    parted = figures("row", CASE, [other], [same], "", {"row": same, YARDSTICK: same})
+    assert (parted.void, parted.ratio_to_eager) == (False, 1.0)
+    assert figures("row", CASE, [same], [same], "", {"row": other, YARDSTICK: same}).void
+
+
 def test_the_paper_s_sampler_draws_one_batch_which_nothing_is_compared_with():
     row = of(rounds([60.0], image=1.0), rounds([2.0, 3.0, 40.0]), PAPER)
     assert not row.void

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -8,19 +9,23 @@ import pytest
 import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper
+from tiny_families import tiny_family
 from tiny_pig import tiny_pig
 
 from export import BuildError, ToleranceError, default_target
 from export.__main__ import main
 from export.build import build, describe_target
+from export.graphs import step_graph
 from export.openvino import check, representations
 from export.options import TOLERANCES, Options
 from export.rows import rows_are_independent
+from export.sums import summed_by_products
 from kernels.onnx_functions import DOMAIN, add_functions, written_by_channel
 from serving.bundle import bundle_folder
 from serving.engines import open_engine
 from serving.engines.openvino import OpenVinoEngine
 from serving.sampling.solvers import solver_table
+from training.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16", "fp16"])
@@ -42,6 +47,28 @@ def test_a_bundle_keeps_its_limits_and_names_its_files(bundle):
     fields = json.loads((bundle.folder / "manifest.json").read_text())["engines"]["step"]
     assert (fields["file"], fields["weights"]["file"]) == ("step.xml", "step.bin")
     assert manifest.target["seen_on"] == OpenVinoEngine(bundle).machine
+
+
+def test_a_descent_in_half_precision_is_rounded_and_gets_as_far(tmp_path):
+    family = tiny_family("mganprior")
+    save_checkpoint(tmp_path / "checkpoint", family, family.state_dict(), {"preset_name": "small"})
+    options = Options(target="openvino", precision="bf16", max_batch=4)
+    parity = build("mganprior", tmp_path / "checkpoint", tmp_path / "repository", options).manifest.parity
+    assert 1e-3 < parity["step"]["gradient"] < TOLERANCES["bf16"].gradient
+    assert parity["end_to_end"]["loss"] < TOLERANCES["bf16"].loss
+    limits = dataclasses.replace(TOLERANCES["bf16"], gradient=1e-3)
+    with pytest.raises(ToleranceError, match=r"random: .* differs from PyTorch by"):
+        build("mganprior", tmp_path / "checkpoint", tmp_path, dataclasses.replace(options, tolerance=limits))
+
+
+def test_sums_keep_their_layout(tmp_path):
+    """As products they would cost a rearrangement each, a third of a step's time."""
+    graph = step_graph(tiny_family("mganprior"))
+    kinds = Counter(node.op_type for node in graph.graph.node)
+    assert kinds["ReduceSum"] + kinds["ReduceMean"] > 5
+    products = Counter(node.op_type for node in summed_by_products(graph).graph.node)
+    assert products["MatMul"] > kinds["MatMul"]
+    assert Counter(node.op_type for node in graph.graph.node) == kinds
 
 
 def test_verify_reads_the_graphs(bundle, tmp_path):

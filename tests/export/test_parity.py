@@ -178,7 +178,12 @@ class Careless(TorchDescent):
 
 @pytest.mark.parametrize(
     ("kind", "beyond"),
-    [(TorchDescent, set()), (Lazy, {"state"}), (Impatient, {"state"}), (Careless, {"reconstruction", "psnr"})],
+    [
+        (TorchDescent, set()),
+        (Lazy, {"state", "loss"}),
+        (Impatient, {"state", "loss"}),
+        (Careless, {"reconstruction", "psnr"}),
+    ],
 )
 def test_a_descent_is_followed_to_its_end(kind, beyond):
     family = tiny_family("mganprior")
