@@ -62,7 +62,7 @@ def test_a_descent_in_half_precision_is_rounded_and_gets_as_far(tmp_path):
 
 
 def test_sums_keep_their_layout(tmp_path):
-    """As products they would cost a rearrangement each, a third of a step's time."""
+    """As products they would cost a rearrangement each, a quarter of a step's time."""
     graph = step_graph(tiny_family("mganprior"))
     kinds = Counter(node.op_type for node in graph.graph.node)
     assert kinds["ReduceSum"] + kinds["ReduceMean"] > 5
