@@ -2,6 +2,7 @@
 
 import abc
 import json
+import math
 import random
 import re
 import time
@@ -47,6 +48,7 @@ from serving.step_watch import StepWatch, Tell
 DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
 DEFAULT_METRICS_URL = "127.0.0.1:8002"
 MOST_SECONDS = 1e9
+CONFIG_SECONDS = 1.0  # for which what the server says of a model is taken as said
 # Enough that the server always has a batch waiting.
 IN_FLIGHT = 4
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
@@ -272,6 +274,7 @@ class SampleClient(Client):
             # Raised again where they are awaited; not to be printed too.
             hub.NOT_ERROR = tuple({*hub.NOT_ERROR, *self.failures})
         self._client = self._triton.InferenceServerClient(self.url, **self._connection())
+        self._configs: dict[str, tuple[float, ModelConfig]] = {}  # and when they were told
         self._watch = None if steps is None else StepWatch(metrics_url, steps)
 
     def _connection(self) -> dict[str, Any]:
@@ -324,6 +327,9 @@ class SampleClient(Client):
                 under_way.append(_Call(self, partial(self._send, model, part, parameters)))
             answer = under_way.popleft().answer()
             parts.append({name: answer.as_numpy(name) for name in names})
+            if any(values is None for values in parts[-1].values()):
+                self._configs.clear()
+                raise SamplingError(f"{model} was loaded anew meanwhile and draws something else: ask again", 503)
             if given is not None and len(parts) == 1:
                 check_classes(model, given, _described_condition(parts[0][PROVENANCE]))
             if progress is not None:
@@ -351,6 +357,19 @@ class SampleClient(Client):
         return None if _chain(config) else _picture(config)
 
     def _config(self, model: str) -> ModelConfig:
+        """As the server says, or said within the last CONFIG_SECONDS: one that draws in a loop need not ask each time.
+
+        Raises SamplingError.
+        """
+        told, config = self._configs.get(model, (-math.inf, None))
+        now = time.monotonic()
+        if config is None or now - told >= CONFIG_SECONDS:
+            self._configs.pop(model, None)
+            config = self._asked_config(model)
+            self._configs[model] = now, config
+        return config
+
+    def _asked_config(self, model: str) -> ModelConfig:
         try:
             if self.protocol == "http":
                 fields = self._client.get_model_config(model)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from serving.sampling.whole_flight import Pending, WholeFlight
 Answer = dict[str, NDArray] | Exception  # as of Sampler.sample, or why there are no samples
 
 MOST_WAITING = 128  # requests
+ASK_SECONDS = 0.1  # between two questions whether a request's client is still there
 BATCHES_HELD = 4  # as many rows as in that many of the largest batches may hold states, paused or not
 
 
@@ -70,6 +72,7 @@ class _Ticket:
     priority: int
     name: str
     states: States | Pending | None = None
+    asked: float = -math.inf  # when it was last asked whether it is gone
 
     @property
     def left(self) -> int:
@@ -136,8 +139,8 @@ class Loop:
         """Have a request of at most the largest batch served; ``answer`` is called once, and soon returns.
 
         Its arrays are views that it may keep. timeout: in seconds. is_gone: whether nobody waits for the answer any
-        more; asked before each step. name: by which ``named`` has it. Raises QueueFull or Stopped, and then ``answer``
-        is not called.
+        more; asked before the first step, and from then on before one in every ASK_SECONDS. name: by which ``named``
+        has it. Raises QueueFull or Stopped, and then ``answer`` is not called.
         """
         rows = rows_of(self._bundle, request)
         with self._changed:
@@ -230,7 +233,7 @@ class Loop:
         now = self._clock()
         for ticket in [ticket for ticket in self._tickets if ticket.deadline is not None and ticket.deadline <= now]:
             self._leave(ticket, TimeUp(self._over_time(ticket)))
-        while gone := [ticket for ticket in self._who_to_ask() if ticket.is_gone()]:
+        while gone := [ticket for ticket in self._who_to_ask(now) if self._is_gone(ticket, now)]:
             for ticket in gone:
                 self._leave(ticket, ClientGone("nobody waits for this any more"))
         if chosen := self._choose():
@@ -240,13 +243,21 @@ class Loop:
         steps = len(ticket.rows[0].table)
         return f"the request's timeout is over, after {steps - ticket.left} of {steps} steps"
 
-    def _who_to_ask(self) -> list[_Ticket]:
-        """Those that step, and of the others one, every time another: to ask costs something, and they can wait."""
+    def _who_to_ask(self, now: float) -> list[_Ticket]:
+        """Those that step, if it is ASK_SECONDS since, and of the others one, every time another.
+
+        To ask costs a tenth of a millisecond, and those others can wait.
+        """
         chosen = self._choose()
+        due = [ticket for ticket in chosen if now - ticket.asked >= ASK_SECONDS]
         if others := [ticket for ticket in self._tickets if ticket not in chosen]:
             self._asked += 1
-            return [*chosen, others[self._asked % len(others)]]
-        return chosen
+            return [*due, others[self._asked % len(others)]]
+        return due
+
+    def _is_gone(self, ticket: _Ticket, now: float) -> bool:
+        ticket.asked = now
+        return ticket.is_gone()
 
     def _choose(self) -> list[_Ticket]:
         if self._chosen is None:

@@ -9,7 +9,7 @@ import pytest
 from live import CONDITION, MAX_BATCH, NOTICE, PICTURE, Live, free_ports
 
 from serving.bundle import Output, bundle_folder, load_bundle
-from serving.client import Client, LocalClient, SampleClient, SamplingError
+from serving.client import CONFIG_SECONDS, Client, LocalClient, SampleClient, SamplingError
 from serving.condition_files import Masks
 
 MASKS = np.zeros((1, 1, 16, 16), np.uint8)
@@ -316,3 +316,31 @@ def test_what_is_no_url_or_protocol() -> None:
     for url in ("https://localhost:8000", "localhost", "localhost:http", ":8000"):
         with pytest.raises(SamplingError, match=f"url is '{url}'; it must be HOST:PORT"):
             SampleClient(url, "http")
+
+
+def test_a_model_s_configuration_is_asked_for_once_a_second(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    with live.client("grpc") as client:
+        asked, now, ask = [], [100.0], client._asked_config
+        monkeypatch.setattr(client, "_asked_config", lambda model: asked.append(model) or ask(model))
+        monkeypatch.setattr("serving.client.time.monotonic", lambda: now[0])
+        for _ in range(3):
+            client.sample("tiny", seeds=[1], steps=1)
+        assert asked == ["tiny"]
+        now[0] += CONFIG_SECONDS
+        client.sample("tiny", seeds=[1], steps=1)
+        assert asked == ["tiny", "tiny"]
+        now[0] += CONFIG_SECONDS
+        with pytest.raises(SamplingError, match="no model 'other'"):
+            client.sample("other", seeds=[1], steps=1)
+
+
+def test_a_model_that_was_loaded_anew_with_other_outputs_is_no_sample(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with live.client("grpc") as client:
+        config = client._asked_config("tiny")
+        config.output.add().CopyFrom(config.output[0])
+        config.output[-1].name = "lungs"
+        monkeypatch.setattr(client, "_asked_config", lambda model: config)
+        with pytest.raises(SamplingError, match="tiny was loaded anew meanwhile and draws something else: ask again"):
+            client.sample("tiny", seeds=[1], steps=1)

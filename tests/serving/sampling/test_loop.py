@@ -14,7 +14,7 @@ from tiny import DESCENT, FLOW, LINEAR, write_tiny_bundle
 from serving.bundle import Condition, load_bundle
 from serving.engines import EngineError, StepEngine, open_on_cpu
 from serving.engines.device import DeadGpuError
-from serving.sampling.loop import ClientGone, Loop, QueueFull, Stopped, TimeUp
+from serving.sampling.loop import ASK_SECONDS, ClientGone, Loop, QueueFull, Stopped, TimeUp
 from serving.sampling.requests import parse_request
 from serving.sampling.sampler import Sampler
 from serving.sampling.scheduler import DEFAULT, Cost
@@ -255,11 +255,21 @@ def test_who_is_gone_has_left_at_the_next_step(bench, has_begun):
     bench.turn(4 if has_begun else 0)
     stays = bench.ask([6, 7, 8, 9], "ddim", 3)
     gone = True
+    bench.clock.seconds += ASK_SECONDS
     assert bench.until_done(stays) == 3
     assert bench.engine.batches == [5] * (4 if has_begun else 0) + [4] * 3
     with pytest.raises(ClientGone):
         cancelled.result(0)
     assert (bench.loop.counts.cancelled, bench.loop.counts.left) == (5, 4)
+
+
+def test_whether_somebody_is_gone_is_asked_now_and_then(bench):
+    asked = []
+    answer = bench.ask([1, 2], "ddim", 20, is_gone=lambda: asked.append(bench.clock.seconds))
+    bench.turn(5)
+    bench.clock.seconds += ASK_SECONDS
+    bench.until_done(answer)
+    assert asked == [0, ASK_SECONDS]
 
 
 def test_who_waits_and_is_gone_gives_up_the_place_in_the_queue(bundles):
