@@ -134,7 +134,7 @@ def load_mias(
         if path.stem not in films:
             problems.add(path, "has no row in Info.txt")
     held_back = validation_patients(validation_fraction, seed)
-    names, images, masks, tiny = [], [], [], []
+    names, images, masks, tiny, sizes = [], [], [], [], []
     for name in progress([name for name in films if films[name].usable and SPLITS[split](name, held_back)], folder):
         path = folder / f"{name}.pgm"
         with problems.of(path):
@@ -143,6 +143,7 @@ def load_mias(
             names.append(name)
             images.append((fit_image(breast, size) * np.float32(2 / WHITE) - 1).clip(-1, 1))
             masks.append(mask)
+            sizes.append(float(np.count_nonzero(breast)))
             tiny += [name] * (enlarged > 0)
     problems.settle(skip_bad)
     if not names:
@@ -158,7 +159,9 @@ def load_mias(
         "left_out": len(problems.found),
     }
     files = [folder / "Info.txt", *(folder / f"{name}.pgm" for name in names)]
-    return LoadedPairs(names, images, masks, LESION, reading, tiny_lesions(tiny, size), list_files(folder, files))
+    return LoadedPairs(
+        names, images, masks, LESION, reading, tiny_lesions(tiny, size), list_files(folder, files), sizes
+    )
 
 
 def patient_of(name: str) -> int:
