@@ -204,7 +204,8 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
                 except WaitedInVain:
                     if log and step:
                         checkpoint(family, trainer, run, step)
-                    raise Interrupted(f"stopped at step {step} of {total}; go on with --resume") from None
+                    go_on = "go on with --resume" if step else "nothing had been learnt"
+                    raise Interrupted(f"stopped at step {step} of {total}; {go_on}") from None
                 step += 1
                 phase_ends = step == end
                 saves = step % run.checkpoint_every == 0 or phase_ends or bool(stops)

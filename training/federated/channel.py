@@ -118,7 +118,7 @@ def listen(cell: Any, topic: str, heard: Callable[[str, Any], Any]) -> None:
     from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 
     def called(request: Any) -> Any:
-        answer = heard(str(request.get_header(MessageHeaderKey.ORIGIN)), request.payload)
+        answer = heard(str(request.get_header(MessageHeaderKey.ORIGIN)), bytes(request.payload))
         return None if answer is None else message(answer)
 
     cell.register_request_cb(CHANNEL, topic, called)

@@ -14,6 +14,7 @@ from training.federated.channel import SERVER, ChannelError, listen, name_in, op
 from training.federated.panel import MessageError, Question, Verdict, Vote, mean_of
 from training.federated.terms import Terms
 
+REMINDER = 30.0  # seconds between lines that say who is waited for
 PATIENCE = 0.5  # seconds between looks at whether somebody wants the run to stop
 
 
@@ -108,12 +109,12 @@ class SitesElsewhere:
 
     def wait_for(self, count: int) -> None:
         """Returns when so many sites are there; raises WaitedInVain."""
-        told = None
+        told = 0.0
         with self.changed:
             while len(self.there) < count:
-                if told != len(self.there):
-                    told = len(self.there)
-                    self.say(f"waiting for sites: {told} of {count} are there")
+                if time.monotonic() > told:
+                    told = time.monotonic() + REMINDER
+                    self.say(f"waiting for sites: {len(self.there)} of {count} are there")
                 self.changed.wait(PATIENCE)
                 if self.stopped():
                     raise WaitedInVain
