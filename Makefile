@@ -1,7 +1,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
+MEDGEN := .venv/bin/medgen
 
-.PHONY: help setup demo test lint bench phantom phantom-hearts clean
+.PHONY: help setup demo test lint bench phantom phantom-hearts wheel sbom clean
 
 help:
 	@echo "make demo            build PIG and a chain, serve them on Triton, draw 16 pairs of each into demo/"
@@ -10,6 +11,8 @@ help:
 	@echo "make bench           the latency cases under pytest-benchmark"
 	@echo "make phantom         train PIG's checkpoint that medgen ships, on a CPU"
 	@echo "make phantom-hearts  train those of the heart's models, on a GPU"
+	@echo "make wheel           what others install, into dist/"
+	@echo "make sbom            what .venv holds, with licences: dist/sbom.json, CycloneDX"
 
 setup: .venv/.complete
 
@@ -19,19 +22,20 @@ setup: .venv/.complete
 	touch $@
 
 demo: setup
-	$(PY) -m export build --model pig
-	$(PY) -m export build --model cmr_flow
-	@$(PY) -m serving up --model pig --model cmr_flow & server=$$!; \
+	$(MEDGEN) export build --model pig
+	$(MEDGEN) export build --model cmr_flow
+	@$(MEDGEN) up --model pig --model cmr_flow & server=$$!; \
 	trap 'kill $$server $$client 2>/dev/null; wait' EXIT; \
 	draw() { \
-	$(PY) -m serving sample --model $$1 --count 16 --seed 7 --wait 120 --out $$2 --force & client=$$!; \
+	$(MEDGEN) sample --model $$1 --count 16 --seed 7 --wait 120 --out $$2 --force & client=$$!; \
 	while kill -0 $$client 2>/dev/null; do kill -0 $$server 2>/dev/null || exit 1; sleep 0.5; done; \
 	wait $$client; }; \
 	draw pig demo/pig && draw cmr_flow demo/hearts
 	@echo "Open demo/pig/sheet.png and demo/hearts/sheet.png"
 
+# A test is a process on one core.
 test: setup
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	.venv/bin/ruff check .
@@ -42,10 +46,10 @@ bench: setup
 	$(PY) -m pytest benchmarks/latency
 
 phantom: setup
-	$(PY) -m training fit --model pig --preset small --data phantom --precision bf16 --compile --out runs/phantom
-	$(PY) -m training pack runs/phantom training/checkpoints/pig-phantom
+	$(MEDGEN) fit --model pig --preset small --data phantom --precision bf16 --compile --out runs/phantom
+	$(MEDGEN) pack runs/phantom training/checkpoints/pig-phantom
 
-HEARTS = $(PY) -m training fit --preset small --data phantom --precision bf16 --workers 4
+HEARTS = $(MEDGEN) fit --preset small --data phantom --precision bf16 --workers 4
 
 phantom-hearts: setup
 	$(HEARTS) --model cmr_mask       --batch 64 --set 'steps=[2320]'       --out runs/cmr_mask-phantom
@@ -53,7 +57,18 @@ phantom-hearts: setup
 	$(HEARTS) --model cmr_ldm_image  --batch 32 --set 'steps=[1200, 1680]' --out runs/cmr_ldm_image-phantom
 	$(HEARTS) --model cmr_flow_image --batch 32 --set 'steps=[1780]'       --out runs/cmr_flow_image-phantom
 	for model in cmr_mask cmr_ddpm_image cmr_ldm_image cmr_flow_image; do \
-	$(PY) -m training pack runs/$$model-phantom training/checkpoints/$$model-phantom || exit 1; done
+	$(MEDGEN) pack runs/$$model-phantom training/checkpoints/$$model-phantom || exit 1; done
+
+wheel: setup
+	$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+# In an environment of its own, so that it does not list itself.
+sbom: setup
+	$(PYTHON) -m venv .venv/sbom
+	.venv/sbom/bin/python -m pip install --quiet cyclonedx-bom==7.5.0
+	mkdir -p dist
+	.venv/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	--output-format JSON --output-file dist/sbom.json .venv/bin/python
 
 clean:
-	rm -rf .venv build *.egg-info runs samples demo model_repository/*/1/bundle
+	rm -rf .venv build dist *.egg-info runs samples demo model_repository/*/1/bundle

@@ -2,7 +2,10 @@
 
 from typing import Protocol
 
-import serving  # noqa: F401  # first: it keeps ONNX Runtime from telling others of our models
+# First: importing `serving` keeps ONNX Runtime from telling others of our models.
+from serving.namesakes import check_names
+
+check_names()
 
 
 class BuildError(Exception):

@@ -79,6 +79,7 @@ def main() -> None:
 @click.option("--unfinished", is_flag=True,                                                        help="Take a checkpoint whose training was not through; bundle and samples say so.")
 @click.option("--set",        "chosen", multiple=True, callback=assignment, metavar="FIELD=VALUE",   help="Change a field of the preset that training does not decide, as in --set direction=b_to_a.")
 @click.option("--preset",     help="Of a model that is made from another's checkpoint, one of its own presets.  [default: that which is called as the checkpoint's]")
+@click.option("--license",    metavar="ID",                                                            help="Licence of the weights for the model card, as Hugging Face's hub names it.  [default: what the checkpoint says, or unknown]")
 @click.option("--workspace",  type=click.FloatRange(0, min_open=True),                             help="GiB of GPU memory that TensorRT may use for one layer.  [default: all]")
 @click.option("--hardware-compatibility", default=COMPATIBILITY[0], show_default=True, type=click.Choice(COMPATIBILITY), help="Other GPUs that TensorRT's plans are to run on; they are slower for it.")
 def build_command(
@@ -95,6 +96,7 @@ def build_command(
     unfinished: bool,
     chosen: dict[str, Any],
     preset: str | None,
+    license: str | None,
     workspace: float | None,
     hardware_compatibility: str,
 ) -> None:
@@ -114,7 +116,7 @@ def build_command(
     if end_to_end_tolerance is not None:
         limits = Tolerance(limits.step, end_to_end_tolerance)
     plan = PlanOptions(workspace, hardware_compatibility)
-    options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished, chosen, preset)
+    options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished, chosen, preset, license)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     console, piped = Console(stderr=True), NowAndThen()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -144,7 +146,7 @@ def build_command(
 @REPOSITORY_OPTION
 def list_command(repository: Path) -> None:
     """The model families and chains, and which of them the repository has bundles of."""
-    if not repository.is_dir():
+    if repository.exists() and not repository.is_dir():
         raise BundleError(f"--repository is {repository}, which is no folder")
     from export.report import print_list
 

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 
 from export import BuildError, Progress, silent, tensorrt
+from export.card import CARD, model_card
 from export.graphs import finish_graph, step_graph
 from export.options import BF16_OPSET, DEFAULTS, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
 from export.parity import BATCH, Figures, compare_batches, compare_engines, measure_parity, seconds_a_step
@@ -24,6 +25,7 @@ from serving.bundle import (
     MANIFEST,
     PARITY,
     REPOSITORY,
+    TEMPLATES,
     Bundle,
     EngineFile,
     Manifest,
@@ -54,7 +56,7 @@ def build(
 ) -> Bundle:
     """Export a checkpoint's graphs, compare them with PyTorch, and put the bundle in its place.
 
-    A repository that has no folder for the model gets one like the one in this checkout. Whatever fails, the bundle
+    A repository that has no folder for the model gets one like medgen's own. Whatever fails, the bundle
     that was there before stays as it was.
 
     Raises:
@@ -125,6 +127,7 @@ def write_compared(
         parity["note"] = " ".join(notes)
     manifest = dataclasses.replace(bundle.manifest, parity={**parity, "tolerance": limits})
     (folder / MANIFEST).write_text(manifest.to_json())
+    (folder / CARD).write_text(model_card(manifest))
     seal(folder)
 
 
@@ -155,6 +158,8 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
     origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
     if options.chosen:
         origin["chosen"] = dict(options.chosen)
+    if licence := options.license or config.get("license"):
+        origin["license"] = licence
     if so_far := unfinished(family, config):
         origin["unfinished"] = so_far
     if family.facts:
@@ -323,11 +328,11 @@ def limited(
 
 
 def prepare_repository(repository: Path, model: str) -> None:
-    """Give the repository the folder of a model or chain as it is in this checkout, if it has none yet.
+    """Give the repository the folder of a model or chain as medgen has it, if it has none yet.
 
     Of one that is there, what is missing or cut short, as a full disk leaves it, is written again; all else is kept.
     """
-    ours, theirs = REPOSITORY / model, repository / model
+    ours, theirs = TEMPLATES / model, repository / model
     if not theirs.is_dir():
         if not ours.is_dir():
             raise BuildError(f"{ours} is missing: a model family needs its folder in model_repository")

@@ -10,7 +10,7 @@ from export.build import build_all, prepare_repository, refuse_unfinished
 from export.options import Options
 from serving.bundle import (
     MANIFEST,
-    REPOSITORY,
+    TEMPLATES,
     Bundle,
     BundleError,
     Manifest,
@@ -36,13 +36,13 @@ def find_chain(repository: Path, model: str) -> Chain | None:
     """The chain of that name that the repository has, or else medgen itself; raises ChainError if it is broken."""
     if Path(model).name != model:
         return None
-    return read_chain(repository, model) or read_chain(REPOSITORY, model)
+    return read_chain(repository, model) or read_chain(TEMPLATES, model)
 
 
 def find_chains(repository: Path) -> tuple[dict[str, Chain], dict[str, ChainError]]:
     """All that there are by their names, and what is wrong with those that are broken."""
     chains, broken = {}, {}
-    files = [file for where in (repository, REPOSITORY) for file in where.glob(f"*/{CONFIG}")]
+    files = [file for where in (repository, TEMPLATES) for file in where.glob(f"*/{CONFIG}")]
     for name in sorted({file.parent.name for file in files} - set(family_names())):
         try:
             if chain := find_chain(repository, name):
@@ -143,7 +143,7 @@ def _shipped(chain: Chain, model: str, learnt: Mapping[str, object]) -> Path:
     """``learnt``: the data that the stages which are there were trained on."""
     needed = (
         f"{chain.model} needs {model}, which has not been built: name a checkpoint of it with --checkpoint, such as "
-        f"the --out of python -m training fit --model {model}"
+        f"the --out of medgen fit --model {model}"
     )
     try:
         checkpoint = shipped_checkpoint(model)

@@ -62,10 +62,12 @@ class EnlargingWhole(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        factor = given.get("scale_factor")
-        if function is not F.interpolate or given.get("mode", "nearest") != "nearest" or factor != int(factor or 0):
+        factor: Any = given.get("scale_factor")
+        picture = args[0] if len(args) == 1 else None
+        is_whole = isinstance(factor, int | float) and factor >= 1 and factor == int(factor)
+        is_nearest = function is F.interpolate and given.get("mode", "nearest") == "nearest"
+        if not is_whole or not is_nearest or not isinstance(picture, Tensor) or picture.ndim != 4:
             return function(*args, **given)
-        (picture,) = args
         height, width = picture.shape[2:]
         with _only(aten.upsample_nearest2d.default):
             return aten.upsample_nearest2d.default(picture, [int(factor * height), int(factor * width)])

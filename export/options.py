@@ -20,8 +20,7 @@ class Tolerance:
 
     step: in one step. end_to_end: of an output's values. mask: of a mask's share of pixels. state: of the last state's
     values. The last two are as ``end_to_end`` if None. Of a descent ``gradient`` is the limit of a gradient, as a share
-    of its length, and of the step along it, and ``sought`` that of what was found: where a kink decides, another state
-    is as good.
+    of its length, and of the step along it.
     """
 
     step: float
@@ -29,14 +28,11 @@ class Tolerance:
     mask: float | None = None
     state: float | None = None
     gradient: float = 2e-2  # seen 4.6e-3 from float64, by PyTorch's float32 and by ONNX Runtime's alike
-    sought: float = 10.0  # of codes there are many that draw the same
 
     def of(self, kind: str, name: str, masks: Collection[str], descends: bool = False) -> float:
         """The limit of one of ``build.KINDS`` of figures, of a tensor; ``masks`` names outputs."""
         if descends and kind in ("random", "step") and name != "prediction":
             return self.gradient
-        if descends and name == "state":
-            return self.sought
         if kind in ("random", "step"):
             return self.step
         limit = self.state if name == "state" else self.mask if name in masks else self.end_to_end
@@ -78,6 +74,7 @@ class Options:
     None for the precision's own. plan: for plans alone. unfinished: take checkpoints whose training was not through.
     chosen: fields of the preset that the family lets be chosen only now. preset: of a model that is made from another's
     checkpoint, one of its own; None for that which is called as the checkpoint's.
+    license: of the weights, as Hugging Face's hub names it; None for what the checkpoint itself says.
     """
 
     target: str = "onnx"
@@ -90,6 +87,7 @@ class Options:
     unfinished: bool = False
     chosen: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
+    license: str | None = None
 
 
 DEFAULTS = Options()

@@ -19,6 +19,7 @@ from training.family import Family
 
 BATCH = 3  # samples that are compared; not the batch that the graphs were exported with
 LONGEST = 20  # rows of a trajectory that is followed
+BEFORE_KINKS = 2  # rows of a descent on which two engines are compared
 ALLOWED = 0.02  # of a sample's values, where a network cuts at a threshold
 TIMED = 7  # trajectories, after the first
 
@@ -39,8 +40,8 @@ def measure_parity(family: Family, engine: StepEngine, progress: Progress = sile
     Of a descent the gradient itself is compared too, as "gradient". Where a leaky ReLU's input is rounded to the other
     side of 0 a gradient jumps, and two that are right differ by thousandths: so its difference is that of all values of
     a sample, its length over the gradient's, and so is that of the next state, over the step's. That the graph is the
-    gradient to the last digit, ``export.gradients.checked_gradient`` sees to, in float64. End to end, the engine's own
-    way is compared by its last state alone; the outputs are those of PyTorch's last state.
+    gradient to the last digit, ``export.gradients.checked_gradient`` sees to, in float64. As two ways part there, end
+    to end the engine is compared with its own steps, one by one, and its outputs with PyTorch's of the same last state.
 
     Without steps all that there is to compare is end to end.
 
@@ -77,8 +78,12 @@ def followed(family: Family) -> list[tuple[str | None, int]]:
     if preset.schedule is None:
         return [(None, 0)]
     names = solvers_for(preset.schedule)
-    others = names if preset.schedule.process == "descent" else [name for name in names if SOLVERS[name].stochastic][:1]
+    others = names if descends(family) else [name for name in names if SOLVERS[name].stochastic][:1]
     return [(name, min(preset.default_steps, LONGEST)) for name in dict.fromkeys([preset.default_solver, *others])]
+
+
+def descends(family: Family) -> bool:
+    return family.preset.schedule is not None and family.preset.schedule.process == "descent"
 
 
 def table_of(family: Family, solver: str | None, steps: int) -> NDArray[np.float64]:
@@ -100,12 +105,13 @@ def compare_trajectory(
         rows.append({"row": k, "t": table[k, 0], **compare_row(family, engine, inputs, outputs, condition)})
 
     ends = engine.generate(whole_trajectory(table, noises, condition, np.arange(batch)))
-    if family.preset.schedule is not None and family.preset.schedule.process == "descent":
-        # The ways part where a kink decides, so what is drawn is compared at the same place.
-        ends = ends[0], engine.finish(state, condition)
-    if family.has_threshold:
-        state = decided_by_the_engine(family, engine, table, noises, condition, np.arange(batch))
-    end_to_end = compare_ends(family, ends, (state, finished(family, state, condition)))
+    if descends(family):
+        expected = step_by_step(engine, table, noises, condition), finished(family, ends[0], condition)
+    else:
+        if family.has_threshold:
+            state = decided_by_the_engine(family, engine, table, noises, condition, np.arange(batch))
+        expected = state, finished(family, state, condition)
+    end_to_end = compare_ends(family, ends, expected)
     return {"solver": solver, "steps": steps, "end_to_end": end_to_end, "rows": rows}
 
 
@@ -120,7 +126,7 @@ def compare_row(
     sample, *history, noise, coeffs = inputs
     stepped = engine.step(sample, tuple(history), noise, coeffs, condition)
     figures = compare_step(family, stepped, outputs, coeffs)
-    if family.preset.schedule is None or family.preset.schedule.process != "descent":
+    if not descends(family):
         return figures
     telling = coeffs.copy()
     telling[:, COLUMNS.index("m")], telling[:, COLUMNS.index("n")] = 0, 1
@@ -143,9 +149,10 @@ def compare_engines(
     """How far two engines end up from one another, by output as in ``end_to_end``: the worst of any batch size.
 
     A TensorRT plan has kernels of its own for each batch size, so each draws samples: the reference's, in turn. It is
-    for families without a threshold, see ``compare_batches``.
+    for families without a threshold, see ``compare_batches``. Descents take BEFORE_KINKS steps: their ways part later.
     """
     solver, steps = followed(family)[0]
+    steps = min(steps, BEFORE_KINKS) if descends(family) else steps
     progress(f"drawing samples with {steps} steps of {solver} on ONNX Runtime")
     table, noises, condition = whole_work(family, solver, steps)
     state, outputs = reference.generate(whole_trajectory(table, noises, condition, np.arange(BATCH)))
@@ -256,6 +263,19 @@ def trajectory_inputs(
         sample, prediction = yield [sample, *history, noise, coeffs]
         history = [prediction, *history[:-1]]
     yield []
+
+
+def step_by_step(
+    engine: StepEngine, table: NDArray[np.float64], noises: list[Float32], condition: NDArray[Any] | None
+) -> Float32:
+    """The last state, if the engine takes each row's step for itself."""
+    for_row = trajectory_inputs(table, noises)
+    inputs = next(for_row)
+    while inputs:
+        sample, *history, noise, coeffs = inputs
+        outputs = engine.step(sample, tuple(history), noise, coeffs, condition)
+        inputs = for_row.send(outputs)
+    return outputs[0]
 
 
 def decided_by_the_engine(

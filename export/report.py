@@ -17,7 +17,7 @@ from export.chain import find_chain, find_chains
 from export.options import Tolerance
 from export.parity import BATCH, measure_parity
 from export.tensorrt_parser import installed_library, read
-from serving.bundle import Bundle, BundleError, Manifest, bundle_folder, load_bundle
+from serving.bundle import Bundle, BundleError, Manifest, bundle_folder, load_bundle, missing
 from serving.chain import Chain, ChainError, check_stages
 from training.checkpoint import load_built
 from training.models import family_names
@@ -62,6 +62,8 @@ def print_list(repository: Path) -> None:
         chains.add_row(name, "", "broken")
         notes.append(f"{name} is broken: {reason}")
     Console().print(models, "", chains)
+    if not repository.exists():
+        notes.insert(0, f"Nothing is built yet: {missing(repository)}")
     for note in notes:
         click.echo(f"\n{note}")
 

@@ -1,9 +1,13 @@
-"""python -m serving up | sample"""
+"""The commands `up`, `sample` and `draw`."""
 
+import os
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from serving.bundle import REPOSITORY
 from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, SamplingError
+from serving.client_checks import Given
 from serving.condition_files import MaskFileError, Masks, read_masks
-from serving.picture_files import PictureFileError, Pictures, read_pictures
+from serving.draw import digest_of, fill, in_parts
+from serving.drawn_set import DrawnSet, Plan, SetError, check_set
+from serving.picture_files import PictureFileError, read_pictures
 from serving.progress import NowAndThen
-from serving.sample_set import Samples
+from serving.shards import ShardError, shard_of
 from serving.signals import terminated_as_interrupted
 from serving.step_watch import Tell
 from serving.triton.access import RISKS, Access
@@ -27,14 +34,16 @@ from serving.triton.keeper import Keeper
 from serving.triton.served_models import find_models
 from serving.triton.server import TritonServer
 from serving.triton.version import describe, find_version, narrowed, permitted
-from serving.writers.nifti import NiftiError, check_nifti
-from serving.writers.sample_folder import NameClashError, check_destination, write_samples
-from serving.writers.space import WORTH_SAYING, SpaceError, check_space, space_for
+from serving.writers.layout import LayoutError
+from serving.writers.layouts import BESIDE_OTHERS, LAYOUTS, make_layout
+from serving.writers.npz import NameClashError
+from serving.writers.sample_folder import check_destination, filling, names_in
+from serving.writers.space import PART, WORTH_SAYING, Space, SpaceError, check_space, space_for, space_for_parts
 
 PORT = click.IntRange(1, 65535)
 repository_option = click.option(
     "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     default=REPOSITORY,
     help="Model repository.",
 )
@@ -116,109 +125,268 @@ def up(
         raise click.ClickException(str(error)) from None
 
 
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that asks for samples: of what, how, and whom."""
+    for option in reversed(ASKING):
+        command = option(command)
+    return command
+
+
+ASKING = (
+    click.option("--model", required=True, help="The model to ask."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        default=0,
+        help="Seed of the first; each next one has the next seed.",
+    ),
+    click.option("--steps", type=int, help="Steps of the solver.  [default: the model's own]"),
+    click.option("--solver", help="How to take them.  [default: the model's own]"),
+    click.option("--mask-steps", type=int, help="Steps of a chain's mask stage.  [default: as --steps]"),
+    click.option("--mask-solver", help="How it takes them.  [default: as --solver]"),
+    click.option(
+        "--condition",
+        "condition_files",
+        metavar="FILE",
+        multiple=True,
+        type=click.Path(exists=True, path_type=Path),
+        help="What to draw under. Masks: the pairs.npz of other samples, or an .npy of uint8 [N, H, W] or "
+        "[N, 1, H, W]. Pictures: a grey PNG or PGM of 8 or 16 bits, a folder of them, or an .npz; repeat for more.",
+    ),
+    click.option(
+        "--add-to",
+        metavar="DIR",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="The raw nnU-Net data set that samples of the layout nnunet will be added to: they must fit it, and "
+        "splits_final.json keeps them out of its validation.",
+    ),
+    click.option("--protocol", type=click.Choice(list(DEFAULT_URLS)), default="grpc"),
+    click.option("--url", help="HOST:PORT of the server.  [default: port 8001 (grpc) or 8000 (http) of this machine]"),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=300.0,
+        help="Seconds that a request may take, waiting for those before it included.",
+    ),
+    click.option(
+        "--wait", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a server that is still coming up."
+    ),
+    click.option(
+        "--metrics-url", metavar="HOST:PORT", help="The server's metrics: steps are shown too, as they tell them."
+    ),
+    click.option("--local", is_flag=True, help="Sample in this process; no server is needed."),
+    repository_option,
+)
+FAILURES = (
+    SamplingError,
+    MaskFileError,
+    PictureFileError,
+    LayoutError,
+    NameClashError,
+    SetError,
+    ShardError,
+    SpaceError,
+    OSError,
+)
+
+
+@dataclass
+class Asked:
+    """What the options of `asking` say."""
+
+    model: str
+    seed: int
+    steps: int | None
+    solver: str | None
+    mask_steps: int | None
+    mask_solver: str | None
+    condition_files: tuple[Path, ...]
+    add_to: Path | None
+    protocol: str
+    url: str | None
+    timeout: float
+    wait: float
+    metrics_url: str | None
+    local: bool
+    repository: Path
+
+    def __post_init__(self) -> None:
+        self.given: Given | None = None
+        self.notes: list[str] = []
+        self.told = _Steps()
+
+    @property
+    def solving(self) -> dict[str, Any]:
+        """What was asked for, of the parameters of Client.sample."""
+        given = {name: getattr(self, name) for name in ("steps", "solver", "mask_steps", "mask_solver")}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def read_condition(self, client: Client) -> None:
+        """Reads what the model is to draw under, and notes what is to be said of it."""
+        files = self.condition_files
+        if not files:
+            return
+        if picture := client.picture(self.model):
+            self.given, self.notes = read_pictures(files, picture)
+            return
+        if len(files) > 1:
+            raise MaskFileError(
+                f"{files[1]} is one file too many: {self.model} takes masks of one file, or no condition at all"
+            )
+        self.given = masks = read_masks(files[0])
+        if not masks.labels:
+            self.notes = [f"{files[0].name} does not name its classes: only their range was checked"]
+
+    def count(self, wanted: int | None, default: int) -> int:
+        if self.given is None:
+            return wanted or default
+        if wanted not in (None, held := len(self.given.values)):
+            kind = "masks" if isinstance(self.given, Masks) else "pictures"
+            files = ", ".join(map(str, self.condition_files))
+            raise MaskFileError(f"{files} holds {held} {kind}, and --count is {wanted}: give one for each")
+        return held
+
+    def client(self) -> Client:
+        """Ready to be asked for the model, if `wait` is long enough."""
+        if self.local:
+            return LocalClient(self.repository)
+        how: dict[str, Any] = {} if self.metrics_url is None else {"steps": self.told, "metrics_url": self.metrics_url}
+        client = SampleClient(self.url, self.protocol, self.timeout, **how)
+        if self.wait:
+            client.wait_until_ready(self.model, self.wait)
+        return client
+
+
+def _say_space(model: str, count: int, space: Space, folder: Path) -> None:
+    check_space(folder, space)
+    if max(space.disk, space.memory) >= WORTH_SAYING:
+        click.echo(f"{count} samples of {model} take {space}", err=True)
+
+
 @main.command()
-@click.option("--model", required=True, help="The model to ask.")
 @click.option(
     "--count", type=click.IntRange(1), help="How many samples.  [default: 16, or one for each mask or picture]"
 )
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed of the first; each next one has the next seed."
-)
-@click.option("--steps", type=int, help="Steps of the solver.  [default: the model's own]")
-@click.option("--solver", help="How to take them.  [default: the model's own]")
-@click.option("--mask-steps", type=int, help="Steps of a chain's mask stage.  [default: as --steps]")
-@click.option("--mask-solver", help="How it takes them.  [default: as --solver]")
-@click.option(
-    "--condition",
-    "condition_files",
-    metavar="FILE",
-    multiple=True,
-    type=click.Path(exists=True, path_type=Path),
-    help="What to draw under. Masks: the pairs.npz of other samples, or an .npy of uint8 [N, H, W] or [N, 1, H, W]. "
-    "Pictures: a grey PNG or PGM of 8 or 16 bits, a folder of them, or an .npz; repeat for more.",
-)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the samples.")
-@click.option("--nifti", is_flag=True, help="Write NIfTI files too, with sidecars that name labels and origin.")
+@click.option("--nifti", is_flag=True, help="As --layout nifti.")
+@click.option(
+    "--layout",
+    "layout_names",
+    multiple=True,
+    type=click.Choice(BESIDE_OTHERS),
+    help="Write them so too, into a folder of that name; repeat for more.",
+)
 @click.option("--force", is_flag=True, help="Replace the samples in the folder.")
-@click.option("--protocol", type=click.Choice(list(DEFAULT_URLS)), default="grpc")
-@click.option("--url", help="HOST:PORT of the server.  [default: port 8001 (grpc) or 8000 (http) of this machine]")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0, min_open=True),
-    default=300.0,
-    help="Seconds that a request may take, waiting for those before it included.",
-)
-@click.option(
-    "--wait", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a server that is still coming up."
-)
-@click.option(
-    "--metrics-url", metavar="HOST:PORT", help="The server's metrics: steps are shown too, as they tell them."
-)
-@click.option("--local", is_flag=True, help="Sample in this process; no server is needed.")
-@repository_option
+@asking
 @terminated_as_interrupted()
 def sample(
-    model: str,
-    count: int | None,
-    seed: int,
-    steps: int | None,
-    solver: str | None,
-    mask_steps: int | None,
-    mask_solver: str | None,
-    condition_files: tuple[Path, ...],
-    out: Path,
-    nifti: bool,
-    force: bool,
-    protocol: str,
-    url: str | None,
-    timeout: float,
-    wait: float,
-    metrics_url: str | None,
-    local: bool,
-    repository: Path,
+    count: int | None, out: Path, nifti: bool, layout_names: tuple[str, ...], force: bool, **options: Any
 ) -> None:
     """Ask for samples and write them as NPZ and PNG, with a contact sheet.
 
-    A seed gives the same sample every time, however many are asked for with it.
+    A seed gives the same sample every time, however many are asked for with it. For more samples than are looked at,
+    `draw` is the better command.
     """
     try:
         check_destination(out, force)
-        if nifti:
-            check_nifti()
-        solving = {"steps": steps, "solver": solver, "mask_steps": mask_steps, "mask_solver": mask_solver}
-        steps_told = _Steps()
-        how: dict[str, Any] = {} if metrics_url is None else {"steps": steps_told, "metrics_url": metrics_url}
-        with LocalClient(repository) if local else SampleClient(url, protocol, timeout, **how) as client:
-            if wait and isinstance(client, SampleClient):
-                client.wait_until_ready(model, wait)
-            given, notes = _given(client, model, condition_files)
-            count = count or (16 if given is None else len(given.values))
-            space = space_for(client.shapes(model), count, nifti)
-            check_space(out, space)
-            if max(space.disk, space.memory) >= WORTH_SAYING:
-                click.echo(f"{count} samples of {model} take {space}", err=True)
+        names = dict.fromkeys([*(["nifti"] if nifti else []), *layout_names])
+        asked = Asked(**options)
+        if asked.add_to is not None and "nnunet" not in names:
+            raise LayoutError("--add-to is for --layout nnunet")
+        layouts = [make_layout(name, asked.add_to if name == "nnunet" else None) for name in names]
+        with asked.client() as client:
+            asked.read_condition(client)
+            count = asked.count(count, 16)
+            _say_space(asked.model, count, space_for(client.shapes(asked.model), count, layouts), out)
             began = time.monotonic()
-            samples = _with_progress(client, steps_told, model, count, seed=seed, **solving, condition=given)
+            with filling(out, force, layouts, asked.notes) as add, _progress(asked, count) as progress:
+                seeds = range(asked.seed, asked.seed + count)
+                for part in in_parts(client, asked.model, seeds, PART, asked.given, asked.solving, progress):
+                    add(part)
             seconds = time.monotonic() - began
-        names = write_samples(samples, out, force, nifti, notes)
-    except (SamplingError, MaskFileError, PictureFileError, NiftiError, NameClashError, SpaceError, OSError) as error:
+    except FAILURES as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"{count} samples of {model} in {seconds:.1f} s, {count / seconds:.2f} a second")
-    for line in (*notes, f"{out}: {', '.join(names)}"):
+    click.echo(f"{count} samples of {asked.model} in {seconds:.1f} s, {count / seconds:.2f} a second")
+    for line in (*asked.notes, f"{out}: {', '.join(names_in(out))}"):
         click.echo(line)
 
 
-def _given(client: Client, model: str, files: Sequence[Path]) -> tuple[Masks | Pictures | None, list[str]]:
-    """What the model is to draw under, and what is to be said of it."""
-    if not files:
-        return None, []
-    if picture := client.picture(model):
-        return read_pictures(files, picture)
-    if len(files) > 1:
-        raise MaskFileError(f"{files[1]} is one file too many: {model} takes masks of one file, or no condition at all")
-    masks = read_masks(files[0])
-    said = [] if masks.labels else [f"{files[0].name} does not name its classes: only their range was checked"]
-    return masks, said
+def _check(context: click.Context, _: click.Parameter, folder: Path | None) -> None:
+    if folder is None:
+        return
+    try:
+        found = check_set(folder)
+    except FAILURES as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{folder}: {found.samples} samples in {found.parts} parts are as they were drawn")
+    for problem in found.problems:
+        click.echo(problem)
+    if not found.problems:
+        click.echo(f"sha256 of all: {found.digest}")
+    context.exit(1 if found.problems else 0)
+
+
+@main.command()
+@click.option(
+    "--count", type=click.IntRange(1), help="How many samples, of all shards.  [default: one for each mask or picture]"
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the samples, of all shards.")
+@click.option("--layout", "layout_name", type=click.Choice(list(LAYOUTS)), default="npz", help="How they are laid out.")
+@click.option("--per-file", type=click.IntRange(1, 100_000), default=PART, help="Samples that are written together.")
+@click.option(
+    "--shard",
+    metavar="K/N",
+    help="Draw the K-th of N shards, from 0. With N alone, or without it, SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX "
+    "says which.",
+)
+@click.option(
+    "--check",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_check,
+    help="Draw nothing: compare all files in DIR with what was drawn, and say what is missing.",
+)
+@asking
+@terminated_as_interrupted()
+def draw(count: int | None, out: Path, layout_name: str, per_file: int, shard: str | None, **options: Any) -> None:
+    """Draw many samples, as many as the disk holds, by as many processes as there are.
+
+    A part is put in its place when it is whole. After a kill, at whatever moment, the same command goes on with what is
+    missing, and the files are the same as without one. Other options, or another bundle, are refused.
+    """
+    try:
+        mine = shard_of(shard, os.environ)
+        asked = Asked(**options)
+        layout = make_layout(layout_name, asked.add_to)
+        if not (count or asked.condition_files):
+            raise click.UsageError("--count is missing")
+        with asked.client() as client:
+            asked.read_condition(client)
+            count = asked.count(count, 0)
+            condition = None if asked.given is None else digest_of(asked.given)
+            described = {"name": layout_name, **layout.options()}
+            plan = Plan(asked.model, asked.seed, count, per_file, asked.solving, condition, described)
+            drawn_set, parts = DrawnSet(out, plan, layout), mine.parts(plan.parts)
+            wanted = sum(len(plan.seeds(part)) for part in parts)
+            if mine.source:
+                click.echo(f"shard {mine.number} of {mine.of} ({mine.source}): {len(parts)} of {plan.parts} parts")
+            drawn_set.open()
+            missing = sum(len(plan.seeds(part)) for part in parts if not drawn_set.has(part))
+            space = space_for_parts(client.shapes(asked.model), missing, per_file, layout)
+            _say_space(asked.model, missing, space, out)
+            began = time.monotonic()
+            with _progress(asked, wanted) as progress:
+                drawn, there = fill(client, drawn_set, parts, asked.given, progress)
+            seconds = time.monotonic() - began
+    except FAILURES as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(
+        f"{drawn} samples of {asked.model} in {seconds:.1f} s, {drawn / seconds:.2f} a second; {there} were there"
+    )
+    for line in (*asked.notes, f"{out} is right if medgen draw --check {shlex.quote(str(out))} says so"):
+        click.echo(line)
 
 
 class _Steps:
@@ -231,17 +399,19 @@ class _Steps:
             self.show(done, total)
 
 
-def _with_progress(client: Client, told: _Steps, model: str, count: int, **asked: Any) -> Samples:
+@contextmanager
+def _progress(asked: Asked, count: int) -> Iterator[Callable[[int, int], None]]:
+    """What shows how many of the samples are drawn, on a terminal as a bar, and else as a line now and then."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
-    line = NowAndThen()
+    line, model = NowAndThen(), asked.model
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(model, total=count)
 
-        def progress(done: int, _: int) -> None:
-            bar.update(task, completed=done)
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
             if not console.is_terminal:
-                line(f"{model}: {done} of {count} samples")
+                line(f"{model}: {done} of {total} samples")
 
         def show_steps(done: int, total: int) -> None:
             text = f"{model}, {done} of {total} steps"
@@ -249,8 +419,8 @@ def _with_progress(client: Client, told: _Steps, model: str, count: int, **asked
             if not console.is_terminal:
                 line(text)
 
-        told.show = show_steps
-        return client.sample(model, count, **asked, progress=progress)
+        asked.told.show = show_steps
+        yield progress
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,8 @@ SCHEMA = 4
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
 SUMS = "SHA256SUMS"
-REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
+REPOSITORY = Path("model_repository")  # of the folder that one works in
+TEMPLATES = Path(__file__).resolve().parent / "templates"  # what a repository needs of each model but its bundle
 MAX_BATCH = 65_536
 MOST_VALUES = 2**31  # that one sample may have
 
@@ -43,7 +45,8 @@ class Output:
     """One named output of the finish graph; ``shape`` is that of one sample.
 
     ``low`` and ``high`` are the values an output can take; ``labels`` names the classes of a mask, from 0 up;
-    ``spacing`` is how far rows, and columns, are apart in mm, where the pixels of a picture have a known size.
+    ``spacing`` is how far rows, and columns, are apart in mm, where the pixels of a picture have a known size;
+    ``modality`` is DICOM's word for a picture: MG for a mammogram, MR for magnetic resonance.
     """
 
     __pydantic_config__ = CHECKED
@@ -55,6 +58,7 @@ class Output:
     high: float
     labels: tuple[str, ...] = ()
     spacing: tuple[Millimetres, Millimetres] | None = None
+    modality: Literal["MG", "MR"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +221,16 @@ def bundle_folder(repository: Path | str, model: str) -> Path:
     return Path(repository) / model / "1" / "bundle"
 
 
+def option_for(repository: Path) -> str:
+    """What a command needs to find a repository, a space before it; nothing for the one that it takes by itself."""
+    return "" if repository.absolute() == REPOSITORY.absolute() else f" --repository {shlex.quote(str(repository))}"
+
+
+def missing(repository: Path) -> str:
+    """What to say of a repository that is not there."""
+    return f"there is no {repository} yet: medgen export build makes it, or --repository names another"
+
+
 def file_digest(path: Path | str) -> str:
     """The sha256 of a file's bytes, hexadecimal."""
     digest = hashlib.sha256()
@@ -298,10 +312,10 @@ def _remedy(folder: Path) -> str:
     model, elsewhere = "NAME", ""
     if folder.parts[-2:] == ("1", "bundle"):
         model, repository = folder.parents[1].name, folder.parents[2]
-        elsewhere = "" if repository == REPOSITORY else f" --repository {repository}"
+        elsewhere = option_for(repository)
     return (
-        f"build it with: python -m export build --model {model}{elsewhere} "
-        "(and --checkpoint RUN, what `python -m training fit` wrote, where medgen ships none)"
+        f"build it with: medgen export build --model {model}{elsewhere} "
+        "(and --checkpoint RUN, what `medgen fit` wrote, where medgen ships none)"
     )
 
 

@@ -122,7 +122,7 @@ def found(output: Output, condition: Condition) -> str:
     if condition.classes is None and output.dtype == "float32":
         text += f" from {output.low:g} to {output.high:g}"
     else:
-        text += f" of {int(output.high) + 1} classes"
+        text += f" of {len(output.labels) or int(output.high) + 1} classes"
     labels = _labels(output.labels) if condition.labels else ""
     return text + labels + (_pixels(output.spacing) if condition.spacing else "")
 

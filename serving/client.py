@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
-from serving.bundle import REPOSITORY, BundleError, Condition, Output, bundle_folder, decoded, load_bundle
+from serving.bundle import REPOSITORY, BundleError, Condition, Output, bundle_folder, decoded, load_bundle, missing
 from serving.chain import CONFIG, PROVENANCE, RANGE, SEED, Chain, ChainError, chain_of, range_of, read_chain
 from serving.client_checks import (
     Given,
@@ -215,6 +215,8 @@ class LocalClient(Client):
         return None if condition is None or condition.classes else condition
 
     def _sampler(self, model: str) -> Sampler:
+        if not self._repository.exists():
+            raise BundleError(missing(self._repository))
         if not (self._repository / model).is_dir():
             held = ", ".join(sorted(file.parent.name for file in self._repository.glob(f"*/{CONFIG}"))) or "none"
             raise BundleError(f"no model {model!r} in {self._repository}; it holds {held}")
@@ -292,7 +294,7 @@ class SampleClient(Client):
         while not self._holds(self._client.is_model_ready, model):
             if time.monotonic() > deadline:
                 live = self._holds(self._client.is_server_live)
-                reason = "serves other models, or is loading it" if live else "start a server with python -m serving up"
+                reason = "serves other models, or is loading it" if live else "start a server with medgen up"
                 raise SamplingError(f"{self.url} is not ready to serve {model} after {timeout:g} s: {reason}", 504)
             time.sleep(0.2)
 
@@ -358,7 +360,7 @@ class SampleClient(Client):
             error = self.explain(failure)
             if error.status != 404:
                 raise error from None
-            advice = "python -m export list says what is built, python -m serving up what is served"
+            advice = "medgen export list says what is built, medgen up what is served"
             raise SamplingError(f"no model {model!r} is served at {self.url}: {advice}", 404) from None
 
     def _send(self, model: str, columns: Arrays, parameters: dict[str, Any]) -> Callable[[], Any]:
@@ -395,7 +397,7 @@ class SampleClient(Client):
         if status == 504:
             return SamplingError(f"{self.url} did not answer within {self.timeout:g} s", status)
         if status == 503 and not self._holds(self._client.is_server_live):
-            return SamplingError(f"no server answers at {self.url}: start one with python -m serving up", 502)
+            return SamplingError(f"no server answers at {self.url}: start one with medgen up", 502)
         return SamplingError(message, status)
 
     def _holds(self, question: Callable[..., bool], *arguments: str) -> bool:

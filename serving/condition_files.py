@@ -27,6 +27,9 @@ class Masks:
     labels: tuple[str, ...] = ()
     spacing: tuple[float, float] | None = None
 
+    def rows(self, first: int, end: int) -> "Masks":
+        return Masks(self.values[first:end], self.labels, self.spacing)
+
 
 def read_masks(file: Path) -> Masks:
     """The masks in a file: the array "mask" of an .npz, as pairs.npz has it with its labels and spacing, or an .npy.

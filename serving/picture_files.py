@@ -32,6 +32,9 @@ class Pictures:
     values: NDArray[np.float32]
     names: tuple[str, ...] = ()
 
+    def rows(self, first: int, end: int) -> "Pictures":
+        return Pictures(self.values[first:end], self.names[first:end])
+
 
 @dataclass(frozen=True, eq=False)
 class _Stored:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tiny import FLOW, LABELS, write_tiny_bundle
 
-from serving.bundle import REPOSITORY, Condition, bundle_folder
+from serving.bundle import TEMPLATES, Condition, bundle_folder
 from serving.client import SampleClient
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -68,13 +68,13 @@ Flight.step = when_open(Flight.step)
 
 def add_model(repository: Path, name: str, **tiny: object) -> Path:
     """The files that are committed for a model, or else for pig, with a tiny bundle."""
-    copy_committed(name if (REPOSITORY / name).is_dir() else "pig", repository / name)
+    copy_committed(name if (TEMPLATES / name).is_dir() else "pig", repository / name)
     write_tiny_bundle(bundle_folder(repository, name), **{"model": name, "max_batch": MAX_BATCH, **tiny})
     return repository / name
 
 
 def copy_committed(name: str, folder: Path) -> None:
-    shutil.copytree(REPOSITORY / name, folder, ignore=shutil.ignore_patterns("bundle", ".bundle*", "__pycache__"))
+    shutil.copytree(TEMPLATES / name, folder, ignore=shutil.ignore_patterns("bundle", ".bundle*", "__pycache__"))
 
 
 def add_chains(repository: Path) -> None:

@@ -14,12 +14,12 @@ LEAVES = {
         "bundle",
         "folders",
         "pgm",
+        "namesakes",
         "progress",
         "sample_set",
         "sampling.noise",
         "sampling.solvers",
         "user",
-        "writers.nifti",
         "writers.pictures",
     )
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from serving.bundle import REPOSITORY
+from serving.bundle import TEMPLATES
 from serving.chain import read_chain
 from training.checkpoint import SHIPPED
 from training.models import family_names, load_family
@@ -46,7 +46,7 @@ def test_nothing_is_built_before_it_is_trained_or_drawn_before_it_is_built() -> 
     commands = re.findall(r"(fit|build|sample|latency) (?:[^`\n]* )?--model (\w+)", README)
     assert {command for command, _ in commands} == {"fit", "build", "sample", "latency"}
     for command, model in commands:
-        chain = read_chain(REPOSITORY, model)
+        chain = read_chain(TEMPLATES, model)
         stages = {stage.model for stage in chain.stages} if chain else {model}
         if command == "fit":
             trained.add(model)
@@ -70,3 +70,18 @@ def test_the_picture_of_the_house_has_every_room() -> None:
     assert packages <= {*shown}
     assert all((ROOT / room).is_dir() for room in shown)
     assert len(shown) == len({*shown})
+
+
+def test_blocks_of_commands_are_one_paste() -> None:
+    """Nothing waits for ever, and each command is medgen's own."""
+    blocks = [block.splitlines() for block in re.findall(r"(?:^    \S.*\n)+", README, re.MULTILINE)]
+    commands = [[line.strip() for line in block] for block in blocks if any(" medgen " in line for line in block)]
+    assert len(commands) >= 4
+    for block in commands:
+        starts = [line for line in block if not line.startswith("--")]
+        assert all(re.match(r"(medgen|\. \.venv/bin/activate|kill \$server)\b", line) for line in starts if line), block
+        up = [number for number, line in enumerate(block) if line.startswith("medgen up")]
+        for number in up:
+            assert block[number] == "medgen up & server=$!"
+            assert "--wait" in block[number + 1]
+            assert any(line.startswith("kill $server") for line in block[number:])

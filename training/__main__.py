@@ -156,7 +156,7 @@ def fit_command(
         click.echo(stopped)
         raise SystemExit(130) from stopped
     if PartialState().is_main_process:
-        click.echo(f"{checkpoint} is ready: python -m export build --model {model} --checkpoint {out}")
+        click.echo(f"{checkpoint} is ready: medgen export build --model {model} --checkpoint {out}")
 
 
 # fmt: on

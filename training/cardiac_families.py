@@ -40,7 +40,7 @@ def mask_output(size: int) -> Output:
 
 def image_output(size: int) -> Output:
     """Grey levels float32 [1, size, size] in [0, 1]."""
-    return Output("image", "float32", (1, size, size), low=0.0, high=1.0, spacing=spacing(size))
+    return Output("image", "float32", (1, size, size), low=0.0, high=1.0, spacing=spacing(size), modality="MR")
 
 
 def spacing(size: int) -> tuple[float, float]:

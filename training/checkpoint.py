@@ -217,6 +217,6 @@ def shipped_checkpoint(model: str) -> Path:
     if found := sorted(SHIPPED.glob(f"{model}-*/config.json")):
         return found[0].parent
     raise CheckpointError(
-        f"medgen ships no checkpoint of {model}: train one with python -m training fit --model {model} --data DIR "
+        f"medgen ships no checkpoint of {model}: train one with medgen fit --model {model} --data DIR "
         f"--out runs/{model}, and name it with --checkpoint runs/{model}"
     )

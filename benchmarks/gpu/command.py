@@ -1,4 +1,4 @@
-"""``python -m benchmarks gpu``: the fused kernels, then whole trajectories, on the GPU that is there."""
+"""``medgen benchmarks gpu``: the fused kernels, then whole trajectories, on the GPU that is there."""
 
 import json
 import re
@@ -73,9 +73,9 @@ def gpu(
 
     \b
     Examples:
-      python -m benchmarks gpu
-      python -m benchmarks gpu --only attention
-      python -m benchmarks gpu --only medgen-tensorrt --size 512 --precision fp16
+      medgen benchmarks gpu
+      medgen benchmarks gpu --only attention
+      medgen benchmarks gpu --only medgen-tensorrt --size 512 --precision fp16
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks latency``"""
+"""``medgen benchmarks latency``"""
 
 import dataclasses
 import importlib.metadata

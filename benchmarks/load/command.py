@@ -1,4 +1,4 @@
-"""``python -m benchmarks load``"""
+"""``medgen benchmarks load``"""
 
 import dataclasses
 import statistics

@@ -1,4 +1,4 @@
-"""``python -m benchmarks anatomy``"""
+"""``medgen benchmarks anatomy``"""
 
 import json
 from pathlib import Path

@@ -49,13 +49,13 @@ def check_gpu(bundle: Bundle, gpu: str, compute_capability: tuple[int, int]) -> 
 def rebuild(bundle: Bundle) -> str:
     """How to get plans for the machine at hand that are like the bundle's otherwise."""
     manifest, target = bundle.manifest, bundle.manifest.target
-    command = ["python", "-m", "export", "build", "--model", manifest.model, "--target", target["name"]]
+    command = ["medgen", "export", "build", "--model", manifest.model, "--target", target["name"]]
     command += ["--precision", manifest.precision, "--max-batch", str(manifest.max_batch)]
     was_timed = "seconds_a_step" in target  # with and without fused operators: the GPU here may like the other better
     if "opset" in target and not was_timed:
         command += ["--opset", str(target["opset"])]
     repository = bundle.folder.parents[2]
-    if repository != REPOSITORY and bundle.folder == bundle_folder(repository, manifest.model):
+    if repository != REPOSITORY.absolute() and bundle.folder == bundle_folder(repository, manifest.model):
         command += ["--repository", str(repository)]
     if target.get("hardware_compatibility", "none") != "none":
         command += ["--hardware-compatibility", target["hardware_compatibility"]]

@@ -7,7 +7,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from serving.bundle import MANIFEST, REPOSITORY, BundleError, Manifest, bundle_folder
+from serving.bundle import MANIFEST, BundleError, Manifest, bundle_folder, missing, option_for
 from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
 from serving.folders import Busy, recover
 from serving.triton.errors import ServerError
@@ -22,6 +22,8 @@ def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str]
     Raises ServerError if a wanted model is unknown or cannot be served, or if there is nothing to serve.
     """
     known = _known(repository)
+    if not known and not repository.exists():
+        raise ServerError(missing(repository))
     if not known:
         raise ServerError(f"{repository} is no model repository: it holds no MODEL/{CONFIG}")
     wanted = tuple(wanted)
@@ -130,5 +132,4 @@ def _check_chain(repository: Path, chain: Chain) -> None:
 
 
 def _build_command(repository: Path, model: str) -> str:
-    elsewhere = "" if repository == REPOSITORY else f" --repository {repository}"
-    return f"python -m export build --model {model}{elsewhere}"
+    return f"medgen export build --model {model}{option_for(repository)}"

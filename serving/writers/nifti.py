@@ -6,16 +6,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serving.bundle import Output
 from serving.sample_set import Samples
+from serving.writers.layout import BLOCK, Layout, LayoutError, Shapes, is_picture
+from serving.writers.npz import bytes_of_arrays, check_name
 
 UNKNOWN = (1.0, 1.0)
 ORIENTATION = "nominal: x, the columns, to the left, y, the rows, to the back (LPS); the PNG's first row is y = 0"
 
 
-class NiftiError(Exception):
+class NiftiError(LayoutError):
     """NIfTI files cannot be written here; the message has the line that helps."""
+
+
+class Nifti(Layout):
+    """One file for every mask and picture of every sample, and a sidecar; see `write_nifti`."""
+
+    name = "nifti"
+
+    def check(self) -> None:
+        check_nifti()
+
+    def bytes_a_sample(self, shapes: Shapes) -> int:
+        pictures = [shape for _, shape in shapes.values() if len(shape) == 3 and shape[0] == 1]
+        return bytes_of_arrays(shapes) + 2 * len(pictures) * BLOCK
+
+    def write(self, samples: Samples, folder: Path, part: str) -> None:
+        write_nifti(samples, folder)
 
 
 def check_nifti() -> None:
@@ -34,21 +53,25 @@ def write_nifti(samples: Samples, folder: Path) -> None:
     missing.
     """
     check_nifti()
-    import nibabel
-
     folder.mkdir(exist_ok=True)
-    for output in samples.outputs:
-        if len(output.shape) != 3 or output.shape[0] != 1:
-            continue
-        between_rows, between_columns = output.spacing or UNKNOWN
-        affine = np.diag([-between_columns, -between_rows, 1.0, 1.0])
+    for output in filter(is_picture, samples.outputs):
+        check_name(output.name)
         for row, name in enumerate(samples.names):
-            voxels = samples.arrays[output.name][row, 0].T[..., None]
-            image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
-            image.header.set_xyzt_units("mm")
-            image.to_filename(folder / f"{name}_{output.name}.nii.gz")
+            write_slice(samples.arrays[output.name][row, 0], output.spacing, folder / f"{name}_{output.name}.nii.gz")
             sidecar = json.dumps(_described(output, samples.provenance[row]), indent=1)
             (folder / f"{name}_{output.name}.json").write_text(sidecar + "\n")
+
+
+def write_slice(values: NDArray[Any], spacing: tuple[float, float] | None, file: Path, apart: float = 1.0) -> None:
+    """One slice [H, W] as it came; the same slice gives the same bytes. apart: mm to a next slice, were there one."""
+    import nibabel
+
+    between_rows, between_columns = spacing or UNKNOWN
+    voxels = values.T[..., None]
+    affine = np.diag([-between_columns, -between_rows, apart, 1.0])
+    image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(file)
 
 
 def _described(output: Output, provenance: dict[str, Any]) -> dict[str, Any]:

@@ -1,33 +1,27 @@
-"""Samples as a folder of files: PNG, a contact sheet, pairs.npz, provenance.json and NIfTI."""
+"""Samples as a folder of files: PNG, a contact sheet, pairs.npz, provenance.json, and any layout."""
 
 import dataclasses
 import json
 import math
 import os
-import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from serving.bundle import Output
 from serving.folders import Busy, check_place, recover, replacing
 from serving.sample_set import Samples
-from serving.writers.nifti import write_nifti
+from serving.writers.layout import Layout, text_of
+from serving.writers.layouts import LAYOUTS, part_name
+from serving.writers.npz import GrowingNpz, NameClashError, check_name
 from serving.writers.pictures import contact_sheet, drawings
+from serving.writers.png import Png
 
 PROVENANCE = "provenance.json"
 SHEET = "sheet.png"
-NIFTI = "nifti"
-OTHERS = ("pairs.npz", SHEET, PROVENANCE, "overlays", NIFTI)
-PLAIN = re.compile(r"\w+", re.ASCII)  # a name that is one on every file system
-
-
-class NameClashError(Exception):
-    """Two arrays or folders would have the same name, or one has a name that no file can have."""
+PAIRS = "pairs.npz"
+OTHERS = (PAIRS, SHEET, PROVENANCE, "overlays", *LAYOUTS)
+PNG = Png()
 
 
 def check_destination(folder: Path, replace: bool = False) -> None:
@@ -73,60 +67,95 @@ def _written_names(folder: Path) -> set[str]:
 
 
 def write_samples(
-    samples: Samples, folder: Path, replace: bool = False, nifti: bool = False, notes: Sequence[str] = ()
+    samples: Samples, folder: Path, replace: bool = False, layouts: Sequence[Layout] = (), notes: Sequence[str] = ()
 ) -> list[str]:
-    """Writes samples to a new folder, whole or not at all, and returns the names of what it holds.
+    """Writes samples to a new folder, whole or not at all, and returns the names of what it holds; see `filling`."""
+    with filling(folder, replace, layouts, notes) as add:
+        add(samples)
+    return names_in(folder)
+
+
+@contextmanager
+def filling(
+    folder: Path, replace: bool = False, layouts: Sequence[Layout] = (), notes: Sequence[str] = ()
+) -> Iterator[Callable[[Samples], None]]:
+    """What adds samples to a new folder, part by part; the folder is there when the context ends well, or not at all.
 
     pairs.npz: every output [N, ...] as it came, with OUTPUT_labels, the names of its classes, OUTPUT_range, the values
     that are black and white in a picture, and OUTPUT_spacing, in mm, where it has them; and seed [N]. masks/, images/
     and overlays/ (images with outlines): one 8-bit PNG per sample, named by its seed, and where a seed comes again also
     by how often it has, as 000007_2. sheet.png: an overview. provenance.json: what made each sample, its outputs of one
-    number (as a PSNR), its files' name, what the outputs mean, and notes. nifti/, if asked for: see write_nifti. Raises
-    OSError as check_destination does, and NameClashError.
+    number (as a PSNR), its files' name, what the outputs mean, and notes. Of each layout a folder of its name. What was
+    added is on disk, and no more in memory than the first part. Raises OSError as check_destination does,
+    NameClashError and LayoutError.
     """
     folder = folder.resolve()
     check_destination(folder, replace)
-    arrays = _arrays(samples)
     try:
         # Not lasting: they are thousands of files, and can be drawn again.
         with replacing(folder, lasting=False) as (unfinished,):
             try:
-                _fill(unfinished, samples, arrays, nifti, notes)
+                with GrowingNpz(unfinished / PAIRS) as pairs:
+                    filled = _Filled(unfinished, pairs, layouts)
+                    yield filled.add
+                    filled.finish(notes)
             except OSError as error:  # which may not say where
                 raise OSError(f"{folder} cannot be written: {error.strerror or error}") from error
             _check_is_free(folder, replace)
     except Busy as error:
         raise OSError(str(error)) from None
+
+
+def names_in(folder: Path) -> list[str]:
     return sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
 
 
-def _fill(
-    folder: Path, samples: Samples, arrays: Mapping[str, NDArray[Any]], nifti: bool, notes: Sequence[str]
-) -> None:
-    # As np.savez does, which leaves the file to the garbage collector if the disk is full, and that complains.
-    with zipfile.ZipFile(folder / "pairs.npz", "w") as pairs:
-        for name, values in arrays.items():
-            with pairs.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, values, allow_pickle=False)
-    for row, name in enumerate(samples.names):
-        for kind, picture in drawings(samples, row).items():
-            (folder / kind).mkdir(exist_ok=True)
-            picture.save(folder / kind / f"{name}.png")
-    if drawings(samples, 0):
-        contact_sheet(samples).save(folder / SHEET)
-    if nifti:
-        write_nifti(samples, folder / NIFTI)
-    record = {
-        "outputs": [dataclasses.asdict(output) for output in samples.outputs],
-        **({"notes": list(notes)} if notes else {}),
-        "files": samples.names,
-        "samples": [{**facts, **numbers} for facts, numbers in zip(samples.provenance, _numbers(samples), strict=True)],
-    }
-    (folder / PROVENANCE).write_text(json.dumps(record, indent=1) + "\n")
+class _Filled:
+    """A folder of samples that more are added to."""
 
+    def __init__(self, folder: Path, pairs: GrowingNpz, layouts: Sequence[Layout]) -> None:
+        self._folder, self._pairs, self._layouts = folder, pairs, layouts
+        self._first: Samples | None = None
+        self._parts = 0
+        self._names: list[str] = []
+        self._taken: set[str] = set()
+        self._provenance: list[dict[str, Any]] = []
+        self._numbers: list[dict[str, dict[str, float]]] = []
 
-def _is_picture(output: Output) -> bool:
-    return output.dtype != "uint8" and len(output.shape) == 3 and output.low < output.high
+    def add(self, samples: Samples) -> None:
+        for output in samples.outputs:
+            check_name(output.name, *OTHERS)
+        if twice := self._taken & {*samples.names}:
+            raise NameClashError(f"samples of {min(twice)} are there already")
+        if self._first is None:
+            self._first = samples
+            for layout in self._layouts:
+                layout.check_outputs(samples.outputs)
+                (self._folder / layout.name).mkdir()
+        self._pairs.add(samples)
+        PNG.write(samples, self._folder, "")
+        for layout in self._layouts:
+            layout.write(samples, self._folder / layout.name, part_name(self._parts))
+        self._parts += 1
+        self._names += samples.names
+        self._taken |= {*samples.names}
+        self._provenance += samples.provenance
+        self._numbers += _numbers(samples)
+
+    def finish(self, notes: Sequence[str]) -> None:
+        assert self._first is not None
+        if drawings(self._first, 0):
+            contact_sheet(self._first).save(self._folder / SHEET)
+        outputs, model = self._first.outputs, str(self._provenance[0]["model"])
+        for layout in self._layouts:
+            layout.describe(self._folder / layout.name, model, self._names, len(self._names), outputs)
+        record = {
+            "outputs": [dataclasses.asdict(output) for output in outputs],
+            **({"notes": list(notes)} if notes else {}),
+            "files": self._names,
+            "samples": [{**facts, **numbers} for facts, numbers in zip(self._provenance, self._numbers, strict=True)],
+        }
+        (self._folder / PROVENANCE).write_text(text_of(record))
 
 
 def _numbers(samples: Samples) -> list[dict[str, dict[str, float]]]:
@@ -134,23 +163,3 @@ def _numbers(samples: Samples) -> list[dict[str, dict[str, float]]]:
     singles = {o.name: samples.arrays[o.name].reshape(-1) for o in samples.outputs if math.prod(o.shape) == 1}
     rows = [{name: values[row].item() for name, values in singles.items()} for row in range(len(samples))]
     return [{"numbers": row} if row else {} for row in rows]
-
-
-def _arrays(samples: Samples) -> dict[str, NDArray[Any]]:
-    """What pairs.npz holds."""
-    arrays: list[tuple[str, NDArray[Any]]] = [("seed", np.array(samples.seeds, np.int64)), *samples.arrays.items()]
-    for output in samples.outputs:
-        if not PLAIN.fullmatch(output.name) or f"{output.name}s" in OTHERS:
-            raise NameClashError(f"an output is called {output.name!r}, and no folder of samples can have it")
-        if output.labels:
-            arrays.append((f"{output.name}_labels", np.array(output.labels)))
-        if _is_picture(output):
-            arrays.append((f"{output.name}_range", np.array([output.low, output.high], np.float64)))
-        if output.spacing:
-            arrays.append((f"{output.name}_spacing", np.array(output.spacing, np.float64)))
-    named = dict(arrays)
-    if len(named) < len(arrays):
-        names = [name for name, _ in arrays]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise NameClashError(f"two arrays are called {twice!r}, and pairs.npz would hold one of them")
-    return named

@@ -1,15 +1,17 @@
 """What samples take on disk and in memory, worked out before any is drawn."""
 
-import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.filesize import decimal
 
-BLOCK = 4096  # bytes that a file takes at least
+from serving.writers.layout import Layout, Shapes
+from serving.writers.npz import bytes_of_arrays
+from serving.writers.png import Png
+
+PART = 256  # samples that are drawn and written together
 FACTS = 2048  # bytes of a sample's provenance, at most, as text or in memory
 WORTH_SAYING = 10**9
 MEMINFO = Path("/proc/meminfo")
@@ -21,7 +23,7 @@ class SpaceError(Exception):
 
 @dataclass(frozen=True)
 class Space:
-    """Bytes that samples take at most: pictures and NIfTI files are compressed."""
+    """Bytes that samples take at most: many files are compressed."""
 
     disk: int
     memory: int
@@ -30,16 +32,24 @@ class Space:
         return f"up to {decimal(self.disk)} on disk and {decimal(self.memory)} of memory"
 
 
-def space_for(shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], count: int, nifti: bool = False) -> Space:
+def space_for(shapes: Shapes, count: int, layouts: Sequence[Layout] = ()) -> Space:
     """What so many samples take, as write_samples writes them; shapes: the arrays of one."""
-    sizes = [kind.itemsize * math.prod(shape) for kind, shape in shapes.values()]
-    pictures = [math.prod(shape) for _, shape in shapes.values() if len(shape) == 3 and shape[0] == 1]
-    overlay = 3 * max(pictures) if len(pictures) > 1 else 0
-    files = len(pictures) + bool(overlay)
-    disk = sum(sizes) + sum(pictures) + overlay + files * BLOCK + FACTS
-    if nifti:
-        disk += sum(sizes) + 2 * len(pictures) * BLOCK
-    return Space(count * disk, count * (2 * sum(sizes) + FACTS))  # in memory batches are joined, and there twice
+    arrays = bytes_of_arrays(shapes)
+    largest = max(bytes_of_arrays({name: shape}) for name, shape in shapes.items())  # is there twice for a while
+    disk = arrays + largest + Png().bytes_a_sample(shapes) + FACTS
+    disk += sum(layout.bytes_a_sample(shapes) for layout in layouts)
+    return Space(count * disk, count * FACTS + memory_for(shapes, min(count, PART)))
+
+
+def space_for_parts(shapes: Shapes, count: int, part: int, layout: Layout) -> Space:
+    """What so many samples take as parts of a set."""
+    rows = min(count, part)
+    return Space(count * (layout.bytes_a_sample(shapes) + FACTS), rows * FACTS + memory_for(shapes, rows))
+
+
+def memory_for(shapes: Shapes, count: int) -> int:
+    """What the arrays of so many samples take in memory, where batches are joined, and there twice."""
+    return count * 2 * bytes_of_arrays(shapes)
 
 
 def check_space(folder: Path, space: Space) -> None:

@@ -9,10 +9,10 @@ from benchmarks.latency.contenders import Case
 from benchmarks.latency.workload import make_case
 from export.build import build, prepare_repository
 from export.chain import find_chains
-from serving.bundle import REPOSITORY
+from serving.bundle import TEMPLATES
 from training.checkpoint import save_checkpoint
 
-CHAINS, _ = find_chains(REPOSITORY)
+CHAINS, _ = find_chains(TEMPLATES)
 
 
 @pytest.fixture(scope="session")

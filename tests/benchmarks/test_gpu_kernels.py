@@ -1,4 +1,4 @@
-"""The kernels' half of `python -m benchmarks gpu`, as far as a machine without a GPU can go."""
+"""The kernels' half of `medgen benchmarks gpu`, as far as a machine without a GPU can go."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The trajectories' half of `python -m benchmarks gpu`: on a CPU the same code runs, for the ways that can."""
+"""The trajectories' half of `medgen benchmarks gpu`: on a CPU the same code runs, for the ways that can."""
 
 import itertools
 import json

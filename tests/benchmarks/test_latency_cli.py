@@ -81,8 +81,8 @@ def test_rows_in_one_run(built, tmp_path, model, names, asked, stages):
         ("cmr_ddpm", ["--checkpoint={pig}"], ["holds a pig", "cmr_mask or cmr_ddpm_image"]),
         ("pig", ["--checkpoint={pig}", "--checkpoint={pig}"], ["both hold a pig"]),
         ("pig", ["--checkpoint={other}"], ["was not built from", "other"]),
-        ("pig", ["--repository={nowhere}"], ["python -m export build --model pig"]),
-        ("cmr_ddpm", ["--repository={nowhere}"], ["python -m export build --model cmr_ddpm"]),
+        ("pig", ["--repository={nowhere}"], ["medgen export build --model pig"]),
+        ("cmr_ddpm", ["--repository={nowhere}"], ["medgen export build --model cmr_ddpm"]),
     ],
 )
 def test_what_cannot_be_measured_is_refused_by_name(built, case_of, tmp_path, model, asked, words):

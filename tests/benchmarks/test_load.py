@@ -1,4 +1,4 @@
-"""``python -m benchmarks load``: arrivals, the simulation and what it shows, and a run beside Triton's own batcher."""
+"""``medgen benchmarks load``: arrivals, the simulation and what it shows, and a run beside Triton's own batcher."""
 
 import json
 from collections.abc import Callable

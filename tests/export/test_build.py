@@ -51,6 +51,7 @@ class TestBundle:
             "SHA256SUMS",
             "manifest.json",
             "parity.json",
+            "README.md",
             "step.onnx",
             "finish.onnx",
         }

@@ -15,7 +15,7 @@ from tiny_chain import PRESET, TinyImage, TinyMask, register, write_checkpoint
 
 from export.__main__ import main
 from export.parity import measure_parity
-from serving.bundle import REPOSITORY, bundle_folder, load_bundle, seal
+from serving.bundle import TEMPLATES, bundle_folder, load_bundle, seal
 from serving.client import LocalClient
 from serving.triton.served_models import find_models
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -98,7 +98,7 @@ def learnt(data: str, checkpoint: Path, folder: Path) -> Path:
 
 
 def test_a_chain_is_built_from_the_checkpoints_of_its_stages(repository: Path, checkpoints: dict[str, Path]) -> None:
-    config = (REPOSITORY / "cmr_ddpm" / "config.pbtxt").read_bytes()
+    config = (TEMPLATES / "cmr_ddpm" / "config.pbtxt").read_bytes()
     assert contents(repository / "cmr_ddpm") == {"config.pbtxt": config, "1/.gitkeep": b""}
     assert find_models(repository) == ([*STAGES, "cmr_ddpm"], {})
     samples = LocalClient(repository).sample("cmr_ddpm", 3)
@@ -122,7 +122,7 @@ def test_stages_that_are_built_already_are_kept(repository: Path, checkpoints: d
 
 NEEDED = (
     "cmr_ddpm needs cmr_ddpm_image, which has not been built: name a checkpoint of it with --checkpoint, such as the "
-    "--out of python -m training fit --model cmr_ddpm_image"
+    "--out of medgen fit --model cmr_ddpm_image"
 )
 
 
@@ -165,7 +165,7 @@ class TestShipped:
         before = contents(repository)
         said = build(repository, say=refused)
         assert f"{manifest.parent}: manifest.json: schema is 3; this version of medgen reads schema 4" in said
-        assert f"python -m export build --model cmr_ddpm_image --repository {repository} (and --checkpoint RUN" in said
+        assert f"medgen export build --model cmr_ddpm_image --repository {repository} (and --checkpoint RUN" in said
         assert contents(repository) == before
 
     def test_it_is_not_mixed_with_a_stage_of_other_data(

@@ -95,6 +95,24 @@ def test_onnx_takes_it(network, graph):
     onnx.checker.check_model(model, full_check=True)
 
 
+@pytest.mark.parametrize(
+    "enlarged",
+    [
+        lambda x: F.interpolate(x, scale_factor=(2.0, 2.0)),
+        lambda x: F.interpolate(x[:, 0], scale_factor=2.0),
+        lambda x: F.interpolate(x, scale_factor=1.5),
+    ],
+)
+def test_other_ways_to_enlarge_are_left_to_pytorch(enlarged):
+    def losses(x: Tensor) -> Tensor:
+        return enlarged(x).square().flatten(1).sum(1)
+
+    state, _ = inputs(2)
+    sought = state.clone().requires_grad_(True)
+    losses(sought).sum().backward()
+    torch.testing.assert_close(gradient_graph(losses, state)(state), sought.grad, rtol=1e-10, atol=1e-12)
+
+
 def test_simplifying_changes_nothing_but_the_rounding():
     def norm(x: Tensor) -> Tensor:
         return (-(x / x.square().sum(1, keepdim=True).sqrt()) * 3).pow(2).sum((1, 2, 3))

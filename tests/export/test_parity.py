@@ -1,10 +1,12 @@
 """What two correct engines may differ in, and what they may not, where PIG's guide is cut at a threshold."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from tiny_families import tiny_family
 from tiny_pig import tiny_pig
 
 from export.options import TOLERANCES
@@ -13,8 +15,11 @@ from export.parity import (
     compare_batches,
     compare_engines,
     compare_trajectory,
+    finished,
     largest_difference,
     measure_parity,
+    random_condition,
+    run,
 )
 from serving.engines import StepEngine
 from training.models import pig
@@ -141,3 +146,41 @@ def test_what_is_allowed_is_a_share_of_each_sample_and_never_nan():
 def test_the_report_says_what_was_allowed(cut):
     assert measure_parity(cut, TorchEngine(cut), batch=1)["allowed"] == ALLOWED
     assert tiny_pig(binarise_guide="never").has_threshold is False
+
+
+class TorchDescent(TorchEngine):
+    """A family whose steps are gradients, in PyTorch."""
+
+    def step(self, sample, history, noise, coeffs, condition=None):
+        return tuple(run(self.family.step, sample, *history, noise, coeffs, condition))
+
+    def finish(self, sample, condition=None):
+        return finished(self.family, sample, condition)
+
+
+class Lazy(TorchDescent):
+    def generate(self, trajectory):
+        return trajectory.start, self.finish(trajectory.start, trajectory.condition)
+
+
+class Impatient(TorchDescent):
+    def generate(self, trajectory):
+        return super().generate(
+            dataclasses.replace(trajectory, lengths=trajectory.lengths - 1, coeffs=trajectory.coeffs[:-1])
+        )
+
+
+class Careless(TorchDescent):
+    def generate(self, trajectory):
+        state, _ = super().generate(trajectory)
+        return state, self.finish(trajectory.start, trajectory.condition)
+
+
+@pytest.mark.parametrize(
+    ("kind", "beyond"),
+    [(TorchDescent, set()), (Lazy, {"state"}), (Impatient, {"state"}), (Careless, {"reconstruction", "psnr"})],
+)
+def test_a_descent_is_followed_to_its_end(kind, beyond):
+    family = tiny_family("mganprior")
+    figures = compare_trajectory(family, kind(family), "heavy_ball", 4, random_condition(family, 2), 2)["end_to_end"]
+    assert {name for name, value in figures.items() if value > TOLERANCES["fp32"].end_to_end} == beyond

@@ -32,7 +32,7 @@ from serving.engines.onnxruntime import OnnxRuntimeEngine
 
 SIZES = [1, 2, 4, 5]
 STATE = (2, SIZE, SIZE)
-PLAN_FILES = {"SHA256SUMS", "manifest.json", "parity.json", "step.plan", "finish.plan"}
+PLAN_FILES = {"SHA256SUMS", "manifest.json", "parity.json", "README.md", "step.plan", "finish.plan"}
 
 
 @pytest.fixture(autouse=True)

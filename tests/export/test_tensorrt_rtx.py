@@ -95,7 +95,14 @@ def bundle(checkpoint, tmp_path_factory):
 
 
 def test_bundle(bundle):
-    assert contents(bundle.folder).keys() == {"SHA256SUMS", "manifest.json", "parity.json", "step.plan", "finish.plan"}
+    assert contents(bundle.folder).keys() == {
+        "SHA256SUMS",
+        "manifest.json",
+        "parity.json",
+        "README.md",
+        "step.plan",
+        "finish.plan",
+    }
     assert bundle.manifest.target == {
         "name": "tensorrt-rtx",
         "tensorrt_rtx": rtx.__version__,

@@ -228,13 +228,13 @@ def test_a_missing_file_is_named(folder):
     (folder / "step.onnx").unlink()
     with pytest.raises(
         BundleError,
-        match=r"step\.onnx, which .*SHA256SUMS names, is missing; build it with: python -m export build --model tiny",
+        match=r"step\.onnx, which .*SHA256SUMS names, is missing; build it with: medgen export build --model tiny",
     ):
         load_bundle(folder)
 
 
 def test_a_missing_bundle_says_how_to_build_it(tmp_path):
-    with pytest.raises(BundleError, match=r"no bundle at .*; build it with: python -m export build --model pig"):
+    with pytest.raises(BundleError, match=r"no bundle at .*; build it with: medgen export build --model pig"):
         load_bundle(bundle_folder(tmp_path, "pig"))
     with pytest.raises(BundleError, match="export build --model NAME"):
         load_bundle(tmp_path / "elsewhere")

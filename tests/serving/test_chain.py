@@ -8,7 +8,7 @@ import pytest
 from live import CHAINS, SPACING, add_chains
 from tiny import LABELS, write_tiny_bundle
 
-from serving.bundle import REPOSITORY, Condition, Output, bundle_folder, load_bundle
+from serving.bundle import TEMPLATES, Condition, Output, bundle_folder, load_bundle
 from serving.chain import ChainError, Stage, check_stages, read_chain
 from serving.client import LocalClient, SamplingError
 
@@ -18,8 +18,8 @@ def edited(tmp_path: Path):
     """cmr_flow's configuration with one piece of text replaced."""
 
     def edit(old: str, new: str) -> Path:
-        shutil.copytree(REPOSITORY / "cmr_flow", tmp_path / "cmr_flow", dirs_exist_ok=True)
-        text = (REPOSITORY / "cmr_flow" / "config.pbtxt").read_text()
+        shutil.copytree(TEMPLATES / "cmr_flow", tmp_path / "cmr_flow", dirs_exist_ok=True)
+        text = (TEMPLATES / "cmr_flow" / "config.pbtxt").read_text()
         assert old in text
         (tmp_path / "cmr_flow" / "config.pbtxt").write_text(text.replace(old, new))
         return tmp_path
@@ -29,7 +29,7 @@ def edited(tmp_path: Path):
 
 def test_this_checkout_has_these_chains() -> None:
     for name in CHAINS:
-        chain = read_chain(REPOSITORY, name)
+        chain = read_chain(TEMPLATES, name)
         assert chain.model == name
         assert chain.outputs == ("mask", "image", "mask_provenance", "provenance")
         assert chain.stages == (
@@ -39,13 +39,13 @@ def test_this_checkout_has_these_chains() -> None:
 
 
 def test_what_is_no_chain() -> None:
-    assert read_chain(REPOSITORY, "pig") is None
-    assert read_chain(REPOSITORY, "nobody") is None
+    assert read_chain(TEMPLATES, "pig") is None
+    assert read_chain(TEMPLATES, "nobody") is None
 
 
 def test_fields_of_a_newer_triton_do_no_harm(edited) -> None:
     chain = read_chain(edited("max_batch_size: 0", "max_batch_size: 0 warp_factor: 9"), "cmr_flow")
-    assert chain == read_chain(REPOSITORY, "cmr_flow")
+    assert chain == read_chain(TEMPLATES, "cmr_flow")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""python -m serving up | sample, as a person types them."""
+"""medgen up | sample, as a person types them."""
 
 import json
 import os
@@ -17,9 +17,10 @@ from PIL import Image
 from tiny import write_tiny_bundle
 
 from serving.__main__ import main
-from serving.bundle import REPOSITORY, bundle_folder
+from serving.bundle import TEMPLATES, bundle_folder
 from serving.triton.installation import find_installation
 from serving.triton.served_models import find_models
+from serving.writers.layouts import BESIDE_OTHERS
 
 HEADER = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 1, 1000, 1000)}"
 HUGE = b"\x93NUMPY\x01\x00\x76\x00" + HEADER.ljust(117).encode() + b"\n"
@@ -47,7 +48,7 @@ def no_patience_for_ports(monkeypatch: pytest.MonkeyPatch) -> None:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     add_model(folder, "tiny")
-    shutil.copytree(REPOSITORY / "pig", folder / "pig", ignore=shutil.ignore_patterns("bundle", ".bundle*"))
+    shutil.copytree(TEMPLATES / "pig", folder / "pig", ignore=shutil.ignore_patterns("bundle", ".bundle*"))
     return folder
 
 
@@ -104,6 +105,40 @@ def test_nifti_files_hold_the_pairs(live: Live, tmp_path: Path, model: str) -> N
     assert list(sidecar["labels"].values()) == record["outputs"][0]["labels"]
 
 
+def test_layouts_lie_beside_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More samples than are written together, whatever their number."""
+    add_chains(tmp_path / "models")
+    monkeypatch.setattr("serving.__main__.PART", 2)
+    asked = [
+        "sample",
+        "--local",
+        "--repository",
+        tmp_path / "models",
+        "--model",
+        "cmr_flow",
+        "--count",
+        5,
+        "--steps",
+        2,
+    ]
+    layouts = [word for name in BESIDE_OTHERS for word in ("--layout", name)]
+    result = serving(*asked, *layouts, "--nifti", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "out: dicom/, images/, masks/, nifti/, nnunet/, overlays/, pairs.npz" in result.output
+    assert len(list((tmp_path / "out" / "nnunet" / "labelsTr").iterdir())) == 5
+    assert json.loads((tmp_path / "out" / "nnunet" / "dataset.json").read_text())["numTraining"] == 5
+    assert len(list((tmp_path / "out" / "webdataset").iterdir())) == 3
+    with np.load(tmp_path / "out" / "pairs.npz") as pairs:
+        assert pairs["image"].shape == (5, 1, 16, 16)
+    assert serving(*asked, "--force", "--out", tmp_path / "out").exit_code == 0
+    assert not (tmp_path / "out" / "dicom").exists()
+    said = refused(*asked, "--add-to", tmp_path / "models", "--out", tmp_path / "other")
+    assert "--add-to is for --layout nnunet" in said
+    said = refused(*asked, "--layout", "nnunet", "--add-to", tmp_path / "models", "--out", tmp_path / "other")
+    assert f"{tmp_path / 'models' / 'dataset.json'} cannot be read" in said
+    assert not (tmp_path / "other").exists()
+
+
 def test_nifti_without_nibabel_is_refused_before_anything_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +184,7 @@ def test_pictures_are_scaled_and_that_is_said(live: Live, tmp_path: Path, way: s
     assert [sample["condition_file"] for sample in record["samples"]] == ["a.png", "b.png"]
     assert all(sample["notices"] == [NOTICE] for sample in record["samples"])
     with np.load(tmp_path / "samples" / "pairs.npz") as pairs:
-        np.testing.assert_allclose(pairs["photo"][1, 0], -1 + 4 * ramp / 65535.0, atol=1e-6)
+        np.testing.assert_allclose(pairs["photo"][1, 0], -1 + 4 * (ramp / 65535), atol=1e-6)
         assert pairs["photo_range"].tolist() == [-1, 3]
     again = serving(*asked, "--force", "--condition", tmp_path / "samples" / "pairs.npz")
     assert "pairs.npz: float32, -1..3 to -1..3" in again.output.splitlines()
@@ -176,7 +211,7 @@ def test_pictures_are_scaled_and_that_is_said(live: Live, tmp_path: Path, way: s
         ("masks.npy", b"PNG", "masks.npy is no .npz or .npy of masks"),
         ("masks.npz", b"PK\x03\x04", "masks.npz is no .npz or .npy of masks"),
         ("pairs.npz", {"image": np.zeros(3), "seed": np.zeros(3)}, "has no array 'mask'; it holds image, seed"),
-        ("masks.npy", np.zeros((3, 16, 16), np.uint8), "mask has shape [3, 1, 16, 16]; it must be uint8 of shape [2,"),
+        ("masks.npy", np.zeros((3, 16, 16), np.uint8), "masks.npy holds 3 masks, and --count is 2: give one for each"),
     ],
 )
 def test_masks_that_will_not_do(live: Live, tmp_path: Path, name: str, masks: object, said: str) -> None:
@@ -213,7 +248,7 @@ def test_masks_of_another_model_are_refused(live: Live, tmp_path: Path, way: str
     ("options", "said"),
     [
         (["--out", "file/samples"], "file/samples cannot be written: Not a directory"),
-        (["--out", "samples", "--count", 10**8], "the samples take up to 1.7 TB on disk and 460.8 GB of memory, and "),
+        (["--out", "samples", "--count", 10**8], "the samples take up to 1.8 TB on disk and 204.8 GB of memory, and "),
         (["--out", "samples", "--count", 10**30], "the samples take up to "),
         (["--out", "samples", "--model", "pug"], "no model 'pug' in "),
     ],
@@ -243,7 +278,7 @@ def test_where_the_output_is_piped_a_line_comes_now_and_then(
 def test_what_takes_much_room_is_said(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.__main__.WORTH_SAYING", 1000)
     asked = ["sample", "--model", "tiny", "--local", "--repository", repository, "--count", 11, "--out", tmp_path / "a"]
-    assert "11 samples of tiny take up to 185.9 kB on disk and 50.7 kB of memory\n" in serving(*asked).output
+    assert "11 samples of tiny take up to 197.1 kB on disk and 50.7 kB of memory\n" in serving(*asked).output
 
 
 def test_samples_are_replaced_only_when_asked(repository: Path, tmp_path: Path) -> None:
@@ -275,7 +310,7 @@ def test_what_sample_refuses(repository: Path, tmp_path: Path) -> None:
     here = ["--local", "--repository", repository]
     assert "steps is 0; it must be from 1 to 1000" in refused(*asked, *here, "--steps", 0)
     assert "solver is 'magic'; allowed for tiny are ddpm, ddim" in refused(*asked, *here, "--solver", "magic")
-    assert "python -m export build --model pig" in refused(*asked, *here, "--model", "pig")
+    assert "medgen export build --model pig" in refused(*asked, *here, "--model", "pig")
     assert f"no model 'pug' in {repository}; it holds pig, tiny" in refused(*asked, *here, "--model", "pug")
     port = free_ports(1)[0]
     assert f"no server answers at 127.0.0.1:{port}: start one with" in refused(*asked, "--url", f"127.0.0.1:{port}")
@@ -303,7 +338,7 @@ def test_equal_ports_are_refused(repository: Path) -> None:
 
 def test_what_cannot_be_served_is_named(repository: Path, tmp_path: Path) -> None:
     said = refused("up", "--repository", repository, "--model", "pig")
-    assert f"model pig has not been built: run python -m export build --model pig --repository {repository}" in said
+    assert f"model pig has not been built: run medgen export build --model pig --repository {repository}" in said
     assert "no model 'pug'" in refused("up", "--repository", repository, "--model", "pug")
     assert "it holds pig, tiny" in refused("up", "--repository", repository, "--model", "tiny", "--model", "pug")
     assert "is no model repository" in refused("up", "--repository", tmp_path)
@@ -312,7 +347,7 @@ def test_what_cannot_be_served_is_named(repository: Path, tmp_path: Path) -> Non
 
 
 def test_models_without_a_bundle_are_passed_over(repository: Path) -> None:
-    command = f"python -m export build --model pig --repository {repository}"
+    command = f"medgen export build --model pig --repository {repository}"
     assert find_models(repository) == (["tiny"], {"pig": f"model pig has not been built: run {command}"})
     assert find_models(repository, ["tiny"]) == (["tiny"], {})
 
@@ -326,9 +361,9 @@ def test_a_chain_is_served_with_its_stages_or_not_at_all(tmp_path: Path) -> None
     shutil.rmtree(bundle_folder(tmp_path, "cmr_flow_image"))
     served, passed_over = find_models(tmp_path)
     assert set(served) == everything - {"cmr_flow_image", "cmr_flow"}
-    command = f"python -m export build --model cmr_flow --repository {tmp_path}"
+    command = f"medgen export build --model cmr_flow --repository {tmp_path}"
     why = f"model cmr_flow_image, which cmr_flow needs, has not been built: run {command}"
-    alone = f"python -m export build --model cmr_flow_image --repository {tmp_path}"
+    alone = f"medgen export build --model cmr_flow_image --repository {tmp_path}"
     assert passed_over == {"cmr_flow": why, "cmr_flow_image": f"model cmr_flow_image has not been built: run {alone}"}
     assert why in refused("up", "--repository", tmp_path, "--model", "cmr_flow")
 

@@ -301,6 +301,15 @@ def assert_equal(one: Any, other: Any) -> None:
 
 
 class TestCollapse:
+    @pytest.mark.parametrize("pool", [0, 3])
+    def test_translations_that_are_all_alike_are_seen_without_a_pool_too(self, pool):
+        family = tiny_family("cyclegan", pool=pool)
+        assert isinstance(family, CycleGan)
+        batch = random_batch(4)
+        family._drawn = {kind: torch.zeros_like(batch[kind]) for kind in "ab"}
+        _, measures = family.tell_apart(batch, drawing())
+        assert measures["spread"] == 0
+
     def train(self, family: Adversarial, out: Path) -> list[dict[str, str]]:
         fit(family, Batches(), Run(out, {}, log_every=1, checkpoint_every=9, preview_every=9))
         return list(csv.DictReader((out / "log.csv").open()))

@@ -197,5 +197,5 @@ class TestShipped:
         assert (config["phase"], config["step"]) == (family.phases[-1], sum(family.preset.steps))
 
     def test_a_model_without_one_is_named(self):
-        with pytest.raises(CheckpointError, match=r"no checkpoint of gan: .*training fit --model gan.*--checkpoint"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of gan: .*medgen fit --model gan.*--checkpoint"):
             shipped_checkpoint("gan")

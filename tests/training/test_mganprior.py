@@ -144,6 +144,8 @@ def test_gd_is_sgds():
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prior") / "checkpoint"
     prior = tiny_family("pggan")
+    assert isinstance(prior, Pggan)
+    prior.grown = 1.0
     save_checkpoint(folder, prior, prior.state_dict(), {"preset_name": "small", "phase": "adversarial", "step": 3})
     return folder
 
@@ -179,6 +181,17 @@ def test_it_is_made_of_a_prior(checkpoint):
 def test_what_it_cannot_be_made_with_is_said(checkpoint, asked, message):
     with pytest.raises(CheckpointError, match=message):
         load_model(asked.pop("model", "mganprior"), checkpoint, **asked)
+
+
+@pytest.mark.parametrize(("grown", "position"), [(0.3, "stage 1 of 3, faded in to 1;"), (0.7, "stage 3 of 3, .* 0.6;")])
+def test_a_prior_that_still_grows_is_refused(tmp_path, grown, position):
+    """It draws with its first layers, an inversion would with those that have not learnt yet."""
+    prior = tiny_family("pggan")
+    assert isinstance(prior, Pggan)
+    prior.grown = grown
+    save_checkpoint(tmp_path / "checkpoint", prior, prior.state_dict(), {"preset_name": "small"})
+    with pytest.raises(CheckpointError, match=f"the pggan has grown to {position}.* so it must be fully grown"):
+        load_model("mganprior", tmp_path / "checkpoint")
 
 
 def test_vgg16_makes_the_loss_perceptual(checkpoint, tmp_path):

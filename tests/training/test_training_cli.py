@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "run"
     result = train(*FIT, "--out", str(out))
     assert result.exit_code == 0, result.output
-    assert result.output.endswith(f"00000002 is ready: python -m export build --model pig --checkpoint {out}\n"), (
+    assert result.output.endswith(f"00000002 is ready: medgen export build --model pig --checkpoint {out}\n"), (
         result.output
     )
     return out

@@ -134,8 +134,10 @@ class CycleGan(Adversarial):
             losses.append(self.objective.critic(judged(batch[kind]).float(), judged(drawn).float()))
             penalties.append(self.penalty(judged, batch[kind], drawn, generator))
         loss = sum(losses, torch.zeros_like(losses[0]))
-        held = self.pool(self.preset.direction[-1]).held
-        differ = spread(held) / self.data_spread.clamp(min=1e-6) if len(held) > 1 else torch.ones_like(loss)
+        kind = self.preset.direction[-1]
+        held = self.pool(kind).held
+        shown = held if len(held) > 1 else self._drawn[kind]  # without a pool there is the batch
+        differ = spread(shown) / self.data_spread.clamp(min=1e-6) if len(shown) > 1 else torch.ones_like(loss)
         return loss + sum(penalties), {"discriminator": loss.detach() / 2, "spread": differ}
 
     def pool(self, kind: str) -> ImagePool:

@@ -86,7 +86,7 @@ class Pig(Family):
         shape = (1, preset.size, preset.size)
         self.outputs = (
             Output("mask", "uint8", shape, low=0, high=1, labels=("background", "lesion")),
-            Output("image", "float32", shape, low=0.0, high=1.0, labels=()),
+            Output("image", "float32", shape, low=0.0, high=1.0, modality="MG"),
         )
 
     # --- one denoising step (the paper's Algorithm 2) ---

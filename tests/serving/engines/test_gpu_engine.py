@@ -657,7 +657,7 @@ def test_without_tensorrt(tiny, monkeypatch):
         open_engine(as_tensorrt(tiny))
 
 
-REBUILD = r"build them here with: python -m export build --model tiny --target tensorrt --precision fp32 --max-batch 6"
+REBUILD = r"build them here with: medgen export build --model tiny --target tensorrt --precision fp32 --max-batch 6"
 
 
 @pytest.mark.parametrize(
@@ -687,7 +687,7 @@ def test_the_command_that_rebuilds_makes_a_bundle_like_the_one_there_is(tiny, te
     bundle = dataclasses.replace(bundle, manifest=manifest)
     with pytest.raises(EngineError) as caught:
         open_engine(bundle)
-    _, command = str(caught.value).split("build them here with: python -m export build ")
+    _, command = str(caught.value).split("build them here with: medgen export build ")
     context = build_command.make_context("build", shlex.split(command))
     given = {
         name: value

@@ -9,7 +9,7 @@ import pytest
 
 from serving.bundle import Output
 from serving.sample_set import Samples
-from serving.writers.nifti import NiftiError, write_nifti
+from serving.writers.nifti import Nifti, NiftiError, write_nifti
 from serving.writers.sample_folder import write_samples
 from training.data.formats.nifti import read_nifti
 from training.data.preparation.orientation import canonical
@@ -100,7 +100,7 @@ def test_they_are_in_a_folder_beside_the_others_and_are_replaced_with_them(tmp_p
     out = tmp_path / "samples"
     assert "nifti/" not in write_samples(point(None), out)
     for _ in range(2):
-        assert "nifti/" in write_samples(point(None), out, replace=True, nifti=True)
+        assert "nifti/" in write_samples(point(None), out, replace=True, layouts=[Nifti()])
     assert {file.name for file in (out / "nifti").iterdir()} == {
         f"000007_{name}.{end}" for name in ("mask", "image") for end in ("nii.gz", "json")
     }

@@ -11,8 +11,9 @@ from PIL import Image
 from serving.bundle import BundleError, Condition, Output
 from serving.condition_files import MaskFileError, read_masks
 from serving.sample_set import Samples, under
+from serving.writers.npz import NameClashError
 from serving.writers.pictures import PALETTE, contact_sheet, drawings, legend, mask_picture, outline, overlay, to_8_bit
-from serving.writers.sample_folder import NameClashError, check_destination, write_samples
+from serving.writers.sample_folder import check_destination, write_samples
 from training.data.layouts.pair_folder import load_pairs
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from serving.bundle import Output
 from serving.sample_set import Samples
+from serving.writers.nifti import Nifti
 from serving.writers.sample_folder import write_samples
 from serving.writers.space import SpaceError, check_space, space_for
 
@@ -23,11 +24,11 @@ def test_it_is_no_less_than_what_they_then_take(tmp_path: Path) -> None:
     provenance = [
         {"model": "m", "bundle": "b" * 64, "seed": seed, "solver": "ddim", "steps": 4} for seed in range(count)
     ]
-    for nifti in (False, True):
-        write_samples(Samples(arrays, provenance, outputs), tmp_path, replace=True, nifti=nifti)
+    for layouts in ([], [Nifti()]):
+        write_samples(Samples(arrays, provenance, outputs), tmp_path, replace=True, layouts=layouts)
         files = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "sheet.png"]
         taken = sum(file.stat().st_blocks * 512 for file in files)
-        assert taken <= space_for(SHAPES, count, nifti).disk < 2.5 * taken
+        assert taken <= space_for(SHAPES, count, layouts).disk < 2.5 * taken
     assert sum(values.nbytes for values in arrays.values()) < space_for(SHAPES, count).memory
 
 
@@ -40,7 +41,7 @@ def test_too_little_room_is_said_with_what_is_needed_and_what_is_there(
     monkeypatch.setattr("serving.writers.space.MEMINFO", tmp_path / "meminfo")
     check_space(tmp_path / "a" / "b", space_for(SHAPES, 10))
     where = f"on disk at {tmp_path}" if "disk" in free else "of memory"
-    needed = r"take up to [\d.]+ GB on disk and [\d.]+ GB of memory"
+    needed = r"take up to [\d.]+ GB on disk and [\d.]+ MB of memory"
     with pytest.raises(SpaceError, match=rf"{needed}, and (1.0 MB|999.4 kB) are free {where}: "):
         check_space(tmp_path / "a" / "b", space_for(SHAPES, 10**5))
 

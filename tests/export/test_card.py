@@ -1,0 +1,52 @@
+"""What the card beside a bundle says; that `build` writes it is seen in test_build."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from tiny import write_tiny_bundle
+
+from export.card import model_card
+from serving.bundle import Condition, Manifest, load_bundle
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return load_bundle(write_tiny_bundle(tmp_path, spacing=(1.25, 1.5))).manifest
+
+
+def test_the_hub_reads_it(manifest: Manifest) -> None:
+    card = ModelCard(model_card(replace(manifest, checkpoint={"license": "mit"})))
+    assert (card.data.license, card.data.library_name) == ("mit", "medgen")
+    assert card.data.pipeline_tag == "unconditional-image-generation"
+    conditional = replace(manifest, condition=Condition("mask", (1, 16, 16), 4, ("air", "skin", "fat", "bone")))
+    assert ModelCard(model_card(conditional)).data.pipeline_tag == "image-to-image"
+    assert "- under a `mask` that is given: 4 classes (air, skin, fat, bone)" in model_card(conditional)
+
+
+def test_it_says_what_the_manifest_says(manifest: Manifest) -> None:
+    parity = {"end_to_end": {"image": 2e-6}, "tolerance": {"step": 1e-4, "end_to_end": 1e-3}, "note": "On a CPU."}
+    checkpoint = {"data": "/home/ada/secret/ACDC", "step": 7, "unfinished": "step 7 of 9", "digest": "d" * 64}
+    text = model_card(replace(manifest, checkpoint=checkpoint, parity=parity))
+    for line in (
+        "- data: `ACDC`",
+        "- trained for: 7 steps, and not through: step 7 of 9",
+        f"- weights, sha256: `{'d' * 64}`",
+        "- `mask`: uint8, 1 x 16 x 16, background, lesion; pixels 1.25 x 1.5 mm",
+        "- schedule: linear, 1000 timesteps, beta 0.0001 to 0.02; predicts epsilon",
+        "- by default: `dpmpp_2m`, 4 steps",
+        "| whole trajectories | image | 2.0e-06 | 1e-03 |",
+        "On a CPU.",
+        "Of the weights: not stated.",
+        "- Its training was not through: step 7 of 9.",
+    ):
+        assert line in text
+    assert "ada" not in text, "a folder of the machine is told to everyone"
+
+
+def test_what_phantoms_are_good_for_is_said(manifest: Manifest) -> None:
+    phantoms = model_card(replace(manifest, checkpoint={"data": "phantom:64"}))
+    assert "has seen no patient" in phantoms
+    assert "has seen no patient" not in model_card(replace(manifest, checkpoint={"data": "phantoms of ours"}))
+    assert "- one pass, no steps" in model_card(replace(manifest, schedule=None))

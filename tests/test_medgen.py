@@ -1,0 +1,46 @@
+"""One command for all of them, and what it says where something is missing or in the way."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner
+
+import training
+from medgen import main
+from serving.namesakes import NamesakeError, check_names
+
+
+@pytest.mark.parametrize(
+    "command", ["fit", "pack", "up", "sample", "draw", "export build", "export verify", "benchmarks latency"]
+)
+def test_every_command_is_there(command: str) -> None:
+    result = CliRunner().invoke(main, [*command.split(), "--help"], prog_name="medgen")
+    assert result.exit_code == 0
+    assert f"Usage: medgen {command} " in result.output
+
+
+def test_it_lists_them_all() -> None:
+    said = CliRunner().invoke(main, ["--help"]).output
+    assert {"fit", "pack", "up", "sample", "export", "benchmarks"} <= {*said.split()}
+
+
+def test_a_package_that_is_missing_is_named_with_the_extra_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "training.fit", None)
+    result = CliRunner().invoke(main, ["fit", "--model", "pig", "--data", "phantom", "--out", "nowhere"])
+    assert (
+        "Error: fit needs the package training.fit, which is not installed: pip install 'medgen[train]'"
+        in result.output
+    )
+
+
+def test_who_comes_before_us_on_the_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_names()
+    theirs = tmp_path / "training.py"
+    theirs.write_text("")
+    monkeypatch.delitem(sys.modules, "training")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(NamesakeError, match=r"training\.py comes before medgen's own training, in .*remove it"):
+        check_names()
+    assert isinstance(training, ModuleType)
