@@ -50,7 +50,9 @@ def reconstructions(
         ValueError: the prior draws another size, or has not so many layers.
     """
     if images.shape[-1] != prior.preset.size:
-        raise ValueError(f"the prior draws {prior.preset.size} x {prior.preset.size} pixels, the run {images.shape[-1]}")
+        raise ValueError(
+            f"the prior draws {prior.preset.size} x {prior.preset.size} pixels, the run {images.shape[-1]}"
+        )
     inverse = MGanPrior.of(prior, PRESETS["small"], {"codes": codes, "layer": layer}).to(images.device)
     inverse.requires_grad_(False)
     found = []

@@ -21,8 +21,8 @@ class LoadedPairs(Dataset[dict[str, Tensor]]):
     Without masks (None) items have the image alone. Masks hold class indices, which ``labels`` names. Five bytes a
     pixel stay in memory; loader processes that are forked share them. ``names`` are the files' stems, with the slice
     where a file holds several. ``reading`` is what the reader decided, as JSON holds it, ``warnings`` what of it may
-    be wrong, and ``files`` what the pairs were read from. ``sizes`` are those of what the pictures show, the breasts, in
-    pixels of their files; None where they are not known.
+    be wrong, and ``files`` what the pairs were read from. ``sizes`` are those of the breasts in the pictures, in pixels
+    of their files; None where they are not known.
 
     Raises:
         DataError: two pairs have the same name.

@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +132,17 @@ def check_door(address: str, kit: Path) -> bool:
     context.check_hostname = False  # FLARE looks at the name in the certificate, which is "server"
     try:
         context.load_cert_chain(kit / "client.crt", kit / "client.key")
-        with socket.create_connection((host, int(port)), timeout=5) as plain:
-            with context.wrap_socket(plain, server_hostname=host) as secure:
-                subject = dict(pair for (pair,) in (secure.getpeercert() or {}).get("subject", ()))
-                if subject.get("commonName") != SERVER:
-                    raise ChannelError(f"{address} shows a certificate of {subject.get('commonName')!r}, no server's")
-                secure.settimeout(0.5)
-                try:
-                    secure.recv(1)  # a refused certificate is said after the handshake
-                except TimeoutError:
-                    pass
+        with (
+            socket.create_connection((host, int(port)), timeout=5) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            shown: Any = secure.getpeercert() or {}
+            name = dict(pair for (pair,) in shown.get("subject", ())).get("commonName")
+            if name != SERVER:
+                raise ChannelError(f"{address} shows a certificate of {name!r}, which is no server's")
+            secure.settimeout(0.5)
+            with suppress(TimeoutError):
+                secure.recv(1)  # a refused certificate is said after the handshake
         return True
     except ssl.SSLCertVerificationError as error:
         raise ChannelError(

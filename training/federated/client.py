@@ -4,11 +4,22 @@ import json
 import queue
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from training import CheckpointError
-from training.federated.channel import CHANNEL, SERVER, ChannelError, check_door, listen, message, name_in, open_cell, tell
+from training.federated.channel import (
+    CHANNEL,
+    SERVER,
+    ChannelError,
+    check_door,
+    listen,
+    message,
+    name_in,
+    open_cell,
+    tell,
+)
 from training.federated.panel import MessageError
 from training.federated.site import Filter, PairData, Site
 from training.federated.terms import Terms
@@ -46,7 +57,7 @@ def run_site(
     cell = open_cell(name, address, kit, "client")
     inbox: queue.Queue[tuple[str, bytes]] = queue.Queue()
     for topic in ("judge", "save", "end"):
-        listen(cell, topic, lambda _, payload, topic=topic: inbox.put((topic, payload)))
+        listen(cell, topic, partial(put, inbox, topic))
     cell.start()
     try:
         terms = join(cell, patience, False)
@@ -58,6 +69,10 @@ def run_site(
         answer_all(cell, inbox, site, terms, address, patience, say)
     finally:
         cell.stop()
+
+
+def put(inbox: "queue.Queue[tuple[str, bytes]]", topic: str, _: str, payload: bytes) -> None:
+    inbox.put((topic, payload))
 
 
 def wait_for_door(address: str, kit: Path, patience: float, say: Say) -> None:
@@ -87,7 +102,13 @@ def join(cell: Any, patience: float, ready: bool) -> Terms | None:
 
 
 def answer_all(
-    cell: Any, inbox: "queue.Queue[tuple[str, bytes]]", site: Site, terms: Terms, address: str, patience: float, say: Say
+    cell: Any,
+    inbox: "queue.Queue[tuple[str, bytes]]",
+    site: Site,
+    terms: Terms,
+    address: str,
+    patience: float,
+    say: Say,
 ) -> None:
     heard, told = time.monotonic(), False
     while True:
@@ -96,7 +117,9 @@ def answer_all(
         except queue.Empty:
             now = join(cell, 0.0, True)
             if now is not None and now != terms:
-                raise ChannelError(f"the server at {address} is at another run now: begin anew in another folder") from None
+                raise ChannelError(
+                    f"the server at {address} is at another run now: begin anew in another folder"
+                ) from None
             away = time.monotonic() - heard
             if now is not None:
                 heard, told = time.monotonic(), False
@@ -123,4 +146,3 @@ def answer_all(
             say(f"the run is over: {site.name} is at step {site.step}" if finished else "the server stops")
             if finished:
                 return
-

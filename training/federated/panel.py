@@ -41,8 +41,9 @@ class Question:
 class Vote:
     """What one discriminator says of drawn pictures.
 
-    step: that of the question. gradient: of the generator's loss by them, [B, 1, S, S]. deceiving: that loss. critic: the discriminator's own, of
-    these and of its data, None where that is not to be known. size: of its data, 1 where it does not matter.
+    step: that of the question. gradient: of the generator's loss by them, [B, 1, S, S]. deceiving: that loss. critic:
+    the discriminator's own, of these and of its data, None where it is not to be known. size: of its data, 1 where that
+    does not matter.
     """
 
     step: int
@@ -68,13 +69,17 @@ def _packed(tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> byte
     return bytes(save(plain, {name: repr(number) for name, number in numbers.items()}))
 
 
-def _unpacked(message: bytes, tensors: Sequence[str], numbers: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _unpacked(
+    message: bytes, tensors: Sequence[str], numbers: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         found = load(message)
         length = int.from_bytes(message[:8], "little")
         told = _metadata(message[8 : 8 + length])
         if sorted(found) != sorted(tensors) or sorted(told) != sorted(numbers):
-            raise MessageError(f"a message holds {sorted(found)} and {sorted(told)}; wanted are {tensors} and {numbers}")
+            raise MessageError(
+                f"a message holds {sorted(found)} and {sorted(told)}; wanted are {tensors} and {numbers}"
+            )
         if any(tensor.dtype != torch.float32 or tensor.ndim != 4 for tensor in found.values()):
             raise MessageError("a message holds a tensor that is no float32 [B, 1, S, S]")
         return {name: tensor.clone() for name, tensor in found.items()}, {name: float(told[name]) for name in numbers}

@@ -53,7 +53,9 @@ class Sites:
         if self.count is None and (self.address or self.kit or self.private):
             raise ValueError("--listen, --certificate and --private are of sites: say how many with --sites")
         if (self.address is None) != (self.kit is None):
-            raise ValueError("--listen and --certificate go together: python -m training certificates writes the server's")
+            raise ValueError(
+                "--listen and --certificate go together: python -m training certificates writes the server's"
+            )
         if self.address and self.private:
             raise ValueError("--private is said by each site itself, with python -m training site")
 
@@ -66,10 +68,14 @@ def open_prior(family: type[Family], path: Path | None) -> tuple[Family, str]:
         CheckpointError: it is missing, broken, of another family, or its training was not through.
     """
     if path is None:
-        raise ValueError(f"{family.name} learns from what {family.learns_through} draws: name a checkpoint with --prior")
+        raise ValueError(
+            f"{family.name} learns from what {family.learns_through} draws: name a checkpoint with --prior"
+        )
     prior, config = load_checkpoint(path)
     if prior.name != family.learns_through:
-        raise CheckpointError(f"--prior {path} holds a {prior.name}; {family.name} learns through {family.learns_through}")
+        raise CheckpointError(
+            f"--prior {path} holds a {prior.name}; {family.name} learns through {family.learns_through}"
+        )
     if so_far := unfinished(prior, config):
         raise CheckpointError(f"--prior {path} was trained to {so_far}; go on with it first")
     return prior, str(config["digest"])
@@ -132,7 +138,9 @@ def split(dataset: Any, pairs: Pairs, count: int, say: Say) -> tuple[Pairs, list
     by = "patients, in the order of their breasts' sizes" if sizes else "patients; the sizes of breasts are not known"
     least, most = (pick(len(part) for part in others) for pick in (min, max))
     of_site = f"{least}" if least == most else f"{least} to {most}"
-    say(f"{count} sites of {of_site} pictures, by {by}; the generator learns from {len(own)} pictures of other patients")
+    say(
+        f"{count} sites of {of_site} pictures, by {by}; the generator learns from {len(own)} pictures of other patients"
+    )
     return Pairs(pairs.images[own], pairs.conditions[own]), [
         Pairs(pairs.images[part], pairs.conditions[part]) for part in others
     ]
@@ -195,7 +203,9 @@ def open_site_data(data: str, prior_path: Path, folder: Path, skip_bad: bool, sa
     def opened(terms: Terms) -> Pairs:
         prior, digest = open_prior(load_family(terms.model), prior_path)
         if digest != terms.prior:
-            raise ValueError(f"--prior {prior_path} has the sha256 {digest[:12]}; the server's prior {terms.prior[:12]}")
+            raise ValueError(
+                f"--prior {prior_path} has the sha256 {digest[:12]}; the server's prior {terms.prior[:12]}"
+            )
         dataset = open_dataset(data, terms.preset.size, "train", skip_bad, masks=False)
         files = getattr(dataset, "files", None) or names_of(dataset)
         say(f"{len(dataset)} pictures; finding them again through the prior, which is done once")

@@ -46,7 +46,12 @@ class SitesElsewhere:
         self.step = 0
         self.begun = self.over = False
         self.cell = open_cell(SERVER, address, kit, SERVER)
-        for topic, heard in {"join": self.join, "vote": self.vote, "saved": self.note_saved, "fails": self.fails}.items():
+        for topic, heard in {
+            "join": self.join,
+            "vote": self.vote,
+            "saved": self.note_saved,
+            "fails": self.fails,
+        }.items():
             listen(self.cell, topic, heard)
         self.cell.core_cell.set_cell_disconnected_cb(self.disconnected)
         self.cell.start()

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from training.data.layouts.mini_mias import patient_of
 
@@ -23,7 +24,7 @@ def patient(name: str) -> str:
 def shards(names: Sequence[str], sizes: Sequence[float] | None, count: int) -> tuple[list[int], list[list[int]]]:
     """Which pictures are the server's own, and which each site's, as indices.
 
-    Every fifth patient is the server's, whatever the number of sites; an order that depends on the names alone says
+    Every fifth patient is the server's, whatever the number of sites; an order that hangs on the names alone says
     which. The others are cut into equal runs by size, as the paper does it, or where sizes are not known, in that order.
 
     Args:
@@ -38,7 +39,7 @@ def shards(names: Sequence[str], sizes: Sequence[float] | None, count: int) -> t
     for index, name in enumerate(names):
         of_patient[patient(name)].append(index)
     order = sorted(of_patient, key=lambda who: hashlib.sha256(who.encode()).digest())
-    own = order[:: SERVER_SHARE]
+    own = order[::SERVER_SHARE]
     others = [who for who in order if who not in set(own)]
     if len(others) < count:
         raise ValueError(
@@ -48,7 +49,7 @@ def shards(names: Sequence[str], sizes: Sequence[float] | None, count: int) -> t
     if sizes is not None:
         others.sort(key=lambda who: sum(sizes[index] for index in of_patient[who]) / len(of_patient[who]))
     cuts = [round(k * len(others) / count) for k in range(count + 1)]
-    parts = [others[first:last] for first, last in zip(cuts, cuts[1:], strict=False)]
+    parts = [others[first:last] for first, last in pairwise(cuts)]
     return (
         [index for who in own for index in of_patient[who]],
         [[index for who in part for index in of_patient[who]] for part in parts],

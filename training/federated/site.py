@@ -141,7 +141,11 @@ class Site:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{step:08d}.pt"
         aside = file.with_name(f".{file.name}.writing")
-        state = {"terms": self.terms.digest, "critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {
+            "terms": self.terms.digest,
+            "critic": self.critic.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         torch.save(state, aside)
         aside.replace(file)
         for old in list(self.kept().values())[:-KEPT]:

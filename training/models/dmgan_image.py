@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from serving.bundle import Condition
@@ -61,9 +61,9 @@ class DmGanPreset(AdversarialPreset):
             raise ValueError(f"preset field 'penalty' is {self.penalty}; the sites' discriminators have none: 0")
 
 
-# Adam at 2e-4 with 0.5 and 0.999 is the paper's, 100 epochs of its 170 pictures are 17,000 steps of one. The batch, of
-# which it says nothing, is pix2pix's 1, and so is AsynDGAN's; its rate falls over the second half, as here. Of the losses
-# the paper's eq. 2 is what Goodfellow's section 3 advises against; AsynDGAN's, and the default here, is the other one.
+# Adam at 2e-4 with 0.5 and 0.999 is the paper's, and 100 epochs of its 170 pictures are 17,000 steps of one. The batch,
+# of which it says nothing, is pix2pix's 1; that the rate falls over the second half is AsynDGAN's. The paper's eq. 2 is
+# the loss that Goodfellow's section 3 advises against; AsynDGAN's is the other one, which is "non_saturating".
 # fmt: off
 PRESETS = {
     "paper": DmGanPreset(                       # 11.37 M parameters, and 2.77 M a discriminator
