@@ -24,8 +24,8 @@ def patient(name: str) -> str:
 def shards(names: Sequence[str], sizes: Sequence[float] | None, count: int) -> tuple[list[int], list[list[int]]]:
     """Which pictures are the server's own, and which each site's, as indices.
 
-    Every fifth patient is the server's, whatever the number of sites; an order that hangs on the names alone says
-    which. The others are cut into equal runs by size, as the paper does it, or where sizes are not known, in that order.
+    Every fifth patient is the server's, whatever the number of sites, in an order that the names alone decide. The
+    others are cut into equal runs by size, as the paper does it, or where sizes are not known, in that order.
 
     Args:
         names: of the pictures.
