@@ -103,6 +103,16 @@ def open_cell(name: str, address: str, kit: Path, role: str) -> Any:
     return Cell(name, f"stcp://{address}", secure=True, credentials=credentials)
 
 
+def close_cell(cell: Any) -> None:
+    from nvflare.fuel.f3.cellnet.core_cell import CoreCell
+    from nvflare.fuel.f3.stats_pool import StatsPoolManager
+
+    cell.stop()
+    CoreCell.ALL_CELLS.pop(cell.get_fqcn(), None)  # else the process could never open one of that name again
+    if not CoreCell.ALL_CELLS:
+        StatsPoolManager.pools.clear()
+
+
 def message(payload: Any) -> Any:
     from nvflare.fuel.f3.message import Message
 

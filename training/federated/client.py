@@ -14,6 +14,7 @@ from training.federated.channel import (
     SERVER,
     ChannelError,
     check_door,
+    close_cell,
     listen,
     message,
     name_in,
@@ -68,7 +69,7 @@ def run_site(
         say(f"{name} has joined {address} with {site.count} pictures")
         answer_all(cell, inbox, site, terms, address, patience, say)
     finally:
-        cell.stop()
+        close_cell(cell)
 
 
 def put(inbox: "queue.Queue[tuple[str, bytes]]", topic: str, _: str, payload: bytes) -> None:

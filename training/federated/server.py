@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from training.family import WaitedInVain
-from training.federated.channel import SERVER, ChannelError, listen, name_in, open_cell, tell
+from training.federated.channel import SERVER, ChannelError, close_cell, listen, name_in, open_cell, tell
 from training.federated.panel import MessageError, Question, Verdict, Vote, mean_of
 from training.federated.terms import Terms
 
@@ -38,7 +38,8 @@ class SitesElsewhere:
     ) -> None:
         if name_in(kit, SERVER) != SERVER:
             raise ChannelError(f"{kit} is no server's kit")
-        self.terms, self.expected, self.timeout, self.say, self.stopped = terms, expected, timeout, say, stopped
+        self.address, self.terms, self.expected, self.timeout = address, terms, expected, timeout
+        self.say, self.stopped = say, stopped
         self.changed = threading.Condition()
         self.there: set[str] = set()
         self.votes: dict[str, Vote] = {}
@@ -63,7 +64,7 @@ class SitesElsewhere:
         self.over = kind is None
         tell(self.cell, "end", sorted(self.there), json.dumps({"finished": self.over}).encode())
         time.sleep(PATIENCE)  # for what is under way
-        self.cell.stop()
+        close_cell(self.cell)
 
     # --- what FLARE's threads call ---
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from training import CheckpointError
-from training.adversarial import OBJECTIVES
+from training.adversarial import OBJECTIVES, gradient_of
 from training.federated.panel import Question, Verdict, Vote, mean_of
 from training.federated.terms import Terms
 from training.fit import Shuffled, learning_rates
@@ -99,7 +99,11 @@ class Site:
         self.optimizer.zero_grad()
         real, drawn = self.judged(image, condition), self.judged(question.drawn, question.condition)
         loss = self.objective.critic(real, drawn)
-        (preset.critic * loss).backward()
+        penalty = torch.zeros(())
+        if preset.penalty:  # R1, see Adversarial.penalty
+            gradient = gradient_of(lambda pictures: self.judged(pictures, condition), image)
+            penalty = preset.penalty / 2 * gradient.square().sum((1, 2, 3)).mean()
+        (preset.critic * (loss + penalty)).backward()
         self.optimizer.step()
         self.critic_loss = loss.item()
 

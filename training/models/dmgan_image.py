@@ -56,9 +56,7 @@ class DmGanPreset(AdversarialPreset):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"preset field 'dropout' is {self.dropout}; it must be at least 0 and below 1")
         if self.objective == "wasserstein":
-            raise ValueError("preset field 'objective' is 'wasserstein', which needs a penalty that sites do not have")
-        if self.penalty:
-            raise ValueError(f"preset field 'penalty' is {self.penalty}; the sites' discriminators have none: 0")
+            raise ValueError("preset field 'objective' is 'wasserstein'; sites have non_saturating or least_squares")
 
 
 # Adam at 2e-4 with 0.5 and 0.999 is the paper's, and 100 epochs of its 170 pictures are 17,000 steps of one. The batch,
