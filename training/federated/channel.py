@@ -135,6 +135,18 @@ def listen(cell: Any, topic: str, heard: Callable[[str, Any], Any]) -> None:
     cell.register_request_cb(CHANNEL, topic, called)
 
 
+def check_free(address: str) -> None:
+    """Raises ChannelError if a server cannot listen at an address."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ChannelError(f"{address!r} is no address to listen at; it must be HOST:PORT")
+    try:
+        with socket.create_server((host, int(port))):
+            pass
+    except (OSError, OverflowError) as error:
+        raise ChannelError(f"{address} cannot be listened at: {getattr(error, 'strerror', None) or error}") from None
+
+
 def check_door(address: str, kit: Path) -> bool:
     """Whether a server listens at an address; raises ChannelError if one of the two does not trust the other."""
     host, _, port = address.rpartition(":")

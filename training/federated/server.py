@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from training.family import WaitedInVain
-from training.federated.channel import SERVER, ChannelError, close_cell, listen, name_in, open_cell, tell
+from training.federated.channel import SERVER, ChannelError, check_free, close_cell, listen, name_in, open_cell, tell
 from training.federated.panel import MessageError, Question, Verdict, Vote, mean_of
 from training.federated.terms import Terms
 
@@ -40,6 +40,7 @@ class SitesElsewhere:
             raise ChannelError(f"{kit} is no server's kit")
         self.address, self.terms, self.expected, self.timeout = address, terms, expected, timeout
         self.say, self.stopped = say, stopped
+        check_free(address)
         self.changed = threading.Condition()
         self.there: set[str] = set()
         self.votes: dict[str, Vote] = {}
