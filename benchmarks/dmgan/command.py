@@ -29,12 +29,12 @@ def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the trainings; what is there is not done again.",
-)  # noqa: E501
+)
 @click.option("--preset", default="small", show_default=True, type=click.Choice(["small", "paper"]))
 @click.option("--steps", type=click.IntRange(2), help="Of each training, instead of the presets'.")
 @click.option(
     "--prior", type=click.Path(exists=True, path_type=Path), help="A pggan that learnt these data; else one is trained."
-)  # noqa: E501
+)
 @click.option("--sites", default="1,2,10", show_default=True, callback=counts, help="Numbers of discriminators.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Runs of each.")
 @click.option(
@@ -43,13 +43,13 @@ def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     callback=assignment,
     metavar="FIELD=VALUE",
     help="Also one with noise on the votes, by fields of FLARE's SVTPrivacy.",
-)  # noqa: E501
+)
 @click.option(
     "--features",
     "network",
     type=click.Path(exists=True, path_type=Path),
     help="A TorchScript network to take Fréchet's distance over, such as Inception.",
-)  # noqa: E501
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out files that cannot be used.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures here."
