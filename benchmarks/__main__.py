@@ -4,6 +4,7 @@ import click
 
 # Here and in these, nothing that takes long: commands import what they need when they run.
 from benchmarks.dmgan.command import dmgan
+from benchmarks.evaluation.command import privacy, quality, report, utility
 from benchmarks.gpu.command import gpu
 from benchmarks.latency.command import latency
 from benchmarks.load.command import load
@@ -31,6 +32,8 @@ main.add_command(dmgan)
 main.add_command(gpu)
 main.add_command(latency)
 main.add_command(load)
+for measure in (quality, utility, privacy, report):
+    main.add_command(measure)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

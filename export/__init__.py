@@ -12,6 +12,10 @@ class BuildError(Exception):
     """The bundle was not built; the message says why."""
 
 
+class ToleranceError(BuildError):
+    """What was built is further from PyTorch than it may be."""
+
+
 class Progress(Protocol):
     """Is told what is being done and, of work that can be counted, how much of it is done."""
 

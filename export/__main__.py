@@ -69,7 +69,7 @@ def main() -> None:
 @click.option("--model",      required=True, metavar="NAME", callback=known_model,                  help="The model family, or a chain: all of its stages. `list` names them.")
 @click.option("--checkpoint", "checkpoints", multiple=True, type=click.Path(path_type=Path),       help="A run or checkpoint folder; without it, the one medgen ships. Of a chain, one for each stage; those that are built already may be left out, and are kept.")
 @REPOSITORY_OPTION
-@click.option("--target",     default="onnx", show_default=True, type=click.Choice(TARGETS), help="What runs the engines.")
+@click.option("--target",     type=click.Choice(TARGETS), help="What runs the engines.  [default: the fastest for CPUs that is installed and keeps the tolerance, openvino before onnx; with a GPU onnx]")
 @click.option("--precision",  default="fp32", show_default=True, type=click.Choice([*TOLERANCES]), help="What the networks compute in; tf32 is for GPUs alone: a CPU runs it, and compares it with PyTorch, in float32.")
 @click.option("--max-batch",  default=16, show_default=True, type=click.IntRange(1, MAX_BATCH),    help="Samples that one launch may hold.")
 @click.option("--opset",      type=click.IntRange(18, 23),                                         help=f"ONNX operator set.  [default: {OPSET}, the fastest; {BF16_OPSET} for bf16]")
@@ -86,7 +86,7 @@ def build_command(
     model: str,
     checkpoints: tuple[Path, ...],
     repository: Path,
-    target: str,
+    target: str | None,
     precision: str,
     max_batch: int,
     opset: int | None,
@@ -104,8 +104,10 @@ def build_command(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
+    from export import ToleranceError
     from export.build import build
     from export.chain import Built, build_chain, by_model
+    from export.default_target import default_targets
     from export.report import chain_named, print_bundle
     from training.checkpoint import shipped_checkpoint
     from training.models import load_family
@@ -116,7 +118,7 @@ def build_command(
     if end_to_end_tolerance is not None:
         limits = Tolerance(limits.step, end_to_end_tolerance)
     plan = PlanOptions(workspace, hardware_compatibility)
-    options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished, chosen, preset, license)
+    targets = [(target, "")] if target else [*default_targets(precision)]
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     console, piped = Console(stderr=True), NowAndThen()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -128,12 +130,24 @@ def build_command(
             if not console.is_terminal:
                 piped(line)
 
-        if chain := chain_named(model, repository):
-            stages = build_chain(chain, checkpoints, repository, options, show)
-        else:
+        def built(target: str) -> list[Built]:
+            options = Options(target, precision, max_batch, opset, fused, limits, plan, unfinished, chosen, preset, license)
+            if chain := chain_named(model, repository):
+                return build_chain(chain, checkpoints, repository, options, show)
             shipped = load_family(model).made_from or model
             source = by_model(checkpoints, [model]).get(model) or shipped_checkpoint(shipped)
-            stages = [Built(build(model, source, repository, options, show), source)]
+            return [Built(build(model, source, repository, options, show), source)]
+
+        for picked, reason in targets:
+            try:
+                stages = built(picked)
+                break
+            except ToleranceError as error:
+                if (picked, reason) == targets[-1]:
+                    raise
+                click.echo(f"--target {picked}: {error}", err=True)
+    if reason:
+        click.echo(f"--target {picked}: {reason}")
     for bundle, checkpoint in stages:
         click.echo(f"{bundle.folder} is {'kept as it was' if checkpoint is None else f'built from {checkpoint}'}")
         print_bundle(bundle)

@@ -14,12 +14,13 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from export import BuildError, Progress, silent, tensorrt
+from export import BuildError, Progress, ToleranceError, openvino, silent, tensorrt
 from export.card import CARD, model_card
 from export.graphs import finish_graph, step_graph
 from export.options import BF16_OPSET, DEFAULTS, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
 from export.parity import BATCH, Figures, compare_batches, compare_engines, measure_parity, seconds_a_step
 from export.precision import DTYPES, widened
+from export.rows import rows_are_independent
 from export.tensorrt_libraries import LIBRARIES
 from serving.bundle import (
     MANIFEST,
@@ -29,6 +30,7 @@ from serving.bundle import (
     Bundle,
     EngineFile,
     Manifest,
+    SealedFile,
     bundle_folder,
     file_digest,
     load_bundle,
@@ -44,6 +46,7 @@ from training.models import load_family
 KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures; TensorRT has one of the last two
 ON_GRAPHS = "Compared in ONNX Runtime, on the graphs that the plans were made from; the plans were not run."
 NO_TF32 = "Compared on a CPU, which has no TF32: these differences are those of float32."
+WEIGHTS = ".bin"  # of a graph "step.xml" they are in "step.bin"
 OWN_FILES = ("config.pbtxt", "1/model.py", "1/.gitkeep")  # of a model in a repository
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 
@@ -122,8 +125,14 @@ def write_compared(
     """Fill a folder with a bundle that has been compared with PyTorch and is within the tolerance."""
     tolerance = options.tolerance or TOLERANCES[options.precision]
     bundle, graphs = write_engines(folder, family, manifest, options, progress)
+    target = bundle.manifest.target
     with compared_engine(bundle, graphs) as engine:
         figures = measure_parity(family, engine, progress, min(BATCH, options.max_batch))
+        if engine.buckets is None and not is_compared_by_graphs(manifest):
+            progress("comparing rows in company with rows alone")
+            target = {**target, "rows_are_independent": rows_are_independent(family, engine, options.max_batch)}
+            if engine.machine:
+                target["seen_on"] = engine.machine
         if options.target == "tensorrt":
             figures |= compare_every_batch(family, engine, bundle, graphs, progress)
     check(figures, tolerance, manifest)
@@ -135,7 +144,7 @@ def write_compared(
     notes += [ON_GRAPHS] if is_compared_by_graphs(manifest) else []
     if notes:
         parity["note"] = " ".join(notes)
-    manifest = dataclasses.replace(bundle.manifest, parity={**parity, "tolerance": limits})
+    manifest = dataclasses.replace(bundle.manifest, target=target, parity={**parity, "tolerance": limits})
     (folder / MANIFEST).write_text(manifest.to_json())
     (folder / CARD).write_text(model_card(manifest))
     seal(folder)
@@ -148,7 +157,11 @@ def describe_target(options: Options) -> dict[str, Any]:
     target: dict[str, Any] = {"name": options.target}
     if options.target in LIBRARIES:
         target = tensorrt.describe_target(options.target, options.max_batch, options.plan)
-    elif options.plan != PlanOptions():
+    elif options.target == "openvino" and options.precision == "tf32":
+        raise BuildError("--precision tf32 is for GPUs; --target openvino takes fp32, bf16 and fp16")
+    elif options.target == "openvino":
+        target = openvino.describe_target()
+    if options.target not in LIBRARIES and options.plan != PlanOptions():
         raise BuildError("--workspace and --hardware-compatibility are for --target tensorrt")
     fused = options.fused is not False
     return {**target, "opset": options.opset or best_opset(target, options.precision, fused), "fused": fused}
@@ -251,6 +264,8 @@ def engine_files(
     """What the manifest's target runs, by file name."""
     if manifest.target["name"] in LIBRARIES:
         return tensorrt.build_plans(graphs, manifest, plan, progress)
+    if manifest.target["name"] == "openvino":
+        return openvino.representations(graphs, manifest)
     return {f"{name}.onnx": graph.SerializeToString() for name, graph in graphs.items()}
 
 
@@ -258,7 +273,12 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -
     """Put engine files, such as "step.onnx", and a manifest that names them into a folder."""
     for file, content in files.items():
         (folder / file).write_bytes(content)
-    engines = {Path(file).stem: EngineFile(file, file_digest(folder / file)) for file in files}
+    sealed = {file: SealedFile(file, file_digest(folder / file)) for file in files}
+    engines = {
+        Path(file).stem: EngineFile(file, digest.sha256, sealed.get(f"{Path(file).stem}{WEIGHTS}"))
+        for file, digest in sealed.items()
+        if not file.endswith(WEIGHTS)
+    }
     (folder / MANIFEST).write_text(dataclasses.replace(manifest, engines=engines).to_json())
     seal(folder)
     return load_bundle(folder)
@@ -299,7 +319,7 @@ def open_built(bundle: Bundle) -> StepEngine:
         if (bundle.manifest.target["name"], bundle.manifest.precision) == ("onnx", "bf16"):
             raise BuildError(
                 "ONNX Runtime has no bf16 convolutions here, and its CPU has none anywhere; --precision fp16 runs on "
-                f"it, and bf16 is for --target tensorrt ({error})"
+                f"it, and bf16 is for --target openvino and tensorrt ({error})"
             ) from error
         raise
     assert isinstance(engine, StepEngine)
@@ -321,11 +341,11 @@ def compare_every_batch(
 
 
 def check(figures: Figures, tolerance: Tolerance, manifest: Manifest) -> None:
-    """Raise BuildError, naming the figure, if one is beyond the tolerance."""
+    """Raise ToleranceError, naming the figure, if one is beyond the tolerance."""
     for kind, name, difference, limit in limited(figures, tolerance, manifest):
         if not difference <= limit:
             other = "ONNX Runtime" if kind == "onnx" else "PyTorch"
-            raise BuildError(
+            raise ToleranceError(
                 f"{kind.replace('_', ' ')}: {name} differs from {other} by {difference:.2e}, tolerance {limit:.2e}"
             )
 

@@ -1,5 +1,6 @@
 """The model card beside a bundle, in the format of Hugging Face's hub: what the manifest says, for people."""
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -58,24 +59,35 @@ def _data(manifest: Manifest) -> list[str]:
         named = "procedural phantoms, drawn from seeds; no patient's image"
     else:
         named = f"`{PurePath(str(data)).name}`" if data else "not recorded"
+    prior = manifest.checkpoint.get("prior")
     steps = manifest.checkpoint.get("step")
     trained = f"- trained for: {steps} steps" if steps is not None else "- trained for: not recorded"
     if so_far := manifest.checkpoint.get("unfinished"):
         trained += f", and not through: {so_far}"
-    return [f"- data: {named}", trained, f"- weights, sha256: `{manifest.checkpoint.get('digest', 'not recorded')}`"]
+    made = [f"- made of a trained `{prior}`, whose data and steps these are; it learnt nothing more"] if prior else []
+    facts = [f"- {name}: {value}" for name, value in manifest.checkpoint.get("facts", {}).items()]
+    digest = manifest.checkpoint.get("digest", "not recorded")
+    return [*made, f"- data: {named}", trained, f"- weights, sha256: `{digest}`", *facts]
 
 
 def _draws(manifest: Manifest) -> list[str]:
     lines = [f"- {_described(output)}" for output in manifest.outputs]
     if (condition := manifest.condition) is not None:
         labels = f" ({', '.join(condition.labels)})" if condition.labels else ""
-        lines.append(f"- under a `{condition.name}` that is given: {condition.classes} classes{labels}")
+        low, high = condition.limits
+        size = " x ".join(map(str, condition.shape))
+        values = (
+            f"{condition.classes} classes{labels}" if condition.classes else f"float32, {size}, {low:g} to {high:g}"
+        )
+        lines.append(f"- under a `{condition.name}` that is given: {values}")
     return lines
 
 
 def _described(output: Output) -> str:
     size = " x ".join(map(str, output.shape))
     values = ", ".join(output.labels) or f"{output.low:g} to {output.high:g}"
+    if math.prod(output.shape) == 1:
+        return f"`{output.name}`: {output.dtype}, one number, {values}"
     pixels = f"{output.spacing[0]:g} x {output.spacing[1]:g} mm" if output.spacing else "of unknown size"
     return f"`{output.name}`: {output.dtype}, {size}, {values}; pixels {pixels}"
 
@@ -86,8 +98,10 @@ def _samples(manifest: Manifest) -> list[str]:
         return ["- one pass, no steps", *lines]
     steps = f"{schedule.num_train_timesteps} timesteps"
     kind = f"- schedule: {schedule.kind}, {steps}, beta {schedule.beta_start:g} to {schedule.beta_end:g}"
-    if schedule.kind == "flow":
+    if schedule.process == "flow":
         kind = f"- schedule: flow, {steps}"
+    if schedule.process == "descent":
+        kind = f"- goes down a loss, in up to {schedule.num_train_timesteps} steps"
     default = f"- by default: `{manifest.default_solver}`, {manifest.default_steps} steps"
     return [f"{kind}; predicts {schedule.prediction}", default, *lines]
 
@@ -97,8 +111,9 @@ def _parity(manifest: Manifest) -> list[str]:
     if not tolerance:
         return ["Not measured."]
     limits, masks = Tolerance(**tolerance), [output.name for output in manifest.outputs if output.labels]
+    descends = manifest.schedule is not None and manifest.schedule.process == "descent"
     rows = [
-        f"| {title} | {name} | {difference:.1e} | {limits.of(kind, name, masks):.0e} |"
+        f"| {title} | {name} | {difference:.1e} | {limits.of(kind, name, masks, descends):.0e} |"
         for kind, title in TITLES.items()
         for name, difference in manifest.parity.get(kind, {}).items()
     ]
@@ -113,11 +128,14 @@ def _licence(manifest: Manifest) -> list[str]:
 
 
 def _limits(manifest: Manifest) -> Iterator[str]:
-    if learnt_phantoms(manifest):
+    yield from manifest.notices
+    if learnt_phantoms(manifest) and manifest.condition is not None and manifest.condition.classes is None:
+        yield "It has learnt from no patient. The pictures that it is given may be patients', and its samples then too."
+    elif learnt_phantoms(manifest):
         yield "It has seen no patient: its samples are for trying software, and for nothing else."
     if so_far := manifest.checkpoint.get("unfinished"):
         yield f"Its training was not through: {so_far}."
-    if any(output.spacing is None for output in manifest.outputs):
+    if any(output.spacing is None and math.prod(output.shape) > 1 for output in manifest.outputs):
         yield "The size of its pixels is unknown, so nothing can be measured in mm."
     yield "Single slices of one size: no volumes, no series, no second view of the same case."
     yield from NOT_MEASURED

@@ -12,6 +12,7 @@ from torch._decomp import core_aten_decompositions
 from torch.func import grad
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
 from export import BuildError
@@ -45,10 +46,10 @@ def gradient_graph(losses: Losses, state: Tensor, *given: Tensor) -> GraphModule
     # A number that no other axis has: sizes that are alike would be taken to be one and the same.
     others = {size for tensor in (state, *given) for size in tensor.shape[1:]}
     rows = next(number for number in range(2, len(others) + 3) if number not in others)
-    state, *given = (tensor[:1].repeat(rows, *[1] * (tensor.ndim - 1)) for tensor in (state, *given))  # type: ignore
+    examples = [tensor[:1].repeat(rows, *[1] * (tensor.ndim - 1)) for tensor in (state, *given)]
     table = {op: way for op, way in core_aten_decompositions().items() if "backward" in str(op)} | BACKWARD
     with torch.no_grad(), EnlargingWhole():
-        traced = make_fx(gradient, table, tracing_mode="symbolic", _allow_non_fake_inputs=True)(state, *given)
+        traced = make_fx(gradient, table, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*examples)
         left = sorted({str(node.target) for node in traced.graph.nodes if "backward" in str(node.target)})
         if left:
             raise BuildError(f"a loss has {left[0]} in its gradient, which cannot be exported")
@@ -92,14 +93,24 @@ def checked_gradient(family: Descent, state: Tensor, *given: Tensor) -> GraphMod
     state, given: as for ``gradient_graph``. Raises BuildError if they differ beyond float64's last digits.
     """
     exact = copy.deepcopy(family).double().requires_grad_(False)
-    state, *given = (tensor.double() for tensor in (state, *given))  # type: ignore[assignment]
-    graph = gradient_graph(exact.losses, state, *given)
-    sought = state.clone().requires_grad_(True)
-    (expected,) = torch.autograd.grad(exact.losses(sought, *given).sum(), sought)
+    start, *others = [tensor.double() for tensor in (state, *given)]
+    graph = gradient_graph(exact.losses, start, *others)
+    sought = start.clone().requires_grad_(True)
+    (expected,) = torch.autograd.grad(exact.losses(sought, *others).sum(), sought)
     with torch.no_grad():
-        difference = (graph(state, *given) - expected).abs().max() / expected.abs().max()
+        difference = (graph(start, *others) - expected).abs().max() / expected.abs().max()
     if not difference <= EXACT:
         raise BuildError(f"the gradient of {family.name} differs from torch.autograd by {difference:.2e} in float64")
+    return _in_float32(graph)
+
+
+def _in_float32(graph: GraphModule) -> GraphModule:
+    """A graph that was traced in float64; that is written into its conversions, too."""
+    for node in graph.graph.nodes:
+        node.args, node.kwargs = map_aggregate(
+            (node.args, node.kwargs), lambda value: torch.float32 if value is torch.float64 else value
+        )
+    graph.recompile()
     return graph.float()
 
 

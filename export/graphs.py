@@ -16,7 +16,7 @@ from export.fuse import fuse
 from export.gradients import checked_gradient
 from export.options import OPSET
 from export.precision import DTYPES, in_half_precision
-from export.rows import sum_by_products
+from export.sums import sum_by_products
 from kernels.onnx_functions import add_functions, translations
 from training.descent import Descent
 from training.family import Family

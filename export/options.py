@@ -10,7 +10,7 @@ from typing import Any
 OPSET = 18
 BF16_OPSET = 22  # the first with convolutions of bfloat16
 
-TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
+TARGETS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from export import BuildError
+from export import BuildError, openvino
 from export.build import check, limited, open_built
 from export.chain import find_chain, find_chains
 from export.options import Tolerance
@@ -100,7 +100,9 @@ def facts_of(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "target", f"{target(manifest)}, {manifest.precision}, batch up to {manifest.max_batch}"
     for name, engine in manifest.engines.items():
         path = bundle.engine_path(name)
-        size = decimal(path.stat().st_size)
+        size = decimal(
+            path.stat().st_size + (path.with_name(engine.weights.file).stat().st_size if engine.weights else 0)
+        )
         if path.suffix == ".onnx":
             counts = Counter(node.op_type for node in onnx.load(path).graph.node).most_common(4)
             size += f": {', '.join(f'{count} {kind}' for kind, count in counts)}, ..."
@@ -109,10 +111,13 @@ def facts_of(bundle: Bundle) -> Iterator[tuple[str, str]]:
 
 def verify(found: Bundle, checkpoint: Path | None) -> None:
     """Raises BuildError, or what loading raises, or prints what is good."""
-    graphs = onnx_graphs(found)
+    graphs, representations = graphs_of(found, ".onnx"), graphs_of(found, ".xml")
     for path in graphs:
         onnx.checker.check_model(str(path), full_check=True)
-    good = "digests and graphs are good" if graphs else "digests are good; nothing is known of what is in its plans"
+    for path in representations:
+        openvino.check(path, found.manifest.model)
+    is_read = graphs or representations
+    good = "digests and graphs are good" if is_read else "digests are good; nothing is known of what is in its plans"
     click.echo(f"{found.folder}: {good}")
     if checkpoint is None:
         return
@@ -127,18 +132,18 @@ def verify(found: Bundle, checkpoint: Path | None) -> None:
 
 def verify_parser(found: Bundle) -> None:
     """Raises BuildError, naming the nodes, if TensorRT does not read a graph."""
-    graphs = onnx_graphs(found)
+    graphs = graphs_of(found, ".onnx")
     if not graphs:
-        raise BuildError(f"{found.folder} holds plans, and no graphs that a parser could read")
+        raise BuildError(f"{found.folder} holds no ONNX graphs that a parser could read")
     library = installed_library()
     for path in graphs:
         read(onnx.load(path), path.stem, library)
     click.echo(f"{found.folder}: {library.title} {library.load().__version__} reads the graphs")
 
 
-def onnx_graphs(bundle: Bundle) -> list[Path]:
+def graphs_of(bundle: Bundle, suffix: str) -> list[Path]:
     paths = (bundle.engine_path(name) for name in bundle.manifest.engines)
-    return [path for path in paths if path.suffix == ".onnx"]
+    return [path for path in paths if path.suffix == suffix]
 
 
 def open_bundles(bundle: str, repository: Path) -> list[Bundle]:

@@ -1,67 +1,43 @@
-"""Rows whose bits do not depend on how many they are: sums over the middle axes of a batch, written as products.
+"""Whether a sample's bits depend on the batch that it is in."""
 
-ONNX Runtime sums over channels in one order where there is one row, and in another where there are more, as the batch's
-axis of 1 is no axis to it. A product with ones has one order.
-"""
-
-import math
+from typing import Any
 
 import numpy as np
-import onnx
-from onnx import NodeProto, numpy_helper
+from numpy.typing import NDArray
 
-KINDS = ("ReduceMean", "ReduceSum")
+from export.parity import random_condition, stacked_noise, table_of
+from serving.engines import StepEngine
+from serving.sampling.solvers import HISTORY
+from training.family import Family
 
-
-def sum_by_products(model: onnx.ModelProto) -> None:
-    """Replace, in place, each sum and mean over axes 1, 2, ... that leaves later axes of fixed size."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {value.name: sizes(value) for value in (*inferred.value_info, *inferred.input)}
-    constants = {weight.name: weight for weight in model.graph.initializer}
-    nodes = []
-    for node in model.graph.node:
-        axes = summed_axes(node, constants)
-        shape = shapes.get(node.input[0]) if node.input else None
-        if node.op_type in KINDS and shape and axes == [*range(1, len(axes) + 1)] and len(axes) + 1 < len(shape):
-            nodes += as_product(node, shape, len(axes), model.graph)
-        else:
-            nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+BATCHES = (2, 3, 5, 8, 16)  # batches that are compared with their rows alone
 
 
-def as_product(node: NodeProto, shape: list[int], count: int, graph: onnx.GraphProto) -> list[NodeProto]:
-    """[B, R..., K...] -> ones [1, R] @ [B, R, K] -> [B, (1...,) K...]; of a mean the ones are 1 / R."""
-    summed, kept = shape[1 : count + 1], shape[count + 1 :]
-    terms = math.prod(summed)
-    ones = np.full((1, terms), 1 / terms if node.op_type == "ReduceMean" else 1, np.float32)
-    keeps = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
-    name = f"{node.output[0]}_summed"
-    constants = {
-        f"{name}_before": np.array([0, terms, math.prod(kept)]),
-        f"{name}_ones": ones,
-        f"{name}_after": np.array([0, *([1] * count if keeps else []), *kept]),
-    }
-    graph.initializer.extend(numpy_helper.from_array(value, of) for of, value in constants.items())
-    before, ones_name, after = constants
-    return [
-        onnx.helper.make_node("Reshape", [node.input[0], before], [f"{name}_rows"]),
-        onnx.helper.make_node("MatMul", [ones_name, f"{name}_rows"], [f"{name}_flat"]),
-        onnx.helper.make_node("Reshape", [f"{name}_flat", after], [node.output[0]]),
-    ]
+def rows_are_independent(family: Family, engine: StepEngine, most: int) -> bool:
+    """Whether the engine gives each row, to the bit, what it gives the row alone.
 
+    Asked of a step, where there are any, and the finish, in batches of up to ``most`` rows, each in an order and
+    company of its own.
+    """
+    count = min(most, max(BATCHES))
+    table = table_of(family, family.preset.default_solver, family.preset.default_steps)
+    sample, *history, noise = (stacked_noise(family, number, count) for number in range(HISTORY + 2))
+    coeffs = table[np.linspace(0, len(table) - 1, count).astype(int)].astype(np.float32) if len(table) else None
+    condition = random_condition(family, count)
 
-def summed_axes(node: NodeProto, constants: dict[str, onnx.TensorProto]) -> list[int]:
-    """As the node's second input says; none if that is not constant, which is all axes to ONNX."""
-    if len(node.input) < 2 or node.input[1] not in constants:
-        return []
-    return sorted(numpy_helper.to_array(constants[node.input[1]]).reshape(-1).tolist())
+    def run(rows: NDArray[np.intp]) -> list[NDArray[Any]]:
+        masks = None if condition is None else condition[rows]
+        if coeffs is None:
+            return [*engine.finish(sample[rows], masks).values()]
+        past = tuple(state[rows] for state in history)
+        outputs = engine.step(sample[rows], past, noise[rows], coeffs[rows], masks)
+        return [*outputs, *engine.finish(outputs[0], masks).values()]
 
-
-def sizes(value: onnx.ValueInfoProto) -> list[int] | None:
-    """Of all axes, 0 for the first; None where another is free, or the values are no float32."""
-    kind = value.type.tensor_type
-    shape = [dimension.dim_value for dimension in kind.shape.dim]
-    if kind.elem_type != onnx.TensorProto.FLOAT or not shape or not all(shape[1:]):
-        return None
-    return [0, *shape[1:]]
+    alone = [np.concatenate(parts) for parts in zip(*(run(np.array([row])) for row in range(count)), strict=True)]
+    random = np.random.default_rng(0)
+    orders = [random.permutation(count)[:batch] for batch in BATCHES if batch <= count]
+    return all(
+        got.tobytes() == expected[rows].tobytes()
+        for rows in orders
+        for got, expected in zip(run(rows), alone, strict=True)
+    )

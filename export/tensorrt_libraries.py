@@ -45,7 +45,7 @@ class Library(ABC):
     def check_version(self, version: str) -> None:
         """Raise BuildError for a version that does not do."""
 
-    def check_host(self) -> None:  # noqa: B027
+    def check_host(self) -> None:  # noqa: B027 - one library has nothing to do here
         """Raise EngineError where the library is not to be started, as it would end the process."""
 
     @abstractmethod
@@ -68,14 +68,14 @@ class Library(ABC):
     def timings_name(self, target: Mapping[str, Any]) -> str | None:
         """What timings of kernels are good for, a library and a GPU; None where none are taken."""
 
-    def before(self, graph: onnx.ModelProto, target: Mapping[str, Any]) -> None:  # noqa: B027
+    def before(self, graph: onnx.ModelProto, target: Mapping[str, Any]) -> None:  # noqa: B027 - one library has nothing to do here
         """Have the library find what the graph needs."""
 
     def network_flags(self) -> int:
         """Types are as the graph has them."""
         return 1 << int(self.load().NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
-    def configure(self, config: "trt.IBuilderConfig", target: Mapping[str, Any]) -> None:  # noqa: B027
+    def configure(self, config: "trt.IBuilderConfig", target: Mapping[str, Any]) -> None:  # noqa: B027 - one library has nothing to do here
         """Say which GPUs the plans are for."""
 
 

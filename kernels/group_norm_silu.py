@@ -108,6 +108,62 @@ GroupNormSilu <groups: int = 1, eps: float = 1e-5> (x, embedding, gain, offset) 
 }
 """
 
+# The same for engines that keep a map's channels in blocks: the map is never reshaped, for which they would take it out
+# of them, and groups are formed of [B, C, 1, 1] alone. The variance of a group is that within its channels and that of
+# their means; a channel's is taken about its mean, so that no digits are lost where the mean is large.
+ONNX_FUNCTION_BY_CHANNEL = """
+GroupNormSilu <groups: int = 1, eps: float = 1e-5> (x, embedding, gain, offset) => (y)
+{
+  axes = Constant <value_ints: ints = [2, 3]> ()
+  wide = Cast <to: int = 1> (x)
+  mean_of_map = ReduceMean (wide, axes)
+  centred = Sub (wide, mean_of_map)
+  square = Mul (centred, centred)
+  variance_of_map = ReduceMean (square, axes)
+
+  zero = Constant <value_ints: ints = [0]> ()
+  rest = Constant <value_ints: ints = [-1]> ()
+  one = Constant <value_ints: ints = [1]> ()
+  number = Constant <value_int: int = @groups> ()
+  number_list = Reshape (number, rest)
+  by_group = Concat <axis: int = 0> (zero, number_list, rest, one)
+  channels = Constant <value_ints: ints = [2]> ()
+
+  embedding_wide = Cast <to: int = 1> (embedding)
+  embedding_map = Unsqueeze (embedding_wide, axes)
+  mean_of_channel = Add (mean_of_map, embedding_map)
+  means = Reshape (mean_of_channel, by_group)
+  mean = ReduceMean (means, channels)
+  distance = Sub (means, mean)
+  distance_square = Mul (distance, distance)
+  variances = Reshape (variance_of_map, by_group)
+  moment = Add (variances, distance_square)
+  variance = ReduceMean (moment, channels)
+  eps = Constant <value_float: float = @eps> ()
+  safe = Add (variance, eps)
+  deviation = Sqrt (safe)
+
+  gain_wide = Cast <to: int = 1> (gain)
+  gain_map = Unsqueeze (gain_wide, axes)
+  gains = Reshape (gain_map, by_group)
+  factors = Div (gains, deviation)
+  offset_wide = Cast <to: int = 1> (offset)
+  offset_map = Unsqueeze (offset_wide, axes)
+  offsets = Reshape (offset_map, by_group)
+  moved = Mul (distance, factors)
+  shifts = Add (moved, offsets)
+  shape = Shape (mean_of_channel)
+  factor = Reshape (factors, shape)
+  shift = Reshape (shifts, shape)
+
+  scaled = Mul (centred, factor)
+  shifted = Add (scaled, shift)
+  gate = Sigmoid (shifted)
+  activated = Mul (shifted, gate)
+  y = CastLike (activated, x)
+}
+"""
+
 
 def to_onnx(medgen: Any, x: Any, embedding: Any, gain: Any, offset: Any, groups: int, eps: float) -> Any:
     return medgen.GroupNormSilu(x, embedding, gain, offset, groups=groups, eps=eps)

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import onnx
+import onnx.inliner
 import torch
 from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
@@ -96,6 +97,15 @@ def add_bodies(model: onnx.ModelProto, bodies: Mapping[str, onnx.FunctionProto])
         model.functions[-1].opset_import[0].version = opset_of(model)
     if bodies and all(imported.domain != DOMAIN for imported in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+
+
+def written_by_channel(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without functions whose norms leave maps in the layout that they are in; see ``group_norm_silu``."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    for function in model.functions:
+        if function.name == "GroupNormSilu":
+            function.CopyFrom(parsed(group_norm_silu.ONNX_FUNCTION_BY_CHANNEL, opset_of(model)))
+    return onnx.inliner.inline_local_functions(model)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

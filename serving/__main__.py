@@ -21,7 +21,7 @@ from serving.client_checks import Given
 from serving.condition_files import MaskFileError, Masks, read_masks
 from serving.draw import digest_of, fill, in_parts
 from serving.drawn_set import DrawnSet, Plan, SetError, check_set
-from serving.picture_files import PictureFileError, read_pictures
+from serving.picture_files import SUFFIXES, PictureFileError, read_pictures
 from serving.progress import NowAndThen
 from serving.shards import ShardError, shard_of
 from serving.signals import terminated_as_interrupted
@@ -233,6 +233,10 @@ class Asked:
             raise MaskFileError(
                 f"{files[1]} is one file too many: {self.model} takes masks of one file, or no condition at all"
             )
+        if files[0].is_dir() or files[0].suffix.lower() in SUFFIXES:
+            raise MaskFileError(
+                f"{files[0]} is of pictures, and {self.model} draws under none: it takes masks, or no condition at all"
+            )
         self.given = masks = read_masks(files[0])
         if not masks.labels:
             self.notes = [f"{files[0].name} does not name its classes: only their range was checked"]
@@ -378,7 +382,7 @@ def draw(count: int | None, out: Path, layout_name: str, per_file: int, shard: s
             _say_space(asked.model, missing, space, out)
             began = time.monotonic()
             with _progress(asked, wanted) as progress:
-                drawn, there = fill(client, drawn_set, parts, asked.given, progress)
+                drawn, there = fill(client, drawn_set, parts, asked.given, progress, asked.notes)
             seconds = time.monotonic() - began
     except FAILURES as error:
         raise click.ClickException(str(error)) from None

@@ -110,11 +110,18 @@ class Condition:
 
 
 @dataclasses.dataclass(frozen=True)
-class EngineFile:
+class SealedFile:
     """A file in the bundle's folder and the sha256 (hexadecimal) of its bytes."""
 
     file: Name
     sha256: Digest
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineFile(SealedFile):
+    """``weights``: a second file, that of a graph whose weights are not in it."""
+
+    weights: SealedFile | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +158,11 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of ``manifest.json``."""
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
+        fields = {"schema": SCHEMA, **dataclasses.asdict(self)}
+        for engine in fields["engines"].values():
+            if engine["weights"] is None:
+                del engine["weights"]
+        return json.dumps(fields, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
@@ -267,12 +278,13 @@ def load_bundle(folder: Path | str) -> Bundle:
     digests = _sums(folder)
     for file, sha256 in digests.items():
         _check_file(folder / file, sha256)
-    for file in (MANIFEST, *(engine.file for engine in manifest.engines.values())):
-        if file not in digests:
-            raise BundleError(f"{folder / SUMS} does not have {file}; {_remedy(folder)}")
-    for engine in manifest.engines.values():
-        if digests[engine.file] != engine.sha256:
-            raise BundleError(f"{folder}: {engine.file} is not the file that {MANIFEST} names; {_remedy(folder)}")
+    named = [part for engine in manifest.engines.values() for part in (engine, engine.weights) if part]
+    for name in (MANIFEST, *(part.file for part in named)):
+        if name not in digests:
+            raise BundleError(f"{folder / SUMS} does not have {name}; {_remedy(folder)}")
+    for part in named:
+        if digests[part.file] != part.sha256:
+            raise BundleError(f"{folder}: {part.file} is not the file that {MANIFEST} names; {_remedy(folder)}")
     return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
 
 

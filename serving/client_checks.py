@@ -99,5 +99,5 @@ def check_values(given: Given | None, condition: Condition) -> None:
 def check_is_alone(model: str, parameters: Mapping[str, Any]) -> None:
     for name in OF_CHAINS:
         if name in parameters:
-            message = f"{name} is {parameters[name]!r}, but {model} is no chain; allowed are steps and solver"
+            message = f"{name} is {parameters[name]!r}, but {model} is no chain, and has no mask stage"
             raise SamplingError(message, 400)

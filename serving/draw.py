@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from serving.client import Client
@@ -32,15 +32,22 @@ def in_parts(
         yield _drawn(client, model, seeds, rows, given, asked, tell)
 
 
-def fill(client: Client, drawn_set: DrawnSet, parts: range, given: Given | None, progress: Progress) -> tuple[int, int]:
+def fill(
+    client: Client,
+    drawn_set: DrawnSet,
+    parts: range,
+    given: Given | None,
+    progress: Progress,
+    notes: Sequence[str] = (),
+) -> tuple[int, int]:
     """Draws those of the parts that are not there; how many samples were drawn, and how many were there.
 
-    A set that is new is begun with one sample, which says what draws and what is drawn. Raises SetError, LayoutError,
-    SamplingError and OSError; what was put in its place stays.
+    A set that is new is begun with one sample, which says what draws and what is drawn; notes are kept with that.
+    Raises SetError, LayoutError, SamplingError and OSError; what was put in its place stays.
     """
     plan = drawn_set.plan
     if not drawn_set.open():
-        drawn_set.begin(_drawn(client, plan.model, plan.seeds_of_all, range(1), given, plan.asked, None))
+        drawn_set.begin(_drawn(client, plan.model, plan.seeds_of_all, range(1), given, plan.asked, None), notes)
     drawn_set.describe()
     missing = [part for part in parts if not drawn_set.has(part)]
     there = sum(len(plan.seeds(part)) for part in parts) - (wanted := sum(len(plan.seeds(part)) for part in missing))

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from serving.writers.layouts import part_name
 
 FORMAT = 1
 INDEX, RECORDS, DRAFTS = "index.json", "parts", ".drafts"
-OF_ONE_SAMPLE = ("seed", "condition_sha256", "condition_file")  # in its provenance; the rest is the set's
+OF_ONE_SAMPLE = ("seed", "condition_sha256", "condition_file", "numbers")  # in its provenance; the rest is the set's
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # what a file system without hard links says
 
 
@@ -90,14 +90,18 @@ class DrawnSet:
         self._drawn_by, self.outputs = index["drawn_by"], _outputs(index)
         return True
 
-    def begin(self, samples: Samples) -> None:
-        """The index, by some first samples; if another process has begun the set meanwhile, it must be the same set."""
+    def begin(self, samples: Samples, notes: Sequence[str] = ()) -> None:
+        """The index, by some first samples; if another process has begun the set meanwhile, it must be the same set.
+
+        notes: what is to be said of the whole set, such as how pictures were scaled.
+        """
         index = {
             "format": FORMAT,
             "plan": dataclasses.asdict(self.plan),
-            "drawn_by": common(samples),
+            "drawn_by": common(samples.provenance),
             "outputs": [dataclasses.asdict(output) for output in samples.outputs],
             "set_files": list(self._layout.set_files),
+            **({"notes": list(notes)} if notes else {}),
         }
         self._layout.check_outputs(samples.outputs)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +177,7 @@ class DrawnSet:
             raise SetError(f"part {part} of {self.folder} was drawn twice at the same time, and not alike")
 
     def _check_common(self, samples: Samples) -> None:
-        if (drawn_by := common(samples)) != self._drawn_by:
+        if (drawn_by := common(samples.provenance)) != self._drawn_by:
             raise SetError(f"{self.folder} was drawn by {self._drawn_by}, and what draws now is {drawn_by}")
 
 
@@ -243,9 +247,9 @@ def _problems_of(folder: Path, part: int, plan: Plan) -> Iterator[str]:
             yield f"{folder / name} cannot be read: {error.strerror or error}"
 
 
-def common(samples: Samples) -> dict[str, Any]:
-    """What made the samples, but for what is each one's own; raises SetError if it is not the same for all."""
-    found = [_common(facts) for facts in samples.provenance]
+def common(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What made samples, but for what is each one's own; raises SetError if it is not the same for all."""
+    found = [_common(facts) for facts in provenance]
     for facts in found:
         if facts != found[0]:
             raise SetError(f"samples were drawn by {found[0]}, and others with them by {facts}")

@@ -18,6 +18,7 @@ ARRAYS = (".npz", ".npy")
 HEADER = b"\x89PNG\r\n\x1a\n"
 GREY = 0  # of PNG's colour types
 DEPTHS = (8, 16)
+DIM = 0.25  # share of white; what is below it in all of a file may have been scaled by another white
 ORIENTATION = 274  # Exif's tag
 
 
@@ -173,7 +174,11 @@ def _scaling(stored: _Stored, condition: Condition) -> str:
     if stored.ends is None:
         return f"{stored.kind}, which does not say what is black and white, taken as it is, within {low:g}..{high:g}"
     black, white = stored.ends
-    return f"{stored.kind}, {black:g}..{white:g} to {low:g}..{high:g}"
+    said = f"{stored.kind}, {black:g}..{white:g} to {low:g}..{high:g}"
+    brightest = float(stored.values.max())
+    if brightest - black < DIM * (white - black):
+        said += f", though none is above {brightest:g}: if that is white, a PGM or an .npz can say so"
+    return said
 
 
 def _listed(files: Sequence[str]) -> str:

@@ -18,12 +18,13 @@ class Samples:
     under a mask or a picture "condition_sha256", of its bytes, "notices" that the model's samples carry, and
     "unfinished" where the training was not through; of a chain model, seed and "stages", which holds the same for every
     stage. outputs: what the arrays mean, in the order of the manifest or of the stages; the masks or pictures that a
-    client gave as a condition come first.
+    client gave as a condition come first, and ``given`` names them: they were not drawn.
     """
 
     arrays: dict[str, NDArray[Any]]
     provenance: list[dict[str, Any]]
     outputs: tuple[Output, ...]
+    given: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.provenance)
@@ -51,7 +52,7 @@ def under(condition: Condition, given: NDArray[Any], samples: Samples) -> Sample
     if condition.name in samples.arrays:
         raise BundleError(f"{samples.provenance[0].get('model')} draws {condition.name!r} under {condition.name!r}")
     arrays = {condition.name: given, **samples.arrays}
-    return Samples(arrays, samples.provenance, (condition.as_output(), *samples.outputs))
+    return Samples(arrays, samples.provenance, (condition.as_output(), *samples.outputs), (condition.name,))
 
 
 def joined(chain: str, stages: Sequence[Samples]) -> Samples:

@@ -20,3 +20,13 @@ def test_onnx_runtime_keeps_nothing_to_tell(tmp_path: Path, module: str) -> None
         [sys.executable, "-c", code], cwd=ROOT, env={**environment, "XDG_CACHE_HOME": str(tmp_path)}, check=True
     )
     assert not (tmp_path / "Microsoft").exists()
+
+
+@pytest.mark.parametrize("module", ["serving.engines", "export.openvino"])
+def test_openvino_keeps_nothing_to_tell(tmp_path: Path, module: str) -> None:
+    """Where it can, it writes an identifier of the machine when it is imported, and sends it."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "GITHUB_ACTIONS")}
+    code = f"import {module}, openvino, sys; assert not sys.modules['openvino_telemetry']"
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**environment, **home}, check=True)
+    assert not list(tmp_path.iterdir())

@@ -81,7 +81,7 @@ def fit_command(
     import torch
     from accelerate import PartialState
 
-    from training.checkpoint import find_checkpoint, read_config
+    from training.checkpoint import find_checkpoint, read_config, with_defaults
     from training.data import DataError, open_dataset
     from training.data.classes import LESION
     from training.data.listing import check_same_files
@@ -101,7 +101,7 @@ def fit_command(
         if family.made_from is not None:
             raise ValueError(
                 f"{model} learns nothing: train {family.made_from}, and build with "
-                f"python -m export build --model {model} --checkpoint RUN"
+                f"medgen export build --model {model} --checkpoint RUN"
             )
         chosen = family.presets[preset].replaced({**fields, **{k: v for k, v in overrides.items() if v is not None}})
         torch.manual_seed(seed)
@@ -120,7 +120,10 @@ def fit_command(
             raise ValueError(f"--prior and --sites are for models that learn through another one; {model} does not")
         if resume:
             now = {"model": model, **config, "preset": dataclasses.asdict(chosen)}
-            check_unchanged(read_config(find_checkpoint(out)), json.loads(json.dumps(now)))
+            before = read_config(find_checkpoint(out))
+            if before.get("model") == model:
+                before["preset"] = with_defaults(chosen, before.get("preset", {}))
+            check_unchanged(before, json.loads(json.dumps(now)))
         dataset: LoadedPairs | Phantoms | Unpaired
         if family.unpaired:
             dataset = open_unpaired(data, chosen.size, skip_bad=skip_bad)
@@ -193,6 +196,39 @@ def check_unchanged(then: dict[str, Any], now: dict[str, Any]) -> None:
             check_unchanged(before, value)
         elif before != value:
             raise ValueError(f"--resume goes on with the run as it was: its {name} is {before}, not {value}")
+
+
+# fmt: off
+@main.command("import")
+@click.argument("guider", metavar="SRC", type=click.Path(path_type=Path))
+@click.option("--as", "model",      required=True, type=click.Choice(["pig"]),        help="The model family.")
+@click.option("--generator",        required=True, type=click.Path(path_type=Path),   help="The file of the generator, beside SRC, the guider's.")
+@click.option("--preset",           default="paper", show_default=True,               help="One of the family's presets.")
+@click.option("--set", "fields",    multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Change a field of the preset.")
+@click.option("--out",              required=True, type=click.Path(path_type=Path),   help="The checkpoint's folder, a new one.")
+def import_command(guider: Path, model: str, generator: Path, preset: str, fields: dict[str, Any], out: Path) -> None:
+    """Make a checkpoint of the files that PIG's authors' code writes: SRC of the guider, --generator of the other."""
+    from training.checkpoint import save_checkpoint
+    from training.imports.pig import import_pig
+    from training.models.pig import PRESETS, PigPreset
+
+    try:
+        if out.exists():
+            raise CheckpointError(f"--out {out} is there already; name a new folder")
+        if preset not in PRESETS:
+            raise ValueError(f"--preset is {preset!r}; {model} has {', '.join(PRESETS)}")
+        chosen = PRESETS[preset].replaced(fields)
+        assert isinstance(chosen, PigPreset)
+        family, origin = import_pig(guider, generator, chosen)
+        imported = {**origin, "options": {"preset": preset, "set": fields}}
+        save_checkpoint(out, family, family.state_dict(), {"preset_name": preset, "imported": imported})
+    except (CheckpointError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"not in the files, and taken from the preset: {json.dumps(dataclasses.asdict(family.preset))}")
+    click.echo(f"{out} is ready: medgen export build --model {model} --checkpoint {out}")
+
+
+# fmt: on
 
 
 @main.command("pack")

@@ -19,7 +19,7 @@ from torch import Tensor
 from serving.bundle import Manifest, read_json
 from serving.folders import Busy, recover, replacing
 from training import CheckpointError
-from training.family import Family
+from training.family import Family, Preset
 from training.models import load_family
 
 FORMAT = 1
@@ -93,7 +93,13 @@ def build_family(config: Mapping[str, Any]) -> Family:
     """The untrained model that a config describes."""
     family = load_family(config["model"])
     (any_preset, *_) = family.presets.values()
-    return family(any_preset.replaced(config["preset"]))
+    return family(any_preset.replaced(with_defaults(any_preset, config["preset"])))
+
+
+def with_defaults(preset: Preset, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a written preset: one with a default is younger than some checkpoints, which mean the default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(preset)}
+    return {**{name: value for name, value in defaults.items() if value is not dataclasses.MISSING}, **fields}
 
 
 def unfinished(family: Family, config: Mapping[str, Any]) -> str | None:

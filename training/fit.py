@@ -160,8 +160,10 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
         family.load_state_dict(state["weights"])
         for name, memory in state["memories"].items():
             family.get_buffer(name).copy_(memory)
-    elif accelerator.is_main_process:
-        write_listing(run.out, run.files)
+    if accelerator.is_main_process:
+        clear(run.out / "checkpoints")
+        if not state:
+            write_listing(run.out, run.files)
 
     # channels_last is the layout that convolutions are fastest in, on CPUs and GPUs alike
     family = family.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -407,7 +409,12 @@ def checkpoint(family: Family, trainer: Phase, run: Run, step: int) -> None:
     family.saved(step)
     for old in sorted(folder.parent.glob("[0-9]*"))[: -run.keep]:
         old.rename(old.with_name(f".{old.name}.old"))
-    for left_over in folder.parent.glob(".*"):
+    clear(folder.parent)
+
+
+def clear(checkpoints: Path) -> None:
+    """Remove what is no checkpoint, or none any longer, and what a kill has left of such."""
+    for left_over in checkpoints.glob(".*"):
         remove(left_over)
 
 

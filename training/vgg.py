@@ -1,12 +1,13 @@
 """What VGG16 sees in a picture: Simonyan and Zisserman 2015 (arXiv 1409.1556), up to its fourth block."""
 
-import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from training.state_dict import read_published
 
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))  # of convolutions; a maximum is between two blocks
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours
@@ -57,11 +58,16 @@ def load_vgg16(file: Path, blocks: int = 3) -> Vgg16Features:
 
     Raises ValueError if it is none.
     """
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-        features = Vgg16Features(blocks)
-        features.load_state_dict({name: weights[name].float() for name in features.state_dict()})
-    except (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{file} holds no weights of torchvision's vgg16: {reason}") from error
+    content, features = read_published(file), Vgg16Features(blocks)
+    weights = content if isinstance(content, Mapping) else {}
+    for name, wanted in features.state_dict().items():
+        found = weights.get(name)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else None
+        if not isinstance(found, Tensor) or shape != tuple(wanted.shape):
+            raise ValueError(
+                f"{file} holds no weights of torchvision's vgg16: it has {name} of {shape}, not {tuple(wanted.shape)}"
+            )
+        if not found.isfinite().all():
+            raise ValueError(f"{file}: {name} holds NaN or infinity")
+        wanted.copy_(found)
     return features.requires_grad_(False).eval()

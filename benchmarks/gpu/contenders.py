@@ -87,7 +87,7 @@ class Way(Protocol):
 
 
 def in_channels_last(network: nn.Module) -> nn.Module:
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # PyTorch's types lack it
     return network
 
 

@@ -28,7 +28,7 @@ from serving.progress import NowAndThen
 from serving.sampling.solvers import SOLVERS
 from training import CheckpointError
 
-PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "tritonclient", "nvidia-pytriton", "numpy")
+PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "openvino", "tritonclient", "nvidia-pytriton", "numpy")
 
 
 @click.command()
@@ -93,7 +93,7 @@ def latency(
     row's samples are not those of the others. A model that draws under a mask or a picture gets one of discs.
     paper-sampler is PyTorch with the solvers and steps of the models' papers, and draws samples of its own; so do the
     rows of torch.optim, for models that go down a loss.
-    PIG's `small` takes two minutes in 8 steps on two idle CPU cores, and longer with more steps and rounds.
+    PIG's `small` takes five minutes in 8 steps on two idle CPU cores, and longer with more steps and rounds.
     """
     from benchmarks.latency.workload import make_case
 
@@ -155,7 +155,7 @@ def print_table(console: Console, case: Case, device: str, rows: list[Figures]) 
     title = f"{', '.join(map(str, case.stages))}; batch {case.batch}; {device}"
     table = Table(title=title, box=box.SIMPLE, padding=0)
     table.add_column("", no_wrap=True)
-    for heading in ("s/sample", "p95", "vs eager", "networks", "peak MiB", "max diff"):
+    for heading in ("s/sample", "p95", "eager", "outside", "MiB", "image", "masks"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -163,11 +163,17 @@ def print_table(console: Console, case: Case, device: str, rows: list[Figures]) 
             shown(row.seconds_per_sample, ".4f"),
             shown(row.p95, ".4f"),
             shown(row.ratio_to_eager, ".2f", "x"),
-            shown(row.network_share, ".1%"),
+            shown(None if row.network_share is None else 1 - row.network_share, ".1%"),
             shown(row.peak_memory_mib, ".0f"),
-            shown(row.max_difference, ".1e"),
+            shown(row.max_difference, ".0e"),
+            shown(row.label_difference, ".0e"),
         )
     console.print(table)
+    console.print(
+        "eager: times as fast as it; outside: of the time, outside the networks; MiB: peak memory; image, masks: the "
+        "largest difference from eager's, and the share of pixels that differ",
+        highlight=False,
+    )
     for row in rows:
         for name, mean in row.numbers.items():
             console.print(f"{row.name}: {name} {mean:.2f}", highlight=False)

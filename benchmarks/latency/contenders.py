@@ -24,13 +24,19 @@ ROWS = {
     YARDSTICK: "benchmarks.latency.without_medgen:Eager",
     "pytorch-channels-last": "benchmarks.latency.without_medgen:ChannelsLast",
     "pytorch-compile": "benchmarks.latency.without_medgen:Compiled",
+    "pytorch-bf16": "benchmarks.latency.without_medgen:Bf16",
+    "pytorch-compile-bf16": "benchmarks.latency.without_medgen:CompiledBf16",
     "onnxruntime-python-loop": "benchmarks.latency.without_medgen:OnnxRuntimeLoop",
     SGD: "benchmarks.latency.autograd:Sgd",
     ADAM: "benchmarks.latency.autograd:Adam",
     "medgen": "benchmarks.latency.with_medgen:InProcess",
     "medgen-triton": "benchmarks.latency.with_medgen:OverTriton",
+    "medgen-onnxruntime": "benchmarks.latency.with_medgen:OnOnnxRuntime",
+    "medgen-openvino": "benchmarks.latency.with_medgen:OnOpenVino",
+    "medgen-openvino-bf16": "benchmarks.latency.with_medgen:OnOpenVinoInBf16",
     PAPER: "benchmarks.latency.without_medgen:PaperSampler",
 }
+BUNDLES_OWN = ("medgen", "medgen-triton")  # rows that compute in what the bundles are built for
 WARM_UP = 2
 
 
@@ -80,6 +86,14 @@ class Case:
     batch: int
     threads: int
     pictures: NDArray[np.float32] | None = None
+
+
+def precision_of(name: str, case: Case) -> str:
+    """What a row computes in: "fp32", or what rounds most."""
+    if name in BUNDLES_OWN:
+        precisions = [stage.manifest.precision for stage in case.stages]
+        return max(precisions, key=["fp32", "tf32", "fp16", "bf16"].index, default="fp32")
+    return "bf16" if name.endswith("-bf16") else "fp32"
 
 
 class Stopwatch:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.latency.contenders import ROWS, Case, batches
 from benchmarks.latency.processes import RowNotPossibleError, Worker
@@ -38,7 +39,7 @@ def worker(row: str, case: Case) -> Iterator[Worker]:
         pytest.skip(str(error))
 
 
-def test_latency(benchmark, worker: Worker, row: str, case: Case) -> None:  # type: ignore[no-untyped-def]
+def test_latency(benchmark: BenchmarkFixture, worker: Worker, row: str, case: Case) -> None:
     warm_up, rounds = batches(row, ROUNDS)
     seeds = list(range(case.batch))
     last = benchmark.pedantic(worker.round, args=(seeds,), rounds=rounds, warmup_rounds=warm_up)

@@ -2,14 +2,20 @@
 
 import os
 import socket
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from benchmarks.latency.contenders import Arrays, Case, Stopwatch
+from benchmarks.latency.bundles import export_bundles
+from benchmarks.latency.contenders import Arrays, Case, NotPossibleError, Stopwatch
 from benchmarks.latency.masks import conditions
 from serving.bundle import bundle_folder, load_bundle
 from serving.chain import read_chain
@@ -27,13 +33,18 @@ class InProcess:
 
     def __init__(self, case: Case) -> None:
         self.case = case
+        self.repository = case.repository
+        self.open()
+
+    def open(self) -> None:
+        case = self.case
         self.networks: Stopwatch | None = Stopwatch()
         self.samplers = {stage.model: self.sampler(stage.model) for stage in case.stages}
         chain = read_chain(case.repository, case.model)
         self.chain = ChainSampler(chain, self.samplers) if chain else None
 
     def sampler(self, model: str) -> Sampler:
-        bundle = load_bundle(bundle_folder(self.case.repository, model))
+        bundle = load_bundle(bundle_folder(self.repository, model))
         engine = open_engine(bundle)
         if not isinstance(engine, StepEngine) or type(engine).generate is not StepEngine.generate:
             self.networks = None
@@ -59,6 +70,41 @@ class InProcess:
 
     def close(self) -> None:
         pass
+
+
+class Rebuilt(InProcess):
+    """The case's checkpoints in process, in bundles that are built for an engine and not kept."""
+
+    target: str
+    precision = "fp32"
+
+    def open(self) -> None:
+        self.folder = TemporaryDirectory()
+        self.repository = Path(self.folder.name)
+        # In a process of its own, so that the memory of exporting is not counted.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(export_bundles, self.case, self.repository, self.target, self.precision).result()
+        super().open()
+
+    def close(self) -> None:
+        self.folder.cleanup()
+
+
+class OnOnnxRuntime(Rebuilt):
+    target = "onnx"
+
+
+class OnOpenVino(Rebuilt):
+    target = "openvino"
+
+    def open(self) -> None:
+        if find_spec("openvino") is None:
+            raise NotPossibleError("OpenVINO is not installed: pip install 'medgen[openvino]'")
+        super().open()
+
+
+class OnOpenVinoInBf16(OnOpenVino):
+    precision = "bf16"
 
 
 class OverTriton:

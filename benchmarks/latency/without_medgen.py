@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 from benchmarks.latency.contenders import Arrays, Case, NotPossibleError, Stage, Stopwatch
@@ -134,7 +135,7 @@ class ChannelsLast(Loop):
 
 
 def channels_last(network: nn.Module) -> Network:
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # PyTorch's types lack it
 
     def run(noisy: Tensor, *others: Tensor) -> Tensor:
         out: Tensor = network(noisy.contiguous(memory_format=torch.channels_last), *others)
@@ -148,6 +149,32 @@ class Compiled(Loop):
 
     def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
         return {name: torch.compile(network) for name, network in networks.items()}
+
+
+class Bf16(Loop):
+    """PyTorch's own way to bfloat16: autocast, which chooses what stays in float32, and channels_last."""
+
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+        return {name: in_bf16(channels_last(network)) for name, network in networks.items()}
+
+
+class CompiledBf16(Loop):
+    """The same compiled, with the weights frozen into it: rearranged and rounded once."""
+
+    note = "its memory includes that of compiling"
+
+    def prepared(self, stage: Stage, networks: dict[str, nn.Module]) -> Mapping[str, Network]:
+        torch._inductor.config.freezing = True
+        return {name: torch.compile(in_bf16(channels_last(network))) for name, network in networks.items()}
+
+
+def in_bf16(network: Network) -> Network:
+    def run(*inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = network(*inputs)
+        return out.float()
+
+    return run
 
 
 class OnnxRuntimeLoop(Loop):

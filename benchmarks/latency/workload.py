@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from benchmarks.latency.contenders import Case, Stage
@@ -15,6 +14,7 @@ from benchmarks.latency.masks import conditions
 from export.chain import by_model, check_known
 from serving.bundle import Bundle, Condition, Manifest, Output, bundle_folder, file_digest, load_bundle
 from serving.chain import check_stages, read_chain
+from serving.engines.threads import threads
 from serving.picture_files import PictureFileError, read_pictures
 from serving.sampling.requests import parse_request
 from serving.sampling.solvers import solvers_for
@@ -69,7 +69,7 @@ def make_case(
         tuple(output for stage in stages for output in drawn(stage, bundles[stage.model])),
         repository.resolve(),
         batch,
-        threads=psutil.cpu_count(logical=False) or 1,  # what ONNX Runtime takes by itself
+        threads=threads(),
         pictures=read(pictures, condition, model, batch),
     )
 

@@ -25,7 +25,7 @@ def train_segmenter(dataset: Sequence[dict[str, Tensor]], epochs: int, seed: int
     network = UNet(2, 1, CLASSES, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2, norm="BATCH")
     criterion = DiceCELoss(to_onehot_y=True, softmax=True)
     loader: DataLoader[dict[str, Tensor]] = DataLoader(
-        dataset,  # type: ignore[arg-type]
+        dataset,  # type: ignore[arg-type] # a sequence is a data set, though PyTorch's types say not
         BATCH,
         shuffle=True,
         drop_last=len(dataset) > BATCH,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import Bundle, BundleError
+from serving.bundle import Bundle, BundleError, buckets
 from serving.sampling.solvers import HISTORY
 
 Float32 = NDArray[np.float32]
@@ -59,10 +59,12 @@ class StepEngine(abc.ABC):
 
     buckets: the batches that all others are padded to, smallest first; None if none is.
     joins: whether requests may join between two steps at no loss; else it is at its best with whole trajectories.
+    machine: what the bits of a sample depend on here beside the bundle, where they do.
     """
 
     buckets: tuple[int, ...] | None = None
     joins = True
+    machine = ""
 
     @abc.abstractmethod
     def step(
@@ -111,6 +113,8 @@ def open_engine(bundle: Bundle, device: int | None = None) -> Engine:
         from serving.engines.tensorrt_rtx import TensorRTForRTXEngine
 
         return TensorRTForRTXEngine(bundle, device or 0)
+    if target == "openvino":
+        return _open_openvino(bundle)
     if target == "onnx":
         return _open_onnx(bundle, device)
     raise _unknown_target(bundle)
@@ -124,18 +128,49 @@ def open_on_cpu(bundle: Bundle) -> Engine:
             f"{bundle.manifest.model} is a TensorRT bundle, and cannot run on the CPU: "
             "use KIND_GPU or KIND_AUTO in its config.pbtxt, or build it with --target onnx"
         )
+    if target == "openvino":
+        return _open_openvino(bundle)
     if target == "onnx":
         from serving.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle)
+        return _alone(OnnxRuntimeEngine(bundle), bundle)
     raise _unknown_target(bundle)
 
 
 def _unknown_target(bundle: Bundle) -> BundleError:
     target = bundle.manifest.target.get("name")
     return BundleError(
-        f"{bundle.folder}: target is {target!r}; this version of medgen serves onnx, tensorrt and tensorrt-rtx"
+        f"{bundle.folder}: target is {target!r}; this version of medgen serves onnx, openvino, tensorrt and "
+        "tensorrt-rtx"
     )
+
+
+def _open_openvino(bundle: Bundle) -> Engine:
+    from serving.engines.openvino import OpenVinoEngine
+
+    return _alone(OpenVinoEngine(bundle), bundle)
+
+
+def _alone(engine: StepEngine, bundle: Bundle) -> StepEngine:
+    """The engine, with all batches padded to a bucket unless a sample's bits are known to be the same in every batch.
+
+    They are where the build has seen it, on this machine if it is one of those engines to which that matters.
+    """
+    target = bundle.manifest.target
+    independent = target.get("rows_are_independent", True)
+    if independent and target.get("seen_on", engine.machine) == engine.machine:
+        return engine
+    from serving.engines.padded import PaddedEngine
+
+    if independent:
+        logging.getLogger(__name__).warning(
+            "%s was built on %s, and here is %s: batches are padded, and a sample's bits are the same within a bucket; "
+            "build it here to have them the same in every batch",
+            bundle.manifest.model,
+            target["seen_on"],
+            engine.machine,
+        )
+    return PaddedEngine(engine, buckets(bundle.manifest.max_batch))
 
 
 def _open_onnx(bundle: Bundle, device: int | None) -> Engine:
@@ -148,4 +183,4 @@ def _open_onnx(bundle: Bundle, device: int | None) -> Engine:
             return OnnxRuntimeCudaEngine(bundle, device or 0)
         except NoGpuError as error:
             logging.getLogger(__name__).warning("%s runs on the CPU: %s", bundle.manifest.model, error)
-    return OnnxRuntimeEngine(bundle)
+    return _alone(OnnxRuntimeEngine(bundle), bundle)

@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,35 +8,18 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from serving.bundle import Bundle
-from serving.engines import EngineError, Float32, History, StepEngine
+from serving.engines import EngineError
+from serving.engines.named_graphs import NamedGraphs
 
 
-class OnnxRuntimeEngine(StepEngine):
+class OnnxRuntimeEngine(NamedGraphs):
     """Runs ``step.onnx`` and ``finish.onnx``; a sample's bits are the same in every batch."""
 
     def __init__(self, bundle: Bundle) -> None:
-        manifest = bundle.manifest
-        self._sessions = {name: open_session(bundle.engine_path(name)) for name in manifest.engines}
-        self._outputs = [output.name for output in manifest.outputs]
+        super().__init__(bundle)
+        self._sessions = {name: open_session(bundle.engine_path(name)) for name in bundle.manifest.engines}
 
-    def step(
-        self,
-        sample: Float32,
-        history: History,
-        noise: Float32,
-        coeffs: Float32,
-        condition: NDArray[Any] | None = None,
-    ) -> tuple[Float32, Float32]:
-        states = {f"history_{k}": state for k, state in enumerate(history, start=1)}
-        feeds = {"sample": sample, **states, "noise": noise, "coeffs": coeffs, "condition": condition}
-        sample_next, prediction = self._run("step", ["sample_next", "prediction"], feeds)
-        return sample_next, prediction
-
-    def finish(self, sample: Float32, condition: NDArray[Any] | None = None) -> dict[str, NDArray]:
-        arrays = self._run("finish", self._outputs, {"sample": sample, "condition": condition})
-        return dict(zip(self._outputs, arrays, strict=True))
-
-    def _run(self, name: str, outputs: list[str], feeds: dict[str, NDArray | None]) -> list[NDArray]:
+    def run(self, name: str, outputs: list[str], feeds: Mapping[str, NDArray | None]) -> list[NDArray]:
         session = self._sessions[name]
         try:
             return session.run(outputs, {node.name: feeds[node.name] for node in session.get_inputs()})

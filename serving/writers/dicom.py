@@ -28,6 +28,7 @@ BITS = 16
 WHEN, TIME = "20260101", "000000"  # a date is wanted, and the day of the drawing would be other bytes
 NOMINAL_MM = 1.0
 NOT_A_PATIENT = "SYNTHETIC, drawn by a generative model: no patient, not for diagnosis"
+OF_A_PICTURE = "SYNTHETIC, drawn by a generative model after a picture, perhaps a patient's: not for diagnosis"
 NOMINAL = "place, direction, side and view are nominal"
 
 
@@ -113,6 +114,9 @@ class Dicom(Layout):
     A picture is what its output's modality says, a mammogram or an MR image, or else a secondary capture; its stored
     values 0 to 65535 stand for low to high. A mask is a segmentation of the sample's first picture, with a segment for
     each class but 0. UIDs, and all other bytes, follow from the provenance.
+
+    A picture that was given is none of medgen's, and is not written. What was drawn under one may show whom that shows,
+    so nothing is said of there being no patient, and the model's notices are.
     """
 
     name = "dicom"
@@ -142,10 +146,12 @@ class Dicom(Layout):
 
     def write(self, samples: Samples, folder: Path, part: str) -> None:
         self.check_outputs(samples.outputs)
+        drawn = [picture for picture in _pictures(samples.outputs) if picture.name not in samples.given]
+        after_pictures = len(drawn) < len(_pictures(samples.outputs))
         for row, name in enumerate(samples.names):
-            case = _Case(name, samples.provenance[row])
+            case = _Case(name, samples.provenance[row], after_pictures)
             first = None
-            for number, output in enumerate(_pictures(samples.outputs), 1):
+            for number, output in enumerate(drawn, 1):
                 picture = case.picture(output, samples.arrays[output.name][row, 0], number)
                 first = first or picture
                 picture.save_as(folder / f"{name}_{output.name}.dcm", enforce_file_format=True)
@@ -166,10 +172,12 @@ def stored(output: Output, values: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 class _Case:
-    """One sample: one study of one patient who never was."""
+    """One sample: one study of one patient who never was, unless it was drawn after a picture."""
 
-    def __init__(self, name: str, provenance: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, provenance: Mapping[str, Any], after_picture: bool = False) -> None:
         self._name, self._model = name, str(provenance["model"])
+        self._after_picture = after_picture
+        self._said = ". ".join([OF_A_PICTURE if after_picture else NOT_A_PATIENT, *provenance.get("notices", ())])
         self._source = json.dumps(provenance, sort_keys=True)
         bundles = [str(stage.get("bundle", "")) for stage in provenance.get("stages", [provenance])]
         self._bundles = bundles
@@ -290,9 +298,12 @@ class _Case:
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID = self.uid("study"), self.uid(output.name, "series")
         dataset.PatientName, dataset.PatientID = f"SYNTHETIC^{self._name}", f"MEDGEN-{self._patient}"
         dataset.PatientBirthDate, dataset.PatientSex = "", ""
-        dataset.PatientComments = NOT_A_PATIENT
+        dataset.PatientComments = self._said[:10240]
         dataset.SyntheticData = "YES"
-        dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", "There never was a patient"
+        if self._after_picture:
+            dataset.PatientIdentityRemoved = "NO"
+        else:
+            dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", "There never was a patient"
         for name in ("InstanceCreation", "Study", "Series", "Content", "Acquisition"):
             setattr(dataset, f"{name}Date", WHEN)
             setattr(dataset, f"{name}Time", TIME)
@@ -302,13 +313,13 @@ class _Case:
         dataset.DeviceSerialNumber, dataset.SoftwareVersions = self._bundles[0][:64] or "none", self._version
         dataset.StudyDescription = "SYNTHETIC"
         dataset.SeriesDescription = f"SYNTHETIC {output.name} by medgen {self._model}"[:64]
-        dataset.ImageComments = f"{NOT_A_PATIENT}. {NOMINAL}. {self._source}"[:10240]
+        dataset.ImageComments = f"{self._said}. {NOMINAL}. {self._source}"[:10240]
         equipment = Dataset()
         equipment.PurposeOfReferenceCodeSequence = [_coded(EQUIPMENT)]
         equipment.Manufacturer, equipment.ManufacturerModelName = "medgen", self._model[:64]
         equipment.DeviceSerialNumber, equipment.SoftwareVersions = self._bundles[-1][:64] or "none", self._version
         equipment.ContributionDateTime = WHEN + TIME
-        equipment.ContributionDescription = NOT_A_PATIENT
+        equipment.ContributionDescription = self._said[:1024]
         dataset.ContributingEquipmentSequence = [equipment]
 
 

@@ -116,11 +116,14 @@ def test_a_missing_package_stops_its_own_command_alone(monkeypatch, tmp_path):
 
 def test_the_table_fits_a_terminal(case_of, capsys):
     figures = {"seconds_per_sample": 9.8765, "p95": 9.8765, "ratio_to_eager": 10.25, "network_share": 0.998}
-    rows = [Figures(name, 20, **figures, peak_memory_mib=1234.0, max_difference=1e-6) for name in ROWS]
+    rows = [
+        Figures(name, 20, **figures, peak_memory_mib=1234.0, max_difference=1e-6, label_difference=2e-4)
+        for name in ROWS
+    ]
     print_table(Console(width=80), case_of("pig"), "a CPU", rows)
     shown = capsys.readouterr().out
     assert "…" not in shown
-    assert shown.count("9.8765 9.8765   10.25x    99.8%     1234  1.0e-06") == len(ROWS)
+    assert shown.count("9.8765 9.8765 10.25x    0.2% 1234 1e-06 2e-04") == len(ROWS)
 
 
 def test_a_pipe_gets_a_line_now_and_then_that_says_how_long_it_will_take(monkeypatch, capsys):

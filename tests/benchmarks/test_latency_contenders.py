@@ -12,7 +12,7 @@ from benchmarks.latency.contenders import NotPossibleError
 from benchmarks.latency.masks import discs
 from benchmarks.latency.processes import Round
 from benchmarks.latency.timing import figures as measured
-from benchmarks.latency.with_medgen import InProcess, OverTriton
+from benchmarks.latency.with_medgen import InProcess, OnOnnxRuntime, OnOpenVino, OnOpenVinoInBf16, OverTriton
 from benchmarks.latency.without_medgen import ChannelsLast, Eager, OnnxRuntimeLoop, PaperSampler
 from benchmarks.latency.workload import make_case
 from serving.bundle import Condition
@@ -53,6 +53,20 @@ def test_eager_draws_what_medgen_draws(case_of, model, solving, missing):
 def test_other_loops_draw_it_too(case_of, row):
     case = case_of("cmr_ldm_image")
     assert largest_difference(row(case).sample(SEEDS), InProcess(case).sample(SEEDS)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("row", "target", "most"),
+    [(OnOnnxRuntime, "onnx", 1e-4), (OnOpenVino, "openvino", 1e-4), (OnOpenVinoInBf16, "openvino", 0.2)],
+)
+def test_bundles_are_built_for_other_engines_and_not_kept(case_of, row, target, most):
+    case = case_of("cmr_ldm_image")
+    with closing(row(case)) as opened:
+        (sampler,) = opened.samplers.values()
+        assert sampler.bundle.manifest.target["name"] == target
+        assert largest_difference(opened.sample(SEEDS), InProcess(case).sample(SEEDS)) < most
+        assert opened.repository.is_dir()
+    assert not opened.repository.exists()
 
 
 @pytest.mark.parametrize(("model", "solving"), [("cmr_flow", {"mask_solver": "ddim"}), ("cmr_flow_image", {})])

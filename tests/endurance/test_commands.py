@@ -76,7 +76,8 @@ def test_a_builder_leaves_the_old_bundle_or_the_new_one(
     dice, outcomes = random.Random("builder"), Counter[str]()
     repository, graphs = tmp_path / "repository", tmp_path / "graphs"
     bundle = bundle_folder(repository, "pig")
-    build = ["build", "--model", "pig", "--checkpoint", trained[0], "--repository", repository, "--max-batch"]
+    build = ["build", "--model", "pig", "--target", "onnx", "--checkpoint", trained[0], "--repository", repository]
+    build += ["--max-batch"]
     commands.run("export", *build, 1)
     bundle.rename(graphs)
     began = time.monotonic()

@@ -58,7 +58,7 @@ class TestBundle:
         manifest = built.manifest
         assert (manifest.model, manifest.preset, manifest.sample_shape) == ("pig", "small", (2, SIZE, SIZE))
         assert [output.name for output in manifest.outputs] == ["mask", "image"]
-        assert manifest.target == {"name": "onnx", "opset": 18, "fused": True}
+        assert manifest.target == {"name": "onnx", "opset": 18, "fused": True, "rows_are_independent": True}
         assert manifest.checkpoint["step"] == 7
         assert manifest.tools["torch"] == torch.__version__
 
@@ -156,6 +156,7 @@ class TestFailures:
         """A file-size limit fails a write in the middle, as a full disk does."""
         before = contents(repository)
         command = [sys.executable, "-m", "export", "build", "--model", "pig", "--checkpoint", str(checkpoint)]
+        command += ["--target", "onnx"]
         limit = 20_000
 
         def limited() -> None:
@@ -332,7 +333,7 @@ class TestCommands:
         assert built.digest in printed
         assert f"dpmpp_2m, {STEPS} steps" in printed
         assert "trained      7 steps" in printed
-        assert "onnx (opset 18, fused), fp32, batch up to 16" in printed
+        assert "onnx (opset 18, fused, rows_are_independent), fp32, batch up to 16" in printed
         assert re.search(r"^finish.onnx  [\d.,]+ (kB|bytes): ", printed, re.MULTILINE)
         assert self.run("inspect", "pig", "--repository", built.folder.parents[2]) == printed
 

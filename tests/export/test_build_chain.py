@@ -86,7 +86,8 @@ def misused(*arguments: object) -> str:
 
 def build(repository: Path, *checkpoints: Path, say: Callable[..., str] = run, options: tuple[object, ...] = ()) -> str:
     named = [word for checkpoint in checkpoints for word in ("--checkpoint", checkpoint)]
-    return say("build", "--model", "cmr_ddpm", "--repository", repository, *named, *options)
+    command = ("build", "--model", "cmr_ddpm", "--target", "onnx", "--repository", repository)
+    return say(*command, *named, *options)
 
 
 def learnt(data: str, checkpoint: Path, folder: Path) -> Path:

@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard
 from tiny import write_tiny_bundle
 
 from export.card import model_card
-from serving.bundle import Condition, Manifest, load_bundle
+from serving.bundle import Condition, Manifest, Output, load_bundle
+from training.descent import DESCENT
 
 
 @pytest.fixture
@@ -50,3 +51,32 @@ def test_what_phantoms_are_good_for_is_said(manifest: Manifest) -> None:
     assert "has seen no patient" in phantoms
     assert "has seen no patient" not in model_card(replace(manifest, checkpoint={"data": "phantoms of ours"}))
     assert "- one pass, no steps" in model_card(replace(manifest, schedule=None))
+
+
+def test_what_goes_down_a_loss_under_a_picture_is_described(manifest: Manifest) -> None:
+    text = model_card(
+        replace(
+            manifest,
+            schedule=DESCENT,
+            default_solver="heavy_ball",
+            outputs=(*manifest.outputs, Output("psnr", "float32", (1,), 0.0, 100.0)),
+            condition=Condition("photo", (1, 16, 16), low=-1.0, high=1.0),
+            notices=("A near copy of what went in.",),
+            checkpoint={"data": "phantom", "prior": "pggan", "facts": {"codes": 3, "loss": "mean squared error alone"}},
+            parity={"step": {"gradient": 2e-3}, "tolerance": {"step": 1e-4, "end_to_end": 1e-3, "gradient": 2e-2}},
+        )
+    )
+    for line in (
+        "- under a `photo` that is given: float32, 1 x 16 x 16, -1 to 1",
+        "- goes down a loss, in up to 10000 steps; predicts gradient",
+        "- by default: `heavy_ball`, 4 steps",
+        "- `psnr`: float32, one number, 0 to 100",
+        "| one step | gradient | 2.0e-03 | 2e-02 |",
+        "- made of a trained `pggan`, whose data and steps these are; it learnt nothing more",
+        "- codes: 3",
+        "- loss: mean squared error alone",
+        "- A near copy of what went in.",
+    ):
+        assert line in text
+    for word in ("None", "beta", "has seen no patient"):
+        assert word not in text

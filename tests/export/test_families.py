@@ -60,6 +60,9 @@ def test_the_manifest_says_what_the_family_does(bundle):
     assert bundle.manifest.notices == family.notices
     assert sorted(bundle.manifest.engines) == ["finish", *(["step"] if family.preset.schedule else [])]
     graphs = [onnx.load(bundle.engine_path(name)).graph for name in bundle.manifest.engines]
+    for graph in graphs:
+        used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+        assert {weight.name for weight in graph.initializer} <= used, "ONNX Runtime complains of what nothing uses"
     names = {node.name for graph in graphs for node in graph.input}
     assert ("condition" in names) == (family.condition is not None)
 

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export import BuildError
-from export.gradients import gradient_graph
+from export.gradients import checked_gradient, gradient_graph
 from export.simplify import simplify
+from training.descent import Descent
 
 
 class Network(nn.Module):
@@ -135,3 +136,22 @@ def test_simplifying_changes_nothing_but_the_rounding():
 def test_what_has_no_known_way_back_is_refused(loss, message):
     with pytest.raises(BuildError, match=message):
         gradient_graph(loss, torch.randn(2, 3, 8, 8))
+
+
+class Sharpest(Descent):
+    """Looks for what has the greatest maxima."""
+
+    def losses(self, state: Tensor, condition: Tensor | None = None) -> Tensor:
+        return F.max_pool2d(F.conv2d(state, self.kernel), 2).square().sum((1, 2, 3))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = torch.nn.Parameter(torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0)))
+
+
+def test_what_was_compared_in_float64_is_float32_throughout():
+    family, state = Sharpest(), torch.randn(2, 1, 10, 10)
+    graph = checked_gradient(family, state)
+    assert not [node for node in graph.graph.nodes if "float64" in f"{node.args} {node.kwargs}"]
+    assert graph(state).dtype == torch.float32
+    torch.testing.assert_close(graph(state), family.gradient(state))

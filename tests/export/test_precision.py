@@ -83,13 +83,25 @@ class TestGraph:
 
 
 def test_fp16_bundle(checkpoint, tmp_path):
-    arguments = ["build", "--model", "pig", "--checkpoint", checkpoint, "--repository", tmp_path, "--precision", "fp16"]
+    arguments = [
+        "build",
+        "--model",
+        "pig",
+        "--checkpoint",
+        checkpoint,
+        "--repository",
+        tmp_path,
+        "--precision",
+        "fp16",
+        "--target",
+        "onnx",
+    ]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     folder = bundle_folder(tmp_path, "pig")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["precision"] == "fp16"
-    assert manifest["target"] == {"name": "onnx", "opset": OPSET, "fused": True}
+    assert manifest["target"] == {"name": "onnx", "opset": OPSET, "fused": True, "rows_are_independent": True}
     assert manifest["parity"]["tolerance"] == {"step": 5e-3, "end_to_end": 1e-2, "mask": 1e-3, "gradient": 2e-2}
     assert 1e-5 < manifest["parity"]["step"]["sample_next"] < TOLERANCES["fp16"].step
 

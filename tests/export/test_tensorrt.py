@@ -60,7 +60,7 @@ def timings(tmp_path):
 
 
 def test_every_target_has_its_library():
-    assert ("onnx", *LIBRARIES) == TARGETS
+    assert ("onnx", "openvino", *LIBRARIES) == TARGETS
 
 
 def test_bundle(trt, checkpoint, tmp_path):

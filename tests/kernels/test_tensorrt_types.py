@@ -16,7 +16,7 @@ SETTINGS = """
 disallow_untyped_defs = True
 [mypy-tensorrt.*]
 ignore_errors = True
-[mypy-torch.*,triton.*,onnx.*,onnxscript.*,onnxruntime.*,cuda.*,training.*]
+[mypy-torch.*,triton.*,onnx.*,onnxscript.*,onnxruntime.*,openvino.*,cuda.*,training.*]
 ignore_missing_imports = True
 follow_imports = skip
 """

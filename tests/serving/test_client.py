@@ -192,7 +192,7 @@ def test_pictures_are_drawn_under_and_kept(live: Live, client: Client) -> None:
         ({"count": 1, "steps": 1001}, "steps is 1001; it must be from 1 to 1000", 400),
         ({"count": 1, "solver": "magic"}, "solver is 'magic'; allowed for tiny are ddpm", 400),
         ({"count": 1, "condition": np.zeros((1, 1, 16, 16), np.uint8)}, "tiny takes none", 400),
-        ({"count": 1, "mask_steps": 3}, "mask_steps is 3, but tiny is no chain; allowed are steps and solver", 400),
+        ({"count": 1, "mask_steps": 3}, "mask_steps is 3, but tiny is no chain, and has no mask stage", 400),
         (
             {"model": "cmr_mask", "count": 1, "mask_solver": "ddim"},
             "mask_solver is 'ddim', but cmr_mask is no chain",

@@ -19,7 +19,7 @@ from tiny import contents
 from serving.__main__ import main
 from serving.client import LocalClient
 from serving.draw import fill
-from serving.drawn_set import DrawnSet, Plan, SetError, check_set
+from serving.drawn_set import DrawnSet, Plan, SetError, check_set, common
 from serving.writers.layouts import LAYOUTS, make_layout
 
 PLAN = Plan("tiny", 7, 10, 4, {"steps": 2}, None, {"name": "npz"})
@@ -264,3 +264,17 @@ def test_slurm_says_which_shard(repository: Path, tmp_path: Path, monkeypatch: p
     assert "shard 1 of 3 (SLURM_ARRAY_TASK_ID): 1 of 3 parts\n" in result.output
     assert [path.name for path in (tmp_path / "set").glob("part-*")] == ["part-000001.npz"]
     assert os.listdir(tmp_path / "set" / "parts") == ["000001.json"]
+
+
+def test_what_is_a_samples_own_is_not_what_drew_it() -> None:
+    drew = {"model": "found", "bundle": "b", "steps": 4}
+    own = [
+        {"seed": k, "condition_sha256": str(k), "condition_file": f"{k}.png", "numbers": {"psnr": k}} for k in (1, 2)
+    ]
+    assert common([{**drew, **each} for each in own]) == drew
+    assert common([{"model": "chain", "seed": k, "stages": [{**drew, **own[k - 1]}]} for k in (1, 2)]) == {
+        "model": "chain",
+        "stages": [drew],
+    }
+    with pytest.raises(SetError, match="others with them by"):
+        common([drew, {**drew, "steps": 5}])

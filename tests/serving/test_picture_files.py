@@ -142,3 +142,12 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(PictureFileError, match=r"holds notes.txt, which is neither a .png nor a .pgm"):
         read_pictures([tmp_path], PHOTO)
+
+
+def test_pictures_that_may_have_another_white_are_said(tmp_path):
+    """Twelve bits in a PNG of sixteen, which cannot say so."""
+    twelve = np.rint(4095 * RAMP).astype(np.uint16)
+    _, notes = read_pictures([write(tmp_path, "a.png", Image.fromarray(twelve))], PHOTO)
+    assert notes == [
+        "a.png: 16-bit, 0..65535 to -1..1, though none is above 4095: if that is white, a PGM or an .npz can say so"
+    ]

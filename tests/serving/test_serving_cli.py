@@ -194,6 +194,11 @@ def test_pictures_are_scaled_and_that_is_said(live: Live, tmp_path: Path, way: s
     assert "b.png is one file too many: tiny takes masks of one file, or no condition at all" in refused(
         "sample", *here, "--model", "tiny", "--out", tmp_path / "x", *2 * ["--condition", crops / "b.png"]
     )
+    said = refused("sample", *here, "--model", "tiny", "--out", tmp_path / "x", "--condition", crops)
+    assert "crops is of pictures, and tiny draws under none: it takes masks, or no condition at all" in said
+    drawn = ["draw", *here, "--model", "tiny_picture", "--out", tmp_path / "set"]
+    assert serving(*drawn, "--condition", crops / "a.png", "--condition", crops / "b.png").exit_code == 0
+    assert json.loads((tmp_path / "set" / "index.json").read_text())["notes"] == [note]
     said = refused(*asked, "--force", "--condition", crops / "a.png", "--steps", 4)
     assert "steps is 4; tiny_picture draws in one pass, and takes no steps" in said
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny import write_tiny_bundle
+from tiny_openvino import write_tiny_openvino_bundle
 
 import serving
 
@@ -40,8 +41,9 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOM.parent, capture_output=True, text=True, timeout=120)
 
 
-def test_serving_imports_and_samples_where_torch_is_not(tmp_path):
-    folder = write_tiny_bundle(tmp_path)
+@pytest.mark.parametrize("write", [write_tiny_bundle, write_tiny_openvino_bundle])
+def test_serving_imports_and_samples_where_torch_is_not(tmp_path, write):
+    folder = write(tmp_path)
     result = run(SAMPLE.format(forbidden=FORBIDDEN, folder=str(folder)))
     assert (result.stdout.strip(), result.returncode) == ("(2, 1, 16, 16)", 0), result.stderr
 

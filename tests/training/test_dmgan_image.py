@@ -148,8 +148,8 @@ class TestCommand:
         assert (tmp_path / "run" / "sites" / "here" / "00000002.pt").is_file()
         pairs = read_pairs(tmp_path / "run" / "pairs.safetensors")
         assert pairs is not None
-        alone = reconstructions(prior_model, pairs.images[:1], 3, 4, 3)
-        torch.testing.assert_close(alone, pairs.conditions[:1])
+        assert torch.equal(reconstructions(prior_model, pairs.images, 3, 4, 3), pairs.conditions)
+        assert not torch.equal(pairs.images, pairs.conditions)
 
     def test_two_simulated_sites(self, prior: Path, tmp_path: Path):
         result = self.fit(tmp_path / "run", "--prior", str(prior), "--sites", "2", "--private", "epsilon=1")

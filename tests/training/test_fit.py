@@ -137,10 +137,14 @@ class TestResume:
 
     def test_a_finished_run_stays_as_it_is(self, undisturbed):
         end = find_checkpoint(undisturbed)
+        left_by_a_kill = end.with_name(".00000001.old")
+        left_by_a_kill.mkdir()
+        (left_by_a_kill / "config.json").touch()
         before = end.stat().st_mtime_ns
         run = Run(undisturbed, {})
         assert fit(tiny_pig(steps=[STEPS, STEPS], batch=2), Phantoms(4, SIZE), run, resume=True) == end
         assert end.stat().st_mtime_ns == before
+        assert not left_by_a_kill.exists()
 
 
 def assert_equal(one: Any, other: Any) -> None:

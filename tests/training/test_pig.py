@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from tiny_pig import SIZE, random_batch, tiny_pig
 from torch import Tensor, nn
 
 from serving.sampling.solvers import solver_table
+from training.checkpoint import build_family, read_config, shipped_checkpoint
 from training.models.pig import PRESETS, Pig, binarise
 
 FLOW = {"kind": "flow", "prediction": "velocity"}
@@ -38,6 +40,20 @@ class TestPaperPreset:
         assert (schedule.kind, schedule.num_train_timesteps, schedule.prediction) == ("linear", 1024, "epsilon")
         assert (schedule.beta_start, schedule.beta_end) == (1e-4, 0.02)
         assert (self.preset.default_solver, self.preset.default_steps) == ("ddim", 256)
+
+    def test_time_embedding_is_that_of_ho_et_al(self):
+        t, half = torch.tensor([0.0, 3.0, 501.0, 1023.0]), self.preset.widths[0] // 2
+        angles = t[:, None] * 10_000 ** (-torch.arange(half) / (half - 1))
+        with torch.device("meta"):
+            guider = Pig(self.preset).guider
+        torch.testing.assert_close(guider.time_proj(t), torch.cat([angles.sin(), angles.cos()], 1), rtol=0, atol=1e-4)
+
+
+def test_a_checkpoint_older_than_the_field_keeps_the_time_embedding_it_was_trained_with():
+    config = read_config(shipped_checkpoint("pig"))
+    assert "time_embedding" not in config["preset"]
+    assert build_family(config).preset.time_embedding == "diffusers"
+    assert build_family({"model": "pig", "preset": dataclasses.asdict(PRESETS["paper"])}).preset == PRESETS["paper"]
 
 
 class TestStep:

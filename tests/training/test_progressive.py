@@ -179,6 +179,7 @@ class TestGenforce:
             ({"layer3.weight": torch.zeros(2, 2, 3, 3)}, r"layer3.weight of \(2, 2, 3, 3\); .* \(12, 12, 3, 3\)"),
             ({"layer9.bias": torch.zeros(2)}, r"layer9.bias of \(2,\); the preset's networks have None"),
             ({"layer3.weight": 1}, "is no state dict of tensors"),
+            ({"layer3.bias": torch.full((12,), math.nan)}, "layer3.bias holds NaN or infinity"),
         ],
     )
     def test_what_does_not_fit_is_named_and_nothing_taken(self, tmp_path, change, message):
@@ -191,9 +192,16 @@ class TestGenforce:
 
     def test_code_in_it_is_not_run(self, tmp_path):
         torch.save({"generator": Evil(tmp_path / "ran")}, tmp_path / "pggan.pth")
-        with pytest.raises(ValueError, match=r"pggan.pth cannot be read as a state dict"):
+        with pytest.raises(ValueError, match=r"pggan.pth cannot be read: it holds more than tensors") as caught:
             tiny_family("pggan").load_published(tmp_path / "pggan.pth")
+        assert "weights_only" not in str(caught.value), "torch's own words advise to run it"
         assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 cut short"])
+    def test_what_is_broken_is_said_in_a_line(self, tmp_path, content):
+        (tmp_path / "pggan.pth").write_bytes(content)
+        with pytest.raises(ValueError, match=r"pggan.pth cannot be read: [^\n]+$"):
+            tiny_family("pggan").load_published(tmp_path / "pggan.pth")
 
     def test_other_families_know_none(self, tmp_path):
         (tmp_path / "a.pth").touch()

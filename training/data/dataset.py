@@ -1,4 +1,4 @@
-"""Pairs, or images alone, held in memory, and the pairing of two kinds of images that have no pairs."""
+"""Pairs, or images alone, and the pairing of two kinds of images that have no pairs."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,8 @@ class LoadedPairs(Dataset[dict[str, Tensor]]):
     """Decoded (image, mask) pairs: items are {"image": float32 [1, S, S] in [-1, 1], "mask": uint8 [1, S, S]}.
 
     Without masks (None) items have the image alone. Masks hold class indices, which ``labels`` names. Five bytes a
-    pixel stay in memory; loader processes that are forked share them. ``names`` are the files' stems, with the slice
+    pixel stay in memory, or in a mapped file where they are many (``Spooled``); loader processes that are forked share
+    them. ``names`` are the files' stems, with the slice
     where a file holds several. ``reading`` is what the reader decided, as JSON holds it, ``warnings`` what of it may
     be wrong, and ``files`` what the pairs were read from. ``sizes`` are those of the breasts in the pictures, in pixels
     of their files; None where they are not known.

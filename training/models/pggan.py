@@ -7,7 +7,6 @@ The authors' optimisers begin anew at every stage and their batches get smaller;
 
 import dataclasses
 import math
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from training.adversarial import Adversarial, AdversarialPreset
 from training.family import Batch, Loss, Preset
 from training.progressive import SMALLEST, Discriminator, Generator, doubled, halved
+from training.state_dict import read_published
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue
 
@@ -112,10 +112,7 @@ class Pggan(Adversarial):
         Of colour models grey ones are made: the picture is Y of ITU-R BT.601, and the discriminator sees it as all
         three colours. The model is then fully grown.
         """
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except (EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{file} cannot be read as a state dict: {error}") from error
+        content = read_published(file)
         if not isinstance(content, dict):
             raise ValueError(f"{file} holds a {type(content).__name__}; a state dict is wanted")
         parts = content if content.keys() & {"generator", "generator_smooth"} else {"generator": content}
@@ -147,10 +144,12 @@ def checked(network: nn.Module, published: Any, where: str, edge: str) -> dict[s
     if not isinstance(published, Mapping) or not all(isinstance(weight, Tensor) for weight in published.values()):
         raise ValueError(f"{where} is no state dict of tensors")
     weights = {name: weight.float() for name, weight in published.items()}
-    if (lod := float(weights.pop("lod", torch.zeros(())))) != 0:
-        raise ValueError(f"{where} has the lod {lod:g}; only what is fully grown can be taken, whose lod is 0")
+    if (lod := weights.pop("lod", torch.zeros(()))).any():
+        raise ValueError(f"{where} has the lod {lod.tolist()}; only what is fully grown can be taken, whose lod is 0")
     for name, weight in weights.items():
-        if name.startswith(edge):
+        if not weight.isfinite().all():
+            raise ValueError(f"{where}: {name} holds NaN or infinity")
+        if name.startswith(edge) and weight.ndim:
             weights[name] = grey(name, weight)
     shapes, wanted = ({name: tuple(w.shape) for name, w in d.items()} for d in (weights, network.state_dict()))
     for name in sorted(shapes.keys() | wanted.keys()):

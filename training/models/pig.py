@@ -29,7 +29,14 @@ class PigPreset(UNetPreset):
     binarise_guide: Literal["never", "sampling", "always"]  # the authors' code does it only when sampling
     antithetic: bool  # half of a batch at t, the other half at T-1-t
     lesion_weight: bool  # weigh the generator's loss by the sigmoid of the mask estimate
+    time_embedding: Literal["ddpm", "diffusers"] = "diffusers"  # the first is the authors'; see ``TIME_EMBEDDINGS``
 
+
+# [sin, cos] of frequencies 10000**(-i / (half - 1)), as in Ho et al. 2020, or [cos, sin] of 10000**(-i / half).
+TIME_EMBEDDINGS: Mapping[str, Mapping[str, Any]] = {
+    "ddpm": {"flip_sin_to_cos": False, "freq_shift": 1},
+    "diffusers": {"flip_sin_to_cos": True, "freq_shift": 0},
+}
 
 EPSILON = Schedule(kind="linear", num_train_timesteps=1024, beta_start=1e-4, beta_end=0.02, prediction="epsilon")
 V = dataclasses.replace(EPSILON, prediction="v")
@@ -43,7 +50,7 @@ PRESETS = {
         schedule=EPSILON, clip=None, default_solver="ddim",     default_steps=256,
         batch=6,  steps=(186_000, 186_000), learning_rate=2e-4, lr_schedule="constant",
         weight_decay=0.0, ema_decay=0.9999,
-        binarise_guide="sampling", antithetic=True, lesion_weight=True),
+        binarise_guide="sampling", antithetic=True, lesion_weight=True, time_embedding="ddpm"),
     "small": PigPreset(                         # 1,818,465 parameters a network
         size=64,  widths=(16, 32, 64, 96),           attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
         schedule=V,       clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
@@ -57,7 +64,8 @@ PRESETS = {
 def unet(preset: PigPreset) -> UNet2DModel:
     """One of the two networks: [noisy, guide] [B, 2, H, W] and t [B] -> noise or v [B, 1, H, W]."""
     # pads right and below only, as the authors' stride-2 convolutions do
-    return diffusers_unet(preset, in_channels=2, out_channels=1, norm_eps=1e-6, downsample_padding=0)
+    embedding = TIME_EMBEDDINGS[preset.time_embedding]
+    return diffusers_unet(preset, in_channels=2, out_channels=1, norm_eps=1e-6, downsample_padding=0, **embedding)
 
 
 def binarise(x0: Tensor) -> Tensor:
@@ -130,10 +138,14 @@ class Pig(Family):
     def trainable(self, phase: str) -> nn.Module:
         return {"guider": self.guider, "generator": self.generator}[phase]
 
+    def data(self, batch: Batch) -> Tensor:
+        """The states [B, 2, H, W] that a batch has without noise."""
+        return torch.cat([batch["mask"] * 2.0 - 1.0, batch["image"]], dim=1)
+
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:
         """The guider's loss is Algorithm 1; the generator learns on the frozen guider's estimate at the same t."""
         schedule = self.preset.schedule
-        data = torch.cat([batch["mask"] * 2.0 - 1.0, batch["image"]], dim=1)
+        data = self.data(batch)
         t = draw_timesteps(schedule, len(data), generator, self.preset.antithetic).to(data.device)
         noise = torch.randn(data.shape, generator=generator).to(data.device)
         state, target = noised(schedule, data, noise, t)

@@ -11,7 +11,8 @@ import pydicom
 import pytest
 from tiny import contents
 
-from serving.sample_set import Samples
+from serving.bundle import Condition
+from serving.sample_set import Samples, under
 from serving.writers.dicom import Dicom
 from serving.writers.layout import LayoutError
 
@@ -99,3 +100,23 @@ def test_what_cannot_be_dicom_is_refused(heart: Samples) -> None:
         Dicom().check_outputs([mask])
     with pytest.raises(LayoutError, match="masks of the size and the spacing of the picture"):
         Dicom().check_outputs([replace(mask, spacing=(1.0, 1.0)), image])
+
+
+def test_what_was_drawn_after_a_picture_is_not_said_to_show_no_patient(unnamed: Samples, tmp_path: Path) -> None:
+    """Nor is that picture, which may be a patient's, written as a synthetic one."""
+    image = unnamed.outputs[1]
+    made = [{**facts, "notices": ["A near copy of what went in."]} for facts in unnamed.provenance]
+    drawn = Samples({"found": unnamed.arrays["image"]}, made, (replace(image, name="found"),))
+    condition = Condition("image", image.shape, low=image.low, high=image.high)
+    Dicom().write(under(condition, unnamed.arrays["image"], drawn), tmp_path, "part")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["000007_found.dcm", "000008_found.dcm"]
+    for file in tmp_path.iterdir():
+        dataset = pydicom.dcmread(file)
+        assert dataset.SyntheticData == "YES"
+        assert dataset.PatientIdentityRemoved == "NO"
+        assert "DeidentificationMethod" not in dataset
+        (equipment,) = dataset.ContributingEquipmentSequence
+        for text in (dataset.PatientComments, dataset.ImageComments, equipment.ContributionDescription):
+            assert "after a picture, perhaps a patient's" in text
+            assert "A near copy of what went in." in text
+            assert "no patient" not in text

@@ -394,8 +394,8 @@ def make_bad(folder: Path) -> dict[str, str]:
         "images/lonely.png": "has no partner in masks/",
         "masks/orphan.png": "has no partner in images/",
         "images/pages.tif": "holds 2 pages, not one",
-        "images/notes.txt": "is none of .npy, .pgm, .png, .tif, .tiff",
-        "masks/more": "is none of .npy, .pgm, .png, .tif, .tiff",
+        "images/notes.txt": "is none of .dcm, .dicom, .npy, .pgm, .png, .tif, .tiff",
+        "masks/more": "is none of .dcm, .dicom, .npy, .pgm, .png, .tif, .tiff",
         **dict.fromkeys(both, "cannot be read ("),
     }
 

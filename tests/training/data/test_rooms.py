@@ -11,7 +11,7 @@ HOME = Path(training.data.__file__).parent
 ALLOWED = {
     "formats": {"formats", "problems"},
     "preparation": {"classes", "formats", "preparation", "problems"},
-    "layouts": {"classes", "dataset", "formats", "layouts", "listing", "preparation", "problems"},
+    "layouts": {"classes", "dataset", "formats", "layouts", "listing", "preparation", "problems", "spooled"},
 }
 
 

@@ -1,4 +1,4 @@
-"""One grey image file as it is stored: PNG, PGM, TIFF or NPY."""
+"""One grey image file: PNG, PGM, TIFF or NPY as it is stored, DICOM as it is shown."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from serving.pgm import PgmError, is_pgm, read_pgm
 from training.data.problems import BadFileError
 
-SUFFIXES = (".npy", ".pgm", ".png", ".tif", ".tiff")
+SUFFIXES = (".dcm", ".dicom", ".npy", ".pgm", ".png", ".tif", ".tiff")
 GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "F")
 ORIENTATION, X_RESOLUTION, Y_RESOLUTION = 274, 282, 283  # TIFF's tags
 SQUARE = 0.01  # how far the sides of a pixel may be apart, as a share
@@ -22,12 +22,15 @@ class GreyImage(NamedTuple):
     """``pixels`` [rows, columns] as a viewer shows them, in the type that the file holds: bool, an integer or a float.
 
     ``maxval`` is the white that a PGM names. ``turned`` says that the file asked to be mirrored or turned, by an
-    orientation in its Exif or TIFF tags, and is.
+    orientation in its Exif or TIFF tags, and is. ``spacing``: the side of a pixel in mm, where a file says it.
+    ``decided``: in words, what a DICOM file asked for.
     """
 
     pixels: NDArray[Any]
     maxval: int | None = None
     turned: bool = False
+    spacing: float | None = None
+    decided: tuple[str, ...] = ()
 
 
 def read_grey(path: Path) -> GreyImage:
@@ -70,7 +73,7 @@ def _read_with_pillow(path: Path, formats: tuple[str, ...]) -> GreyImage:
             raise BadFileError(f"is {image.mode}, not grey")
         if (count := getattr(image, "n_frames", 1)) != 1:
             raise BadFileError(f"holds {count} pictures, not one")
-        _check_square(*image.info.get("aspect", image.info.get("dpi", (1, 1))))
+        check_square(*image.info.get("aspect", image.info.get("dpi", (1, 1))))
         turned = image.getexif().get(ORIENTATION, 1) != 1
         return GreyImage(np.array(ImageOps.exif_transpose(image)), turned=turned)
 
@@ -86,7 +89,7 @@ def _read_tiff(path: Path) -> GreyImage:
         if any(math.prod(series.shape) != math.prod(page.shape) for series in tiff.series):  # ImageJ's stacks
             raise BadFileError(f"holds several pictures ({tiff.series[0].shape}), not one")
         sides = (page.tags.valueof(tag, (1, 1)) for tag in (X_RESOLUTION, Y_RESOLUTION))
-        _check_square(*(dots / (per or 1) for dots, per in sides))
+        check_square(*(dots / (per or 1) for dots, per in sides))
         orientation = page.tags.valueof(ORIENTATION, 1)
         try:
             return GreyImage(_oriented(page.asarray(), orientation), turned=orientation != 1)
@@ -110,9 +113,15 @@ def _oriented(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return pixels[:: -1 if rows_backwards else 1, :: -1 if columns_backwards else 1]
 
 
-def _check_square(x: float, y: float) -> None:
+def check_square(x: float, y: float) -> None:
     if x > 0 and y > 0 and abs(x / y - 1) > SQUARE:
         raise BadFileError(f"has {x:g} x {y:g} pixels to the same length; pixels must be square")
+
+
+def _read_dicom(path: Path) -> GreyImage:
+    from training.data.formats.dicom import read_dicom
+
+    return read_dicom(path)
 
 
 def _read_npy(path: Path) -> GreyImage:
@@ -124,6 +133,8 @@ def _read_npy(path: Path) -> GreyImage:
 
 
 READERS = {
+    ".dcm": _read_dicom,
+    ".dicom": _read_dicom,
     ".npy": _read_npy,
     ".pgm": _read_png_or_pgm,
     ".png": _read_png_or_pgm,

@@ -16,6 +16,7 @@ from training.data.layouts.recording import Recording, prefixes
 from training.data.listing import list_files
 from training.data.preparation.resize import fit_classes, fit_image
 from training.data.problems import DataError, Problems, progress, some
+from training.data.spooled import Spooled
 
 
 def load_cardiac(
@@ -55,13 +56,14 @@ def load_cardiac(
         for prefix, recording, part in zip(prefixes(recordings, folder), recordings, parts, strict=True)
         if split in ("all", part)
     }
-    names, images, masks, used = [], [], [], {}
+    names, used = [], {}
+    images, masks = Spooled[np.float32](), Spooled[np.uint8]()
     for name in progress(list(chosen), folder):
         prefix, recording = chosen[name]
         slices = prepared_slices(recording, problems)
         if slices is None:
             continue
-        used[name] = slices
+        used[name] = slices._replace(images=slices.images[:0], masks=slices.masks[:0])
         for slice_name, image, mask in zip(slices.names, slices.images, slices.masks, strict=True):
             fitted = fit_classes(mask, size, len(HEART))
             if fitted.any():

@@ -17,6 +17,7 @@ from training.data.formats.grey_image import read_grey
 from training.data.listing import list_files
 from training.data.preparation.resize import Bools, Floats, fit_image, fit_mask
 from training.data.problems import BadFileError, DataError, Problems, progress, tiny_lesions
+from training.data.spooled import Spooled
 
 SIDE = 1024
 WHITE = 255
@@ -79,7 +80,7 @@ def load_tissue(folder: Path, size: int, tissue: str, split: str = "train", skip
     held_back = validation_patients()
     listed = [name for name in films if films[name].tissue == tissue and SPLITS[split](name, held_back)]
     there = [name for name in listed if (folder / f"{name}.pgm").exists()]
-    names, images = [], []
+    names, images = [], Spooled[np.float32]()
     for name in progress(there, folder):
         with problems.of(folder / f"{name}.pgm"):
             breast, _ = read_film(folder / f"{name}.pgm", [])
@@ -134,7 +135,8 @@ def load_mias(
         if path.stem not in films:
             problems.add(path, "has no row in Info.txt")
     held_back = validation_patients(validation_fraction, seed)
-    names, images, masks, tiny, sizes = [], [], [], [], []
+    names, tiny, sizes = [], [], []
+    images, masks = Spooled[np.float32](), Spooled[np.uint8]()
     for name in progress([name for name in films if films[name].usable and SPLITS[split](name, held_back)], folder):
         path = folder / f"{name}.pgm"
         with problems.of(path):
@@ -205,7 +207,7 @@ def read_film(path: Path, circles: list[Circle]) -> tuple[Floats, Bools]:
     """
     if not path.exists():
         raise BadFileError("is missing, but Info.txt lists a lesion on it")
-    film, white, _ = read_grey(path)
+    film, white, *_ = read_grey(path)
     if film.shape != (SIDE, SIDE) or film.dtype != np.uint8:
         raise BadFileError(f"is {film.shape[0]} x {film.shape[1]} {film.dtype}; mini-MIAS is {SIDE} x {SIDE} uint8")
     if white not in (None, WHITE):

@@ -9,19 +9,29 @@ from numpy.typing import NDArray
 from training.data.classes import LESION
 from training.data.dataset import LoadedPairs
 from training.data.formats.grey_image import GreyImage, read_grey
-from training.data.layouts.picture_folder import Files, beyond_white, files_by_stem, read_image, to_range
+from training.data.layouts.picture_folder import (
+    Files,
+    beyond_white,
+    files_by_stem,
+    read_image,
+    to_range,
+    told_by,
+    unlike,
+    without_pixels,
+)
 from training.data.listing import list_files
 from training.data.preparation.grey_scale import Levels, levels_of
 from training.data.preparation.resize import fit_image, fit_mask
 from training.data.problems import BadFileError, DataError, Problems, progress, some, tiny_lesions
+from training.data.spooled import Spooled
 
 
 def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
     """Decode every pair of a folder into ``size`` x ``size`` pixels, aspect kept by padding with black.
 
-    Images are PNG, PGM, TIFF or NPY and are scaled to [-1, 1] by one rule for the whole folder, never image by image:
-    ``grey_scale`` has it. Masks hold 0 for background and one other value, whichever, for the lesion; a mask may be
-    empty.
+    Images are PNG, PGM, TIFF, NPY or DICOM and are scaled to [-1, 1] by one rule for the whole folder, never image by
+    image: ``grey_scale`` has it. Masks hold 0 for background and one other value, whichever, for the lesion; a mask
+    may be empty.
 
     Raises:
         DataError: a file cannot be used or lacks its partner (all are listed), or no pair is left. With ``skip_bad``
@@ -29,9 +39,10 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
     """
     problems = Problems(folder)
     images, masks = (files_by_stem(folder / name, problems) for name in ("images", "masks"))
-    names, fitted_images, fitted_masks, tiny, turned_alone = [], [], [], [], []
+    names, tiny, turned_alone = [], [], []
+    fitted_images, fitted_masks = Spooled[np.float32](), Spooled[np.uint8]()
     levels: list[Levels] = []
-    turned = 0
+    read: list[GreyImage] = []
     for name in progress(_matched(images, masks, problems), folder):
         pair = _read_pair(images[name][0], masks[name][0], problems)
         if pair is None:
@@ -39,7 +50,7 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
         image, mask = pair
         pixels = image.pixels
         levels.append(levels_of(pixels, image.maxval))
-        turned += image.turned
+        read.append(without_pixels(image))
         turned_alone += [name] * (image.turned != mask.turned)
         fitted_mask, enlarged = fit_mask(mask.pixels, size)
         names.append(name)
@@ -51,7 +62,7 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
         raise DataError(f"{folder}: images/ and masks/ hold no pair that can be used")
 
     scale = to_range(fitted_images, levels)
-    warnings = [*tiny_lesions(tiny, size), *beyond_white(names, scale)]
+    warnings = [*tiny_lesions(tiny, size), *beyond_white(names, scale), *unlike(read)]
     if turned_alone:
         warnings.append(
             f"the tags of image and mask turn one of the two alone in {len(turned_alone)} pairs, which were so read; "
@@ -60,7 +71,7 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
     reading = {
         "layout": "pairs",
         "white": scale.kinds,
-        "turned_by_their_tags": turned,
+        **told_by(read),
         "left_out": len(problems.found),
     }
     files = [path for name in names for path in (images[name][0], masks[name][0])]

@@ -1,8 +1,9 @@
 """A folder of grey images without masks, and what reading one of them has in common with reading pairs."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,10 @@ from training.data.listing import list_files
 from training.data.preparation.grey_scale import BIT_DEPTHS, Levels, Scale, levels_of, scale_of
 from training.data.preparation.resize import Floats, fit_image
 from training.data.problems import BadFileError, DataError, Problems, progress, some
+from training.data.spooled import Spooled
 
 Files = dict[str, list[Path]]
+SAME_SIDE = 0.01  # how far sides of pixels may be apart, as a share
 
 
 def load_pictures(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
@@ -25,7 +28,8 @@ def load_pictures(folder: Path, size: int, skip_bad: bool = False) -> LoadedPair
     """
     problems = Problems(folder)
     files = files_by_stem(folder, problems)
-    names, fitted, turned = [], [], 0
+    names, fitted = [], Spooled[np.float32]()
+    read: list[GreyImage] = []
     levels: list[Levels] = []
     for name in progress(sorted(files), folder):
         path, *others = files[name]
@@ -36,7 +40,7 @@ def load_pictures(folder: Path, size: int, skip_bad: bool = False) -> LoadedPair
             levels.append(levels_of(image.pixels, image.maxval))
             fitted.append(fit_image(image.pixels.astype(np.float32), size))
             names.append(name)
-            turned += image.turned
+            read.append(without_pixels(image))
     problems.settle(skip_bad)
     if not names:
         raise DataError(f"{folder} holds no image that can be used")
@@ -44,11 +48,11 @@ def load_pictures(folder: Path, size: int, skip_bad: bool = False) -> LoadedPair
     reading = {
         "layout": "images",
         "white": scale.kinds,
-        "turned_by_their_tags": turned,
+        **told_by(read),
         "left_out": len(problems.found),
     }
     listing = list_files(folder, [files[name][0] for name in names])
-    return LoadedPairs(names, fitted, None, (), reading, beyond_white(names, scale), listing)
+    return LoadedPairs(names, fitted, None, (), reading, [*beyond_white(names, scale), *unlike(read)], listing)
 
 
 def files_by_stem(folder: Path, problems: Problems) -> Files:
@@ -91,3 +95,33 @@ def beyond_white(names: Sequence[str], scale: Scale) -> list[str]:
         f"{len(scale.beyond)} of {len(names)} images have pixels far brighter than all others, which are cut off "
         f"at white: {some([names[index] for index in scale.beyond])}"
     ]
+
+
+def without_pixels(image: GreyImage) -> GreyImage:
+    return image._replace(pixels=np.empty((0, 0)))
+
+
+def told_by(images: Sequence[GreyImage]) -> dict[str, Any]:
+    """What the files themselves asked for or say, as JSON holds it."""
+    told: dict[str, Any] = {"turned_by_their_tags": sum(image.turned for image in images)}
+    if decided := Counter(word for image in images for word in image.decided):
+        told["dicom"] = dict(sorted(decided.items()))
+    if sides := [image.spacing for image in images if image.spacing is not None]:
+        told["mm_a_pixel"] = [[min(sides), max(sides)]]
+    return told
+
+
+def unlike(images: Sequence[GreyImage]) -> list[str]:
+    """Warnings where images are of several sizes of pixels, or not what is looked at."""
+    sides = [image.spacing for image in images if image.spacing is not None]
+    warnings = []
+    if sides and max(sides) > (1 + SAME_SIDE) * min(sides):
+        warnings.append(
+            f"pixels are from {min(sides):g} to {max(sides):g} mm wide, and nothing brings them to one size: "
+            "structures will be of as many sizes"
+        )
+    if raw := sum("for processing" in image.decided for image in images):
+        warnings.append(f"{raw} of {len(images)} images are raw (FOR PROCESSING), and not as one looks at them")
+    if drawn := sum("synthetic" in image.decided for image in images):
+        warnings.append(f"{drawn} of {len(images)} images are synthetic, as they say themselves")
+    return warnings

@@ -1,0 +1,44 @@
+"""What takes long, kept beside the report: a run that was cut short goes on where it was."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Cache:
+    """A folder of .npz files, each named by what its arrays were made of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def arrays(self, what: str, made_of: Any, make: Callable[[], Arrays]) -> Arrays:
+        """What ``make`` gives or, of the same ``made_of`` (as JSON holds it), gave before.
+
+        It is written aside and renamed, and made anew if it cannot be read.
+        """
+        key = hashlib.sha256(json.dumps([what, made_of], sort_keys=True).encode()).hexdigest()[:32]
+        file = self.folder / f"{what}-{key}.npz"
+        try:
+            with np.load(file) as kept:
+                return dict(kept)
+        except (OSError, ValueError, zipfile.BadZipFile):  # there is none, or not all of it
+            pass
+        arrays = make()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            with aside.open("wb") as stream:
+                np.savez(stream, **arrays)
+            aside.replace(file)
+        finally:
+            aside.unlink(missing_ok=True)
+        return arrays

@@ -1,0 +1,94 @@
+"""How far two clouds of features lie apart, and how much of each the other covers."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+from scipy.spatial.distance import cdist
+
+from benchmarks.evaluation.statistics import Groups, Interval, jackknife, mean_of, two_sided
+
+Features = NDArray[np.float64]
+NEIGHBOURS = 5
+
+
+def frechet(one: Features, other: Features) -> float:
+    """The Frechet distance between normal distributions with the moments of features [N, D] and [M, D].
+
+    Heusel et al. 2017 (arXiv 1706.08500), eq. 6. The trace of the root of the covariances' product is the sum of the
+    singular values of the two centred clouds' product: it needs no root of a matrix, which is not exact where N <= D.
+    """
+    shift = one.mean(0) - other.mean(0)
+    first, second = ((side - side.mean(0)) / np.sqrt(len(side) - 1) for side in (one, other))
+    # Of tall clouds the triangles, D x D, have the same singular values.
+    if len(one) > one.shape[1]:
+        first, second = (linalg.qr(side, mode="r")[0] for side in (first, second))
+    root = linalg.svdvals(first @ second.T).sum()
+    return float(shift @ shift + np.square(first).sum() + np.square(second).sum() - 2 * root)
+
+
+def frechet_between(one: Features, other: Features, groups: Groups, others: Groups, seed: int = 0) -> Interval:
+    """``frechet`` with a jackknife over patients."""
+    found = jackknife(lambda kept, also: frechet(one[kept], other[also]), groups, others, seed)
+    return found._replace(low=max(found.low, 0.0))
+
+
+def kernel_distance(
+    one: Features, other: Features, groups: Groups, others: Groups, seed: int = 0, count: int = 500
+) -> Interval:
+    """The unbiased squared MMD under (x.y / D + 1)^3, of all items as one subset: KID's, Binkowski et al. 2018 (arXiv
+    1801.01401), eq. 4. Pairs of an item with itself are left out, in the bootstrap too, and so are those with its exact
+    copy on the other side: a set that is compared with itself has a distance of 0, not below."""
+    width = one.shape[1]
+    apart = (cdist(one, other) > 0).astype(np.float64)
+    within, also, between = (
+        (left @ right.T / width + 1) ** 3 for left, right in ((one, one), (other, other), (one, other))
+    )
+
+    def distance(weights: Features, more: Features) -> float:
+        return (
+            _within(within, weights)
+            + _within(also, more)
+            - 2 * float(weights @ (between * apart) @ more / (weights @ apart @ more))
+        )
+
+    return two_sided(distance, groups, others, seed, count)
+
+
+def _within(kernel: Features, weights: Features) -> float:
+    """The mean over pairs of different items."""
+    squares = np.square(weights)
+    return float((weights @ kernel @ weights - squares @ np.diag(kernel)) / (weights.sum() ** 2 - squares.sum()))
+
+
+class Coverage(NamedTuple):
+    """Kynkaanniemi et al. 2019 (arXiv 1904.06991), and Naeem et al. 2020 (arXiv 2002.09797) for the last two."""
+
+    precision: Interval
+    recall: Interval
+    density: Interval
+    coverage: Interval
+
+
+def coverage(real: Features, synthetic: Features, groups: Groups, others: Groups, seed: int = 0) -> Coverage:
+    """Of features [N, D] and [M, D], with balls that reach to the fifth neighbour.
+
+    Intervals are bootstraps over patients with the balls as they are.
+    """
+    between = cdist(real, synthetic)
+    of_real, of_synthetic = (_reach(side) for side in (real, synthetic))
+    within_real = between <= of_real[:, None]
+    neighbours = min(NEIGHBOURS, len(real) - 1)
+    return Coverage(
+        mean_of(within_real.any(0), others, seed),
+        mean_of((between <= of_synthetic).any(1), groups, seed),
+        mean_of(within_real.sum(0) / neighbours, others, seed),
+        mean_of(within_real.any(1), groups, seed),
+    )
+
+
+def _reach(features: Features) -> Features:
+    """The distance of each item to its fifth neighbour."""
+    place = min(NEIGHBOURS, len(features) - 1)
+    return np.partition(cdist(features, features), place, axis=1)[:, place]

@@ -1,0 +1,175 @@
+"""What pictures are compared by: radiomics, a segmenter of the real data, or a network that the user has."""
+
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.pairs import EvaluationError, Floats, Pairs
+from benchmarks.evaluation.progress import followed
+
+RADIOMICS, SEGMENTER, INCEPTION = "radiomics", "segmenter", "inception"
+INCEPTION_WIDTH, INCEPTION_SIDE = 2048, 299
+SETTINGS = {"binWidth": 8, "force2D": True, "force2Ddimension": 0}  # of 256 grey levels
+BORDER = 1  # pixels around, as pyradiomics needs
+NO_RADIOMICS = (
+    "radiomics are left out, as pyradiomics is not installed: pip install 'numpy<2' setuptools, then "
+    "pip install --no-build-isolation pyradiomics (it needs a C compiler)"
+)
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Features [N, D] of images [N, S, S] in [0, 1]; ``identity`` is what they depend on beside the images."""
+
+    name: str
+    identity: str
+    extract: Callable[[Floats], NDArray[np.float64]]
+
+    @property
+    def is_inception(self) -> bool:
+        return self.name == INCEPTION
+
+    def frechet_name(self) -> str:
+        """FID is of Inception's features alone, FRD of radiomics."""
+        return {INCEPTION: "FID", RADIOMICS: "FRD (Frechet, radiomics)"}.get(self.name, f"Frechet ({self.name})")
+
+    def kernel_name(self) -> str:
+        return "KID" if self.is_inception else f"kernel distance ({self.name})"
+
+    def of(self, pairs: Pairs, cache: Cache) -> NDArray[np.float64]:
+        digest = hashlib.sha256(np.ascontiguousarray(pairs.images).data).hexdigest()
+        made_of = [self.name, self.identity, digest, pairs.size]
+        kept = cache.arrays("features", made_of, lambda: {"features": self.extract(pairs.images)})
+        found: NDArray[np.float64] = kept["features"]
+        if self.is_inception and found.shape[1] != INCEPTION_WIDTH:
+            raise EvaluationError(
+                f"the network called inception has {found.shape[1]} features; FID's has {INCEPTION_WIDTH}: "
+                "give another network another name"
+            )
+        return found
+
+
+def has_radiomics() -> bool:
+    return importlib.util.find_spec("radiomics") is not None
+
+
+def radiomics() -> Extractor:
+    """The 93 features of first order, GLCM, GLDM, GLRLM, GLSZM and NGTDM that pyradiomics has, of a whole picture."""
+    return Extractor(RADIOMICS, f"pyradiomics {version('pyradiomics')} {SETTINGS}", _radiomics)
+
+
+def _radiomics(images: Floats) -> NDArray[np.float64]:
+    import SimpleITK
+    from radiomics.featureextractor import RadiomicsFeatureExtractor
+
+    logging.getLogger("radiomics").setLevel(logging.ERROR)
+    extractor: Any = RadiomicsFeatureExtractor(**SETTINGS)
+    extractor.disableAllFeatures()
+    for kind in ("firstorder", "glcm", "gldm", "glrlm", "glszm", "ngtdm"):
+        extractor.enableFeatureClassByName(kind)
+    inside = np.zeros((1, *images.shape[1:]), np.uint8)
+    inside[:, BORDER:-BORDER, BORDER:-BORDER] = 1
+    mask = SimpleITK.GetImageFromArray(inside)
+    rows = []
+    for image in followed(list(images), "radiomics"):
+        found = extractor.execute(SimpleITK.GetImageFromArray(image[None] * 255.0), mask)
+        rows.append([float(value) for name, value in found.items() if name.startswith("original_")])
+    return np.array(rows, np.float64)
+
+
+def of_network(name: str, file: Path) -> Extractor:
+    """A network in TorchScript (.pt) or ONNX (.onnx).
+
+    It gets float32 [N, 3, S, S], the grey level in each colour, in [0, 1]; one called inception gets 0 to 255 at 299 x
+    299 pixels, as the Inception of TensorFlow takes them that FID is defined by. It gives [N, D], or maps [N, D, h, w]
+    whose means are taken.
+
+    Raises EvaluationError if it cannot be read.
+    """
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise EvaluationError(f"{file} cannot be read: {error.strerror}") from error
+    if file.suffix == ".onnx":
+        run = _onnx(file)
+    elif file.suffix in (".pt", ".ts", ".pth"):
+        run = _torchscript(file)
+    else:
+        raise EvaluationError(f"{file} is neither a TorchScript (.pt) nor an ONNX (.onnx) network")
+    return Extractor(name, f"sha256 {digest}", partial(_by_network, run, name == INCEPTION, file))
+
+
+Run = Callable[[Floats], NDArray[Any]]
+
+
+def _by_network(run: Run, inception: bool, file: Path, images: Floats) -> NDArray[np.float64]:
+    import torch
+    import torch.nn.functional as F
+
+    rows = []
+    for part in followed(np.split(images, range(BATCH, len(images), BATCH)), file.name):
+        colours = torch.from_numpy(part)[:, None].repeat(1, 3, 1, 1)
+        if inception:
+            side = (INCEPTION_SIDE, INCEPTION_SIDE)
+            colours = F.interpolate(colours, side, mode="bilinear", antialias=True).clamp(0, 1) * 255
+        out = np.asarray(run(colours.numpy()), np.float64)
+        out = out.mean((2, 3)) if out.ndim == 4 else out
+        if out.ndim != 2 or len(out) != len(part) or not np.isfinite(out).all():
+            raise EvaluationError(f"{file} gives {list(out.shape)} for {len(part)} pictures; it must be finite [N, D]")
+        rows.append(out)
+    return np.concatenate(rows)
+
+
+def _onnx(file: Path) -> Run:
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base
+        raise EvaluationError(f"{file} is no ONNX network: {error}") from error
+    entry = session.get_inputs()[0].name
+    return lambda colours: session.run(None, {entry: colours})[0]
+
+
+def _torchscript(file: Path) -> Run:
+    import torch
+
+    try:
+        network = torch.jit.load(str(file), map_location="cpu").eval()
+    except RuntimeError as error:
+        raise EvaluationError(f"{file} is no TorchScript network: {str(error).splitlines()[0]}") from error
+
+    def run(colours: Floats) -> NDArray[Any]:
+        with torch.no_grad():
+            out = network(torch.from_numpy(colours))
+        return (out[0] if isinstance(out, tuple | list) else out).numpy()
+
+    return run
+
+
+def standardised(reference: NDArray[np.float64], *others: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Each feature less the reference's mean over its deviation; those that do not vary in it are left out."""
+    deviation = reference.std(0)
+    varying = deviation > 1e-9 * np.maximum(1, np.abs(reference.mean(0)))
+    mean, deviation = reference.mean(0)[varying], deviation[varying]
+    return [(side[:, varying] - mean) / deviation for side in (reference, *others)]
+
+
+def noise_like(pairs: Pairs, seed: int) -> Pairs:
+    """As many pictures, whose pixels are those of the pairs in random order: the ceiling of every distance."""
+    from dataclasses import replace
+
+    random = np.random.default_rng(seed)
+    images = random.permuted(pairs.images.reshape(len(pairs), -1), axis=1).reshape(pairs.images.shape)
+    return replace(pairs, name="noise", images=images)

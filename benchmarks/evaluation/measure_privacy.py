@@ -1,0 +1,222 @@
+"""Privacy: whether samples are copies, and whether the model tells whom it learnt from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.features import Extractor, of_network
+from benchmarks.evaluation.measure_quality import segmenter_features
+from benchmarks.evaluation.membership import Attack, Seen, by_features, by_loss, can_be_attacked, seen
+from benchmarks.evaluation.neighbours import PAPER_LPIPS, PAPER_NNDR, Nearest, closeness, nearest
+from benchmarks.evaluation.pairs import EvaluationError, Pairs
+from benchmarks.evaluation.report import Cell, Picture, Section, Table, histogram, picture, sheet
+from benchmarks.evaluation.segmentation import Recipe
+from benchmarks.evaluation.sides import FEW_PATIENTS, Sides
+from benchmarks.evaluation.similarity import Lpips
+from benchmarks.evaluation.statistics import share_of
+from training.checkpoint import load_checkpoint
+
+SHOWN = 9  # of the nearest
+UNKNOWN = (
+    "privacy is measured against what the generator was trained on, and real images that it was not: name the first "
+    "with --train and the second as REAL"
+)
+INVERSIONS = ("mganprior", "dmgan")
+
+
+def privacy(
+    sides: Sides,
+    checkpoints: Sequence[Path],
+    files: Sequence[tuple[str, Path]],
+    lpips: Path | None,
+    recipe: Recipe,
+    seed: int,
+    cache: Cache,
+) -> Section:
+    """What the page has of it; checkpoints: of the models whose members are looked for.
+
+    Raises EvaluationError if the training set is not known.
+    """
+    if not sides.as_fit:
+        raise EvaluationError(UNKNOWN)
+    section = Section("Privacy", warnings=sides.warnings())
+    section.text.append(
+        f"Every sample is compared with the {len(sides.train)} real pictures of the training set, and so are the "
+        f"{len(sides.held_out)} of patients that were not trained on: what they score is what a picture scores that is "
+        "no copy. An AUC of 0.5 means that samples come no nearer than they do, 1 that all are nearer."
+    )
+    if model := _inversion(sides.synthetic):
+        section.warnings.append(
+            f"{model} draws nothing new: its samples are reconstructions of pictures that it was given, found by "
+            "descent through a generator. That they are near their targets is what they are for. If the targets are "
+            "of the training set, they are copies of it, whatever the figures below"
+        )
+    _neighbours(section, sides, files, lpips, recipe, seed, cache)
+    for checkpoint in checkpoints:
+        _membership(section, sides, checkpoint, seed, cache)
+    if not checkpoints:
+        section.text.append("Membership inference needs the weights: --checkpoint.")
+    section.facts |= {"seed": seed, **sides.facts()}
+    return section
+
+
+def _inversion(samples: Pairs) -> str | None:
+    drawn_by: Any = samples.facts.get("drawn_by") or {}
+    models = {str(drawn_by.get("model")), *(str(stage.get("model")) for stage in drawn_by.get("stages", ()))}
+    return next((name for name in INVERSIONS if any(name in model for model in models)), None)
+
+
+def _neighbours(
+    section: Section,
+    sides: Sides,
+    files: Sequence[tuple[str, Path]],
+    lpips: Path | None,
+    recipe: Recipe,
+    seed: int,
+    cache: Cache,
+) -> None:
+    spaces: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {
+        "L2 of pixels in [0, 1]": (_flat(sides.synthetic), _flat(sides.held_out), _flat(sides.train))
+    }
+    extractors: list[Extractor] = [segmenter_features(sides.train, recipe, sides.classes, seed)]
+    extractors += [of_network(name, file) for name, file in files]
+    for extractor in extractors:
+        of_train = extractor.of(sides.train, cache)
+        deviation = np.where(of_train.std(0) > 0, of_train.std(0), 1)
+        drawn, others = (extractor.of(each, cache) / deviation for each in (sides.synthetic, sides.held_out))
+        spaces[f"features: {extractor.name}"] = drawn, others, of_train / deviation
+    columns = ["", "distance", "held out", "NNDR", "held out", "nearer than 5 % of held out", "lower NNDR than 5 %"]
+    columns += ["AUC, distance", "AUC, NNDR", f"NNDR < {PAPER_NNDR} (paper)"]
+    rows: list[list[Cell]] = []
+    for name, (drawn, others, training) in spaces.items():
+        samples, held_out = nearest(drawn, training), nearest(others, training)
+        found = closeness(samples, held_out, sides.held_out.groups, seed)
+        flagged = share_of(samples.ratio < PAPER_NNDR, np.arange(len(samples.ratio)))
+        rows.append(
+            [
+                name,
+                found.distance,
+                found.held_out_distance,
+                found.ratio,
+                found.held_out_ratio,
+                found.nearer,
+                found.lower_ratio,
+                found.auc,
+                found.ratio_auc,
+                flagged,
+            ]
+        )
+        section.pictures.append(
+            histogram(f"nearest: {name}", {"synthetic": samples.first, "real, held out": held_out.first})
+        )
+        section.pictures.append(
+            histogram(f"NNDR: {name}", {"synthetic": samples.ratio, "real, held out": held_out.ratio})
+        )
+        section.pictures.append(_side_by_side(name, sides, samples, held_out))
+        if found.nearer.low > 0.05 and found.auc.low > 0.5:
+            section.warnings.append(
+                f"{name}: {found.nearer.value:.0%} of the samples are nearer to a training picture than 5 % of "
+                "held-out pictures are: look at the nearest below whether they are copies"
+            )
+        if lpips is not None and name.startswith("L2"):
+            _perceived(section, sides, samples, held_out, Lpips(lpips))
+    note = (
+        "Medians, with intervals; those of held-out pictures are over patients. NNDR is the distance to the nearest "
+        "over that to the second nearest: near 0 for a copy. A share above 5 % says that samples are nearer than "
+        "real pictures of strangers; blurred or plain pictures are near everything in L2, so look at NNDR and at "
+        f"the pictures too. L2 is of {sides.train.size} x {sides.train.size} pixels, so it is at most "
+        f"{sides.train.size}."
+    )
+    section.tables.append(Table("Nearest neighbours in the training set", columns, rows, note))
+    same = {image.tobytes() for image in sides.train.images}
+    copies = sum(image.tobytes() in same for image in sides.synthetic.images)
+    section.text.append(f"{copies} of {len(sides.synthetic)} samples are training pictures, bit for bit.")
+
+
+def _flat(pairs: Pairs) -> np.ndarray:
+    return pairs.images.reshape(len(pairs), -1)
+
+
+def _perceived(section: Section, sides: Sides, samples: Nearest, held_out: Nearest, lpips: Lpips) -> None:
+    """LPIPS to the nearest in L2, as the paper has it."""
+    import torch
+
+    def distances(pairs: Pairs, found: Nearest) -> np.ndarray:
+        one, other = (torch.from_numpy(each)[:, None] for each in (pairs.images, sides.train.images[found.row]))
+        return np.asarray(lpips(one, other).numpy(), np.float64)
+
+    drawn, real = distances(sides.synthetic, samples), distances(sides.held_out, held_out)
+    limit = float(np.quantile(real, 0.05))
+    own = np.arange(len(drawn))
+    columns = ["", "median", "held out", "nearer than 5 % of held out", f"below {PAPER_LPIPS} (paper)"]
+    row: list[Cell] = ["LPIPS to the nearest in L2", float(np.median(drawn)), float(np.median(real))]
+    row += [share_of(drawn < limit, own), share_of(drawn < PAPER_LPIPS, own)]
+    section.tables.append(Table("As a network perceives them", columns, [row]))
+    section.facts["lpips"] = f"torchvision vgg16, sha256 {lpips.digest}; heads of torchmetrics"
+
+
+def _side_by_side(name: str, sides: Sides, samples: Nearest, held_out: Nearest) -> Picture:
+    """The samples with the lowest NNDR, below each the training picture next to it; then real ones likewise."""
+
+    def tiles(pairs: Pairs, found: Nearest) -> list[Any]:
+        order = np.argsort(found.ratio)[:SHOWN]
+        order = np.concatenate([order, order[-1:].repeat(SHOWN - len(order))])
+        near = [picture(sides.train.images[row], sides.train.masks[row]) for row in found.row[order]]
+        return [picture(pairs.images[row], pairs.masks[row]) for row in order] + near
+
+    both = tiles(sides.synthetic, samples) + tiles(sides.held_out, held_out)
+    title = (
+        f"{name}, lowest NNDR first. Rows: samples; their nearest training pictures; held-out pictures; their nearest "
+        "training pictures"
+    )
+    return Picture(title, sheet(both, SHOWN))
+
+
+def _membership(section: Section, sides: Sides, checkpoint: Path, seed: int, cache: Cache) -> None:
+    family, config = load_checkpoint(checkpoint)
+    name = f"{config['model']} ({checkpoint.name})"
+    if not can_be_attacked(family):
+        section.text.append(f"{name} does not learn by denoising, so it has no loss for membership inference.")
+        return
+    if family.labels and sides.labels and family.labels != sides.labels:
+        raise EvaluationError(f"{name} knows {', '.join(family.labels)}; the data show {', '.join(sides.labels)}")
+
+    def of(pairs: Pairs) -> Seen:
+        made_of = [config["digest"], pairs.digest, seed]
+        kept = cache.arrays(
+            "membership", made_of, lambda: vars(seen(family, pairs, seed, what=f"{name}: {pairs.name}"))
+        )
+        return Seen(kept["loss"], kept["band"], kept["unlike"])
+
+    members, others = of(sides.train), of(sides.held_out)
+    whose = sides.train.groups, sides.held_out.groups
+    attacks: dict[str, Attack] = {
+        "threshold on the loss": by_loss(members, others, *whose, seed),
+        "the paper's two features, logistic regression": by_features(members, others, *whose, seed),
+    }
+    rows: list[list[Cell]] = [[way, attack.auc, attack.tpr] for way, attack in attacks.items()]
+    counts = f"{len(sides.train)} pictures of {sides.train.patient_count} patients that it was trained on"
+    note = (
+        f"{counts}, {len(sides.held_out)} of {sides.held_out.patient_count} others. Noise levels from 0.3 to 0.6 of "
+        "the schedule, eight of them with noise that is the same for all pictures. Intervals are over patients; the "
+        "regression scores each patient by a fit without any of theirs. The claim that these are its members is the "
+        f"user's. Its config names the data as {config.get('data', 'unknown')!r}."
+    )
+    section.tables.append(Table(f"Membership inference: {name}", ["", "AUC", "TPR at 1 % FPR"], rows, note))
+    section.pictures.append(
+        histogram(f"loss: {config['model']}", {"trained on": members.loss, "held out": others.loss})
+    )
+    section.facts.setdefault("checkpoints", {})[name] = {"sha256": config["digest"], "data": config.get("data")}
+    if min(sides.train.patient_count, sides.held_out.patient_count) < FEW_PATIENTS:
+        section.warnings.append(
+            f"{name}: with {sides.held_out.patient_count} patients who are no members, membership inference shows that "
+            "it runs, not that the model keeps its secrets"
+        )
+    if len(sides.held_out) < 100:
+        section.warnings.append(
+            f"{name}: 1 % of {len(sides.held_out)} held-out pictures is less than one, so its TPR is that at no "
+            "false alarm"
+        )

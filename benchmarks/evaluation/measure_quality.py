@@ -1,0 +1,206 @@
+"""Fidelity: how far samples lie from real images, beside how far real ones lie from each other, and from noise."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.evaluation import features as of
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.distances import coverage, frechet_between, kernel_distance
+from benchmarks.evaluation.features import Extractor, noise_like, standardised
+from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, together
+from benchmarks.evaluation.report import Cell, Section, Table, histogram, sample_grid
+from benchmarks.evaluation.segmentation import Recipe, seen_by, steps_of, trained
+from benchmarks.evaluation.shapes import absent, compared, features_of
+from benchmarks.evaluation.sides import Sides, even_halves
+from benchmarks.evaluation.similarity import KERNEL, Lpips, likeness, partners, scales_for
+from benchmarks.evaluation.statistics import mean_of
+
+SURE_OF_FRECHET = 10  # pictures for each feature
+HISTOGRAMS = 24
+
+
+def quality(
+    sides: Sides, files: Sequence[tuple[str, Path]], lpips: Path | None, recipe: Recipe, seed: int, cache: Cache
+) -> Section:
+    """What the page has of it; files: networks to compare by, name and path."""
+    section = Section("Quality", warnings=sides.warnings())
+    reference, other = even_halves(sides, seed)
+    count = min(len(reference), len(other), len(sides.synthetic))
+    reference, other, synthetic = (drawn_by_patient(each, count, seed) for each in (reference, other, sides.synthetic))
+    section.text.append(
+        f"Pictures are compared with one half of the real patients: {count} on each side. The other half of the "
+        "patients is the floor, which no generator can be expected to go below; the noise, the same pixels in random "
+        "order, is the ceiling."
+    )
+    extractors = _extractors(section, reference, files, recipe, sides.classes, seed)
+    _distances(section, extractors, reference, {"synthetic": synthetic, "real, other patients": other}, seed, cache)
+    _paired(section, sides, lpips, seed)
+    _shapes(section, sides, reference, other, seed)
+    section.pictures += [sample_grid(sides.synthetic, seed), sample_grid(sides.train, seed)]
+    section.facts |= {"seed": seed, "compared": count, "features": {each.name: each.identity for each in extractors}}
+    section.facts |= sides.facts()
+    return section
+
+
+def _extractors(
+    section: Section,
+    reference: Pairs,
+    files: Sequence[tuple[str, Path]],
+    recipe: Recipe,
+    classes: int,
+    seed: int,
+) -> list[Extractor]:
+    found = []
+    if of.has_radiomics():
+        found.append(of.radiomics())
+    else:
+        section.warnings.append(of.NO_RADIOMICS)
+    found.append(segmenter_features(reference, recipe, classes, seed))
+    found += [of.of_network(name, file) for name, file in files]
+    if not any(each.is_inception for each in found):
+        section.text.append(
+            "There is no FID and no KID here: they are of the Inception network, which --features inception=PATH "
+            "would name. Distances of other features are named by them, and no paper's figures can stand beside them."
+        )
+    return found
+
+
+def segmenter_features(real: Pairs, recipe: Recipe, classes: int, seed: int) -> Extractor:
+    """What the lowest level of a segmenter that was trained on these real pairs sees."""
+    identity = f"DynUNet {recipe.described()} on {real.digest}, seed {seed}"
+    network = None
+
+    def extract(images: of.Floats) -> np.ndarray:
+        nonlocal network
+        if network is None:
+            steps = steps_of(recipe, len(real))
+            network = trained(real, classes, recipe, steps, seed, "a segmenter to compare by")
+        return seen_by(network, images)
+
+    return Extractor(of.SEGMENTER, identity, extract)
+
+
+def _distances(
+    section: Section,
+    extractors: Sequence[Extractor],
+    reference: Pairs,
+    others: dict[str, Pairs],
+    seed: int,
+    cache: Cache,
+) -> None:
+    sides = {**others, "noise": noise_like(reference, seed)}
+    for extractor in extractors:
+        of_reference, *of_sides = (extractor.of(each, cache) for each in (reference, *sides.values()))
+        if not extractor.is_inception:
+            of_reference, *of_sides = standardised(of_reference, *of_sides)
+        count, width = of_reference.shape
+        rows: list[list[Cell]] = []
+        for (name, pairs), found in zip(sides.items(), of_sides, strict=True):
+            groups = reference.groups, pairs.groups
+            spread = coverage(of_reference, found, *groups, seed)
+            rows.append(
+                [
+                    name,
+                    count,
+                    kernel_distance(of_reference, found, *groups, seed),
+                    frechet_between(of_reference, found, *groups, seed),
+                    *spread,
+                ]
+            )
+        columns = ["", "pictures", extractor.kernel_name(), extractor.frechet_name()]
+        note = (
+            f"{width} features "
+            f"({extractor.identity.split(' {')[0].split(' on ')[0]}). The kernel distance has one subset, "
+            f"of all {count} pictures; its interval is a bootstrap over patients. The Frechet distance has a jackknife "
+            "over patients. Precision is the share of pictures near a real one, recall of real ones near a picture; "
+            "density and coverage are Naeem's, with five neighbours."
+        )
+        section.tables.append(
+            Table(f"By {extractor.name}", [*columns, "precision", "recall", "density", "coverage"], rows, note)
+        )
+        if count < SURE_OF_FRECHET * width:
+            section.warnings.append(
+                f"{count} pictures are few for a Frechet distance of {width} {extractor.name} features, which is too "
+                f"high below {SURE_OF_FRECHET * width}: compare it with the floor of as many, and read the kernel "
+                "distance first"
+            )
+
+
+def _paired(section: Section, sides: Sides, weights: Path | None, seed: int) -> None:
+    rows, drawn = partners(sides.held_out, sides.synthetic)
+    which, real = "held out", sides.held_out
+    if len(rows) < 2:
+        rows, drawn = partners(sides.train, sides.synthetic)
+        which, real = "trained on", sides.train
+    if len(rows) < 2:
+        section.text.append(
+            "No sample has the mask of a real image, so there are no pairs for PSNR, SSIM, MS-SSIM and LPIPS. "
+            "Samples of an image model under real masks (sample --condition) have them."
+        )
+        return
+    real, synthetic = real.at(rows), sides.synthetic.at(drawn)
+    lpips = None if weights is None else Lpips(weights)
+    figures = likeness(real, synthetic, lpips)
+    floor = likeness(real, real.at(np.roll(np.arange(len(real)), 1)), lpips)
+    table: list[list[Cell]] = [
+        [name, *(mean_of(values[metric], real.groups, seed) for metric in values)]
+        for name, values in (("sample and the real image of its mask", figures), ("two real images", floor))
+    ]
+    note = (
+        f"{len(real)} samples under masks of real images ({which}). SSIM has a Gaussian kernel of {KERNEL} pixels "
+        f"and a range of 1; MS-SSIM the weights {', '.join(map(str, scales_for(real.size)))}, as many scales as fit. "
+    )
+    if lpips is None:
+        note += "LPIPS needs VGG16's weights: --lpips PATH."
+    else:
+        section.facts["lpips"] = f"torchvision vgg16, sha256 {lpips.digest}; heads of torchmetrics"
+    section.tables.append(Table("Like the real image of the same mask", ["", *figures], table, note))
+
+
+def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed: int) -> None:
+    real = together(sides.train, sides.held_out)
+    floor = {name: found.d for name, found, _ in compared(reference, other, seed)}
+    rows: list[list[Cell]] = [
+        [
+            name,
+            found.real_mean,
+            found.synthetic_mean,
+            found.d,
+            floor.get(name),
+            _p(found.p),
+            _p(adjusted),
+            "yes" if adjusted < 0.05 else "no",
+            found.delta,
+        ]
+        for name, found, adjusted in compared(real, sides.synthetic, seed)
+    ]
+    columns = ["", "real", "synthetic", "KS D", "D of real halves", "p", "p (Holm)", "differs", "Cliff's delta"]
+    note = (
+        "Pixels % are of all pixels of a class, area, roundness, eccentricity and solidity of its largest component. "
+        "Delta is how much more often a synthetic value is above a real one than below it. p takes slices of a "
+        "patient for independent, which they are not, so it is too small: D beside that of two halves of the real "
+        "patients, and delta's interval over patients, say more. What does not differ is not shown to be the same."
+    )
+    section.tables.append(
+        Table(f"Shapes of masks: {len(real)} real, {len(sides.synthetic)} synthetic", columns, rows, note)
+    )
+    lacking, also = absent(real), absent(sides.synthetic)
+    section.tables.append(
+        Table(
+            "Masks without a structure, which the figures above leave out",
+            ["", "real", "of", "synthetic", "of"],
+            [[name, lacking[name], len(real), also.get(name, 0), len(sides.synthetic)] for name in lacking],
+        )
+    )
+    one, drawn = features_of(real), features_of(sides.synthetic)
+    section.pictures += [
+        histogram(name, {"real": one[name], "synthetic": drawn[name]})
+        for name in list(one)[:HISTOGRAMS]
+        if name in drawn
+    ]
+
+
+def _p(value: float) -> str:
+    return f"{value:.1e}" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,160 @@
+"""Whether a denoiser tells which images it was trained on.
+
+Two attacks with the weights at hand: the plain threshold on the loss, and the cardiac paper's two features, the error's
+energy between 0.15 and 0.85 of the highest frequency and 1 - SSIM of the estimate, in a logistic regression. Noise and
+its levels are the same for every image, several of them are averaged, and no patient is on both sides of the fit.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from torch import Tensor
+
+from benchmarks.evaluation.pairs import EvaluationError, Pairs
+from benchmarks.evaluation.progress import followed
+from benchmarks.evaluation.statistics import Array, Groups, Interval, auc_of, caught, two_sided
+from serving.sampling.solvers import COLUMNS, Schedule, data_weights
+from training.family import Family
+from training.noising import levels, noised
+
+DRAWS = 8
+NOISE_RANGE = (0.3, 0.6)  # of the schedule, counted from the data; the paper's
+BAND = (0.15, 0.85)  # of the highest frequency
+BATCH = 32
+FOLDS = 5
+FALSE_ALARMS = 0.01
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of each image: the mean loss, and the paper's two features."""
+
+    loss: Array
+    band: Array
+    unlike: Array
+
+    @property
+    def features(self) -> NDArray[np.float64]:
+        return np.stack([self.band, self.unlike], axis=1)
+
+
+def can_be_attacked(family: Family) -> bool:
+    """Whether it learnt to denoise: others have no such loss."""
+    schedule = getattr(family.preset, "schedule", None)
+    return isinstance(schedule, Schedule) and schedule.process != "descent" and hasattr(family, "data")
+
+
+@torch.no_grad()
+def seen(family: Family, pairs: Pairs, seed: int = 0, draws: int = DRAWS, what: str = "membership") -> Seen:
+    """What the model makes of the pairs, which are of its size.
+
+    Raises EvaluationError if it has no denoising loss, or another size.
+    """
+    if not can_be_attacked(family):
+        raise EvaluationError(f"{family.name} has no denoising loss to attack")
+    if pairs.size != family.preset.size:
+        raise EvaluationError(
+            f"{family.name} was trained on {family.preset.size} pixels; {pairs.name} has {pairs.size}"
+        )
+    as_data: Any = family.data
+    totals = np.zeros((3, len(pairs)))
+    parts = [np.arange(start, min(start + BATCH, len(pairs))) for start in range(0, len(pairs), BATCH)]
+    for part in followed(parts, what):
+        images = torch.from_numpy(pairs.images[part])[:, None] * 2 - 1
+        masks = torch.from_numpy(pairs.masks[part])[:, None]
+        data: Tensor = as_data({"image": images, "mask": masks})
+        for draw in range(draws):
+            totals[:, part] += _of_draw(family, data, masks, seed * 1000 + draw, draw / draws)
+    return Seen(*(totals / draws))
+
+
+def _of_draw(family: Family, data: Tensor, masks: Tensor, seed: int, place: float) -> NDArray[np.float64]:
+    schedule = family.preset.schedule
+    assert schedule is not None
+    t = _timestep(schedule, place).expand(len(data))
+    noise = torch.randn(data.shape[1:], generator=torch.Generator().manual_seed(seed)).expand(data.shape)
+    state, target = noised(schedule, data, noise, t)
+    p, q = data_weights(schedule.prediction, *levels(schedule, t))
+    coeffs = torch.zeros(len(data), len(COLUMNS))
+    coeffs[:, 0], coeffs[:, 1], coeffs[:, 2] = t.float(), p.flatten(), q.flatten()
+    out = family.network(state, coeffs, masks if family.condition is not None else None).float()
+    error = out - target
+    return np.stack(
+        [
+            error.square().mean((1, 2, 3)).double().numpy(),
+            _energy_in_band(error),
+            1 - _ssim(p * state + q * out, data),
+        ]
+    )
+
+
+def _timestep(schedule: Schedule, place: float) -> Tensor:
+    """place: 0 .. 1 through the range of noise; a flow counts from the noise, diffusion from the data."""
+    share = NOISE_RANGE[0] + place * (NOISE_RANGE[1] - NOISE_RANGE[0])
+    last = schedule.num_train_timesteps - 1
+    if schedule.process == "flow":
+        return torch.tensor((1 - share) * last)
+    return torch.tensor(round(share * last))
+
+
+def _energy_in_band(error: Tensor) -> NDArray[np.float64]:
+    rows, columns = (torch.fft.fftfreq(side).abs() * 2 for side in error.shape[-2:])
+    radius = torch.hypot(rows[:, None], columns[None, :])
+    inside = (radius >= BAND[0]) & (radius <= BAND[1])
+    spectrum = torch.fft.fft2(error, norm="ortho").abs().square()
+    return spectrum[..., inside].mean((1, 2)).double().numpy()
+
+
+def _ssim(one: Tensor, other: Tensor) -> NDArray[np.float64]:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    found: Any = structural_similarity_index_measure(one.clamp(-1, 1), other, data_range=2.0, reduction="none")
+    values: NDArray[np.float64] = found.reshape(-1).double().numpy()
+    return values
+
+
+@dataclass(frozen=True)
+class Attack:
+    """AUC: 0.5 tells nothing. TPR: the share of members that is caught where 1 % of the others is."""
+
+    auc: Interval
+    tpr: Interval
+
+
+def by_loss(members: Seen, others: Seen, groups: Groups, other_groups: Groups, seed: int = 0) -> Attack:
+    """Members are those whose loss is low."""
+    return _attack(-members.loss, -others.loss, groups, other_groups, seed)
+
+
+def by_features(members: Seen, others: Seen, groups: Groups, other_groups: Groups, seed: int = 0) -> Attack:
+    """Each patient is scored by a regression that was fitted without any of theirs, by ranks among those left out with
+    them: pooled as they are, scores of several fits put members below others where nothing tells them apart."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    features = np.concatenate([members.features, others.features])
+    is_member = np.repeat([1, 0], [len(members.loss), len(others.loss)])
+    whose = np.concatenate([groups, other_groups + groups.max() + 1])
+    folds = min(FOLDS, len(np.unique(groups)), len(np.unique(other_groups)))
+    if folds < 2:
+        raise EvaluationError("the regression of the membership attack needs two patients on each side")
+    scores = np.zeros(len(features))
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for fitted, left_out in splitter.split(features, is_member, whose):
+        model = make_pipeline(StandardScaler(), LogisticRegression(solver="liblinear", class_weight="balanced"))
+        given = model.fit(features[fitted], is_member[fitted]).decision_function(features[left_out])
+        scores[left_out] = rankdata(given) / (len(given) + 1)  # as folds have scales of their own
+    return _attack(scores[is_member == 1], scores[is_member == 0], groups, other_groups, seed)
+
+
+def _attack(members: Array, others: Array, groups: Groups, other_groups: Groups, seed: int) -> Attack:
+    def tpr(weights: Array, more: Array) -> float:
+        return caught(np.repeat(members, weights.astype(int)), np.repeat(others, more.astype(int)), FALSE_ALARMS)
+
+    return Attack(auc_of(members, others, groups, other_groups, seed), two_sided(tpr, groups, other_groups, seed, 500))

@@ -1,0 +1,175 @@
+"""Intervals over patients, tests between two samples, and what is left of their p-values when there are many."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+Array = NDArray[np.float64]
+Groups = NDArray[np.int64]
+LEVEL = 0.95
+RESAMPLINGS = 1000
+FOLDS = 20  # of the jackknife
+
+
+class Interval(NamedTuple):
+    """A figure and its interval of 95 %; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_json(self) -> dict[str, float | None]:
+        return {name: None if np.isnan(number) else float(number) for name, number in self._asdict().items()}
+
+
+def resampled(groups: Groups, seed: int, count: int = RESAMPLINGS) -> Iterator[Array]:
+    """How often each item [N] is in each of ``count`` bootstrap samples that draw whole groups (patients)."""
+    random = np.random.default_rng(seed)
+    number = int(groups.max()) + 1
+    for _ in range(count):
+        yield np.bincount(random.integers(number, size=number), minlength=number)[groups].astype(np.float64)
+
+
+def around(value: float, drawn: Sequence[float] | Array) -> Interval:
+    """The percentile interval of a bootstrap; resamplings in which the figure is not defined do not count."""
+    kept = np.asarray(drawn, np.float64)
+    kept = kept[np.isfinite(kept)]
+    if len(kept) < 2 or np.isnan(value):
+        return Interval(float(value), np.nan, np.nan)
+    low, high = np.quantile(kept, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(value), float(low), float(high))
+
+
+def mean_of(values: NDArray[Any], groups: Groups, seed: int = 0, count: int = RESAMPLINGS) -> Interval:
+    """The mean of what is not NaN in values [N], with a bootstrap over groups; NaN if nothing is."""
+    values = np.asarray(values, np.float64)
+    there = np.isfinite(values)
+    if not there.any():
+        return Interval(np.nan, np.nan, np.nan)
+    values, groups = values[there], np.unique(groups[there], return_inverse=True)[1].astype(np.int64)
+    drawn = [float(weights @ values / weights.sum()) for weights in resampled(groups, seed, count)]
+    return around(float(values.mean()), drawn)
+
+
+def two_sided(
+    statistic: Callable[[Array, Array], float], one: Groups, other: Groups, seed: int = 0, count: int = RESAMPLINGS
+) -> Interval:
+    """``statistic(weights [N], weights [M])`` of two samples, with a bootstrap over the groups of each."""
+    value = statistic(np.ones(len(one)), np.ones(len(other)))
+    both = zip(resampled(one, seed, count), resampled(other, seed + 1, count), strict=True)
+    return around(value, [statistic(*weights) for weights in both])
+
+
+def jackknife(
+    statistic: Callable[[NDArray[np.bool_], NDArray[np.bool_]], float], one: Groups, other: Groups, seed: int = 0
+) -> Interval:
+    """``statistic(kept [N], kept [M])`` of two samples, its interval from leaving out folds of groups of each side.
+
+    For figures that a bootstrap, in which items come twice, biases: a Frechet distance does not know its own copies.
+    """
+    everything = np.ones(len(one), bool), np.ones(len(other), bool)
+    value = statistic(*everything)
+    variance = 0.0
+    for side, groups in enumerate((one, other)):
+        number = int(groups.max()) + 1
+        folds = np.random.default_rng(seed + side).permutation(number) % min(FOLDS, number)
+        left = []
+        for fold in range(int(folds.max()) + 1):
+            kept = list(everything)
+            kept[side] = folds[groups] != fold
+            left.append(statistic(kept[0], kept[1]))
+        if len(left) < 2:
+            return Interval(value, np.nan, np.nan)
+        variance += (len(left) - 1) / len(left) * float(np.square(np.array(left) - np.mean(left)).sum())
+    reach = float(stats.norm.ppf((1 + LEVEL) / 2)) * variance**0.5
+    return Interval(value, value - reach, value + reach)
+
+
+def share_of(hits: NDArray[np.bool_], groups: Groups, seed: int = 0) -> Interval:
+    """How many are, as a share: Wilson's interval where each item is its own group, else a bootstrap over groups."""
+    if len(np.unique(groups)) == len(groups):
+        found = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(LEVEL, "wilson")
+        return Interval(float(hits.mean()), float(found.low), float(found.high))
+    return mean_of(hits.astype(np.float64), groups, seed)
+
+
+class Compared(NamedTuple):
+    """Two samples of one feature: Kolmogorov and Smirnov's D and p, and Cliff's delta as the effect size.
+
+    delta: how much more often a synthetic value is above a real one than below it, from -1 to 1, 0 for alike.
+    """
+
+    real_mean: float
+    synthetic_mean: float
+    d: float
+    p: float
+    delta: Interval
+
+
+def compare(real: Array, synthetic: Array, groups: Groups, seed: int = 0, count: int = 200) -> Compared | None:
+    """None if a side has fewer than two values; the interval of delta is a bootstrap over the real side's patients."""
+    there, others = np.isfinite(real), np.isfinite(synthetic)
+    real, groups, synthetic = real[there], groups[there], synthetic[others]
+    if min(len(real), len(synthetic)) < 2:
+        return None
+    found = stats.ks_2samp(real, synthetic)
+    groups = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    # Of each real value, how many synthetic ones are above less those below: delta is a weighted mean of these.
+    ordered = np.sort(synthetic)
+    above = len(ordered) - np.searchsorted(ordered, real, "right")
+    excess = (above - np.searchsorted(ordered, real, "left")) / len(ordered)
+    random = np.random.default_rng(seed)
+    spread = random.normal(0, 1, count) * _deviation_of_delta(real, synthetic)
+    drawn = [
+        float(weights @ excess / weights.sum()) + noise
+        for weights, noise in zip(resampled(groups, seed, count), spread, strict=True)
+    ]
+    delta = around(float(excess.mean()), np.clip(drawn, -1, 1))
+    return Compared(float(real.mean()), float(synthetic.mean()), float(found.statistic), float(found.pvalue), delta)
+
+
+def _deviation_of_delta(real: Array, synthetic: Array) -> float:
+    """The part of delta's standard error that the synthetic side has."""
+    ordered = np.sort(real)
+    below = np.searchsorted(ordered, synthetic, "left")
+    excess = (below - (len(ordered) - np.searchsorted(ordered, synthetic, "right"))) / len(ordered)
+    return float(excess.std(ddof=1) / len(synthetic) ** 0.5)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number: Holm 1979."""
+    order = np.argsort(p_values)
+    factors = len(p_values) - np.arange(len(p_values))
+    adjusted = np.minimum(np.maximum.accumulate(np.array(p_values, np.float64)[order] * factors), 1)
+    back = np.empty(len(p_values))
+    back[order] = adjusted
+    return back.tolist()
+
+
+def auc(positives: Array, negatives: Array, weights: tuple[Array, Array] | None = None) -> float:
+    """How likely a positive's score is above a negative's, ties by half: the area under the ROC curve.
+
+    weights: how often each is there; NaN if none of a side is.
+    """
+    first, second = (np.ones(len(positives)), np.ones(len(negatives))) if weights is None else weights
+    if not first.sum() or not second.sum():
+        return float("nan")
+    is_positive = np.repeat([1, 0], [len(positives), len(negatives)])
+    scores, counts = np.concatenate([positives, negatives]), np.concatenate([first, second])
+    return float(roc_auc_score(is_positive, scores, sample_weight=counts))
+
+
+def auc_of(positives: Array, negatives: Array, groups: Groups, others: Groups, seed: int = 0) -> Interval:
+    """``auc`` with a bootstrap over the groups of each side."""
+    return two_sided(lambda *weights: auc(positives, negatives, weights), groups, others, seed)
+
+
+def caught(positives: Array, negatives: Array, false_alarms: float = 0.01) -> float:
+    """The share of positives above a threshold that no more than this share of negatives reaches: TPR at a FPR."""
+    allowed = int(false_alarms * len(negatives))
+    threshold = np.sort(negatives)[::-1][allowed]
+    return float((positives > threshold).mean())

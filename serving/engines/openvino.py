@@ -1,0 +1,156 @@
+"""OpenVINO on the CPU."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.bundle import Bundle
+from serving.engines import EngineError
+from serving.engines.named_graphs import NamedGraphs
+from serving.engines.threads import cores, threads
+from serving.user import cache_folder
+
+# Of batches. With a dynamic one OpenVINO takes 1.7 times as long; each size takes 130 MB of memory for PIG's `small`,
+# and 8 rows as long as two times 4.
+SIZES = (4, 2, 1)
+UNITS = {"bf16": "avx512_bf16 or AMX", "fp16": "avx512_fp16"}
+
+
+class OpenVinoEngine(NamedGraphs):
+    """Runs ``step.xml`` and ``finish.xml``, with a compiled model for batches of each of ``SIZES``.
+
+    Each is made when it is first needed, and kept in the user's cache for the next process. Other batches are done in
+    pieces: on a CPU a large batch costs as much as its pieces.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
+        manifest = bundle.manifest
+        self._openvino = load(manifest.model)
+        self._bundle = bundle
+        self._core = self._openvino.Core()
+        self._threads = threads()
+        # Some sums are cut into as many parts as there are threads, and kernels are chosen by what the CPU can.
+        self.machine = f"{self._core.get_property('CPU', 'FULL_DEVICE_NAME')}, {self._threads} threads"
+        if warning := lacking(self._core, manifest.precision):
+            logging.getLogger(__name__).warning("%s: %s", manifest.model, warning)
+        self._requests: dict[tuple[str, int], Any] = {}
+
+    def run(self, name: str, outputs: list[str], feeds: Mapping[str, NDArray | None]) -> list[NDArray]:
+        rows = len(feeds["sample"])  # type: ignore[arg-type]
+        pieces = [self._run_piece(name, outputs, feeds, piece) for piece in pieces_of(rows)]
+        return pieces[0] if len(pieces) == 1 else [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+    def _run_piece(
+        self, name: str, outputs: list[str], feeds: Mapping[str, NDArray | None], piece: slice
+    ) -> list[NDArray]:
+        request = self._request(name, piece.stop - piece.start)
+        try:
+            given = [feeds[name_of(tensor)][piece] for tensor in request.model_inputs]  # type: ignore[index]
+            request.infer([np.ascontiguousarray(values) for values in given], share_inputs=True)
+            return [np.array(request.get_output_tensor(number).data) for number in range(len(outputs))]
+        except Exception as error:  # OpenVINO's own are RuntimeErrors, and what is wrong with an input is anything
+            raise EngineError(f"OpenVINO failed in the {name} graph: {error}") from error
+
+    def _request(self, name: str, size: int) -> Any:
+        if (name, size) not in self._requests:
+            self._requests[name, size] = self._compiled(name, size).create_infer_request()
+        return self._requests[name, size]
+
+    def _compiled(self, name: str, size: int) -> Any:
+        path = self._bundle.engine_path(name)
+        options = {
+            "INFERENCE_PRECISION_HINT": "dynamic",  # each node in what the graph says
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": 1,
+            # Without it two threads were seen to be as slow as one. Where a container has less than all cores, though,
+            # it would be on the first of them, and so would all others.
+            "ENABLE_CPU_PINNING": self._threads == cores(os.sched_getaffinity(0)),
+        }
+        kept = KeptModel(self._key(name, size, options))
+        try:
+            if (content := kept.read()) is not None:
+                with suppress(RuntimeError):  # of another build of the library, or another CPU
+                    return self._core.import_model(io.BytesIO(content), "CPU", options)
+            model = self._core.read_model(path)
+            model.reshape({tensor: [size, *list(tensor.partial_shape)[1:]] for tensor in model.inputs})
+            compiled = self._core.compile_model(model, "CPU", options)
+        except Exception as error:
+            built = self._bundle.manifest.target.get("openvino")
+            raise EngineError(f"OpenVINO cannot open {path}, which OpenVINO {built} wrote: {error}") from error
+        kept.write(compiled.export_model().getvalue())
+        return compiled
+
+    def _key(self, name: str, size: int, options: Mapping[str, Any]) -> str:
+        """What a compiled model is good for."""
+        engine = self._bundle.manifest.engines[name]
+        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        facts = [engine.sha256, engine.weights and engine.weights.sha256, size, options, self.machine, capabilities]
+        return json.dumps([self._openvino.__version__, *facts])
+
+
+class KeptModel:
+    """A compiled model in the user's cache folder, after the sha256 of its bytes: OpenVINO's own cache has none, and
+    would compute with weights that were damaged on the disk."""
+
+    def __init__(self, key: str) -> None:
+        self._name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.openvino"
+
+    def read(self) -> bytes | None:
+        """None if there is none, or it is damaged."""
+        try:
+            content = (cache_folder() / self._name).read_bytes()
+        except OSError:
+            return None
+        digest, model = content[:32], content[32:]
+        return model if hashlib.sha256(model).digest() == digest else None
+
+    def write(self, model: bytes) -> None:
+        with suppress(OSError):  # without it the next start takes longer, that is all
+            file = cache_folder() / self._name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            aside = file.with_suffix(f".{os.getpid()}")
+            aside.write_bytes(hashlib.sha256(model).digest() + model)
+            aside.replace(file)
+
+
+def load(model: str) -> ModuleType:
+    """The library. Raises EngineError where it is not installed, or does not load."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(f"{model} needs OpenVINO: pip install openvino ({error})") from None
+    return openvino
+
+
+def lacking(core: Any, precision: str) -> str | None:
+    """What it costs, if this CPU has no units that compute in a precision."""
+    if precision not in UNITS or precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return None
+    return (
+        f"this CPU does not compute in {precision}, for which it needs {UNITS[precision]}: it rounds to it and "
+        "computes in float32, which is no faster than --precision fp32"
+    )
+
+
+def name_of(tensor: Any) -> str:
+    """An input's name in the graph; the tensor itself may have others too."""
+    return str(tensor.node.friendly_name)
+
+
+def pieces_of(rows: int) -> Iterator[slice]:
+    """Rows in pieces of ``SIZES``, the largest first."""
+    first = 0
+    for size in SIZES:
+        while rows - first >= size:
+            yield slice(first, first + size)
+            first += size

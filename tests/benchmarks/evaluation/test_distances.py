@@ -1,0 +1,101 @@
+"""Distances whose values are known, and those of libraries."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.evaluation.distances import coverage, frechet, frechet_between, kernel_distance
+
+
+def with_moments(count: int, width: int, mean: float, deviation: float, seed: int = 0) -> np.ndarray:
+    """Features whose sample moments are these, exactly."""
+    x = np.random.default_rng(seed).normal(size=(count, width))
+    x -= x.mean(0)
+    u, _, v = np.linalg.svd(x, full_matrices=False)
+    return u @ v * np.sqrt(count - 1) * deviation + mean
+
+
+def own(count: int) -> np.ndarray:
+    return np.arange(count)
+
+
+@pytest.mark.parametrize("count", [6, 40])
+def test_frechet_of_two_gaussians(count):
+    width = 5
+    one, other = with_moments(count, width, 0, 1), with_moments(count, width, 2, 3, seed=1)
+    assert frechet(one, other) == pytest.approx(width * 2**2 + width * (3 - 1) ** 2)
+    assert frechet(one, one) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [8, 60])
+def test_frechet_is_torchmetrics(count):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    random = np.random.default_rng(2)
+    one, other = random.normal(size=(count, 12)), random.normal(0.3, 1.5, (count, 12)) @ random.normal(size=(12, 12))
+    theirs = FrechetInceptionDistance(feature=Features(12), input_img_size=(12,)).set_dtype(torch.float64)
+    theirs.update(torch.from_numpy(one), real=True)
+    theirs.update(torch.from_numpy(other), real=False)
+    assert frechet(one, other) == pytest.approx(float(theirs.compute()), rel=1e-5)
+
+
+def test_the_kernel_distance_is_torchmetrics_kid():
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    random = np.random.default_rng(3)
+    one, other = random.normal(size=(30, 8)), random.normal(0.5, 1, (30, 8))
+    theirs = KernelInceptionDistance(feature=Features(8), subsets=1, subset_size=30).set_dtype(torch.float64)
+    theirs.update(torch.from_numpy(one), real=True)
+    theirs.update(torch.from_numpy(other), real=False)
+    ours = kernel_distance(one, other, own(30), own(30), count=2)
+    assert ours.value == pytest.approx(float(theirs.compute()[0]), rel=1e-5)
+
+
+class Features(torch.nn.Module):
+    """Of pictures that are their own features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures
+
+
+def test_kernel_distances_of_the_same_law_are_around_0_and_their_intervals_hold_it():
+    random = np.random.default_rng(4)
+    found = [kernel_distance(*random.normal(size=(2, 50, 6)), own(50), own(50), seed, 100) for seed in range(60)]
+    values = np.array([each.value for each in found])
+    assert abs(values.mean()) < 3 * values.std() / len(values) ** 0.5
+    assert np.mean([each.low < 0 < each.high for each in found]) > 0.85
+    shifted = kernel_distance(random.normal(size=(50, 6)), random.normal(1, 1, (50, 6)), own(50), own(50))
+    assert shifted.low > 0
+
+
+def test_equal_sets_have_a_kernel_distance_whose_interval_holds_0():
+    same = np.random.default_rng(5).normal(size=(60, 6))
+    found = kernel_distance(same, same, own(60), own(60))
+    assert found.low < 0 < found.high
+
+
+def test_the_interval_of_a_frechet_distance_is_wider_where_slices_are_of_few_patients():
+    random = np.random.default_rng(6)
+    patients = np.repeat(np.arange(8), 25)
+    one = random.normal(size=(8, 3))[patients] + 0.1 * random.normal(size=(200, 3))
+    other = random.normal(size=(200, 3))
+    by_patient = frechet_between(one, other, patients, own(200))
+    by_slice = frechet_between(one, other, own(200), own(200))
+    assert by_patient.high - by_patient.low > 2 * (by_slice.high - by_slice.low)
+
+
+def test_coverage_tells_lost_modes_from_strange_ones():
+    random = np.random.default_rng(7)
+    modes = random.normal(size=(60, 4)), random.normal(20, 1, (60, 4))
+    both, other = np.concatenate(modes), np.concatenate([each + 0.01 for each in modes])
+    alike = coverage(both, other, own(120), own(120))
+    assert min(alike.precision.value, alike.recall.value, alike.coverage.value) > 0.95
+    one_mode = coverage(both, modes[0] + 0.01, own(120), own(60))
+    assert one_mode.precision.value > 0.95
+    assert one_mode.recall.value == one_mode.coverage.value == 0.5
+    strange = coverage(modes[0], both, own(60), own(120))
+    assert (strange.precision.value, strange.recall.value) == (0.5, 1)

@@ -1,0 +1,125 @@
+"""Copies and memories are found, and what is neither is not."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_families import SIZE, tiny_family
+from torch import Tensor
+
+from benchmarks.evaluation.membership import by_features, by_loss, can_be_attacked, seen
+from benchmarks.evaluation.neighbours import closeness, nearest
+from benchmarks.evaluation.pairs import EvaluationError, Pairs
+from serving.sampling.solvers import Schedule
+from training.data.classes import LESION
+
+
+def smooth(count: int, seed: int, name: str = "some", size: int = 16) -> Pairs:
+    random = np.random.default_rng(seed)
+    coarse = random.random((count, size // 4, size // 4), np.float32)
+    images = coarse.repeat(4, 1).repeat(4, 2)
+    names = tuple(f"{name} {k}" for k in range(count))
+    return Pairs(name, images, (images > 0.5).astype(np.uint8), LESION, names, names, True)
+
+
+def flat(pairs: Pairs) -> np.ndarray:
+    return pairs.images.reshape(len(pairs), -1)
+
+
+def judged(samples: np.ndarray, training: Pairs, held_out: Pairs):
+    return closeness(nearest(samples, flat(training)), nearest(flat(held_out), flat(training)), held_out.groups)
+
+
+def test_a_generator_that_copies_is_found_and_one_that_does_not_is_not():
+    training, held_out, fresh = smooth(80, 0), smooth(60, 1), smooth(60, 2)
+    noise = np.random.default_rng(3).normal(0, 0.02, flat(fresh).shape)
+    copies = judged(flat(training)[:60] + noise, training, held_out)
+    assert copies.auc.value > 0.99
+    assert copies.ratio.value < 0.2
+    assert copies.nearer.value == 1
+    honest = judged(flat(fresh), training, held_out)
+    assert honest.auc.low < 0.5 < honest.auc.high
+    assert honest.ratio.value > 0.7
+    assert honest.nearer.low < 0.05 < honest.nearer.high
+    exact = nearest(flat(training)[:5], flat(training))
+    assert exact.row.tolist() == [0, 1, 2, 3, 4]
+    assert exact.first.max() == exact.ratio.max() == 0
+
+
+class Memory:
+    """A family whose network knows the training set, and of other pictures only what is nearest in it."""
+
+    name, condition = "memory", None
+
+    def __init__(self, training: Pairs | None, schedule: Schedule) -> None:
+        self.preset = SimpleNamespace(schedule=schedule, size=16)
+        self.known = (
+            None if training is None else self.data({"image": torch.from_numpy(training.images)[:, None] * 2 - 1})
+        )
+
+    def data(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["image"]
+
+    def network(self, sample: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:
+        if self.known is None:
+            return sample / 2
+        p, q = coeffs[:, 1].view(-1, 1, 1, 1), coeffs[:, 2].view(-1, 1, 1, 1)
+        scaled = p * sample if self.preset.schedule.process == "diffusion" else sample / (1 - q)
+        near = torch.cdist(scaled.flatten(1), self.known.flatten(1)).argmin(1)
+        return (self.known[near] - p * sample) / q
+
+
+LINEAR = Schedule("linear", 1000, 1e-4, 0.02, "epsilon")
+FLOW = Schedule("flow", 1000, 0.0, 0.0, "velocity")
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, FLOW], ids=["diffusion", "flow"])
+def test_a_model_that_remembers_is_told_and_one_that_does_not_is_not(schedule):
+    training, held_out = smooth(60, 0, "trained on"), smooth(50, 1, "held out")
+    members, others = (seen(Memory(training, schedule), pairs, draws=4) for pairs in (training, held_out))
+    for attack in (by_loss, by_features):
+        found = attack(members, others, training.groups, held_out.groups)
+        assert found.auc.low > 0.95, attack
+        assert found.tpr.value > 0.9
+    members, others = (seen(Memory(None, schedule), pairs, draws=4) for pairs in (training, held_out))
+    for attack in (by_loss, by_features):
+        found = attack(members, others, training.groups, held_out.groups)
+        assert found.auc.low < 0.5 < found.auc.high, attack
+
+
+def test_the_regression_scores_no_patient_by_their_own_pictures():
+    """Features that tell patients apart, but not members from others."""
+    random = np.random.default_rng(0)
+    of_patients = random.normal(size=(12, 3))
+    whose = np.repeat(np.arange(6), 20)
+    sides = [SimpleNamespace(loss=of_patients[k + whose, 0], features=of_patients[k + whose, 1:]) for k in (0, 6)]
+    found = by_features(*sides, whose, whose)
+    assert found.auc.low < 0.5
+
+
+def test_where_nothing_tells_members_the_regression_finds_half_of_them():
+    random = np.random.default_rng(1)
+    found = []
+    for seed in range(12):
+        sides = [SimpleNamespace(loss=np.zeros(60), features=random.normal(size=(60, 2))) for _ in range(2)]
+        found.append(by_features(*sides, np.arange(60), np.arange(60), seed).auc)
+    assert np.mean([each.low < 0.5 < each.high for each in found]) > 0.7
+    assert np.mean([each.value for each in found]) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["pig", "cmr_mask", "cmr_ddpm_image", "cmr_ldm_image", "cmr_flow_image"])
+def test_every_family_can_be_attacked(name):
+    family = tiny_family(name)
+    assert can_be_attacked(family)
+    found = seen(family, smooth(3, 0, size=SIZE), draws=2)
+    assert np.isfinite([found.loss, found.band, found.unlike]).all()
+    assert (found.loss > 0).all()
+
+
+def test_other_sizes_and_models_without_a_loss_are_refused():
+    with pytest.raises(EvaluationError, match="pig was trained on 32 pixels; some has 16"):
+        seen(tiny_family("pig"), smooth(3, 0))
+    gan = SimpleNamespace(name="dcgan", preset=SimpleNamespace(schedule=None, size=16), condition=None)
+    with pytest.raises(EvaluationError, match="dcgan has no denoising loss"):
+        seen(gan, smooth(3, 0))

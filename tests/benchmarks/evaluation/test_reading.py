@@ -1,0 +1,146 @@
+"""Pairs are the same whatever they are stored as, and what cannot be compared is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.evaluation.pairs import (
+    EvaluationError,
+    Pairs,
+    check_alike,
+    check_apart,
+    drawn_by_patient,
+    halves_by_patient,
+)
+from benchmarks.evaluation.reading import read_pairs
+from serving.bundle import Output
+from serving.sample_set import Samples
+from serving.writers.layouts import make_layout
+from serving.writers.sample_folder import write_samples
+from training.data.classes import HEART, LESION
+
+SIZE = 24
+
+
+def samples(labels: tuple[str, ...], spacing: tuple[float, float] | None) -> Samples:
+    random = np.random.default_rng(0)
+    mask = np.zeros((3, 1, SIZE, SIZE), np.uint8)
+    for label in range(1, len(labels)):
+        mask[:2, 0, 4 * label : 4 * label + 3, 5:11] = label  # the third is empty
+    outputs = (
+        Output("mask", "uint8", (1, SIZE, SIZE), 0, len(labels) - 1, labels, spacing),
+        Output("image", "float32", (1, SIZE, SIZE), 0.0, 1.0, (), spacing),
+    )
+    made = [{"model": "m", "bundle": "b" * 64, "seed": seed, "solver": "ddim", "steps": 4} for seed in (7, 8, 9)]
+    return Samples({"mask": mask, "image": random.random(mask.shape, np.float32)}, made, outputs)
+
+
+@pytest.mark.parametrize(("labels", "spacing"), [(LESION, None), (HEART, (1.25, 2.5))], ids=["png", "nifti"])
+def test_samples_are_the_same_in_all_layouts(tmp_path: Path, labels, spacing):
+    drawn = samples(labels, spacing)
+    write_samples(drawn, tmp_path / "out", layouts=[make_layout("nnunet"), make_layout("nifti")])
+    for folder in ("out", "out/nnunet", "out/nifti"):
+        pairs = read_pairs(str(tmp_path / folder))
+        assert np.abs(pairs.images - drawn.arrays["image"][:, 0]).max() < 1e-5, folder
+        assert (pairs.masks == drawn.arrays["mask"][:, 0]).all(), folder
+        assert pairs.labels == labels
+        assert pairs.knows_patients
+        assert pairs.described()["empty_masks"] == 1
+    assert read_pairs(str(tmp_path / "out")).facts["drawn_by"]["bundle"] == "b" * 64
+
+
+def test_classes_of_nnunet_are_ordered_by_their_names(tmp_path: Path):
+    drawn = samples(HEART, (1.0, 1.0))
+    write_samples(drawn, tmp_path / "out", layouts=[make_layout("nnunet")])
+    described = tmp_path / "out/nnunet/dataset.json"
+    fields = json.loads(described.read_text())
+    fields["labels"] = {"background": 0, "RV": 1, "MYO": 2, "LV": 3}
+    described.write_text(json.dumps(fields))
+    pairs = read_pairs(str(tmp_path / "out/nnunet"), labels=HEART)
+    assert pairs.labels == HEART
+    assert (pairs.masks == np.array([0, 3, 2, 1])[drawn.arrays["mask"][:, 0]]).all()
+
+
+def test_slices_of_volumes_belong_to_their_patients(tmp_path: Path):
+    nibabel = pytest.importorskip("nibabel")
+    mask = np.zeros((20, 16, 4), np.uint8)
+    mask[3:6, 3:6, 1:3] = 1
+    grey = np.random.default_rng(0).normal(300, 100, mask.shape).astype(np.float32)
+    for part, values in (("images", grey), ("masks", mask)):
+        (tmp_path / part).mkdir()
+        for case in ("patient001_frame01", "patient001_frame12", "patient002_frame01"):
+            nibabel.Nifti1Image(values, np.diag([-1.0, -1.0, 8.0, 1.0])).to_filename(tmp_path / part / f"{case}.nii.gz")
+    pairs = read_pairs(str(tmp_path))
+    assert (len(pairs), pairs.patient_count, pairs.size) == (6, 2, 20)
+    assert pairs.facts["slices_without_a_structure"] == 6
+    assert pairs.facts["volumes_scaled_by_percentiles"] == 3
+    assert pairs.images.min() == 0
+    assert pairs.images.max() == 1
+    assert pairs.masks[0, 5:8, 3:6].all()  # rows are y, of which there are 16, and two are put above
+
+
+def test_an_expression_finds_patients(tmp_path: Path):
+    from PIL import Image
+
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for name in ("a_1", "a_2", "b_1"):
+            Image.fromarray(np.eye(SIZE, dtype=np.uint8) * 200).save(tmp_path / part / f"{name}.png")
+    unknown = read_pairs(str(tmp_path), SIZE)
+    assert not unknown.knows_patients
+    assert "nothing is known of its patients" in unknown.warnings[-1]
+    known = read_pairs(str(tmp_path), SIZE, patient="^(.)_")
+    assert known.patients == ("a", "a", "b")
+    with pytest.raises(EvaluationError, match="finds nothing in 3 names"):
+        read_pairs(str(tmp_path), SIZE, patient="P")
+
+
+def test_samples_have_no_split(tmp_path: Path):
+    write_samples(samples(LESION, None), tmp_path / "out")
+    with pytest.raises(EvaluationError, match="--train"):
+        read_pairs(str(tmp_path / "out"), split="train")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image": np.full((3, 1, SIZE, SIZE), 2, np.float32)}, "must be from 0 to 1"),
+        ({"mask": np.zeros((3, 1, SIZE, 8), np.uint8)}, "they must be"),
+        ({"mask": None}, "no pairs that can be read"),
+    ],
+)
+def test_arrays_that_are_no_pairs_are_refused(tmp_path: Path, changed, message):
+    arrays = {**samples(LESION, None).arrays, **changed}
+    np.savez(tmp_path / "pairs.npz", **{name: values for name, values in arrays.items() if values is not None})
+    with pytest.raises(EvaluationError, match=message):
+        read_pairs(str(tmp_path))
+
+
+def pairs(patients: str, seed: int = 0, labels: tuple[str, ...] = LESION) -> Pairs:
+    random = np.random.default_rng(seed)
+    images = random.random((len(patients), 8, 8), np.float32)
+    names = tuple(map(str, range(len(patients))))
+    return Pairs(f"set {seed}", images, (images > 0.5).astype(np.uint8), labels, names, tuple(patients), True)
+
+
+def test_no_patient_and_no_picture_is_on_both_sides():
+    one, other = halves_by_patient(pairs("aaabbbccd"), seed=1)
+    assert not {*one.patients} & {*other.patients}
+    check_apart(one, other)
+    with pytest.raises(EvaluationError, match="1 patients are both in set 0 and in set 1: b"):
+        check_apart(pairs("ab"), pairs("bc", seed=1))
+    with pytest.raises(EvaluationError, match="2 pictures of set 0 are in set 0 too"):
+        check_apart(pairs("ab"), pairs("cd"))
+    with pytest.raises(EvaluationError, match="one patient alone"):
+        halves_by_patient(pairs("aa"), 0)
+
+
+def test_a_part_has_as_many_patients_as_it_can():
+    assert {*drawn_by_patient(pairs("aaaaaabc"), 3, seed=0).patients} == {*"abc"}
+
+
+def test_other_classes_and_sizes_are_refused():
+    with pytest.raises(EvaluationError, match="background, LV, MYO, RV"):
+        check_alike(pairs("ab"), pairs("cd", labels=HEART))

@@ -1,0 +1,97 @@
+"""Segmentation whose figures are known, and samples whose masks were dealt to other pictures."""
+
+import numpy as np
+import pytest
+
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.pairs import Pairs
+from benchmarks.evaluation.segmentation import Recipe, scores
+from benchmarks.evaluation.utility import ALONE, REAL, SHUFFLED, gained, predictions, scored, shuffled, trainings
+from training.data.classes import LESION
+
+SIZE = 32
+TINY = Recipe(filters=(8, 16, 16), epochs=1, batch=8, learning_rate=1e-2)
+
+
+def square(row: int, column: int, side: int = 8) -> np.ndarray:
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[row : row + side, column : column + side] = 1
+    return mask
+
+
+@pytest.mark.parametrize("shift", [1, 3, 6])
+def test_a_shifted_square(shift):
+    (found,) = scores(square(8, 8 + shift)[None], square(8, 8)[None], 2)
+    figures = {name: float(values[0]) for name, values in found.figures.items()}
+    overlap = (8 - shift) / 8
+    assert figures["HD95"] == shift
+    assert figures["Dice"] == pytest.approx(overlap)
+    assert figures["IoU"] == pytest.approx(overlap / (2 - overlap))
+    assert figures["precision"] == figures["recall"] == pytest.approx(overlap)
+    assert 0 < figures["ASD"] < shift
+
+
+def test_what_is_missed_or_invented_counts_and_what_is_rightly_absent_has_no_figure():
+    nothing = np.zeros((SIZE, SIZE), np.uint8)
+    true = np.stack([square(4, 4), nothing, nothing, square(4, 4)])
+    (found,) = scores(np.stack([nothing, square(4, 4), nothing, square(4, 4)]), true, 2)
+    assert found.missed.tolist() == [True, False, False, False]
+    assert found.invented.tolist() == [False, True, False, False]
+    for name, bad, good in (("Dice", 0, 1), ("HD95", np.hypot(SIZE, SIZE), 0), ("precision", 0, 1), ("recall", 0, 1)):
+        assert found.figures[name] == pytest.approx([bad, bad, np.nan, good], nan_ok=True), name
+    patients = Pairs("two", true.astype(np.float32), true, LESION, ("a", "b", "c", "d"), ("p", "p", "p", "q"), True)
+    (of_class,) = scored([np.stack([nothing, square(4, 4), nothing, square(4, 4)])], patients, 2)
+    assert of_class.figures["Dice"].value == 0.5  # of two patients, one with 0 and 0
+    assert of_class.counts == {"pictures": 4, "with it": 2, "missed": 1, "invented": 1, "rightly absent": 1}
+    assert np.isnan(of_class.spread["Dice"])
+
+
+def discs(count: int, seed: int, name: str) -> Pairs:
+    random = np.random.default_rng(seed)
+    masks = np.stack([square(*random.integers(2, SIZE - 10, 2)) for _ in range(count)])
+    images = (0.3 + 0.4 * masks + random.normal(0, 0.05, masks.shape)).clip(0, 1).astype(np.float32)
+    names = tuple(f"{name} {k}" for k in range(count))
+    return Pairs(name, images, masks, LESION, names, names, True)
+
+
+def test_masks_that_are_dealt_to_other_pictures_destroy_utility(tmp_path):
+    real, synthetic, test = discs(16, 0, "real"), discs(24, 1, "synthetic"), discs(12, 2, "test")
+    rows = {row.name: row for row in trainings(real, synthetic, (0.5, 1, 2), seed=0)}
+    assert list(rows) == [REAL, ALONE, "real + 0.5x", "real + 1x", SHUFFLED]  # 24 are too few for 2x
+    assert [(row.real, row.synthetic, len(row.pairs)) for row in rows.values()][:3] == [
+        (16, 0, 16),
+        (0, 16, 16),
+        (16, 8, 24),
+    ]
+    found = {}
+    for name in (REAL, ALONE, SHUFFLED):
+        (masks,) = predictions(rows[name], [test], 2, TINY, 60, 0, Cache(tmp_path))
+        (found[name],) = scored([masks], test, 2)
+    assert found[REAL].figures["Dice"].value > 0.9
+    assert found[ALONE].figures["Dice"].value > 0.9
+    assert found[SHUFFLED].figures["Dice"].value < 0.5
+    assert gained(found[SHUFFLED], found[REAL]).high < -0.4
+    assert abs(gained(found[ALONE], found[REAL]).value) < 0.1
+
+
+def test_what_was_trained_is_kept(tmp_path, monkeypatch):
+    real, test = discs(8, 0, "real"), discs(4, 1, "test")
+    row = next(trainings(real, real, (), seed=0))
+    first = predictions(row, [test], 2, TINY, 2, 0, Cache(tmp_path))
+    monkeypatch.setattr("benchmarks.evaluation.utility.trained", None)
+    again = predictions(row, [test], 2, TINY, 2, 0, Cache(tmp_path))
+    assert (first[0] == again[0]).all()
+    with pytest.raises(TypeError):  # another seed was not
+        predictions(row, [test], 2, TINY, 2, 1, Cache(tmp_path))
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(TypeError):  # nor is half a file
+        predictions(row, [test], 2, TINY, 2, 0, Cache(tmp_path))
+
+
+def test_shuffled_masks_are_those_of_other_patients():
+    pairs = discs(9, 0, "some")
+    dealt = shuffled(pairs)
+    assert (dealt.images == pairs.images).all()
+    assert not any((one == other).all() for one, other in zip(dealt.masks, pairs.masks, strict=True))
+    assert sorted(mask.tobytes() for mask in dealt.masks) == sorted(mask.tobytes() for mask in pairs.masks)

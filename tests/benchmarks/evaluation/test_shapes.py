@@ -1,0 +1,110 @@
+"""Figures of masks whose shapes are known."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("skimage")
+
+from benchmarks.evaluation.pairs import Pairs
+from benchmarks.evaluation.shapes import absent, compared, features_of
+from benchmarks.evaluation.similarity import likeness, partners, scales_for
+from training.data.classes import HEART, LESION
+
+ROWS, COLUMNS = np.indices((64, 64)) + 0.5
+
+
+def disc(row: float, column: float, radius: float, stretch: float = 1) -> np.ndarray:
+    return np.hypot((ROWS - row) / stretch, COLUMNS - column) < radius
+
+
+def of(masks: np.ndarray, images: np.ndarray | None = None, labels: tuple[str, ...] = LESION) -> Pairs:
+    names = tuple(map(str, range(len(masks))))
+    images = np.full(masks.shape, 0.5, np.float32) if images is None else images
+    return Pairs("some", images.astype(np.float32), masks.astype(np.uint8), labels, names, names, True)
+
+
+def test_discs_and_ellipses():
+    found = features_of(of(np.stack([disc(16, 32, 10), disc(32, 32, 10, 2), disc(16, 32, 10) | disc(60, 5, 2)])))
+    area = np.pi * 100 / 64**2 * 100
+    assert found["lesion: pixels %"][0] == pytest.approx(area, rel=0.02)
+    assert found["lesion: area"] == pytest.approx([314, 628, 314], rel=0.02)  # of the largest component alone
+    assert found["lesion: pixels %"][2] > found["lesion: pixels %"][0]
+    assert found["lesion: roundness"][0] == pytest.approx(1, abs=0.05)
+    assert found["lesion: roundness"][1] < 0.9
+    assert found["lesion: eccentricity"][:2] == pytest.approx([0, 0.75**0.5], abs=0.02)
+    assert found["lesion: solidity"][0] > 0.93
+    assert found["lesion: components"].tolist() == [1, 1, 2]
+    assert (found["lesion: row"][0], found["lesion: column"][0]) == pytest.approx((0.25, 0.5))
+
+
+def test_a_ring_is_not_solid_and_an_absent_structure_is_counted():
+    ring = 2 * (disc(32, 32, 12) & ~disc(32, 32, 8))
+    pairs = of(np.stack([ring, 0 * ring]), labels=HEART)
+    found = features_of(pairs)
+    assert found["MYO: solidity"][0] < 0.6
+    assert np.isnan(found["MYO: area"][1])
+    assert found["MYO: components"].tolist() == [1, 0]
+    assert absent(pairs) == {"LV": 2, "MYO": 1, "RV": 2}
+
+
+def test_contrast_is_of_the_tissue_around():
+    mask = disc(32, 32, 6)
+    image = np.random.default_rng(0).normal(0.5, 0.05, mask.shape) + 0.2 * mask
+    image[:, :30] = 0
+    found = features_of(of(mask[None], image[None]))
+    assert found["lesion: contrast"][0] == pytest.approx(4, abs=1)
+    assert found["lesion: off the breast %"][0] == pytest.approx(100 * 32 / 112)
+
+
+def test_larger_lesions_differ_and_the_same_do_not():
+    random = np.random.default_rng(1)
+
+    def drawn(low: float, high: float) -> Pairs:
+        return of(np.stack([disc(*random.uniform(20, 44, 2), random.uniform(low, high)) for _ in range(40)]))
+
+    same = {name: p for name, _, p in compared(drawn(4, 8), drawn(4, 8))}
+    larger = {name: (each, p) for name, each, p in compared(drawn(4, 8), drawn(7, 12))}
+    assert min(same.values()) > 0.01
+    each, p = larger["lesion: area"]
+    assert p < 1e-6
+    assert each.delta.low > 0.5
+    assert larger["lesion: row"][1] > 0.01
+
+
+def test_pictures_of_the_same_mask_are_compared_once():
+    random = np.random.default_rng(2)
+    masks = np.stack([disc(20 + k, 32, 6) for k in range(3)] + [disc(0, 0, -1)])
+    real = of(masks, random.random(masks.shape))
+    synthetic = of(masks[[2, 0, 0, 3]], real.images[[2, 0, 0, 3]])
+    assert [rows.tolist() for rows in partners(real, synthetic)] == [[2, 0], [0, 1]]
+    rows, drawn = partners(real, synthetic)
+    found = likeness(real.at(rows), synthetic.at(drawn))
+    assert found["SSIM"] == pytest.approx([1, 1])
+    assert found["MS-SSIM"] == pytest.approx([1, 1])
+    assert found["PSNR"].min() > 100
+    noise = likeness(real.at([0, 1]), of(masks[[0, 1]], real.images[[0, 1]] + 0.1))
+    assert noise["PSNR"] == pytest.approx([20, 20], abs=1e-3)
+    assert [len(scales_for(size)) for size in (32, 64, 128, 256)] == [2, 3, 4, 4]
+
+
+def test_lpips_is_0_of_a_picture_and_itself_and_names_weights_that_are_none(tmp_path):
+    import torch
+
+    from benchmarks.evaluation.pairs import EvaluationError
+    from benchmarks.evaluation.similarity import VGG, Lpips
+
+    weights, below, place = {}, 3, 0
+    for block in VGG:
+        for width in block:
+            weights[f"features.{place}.weight"] = torch.randn(width, below, 3, 3) * (2 / below / 9) ** 0.5
+            weights[f"features.{place}.bias"] = torch.zeros(width)
+            below, place = width, place + 2
+        place += 1
+    torch.save(weights, tmp_path / "vgg16.pth")
+    lpips = Lpips(tmp_path / "vgg16.pth")
+    one, other = torch.rand(2, 2, 1, 32, 32)
+    assert lpips(one, one).tolist() == [0, 0]
+    assert (lpips(one, other) > lpips(one, one * 0.98)).all()
+    torch.save({"features.0.weight": weights["features.0.weight"]}, tmp_path / "vgg16.pth")
+    with pytest.raises(EvaluationError, match=r"no weights of torchvision's vgg16: 'features\.0\.bias'"):
+        Lpips(tmp_path / "vgg16.pth")

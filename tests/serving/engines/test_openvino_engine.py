@@ -1,0 +1,236 @@
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import write_tiny_bundle
+from tiny_openvino import write_tiny_openvino_bundle
+
+from serving.bundle import Bundle, BundleError, Condition, load_bundle
+from serving.engines import EngineError, StepEngine, open_engine, open_on_cpu, openvino, threads
+from serving.engines.openvino import SIZES, OpenVinoEngine, pieces_of
+from serving.engines.padded import PaddedEngine
+from serving.sampling.loop import Loop
+from serving.sampling.requests import parse_request
+from serving.sampling.sampler import Sampler
+from serving.sampling.solvers import COLUMNS, solvers_for
+from serving.sampling.step_cost import measure_cost
+
+MASK = Condition("mask", (1, 16, 16), classes=4)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return load_bundle(write_tiny_openvino_bundle(tmp_path_factory.mktemp("bundle"), max_batch=16))
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more, this bundle's norm cuts the sums of a batch of one into parts: ``seen_on`` is for that."""
+    monkeypatch.setattr(openvino, "threads", lambda: 1)
+
+
+def inputs(count, channels=2):
+    random = np.random.default_rng(5)
+    sample, *history, noise = random.normal(size=(5, count, channels, 16, 16)).astype(np.float32)
+    return sample, tuple(history), noise, random.uniform(size=(count, len(COLUMNS))).astype(np.float32)
+
+
+def of_rows(given, rows):
+    sample, history, noise, coeffs = given
+    return sample[rows], tuple(state[rows] for state in history), noise[rows], coeffs[rows]
+
+
+def test_it_draws_what_onnx_runtime_draws(bundle, tmp_path):
+    other = load_bundle(write_tiny_bundle(tmp_path, max_batch=16))
+    asked = [parse_request(bundle.manifest, np.arange(7)[:, None], {"solver": "ddpm", "steps": 5})]
+    (found,), (expected,) = (Sampler(each).sample(asked) for each in (bundle, other))
+    assert np.array_equal(found["mask"], expected["mask"])
+    np.testing.assert_allclose(found["image"], expected["image"], atol=1e-5)
+
+
+def test_it_takes_a_condition(tmp_path):
+    options = {"sample_shape": (1, 16, 16), "condition": MASK}
+    one, other = (
+        load_bundle(write(tmp_path / write.__name__, **options))
+        for write in (write_tiny_openvino_bundle, write_tiny_bundle)
+    )
+    masks = np.random.default_rng(0).integers(0, 4, (3, 1, 16, 16), np.uint8)
+    asked = [parse_request(one.manifest, np.arange(3)[:, None], {}, masks)]
+    (found,), (expected,) = (Sampler(each).sample(asked) for each in (one, other))
+    np.testing.assert_allclose(found["image"], expected["image"], atol=1e-5)
+
+
+def test_rows_are_the_same_bits_in_every_batch_and_order(bundle):
+    engine = OpenVinoEngine(bundle)
+    given = inputs(16)
+    alone = [
+        np.concatenate(parts) for parts in zip(*(engine.step(*of_rows(given, [k])) for k in range(16)), strict=True)
+    ]
+    random = np.random.default_rng(1)
+    for count in range(1, 17):
+        rows = random.permutation(16)[:count]
+        for found, expected in zip(engine.step(*of_rows(given, rows)), alone, strict=True):
+            assert found.tobytes() == expected[rows].tobytes()
+
+
+def test_requests_in_flight_are_those_of_the_sampler(bundle):
+    engine = OpenVinoEngine(bundle)
+    random = np.random.default_rng(3)
+    solvers = solvers_for(bundle.manifest.schedule)
+    requests = [
+        parse_request(
+            bundle.manifest,
+            random.integers(0, 2**60, size=(int(random.integers(1, 6)), 1)),
+            {"solver": str(random.choice(solvers)), "steps": int(random.integers(1, 8))},
+        )
+        for _ in range(20)
+    ]
+    answers: dict[int, object] = {}
+    loop = Loop(bundle, engine, measure_cost(engine, bundle.manifest))
+    for number, request in enumerate(requests):
+        loop.submit(request, lambda answer, number=number: answers.update({number: answer}))
+    loop.start()
+    loop.stop()
+    sampler = Sampler(bundle, engine)
+    for number, request in enumerate(requests):
+        (expected,) = sampler.sample([request])
+        for name in ("mask", "image"):
+            assert answers[number][name].tobytes() == expected[name].tobytes()
+
+
+@pytest.mark.parametrize("share", [1, 64])
+def test_threads_stay_on_their_cores_where_all_cores_are_theirs(bundle, monkeypatch, share):
+    monkeypatch.setattr(openvino, "cores", lambda _: share)
+    compiled = OpenVinoEngine(bundle)._compiled("finish", 1)
+    assert compiled.get_property("ENABLE_CPU_PINNING") == (share == 1)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 7, 16])
+def test_rows_are_in_one_piece_each(rows):
+    pieces = list(pieces_of(rows))
+    assert [row for piece in pieces for row in range(piece.start, piece.stop)] == list(range(rows))
+    assert {piece.stop - piece.start for piece in pieces} <= {*SIZES}
+
+
+class TestCache:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path, monkeypatch) -> Path:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        return tmp_path / "medgen"
+
+    def test_a_compiled_model_is_kept(self, bundle, folder, monkeypatch):
+        expected = OpenVinoEngine(bundle).step(*inputs(1))
+        assert len(list(folder.iterdir())) == 1
+        again = OpenVinoEngine(bundle)
+        again._core = WithoutCompiler(again._core)
+        assert again.step(*inputs(1))[0].tobytes() == expected[0].tobytes()
+        with pytest.raises(EngineError, match=r"cannot open .*step\.xml, which OpenVINO 20.* wrote: not this time"):
+            again.step(*inputs(2))
+
+    def test_one_that_is_damaged_is_made_again(self, bundle, folder):
+        expected = OpenVinoEngine(bundle).step(*inputs(1))
+        (kept,) = folder.iterdir()
+        whole = kept.read_bytes()
+        for damaged in (whole[:-500], whole[:2000] + bytes(500) + whole[2500:], b""):
+            kept.write_bytes(damaged)
+            assert OpenVinoEngine(bundle).step(*inputs(1))[0].tobytes() == expected[0].tobytes()
+            assert kept.read_bytes()[:32] != damaged[:32] or kept.read_bytes() != damaged
+
+    def test_no_place_for_one_is_no_error(self, bundle, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+        assert OpenVinoEngine(bundle).finish(inputs(1)[0])
+
+
+class WithoutCompiler:
+    def __init__(self, core):
+        self._core = core
+
+    def __getattr__(self, name):
+        return getattr(self._core, name)
+
+    def compile_model(self, *_):
+        raise RuntimeError("not this time")
+
+
+def test_a_cpu_without_bf16_says_what_it_costs(bundle, caplog, monkeypatch):
+    class Old:
+        def get_property(self, device, name):
+            return ["FP32", "INT8"] if name == "OPTIMIZATION_CAPABILITIES" else "an old CPU"
+
+    assert openvino.lacking(Old(), "fp32") is None
+    monkeypatch.setattr("openvino.Core", Old)
+    manifest = dataclasses.replace(bundle.manifest, precision="bf16")
+    with caplog.at_level(logging.WARNING):
+        OpenVinoEngine(dataclasses.replace(bundle, manifest=manifest))
+    assert "tiny: this CPU does not compute in bf16, for which it needs avx512_bf16 or AMX" in caplog.text
+
+
+def test_without_openvino_it_says_how_to_get_it(bundle, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(EngineError, match=r"tiny needs OpenVINO: pip install openvino"):
+        open_engine(bundle)
+
+
+def test_weights_that_are_not_those_of_the_manifest_are_refused(tmp_path):
+    folder = write_tiny_openvino_bundle(tmp_path)
+    weights = folder / "step.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match=r"step\.bin is not the file that was built"):
+        load_bundle(folder)
+    sums = (folder / "SHA256SUMS").read_text()
+    (folder / "SHA256SUMS").write_text("".join(line for line in sums.splitlines(True) if "step.bin" not in line))
+    with pytest.raises(BundleError, match=r"SHA256SUMS does not have step\.bin"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("opened", [open_engine, open_on_cpu])
+@pytest.mark.parametrize("write", [write_tiny_bundle, write_tiny_openvino_bundle])
+def test_where_rows_depend_on_their_batch_it_is_padded(tmp_path, write, opened):
+    bundle = load_bundle(write(tmp_path, max_batch=6))
+    target = {**bundle.manifest.target, "rows_are_independent": False}
+    manifest = dataclasses.replace(bundle.manifest, target=target)
+    engine, plain = opened(dataclasses.replace(bundle, manifest=manifest)), opened(bundle)
+    assert isinstance(engine, PaddedEngine)
+    assert isinstance(plain, StepEngine)
+    assert (engine.buckets, plain.buckets) == ((1, 2, 4, 6), None)
+    seen = []
+    step = engine._engine.step
+    engine._engine.step = lambda sample, *others: seen.append(len(sample)) or step(sample, *others)
+    for count, bucket in ((1, 1), (3, 4), (5, 6)):
+        for found, expected in zip(engine.step(*inputs(count)), plain.step(*inputs(count)), strict=True):
+            assert found.tobytes() == expected.tobytes()
+        assert seen.pop() == bucket
+        ends, others = engine.finish(inputs(count)[0]), plain.finish(inputs(count)[0])
+        assert all(ends[name].tobytes() == others[name].tobytes() for name in others)
+
+
+def test_on_another_machine_it_is_padded_too(bundle, caplog):
+    machine = OpenVinoEngine(bundle).machine
+    for seen_on, kind in ((machine, OpenVinoEngine), ("another CPU, 64 threads", PaddedEngine)):
+        target = {**bundle.manifest.target, "rows_are_independent": True, "seen_on": seen_on}
+        manifest = dataclasses.replace(bundle.manifest, target=target)
+        assert isinstance(open_engine(dataclasses.replace(bundle, manifest=manifest)), kind)
+    assert f"tiny was built on another CPU, 64 threads, and here is {machine}" in caplog.text
+
+
+class TestThreads:
+    def test_two_of_a_core_count_once(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(threads, "CORES", tmp_path)
+        for processor, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+            (tmp_path / f"cpu{processor}" / "topology").mkdir(parents=True)
+            (tmp_path / f"cpu{processor}" / "topology" / "thread_siblings_list").write_text(siblings)
+        assert threads.cores([0, 1, 2, 3]) == 2
+        assert threads.cores([0, 2]) == 1
+        assert threads.cores([7, 8, 9]) == 3
+
+    @pytest.mark.parametrize(("limit", "most"), [("150000 100000", 2), ("50000 100000", 1)])
+    def test_a_container_s_share_is_not_exceeded(self, tmp_path, monkeypatch, limit, most):
+        monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
+        monkeypatch.setattr(threads, "cores", lambda _: 64)
+        assert threads.threads() == 64
+        (tmp_path / "cpu.max").write_text("max 100000\n")
+        assert threads.threads() == 64
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
+        assert threads.threads() == most

@@ -1,0 +1,22 @@
+"""Checkpoints of other people's code: one module a layout, which renames weights and guesses nothing."""
+
+from pathlib import Path
+from typing import Any
+
+from serving.bundle import file_digest
+from training import CheckpointError
+from training.state_dict import read_published
+
+
+def read_pickle(file: Path) -> tuple[Any, str]:
+    """What ``torch.save`` wrote, if it is tensors, numbers, strings and containers alone, and the file's sha256.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds other objects, which would run code.
+    """
+    try:
+        return read_published(file), file_digest(file)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{error}. Where it was trained, save it again with torch.save(model.state_dict(), FILE)"
+        ) from error
