@@ -249,8 +249,8 @@ class Family(nn.Module):
     def advance(self, phase: str) -> None:
         """Called after the last turn of each step of a phase: what grows with the steps is kept in the state dict."""
 
-    def saved(self, step: int) -> None:
-        """Called when a checkpoint of this step is written: who learns elsewhere is to keep what it has learnt."""
+    def saving(self, step: int) -> None:
+        """Called before a checkpoint of this step is written: who learns elsewhere is to keep what it has learnt."""
 
     def settle(self, phase: str) -> None:
         """Called when averaged weights have come into place, in eval mode: statistics that hang on them are to be

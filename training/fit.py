@@ -402,11 +402,11 @@ def checkpoint(family: Family, trainer: Phase, run: Run, step: int) -> None:
         "turns": {learner.turn.name: learner.state() for learner in trainer.learners},
     }
     folder = run.out / "checkpoints" / f"{step:08d}"
+    family.saving(step)
     with trainer.averaged():
         save_checkpoint(
             folder, family, family.state_dict(), {**run.config, "phase": trainer.name, "step": step}, training
         )
-    family.saved(step)
     for old in sorted(folder.parent.glob("[0-9]*"))[: -run.keep]:
         old.rename(old.with_name(f".{old.name}.old"))
     clear(folder.parent)

@@ -125,23 +125,35 @@ def tell(cell: Any, topic: str, targets: Sequence[str], payload: Any) -> None:
 
 
 def listen(cell: Any, topic: str, heard: Callable[[str, Any], Any]) -> None:
-    """Call ``heard`` with the name of the sender and the payload; what it returns is the answer to a request."""
-    from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+    """Call ``heard`` with the name of the sender and the payload; what it returns is the answer to a request.
+
+    What somebody sends in another's name, or through the server, is not heard: the sender is who the certificate at the
+    other end of the connection names.
+    """
+    from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, MessagePropKey
 
     def called(request: Any) -> Any:
-        answer = heard(str(request.get_header(MessageHeaderKey.ORIGIN)), bytes(request.payload))
+        sender = request.get_header(MessageHeaderKey.ORIGIN)
+        if not sender or sender != request.get_prop(MessagePropKey.COMMON_NAME):
+            return None
+        answer = heard(str(sender), bytes(request.payload))
         return None if answer is None else message(answer)
 
     cell.register_request_cb(CHANNEL, topic, called)
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """Raises ChannelError if an address is none."""
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 2**16:
+        raise ChannelError(f"{address!r} is no address; it must be HOST:PORT, with a port from 1 to 65535")
+    return host, int(port)
+
+
 def check_free(address: str) -> None:
     """Raises ChannelError if a server cannot listen at an address."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ChannelError(f"{address!r} is no address to listen at; it must be HOST:PORT")
     try:
-        with socket.create_server((host, int(port))):
+        with socket.create_server(host_and_port(address)):
             pass
     except (OSError, OverflowError) as error:
         raise ChannelError(f"{address} cannot be listened at: {getattr(error, 'strerror', None) or error}") from None
@@ -149,13 +161,16 @@ def check_free(address: str) -> None:
 
 def check_door(address: str, kit: Path) -> bool:
     """Whether a server listens at an address; raises ChannelError if one of the two does not trust the other."""
-    host, _, port = address.rpartition(":")
-    context = ssl.create_default_context(cafile=str(kit / "rootCA.pem"))
+    host, port = host_and_port(address)
+    try:
+        context = ssl.create_default_context(cafile=str(kit / "rootCA.pem"))
+        context.load_cert_chain(kit / "client.crt", kit / "client.key")
+    except ssl.SSLError as error:
+        raise ChannelError(f"{kit} holds no certificates and key that fit ({error.reason or error})") from None
     context.check_hostname = False  # FLARE looks at the name in the certificate, which is "server"
     try:
-        context.load_cert_chain(kit / "client.crt", kit / "client.key")
         with (
-            socket.create_connection((host, int(port)), timeout=5) as plain,
+            socket.create_connection((host, port), timeout=5) as plain,
             context.wrap_socket(plain, server_hostname=host) as secure,
         ):
             shown: Any = secure.getpeercert() or {}

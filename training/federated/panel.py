@@ -60,6 +60,10 @@ class Vote:
     @classmethod
     def from_bytes(cls, message: bytes) -> "Vote":
         tensors, numbers = _unpacked(message, ("gradient",), ("step", "deceiving", "critic", "size"))
+        if not tensors["gradient"].isfinite().all() or not math.isfinite(numbers["deceiving"]):
+            raise MessageError("a vote holds NaN or infinity")
+        if math.isinf(numbers["critic"]) or not 1 <= numbers["size"] < 2**31:
+            raise MessageError(f"a vote says a loss of {numbers['critic']} on {numbers['size']:g} pictures")
         critic = None if math.isnan(numbers["critic"]) else numbers["critic"]
         return cls(int(numbers["step"]), tensors["gradient"], numbers["deceiving"], critic, int(numbers["size"]))
 
@@ -82,7 +86,10 @@ def _unpacked(
             )
         if any(tensor.dtype != torch.float32 or tensor.ndim != 4 for tensor in found.values()):
             raise MessageError("a message holds a tensor that is no float32 [B, 1, S, S]")
-        return {name: tensor.clone() for name, tensor in found.items()}, {name: float(told[name]) for name in numbers}
+        said = {name: float(told[name]) for name in numbers}
+        if not 0 <= said["step"] < 2**53:
+            raise MessageError(f"a message is of step {said['step']:g}")
+        return {name: tensor.clone() for name, tensor in found.items()}, said
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise MessageError(f"a message cannot be read: {error}") from error
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ from training.checkpoint import load_checkpoint, unfinished
 from training.data import open_dataset
 from training.data.dataset import LoadedPairs
 from training.family import Family
-from training.federated.channel import SERVER, check_installed, write_kits
+from training.federated.channel import SERVER, ChannelError, check_installed, write_kits
 from training.federated.client import run_site
-from training.federated.privacy import sparse_vector_privacy
+from training.federated.privacy import check_fields, sparse_vector_privacy
 from training.federated.server import SitesElsewhere
 from training.federated.shards import shards
 from training.federated.site import Site, SitesHere
@@ -58,6 +59,7 @@ class Sites:
             )
         if self.address and self.private:
             raise ValueError("--private is said by each site itself, with python -m training site")
+        check_fields(self.private)
 
 
 def open_prior(family: type[Family], path: Path | None) -> tuple[Family, str]:
@@ -91,6 +93,10 @@ def judged(
 ) -> Iterator[Pairs]:
     """Give a family its panel while it lasts, and yield the pairs that it is to learn from."""
     preset = family.preset
+    if family.perceives:
+        family.vgg16()  # a file that is none is told of before the long part
+    if sites.count is not None:
+        check_installed()
     files = getattr(dataset, "files", None) or names_of(dataset)
     told = 0
 
@@ -107,7 +113,6 @@ def judged(
         if sites.count is None:
             family.panel = SitesHere({ALONE: Site(ALONE, pairs, terms, out / "sites" / ALONE, say=say)})
         else:
-            check_installed()
             processes: list[Any] = []
             address, kit = sites.address, sites.kit
             if address is None or kit is None:
@@ -118,7 +123,16 @@ def judged(
                 processes = prepared(out / "sites", names, shares, key, address, sites.private)
                 stack.callback(end, processes)
             family.panel = stack.enter_context(
-                SitesElsewhere(address, kit, terms, sites.count, sites.timeout, say, lambda: bool(family.stops))
+                SitesElsewhere(
+                    address,
+                    kit,
+                    terms,
+                    sites.count,
+                    sites.timeout,
+                    say,
+                    lambda: bool(family.stops),
+                    lambda: lost(processes, out / "sites"),
+                )
             )
             for process in processes:
                 process.start()
@@ -189,12 +203,27 @@ def simulated_site(address: str, kit: Path, folder: Path, private: Mapping[str, 
             raise SystemExit(1) from None
 
 
-def end(processes: Sequence[Any]) -> None:
-    for process in processes:
-        if process.pid is not None:
-            process.join(5)
-            process.terminate()
-            process.join()
+def lost(processes: Sequence[Any], folder: Path) -> int:
+    """How many simulated sites have been killed; raises ChannelError if one has ended for a reason of its own."""
+    ended = [process for process in processes if process.exitcode is not None]
+    for process in ended:
+        if process.exitcode > 0:
+            log = folder / process.name / "log.txt"
+            lines = log.read_text().splitlines() if log.is_file() else []
+            raise ChannelError(f"{process.name} has ended: {lines[-1] if lines else 'it could not begin'} ({log})")
+    return len(ended)
+
+
+def end(processes: Sequence[Any], patience: float = 5.0) -> None:
+    """Wait that long, for all together, and then stop those that have not ended."""
+    deadline = time.monotonic() + patience
+    begun = [process for process in processes if process.pid is not None]
+    for process in begun:
+        process.join(max(0.0, deadline - time.monotonic()))
+    for process in begun:
+        process.terminate()
+    for process in begun:
+        process.join()
 
 
 def open_site_data(data: str, prior_path: Path, folder: Path, skip_bad: bool, say: Say) -> Callable[[Terms], Pairs]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from training.family import WaitedInVain
 from training.federated.channel import SERVER, ChannelError, check_free, close_cell, listen, name_in, open_cell, tell
@@ -23,7 +23,8 @@ class SitesElsewhere:
 
     address: HOST:PORT to listen at. kit: the server's. expected: sites that must have joined before the first step.
     timeout: seconds after which a site is left out of a step; it is asked again once it has been heard of.
-    stopped: whether the run is to stop; asked while there is nobody to go on with.
+    stopped: whether the run is to stop; asked while there is nobody to go on with. lost: how many of the expected sites
+    can never come; asked then too, and may raise.
     """
 
     def __init__(
@@ -35,17 +36,18 @@ class SitesElsewhere:
         timeout: float = 60.0,
         say: Callable[[str], object] = print,
         stopped: Callable[[], bool] = lambda: False,
+        lost: Callable[[], int] = lambda: 0,
     ) -> None:
         if name_in(kit, SERVER) != SERVER:
             raise ChannelError(f"{kit} is no server's kit")
         self.address, self.terms, self.expected, self.timeout = address, terms, expected, timeout
-        self.say, self.stopped = say, stopped
+        self.say, self.stopped, self.lost = say, stopped, lost
         check_free(address)
         self.changed = threading.Condition()
         self.there: set[str] = set()
         self.votes: dict[str, Vote] = {}
         self.saved: set[str] = set()
-        self.step = 0
+        self.step, self.shape = 0, Size()
         self.begun = self.over = False
         self.cell = open_cell(SERVER, address, kit, SERVER)
         for topic, heard in {
@@ -85,6 +87,8 @@ class SitesElsewhere:
     def vote(self, name: str, payload: bytes) -> None:
         try:
             vote = Vote.from_bytes(payload)
+            if vote.step == self.step and vote.gradient.shape != self.shape:
+                raise MessageError(f"a gradient of {list(vote.gradient.shape)}, not {list(self.shape)}")
         except MessageError as error:
             self.left_out(name, f"its answer is none: {error}")
             return
@@ -98,8 +102,8 @@ class SitesElsewhere:
             self.saved.add(name)
             self.changed.notify_all()
 
-    def fails(self, name: str, payload: bytes) -> None:
-        self.left_out(name, payload.decode(errors="replace"))
+    def fails(self, name: str, _: bytes) -> None:
+        self.left_out(name, "it has failed, and says there why")
 
     def disconnected(self, agent: Any, *_: object, **__: object) -> None:
         if not self.over:
@@ -115,16 +119,23 @@ class SitesElsewhere:
     # --- what training calls ---
 
     def wait_for(self, count: int) -> None:
-        """Returns when so many sites are there; raises WaitedInVain."""
+        """Returns when so many sites are there, or all that can come.
+
+        Raises WaitedInVain if the run is to stop, ChannelError if no site can come.
+        """
         told = 0.0
         with self.changed:
-            while len(self.there) < count:
+            while len(self.there) < min(count, can_come := self.expected - self.lost()) or not self.there:
+                if can_come <= 0:
+                    raise ChannelError("no site is left; go on with --resume")
                 if time.monotonic() > told:
                     told = time.monotonic() + REMINDER
                     self.say(f"waiting for sites: {len(self.there)} of {count} are there")
                 self.changed.wait(PATIENCE)
                 if self.stopped():
                     raise WaitedInVain
+            if len(self.there) < count:
+                self.say(f"{len(self.there)} of {count} sites are there; the others have been killed")
 
     def judge(self, step: int, drawn: Tensor, condition: Tensor) -> Verdict:
         if not self.begun:
@@ -132,11 +143,9 @@ class SitesElsewhere:
             self.wait_for(self.expected)
             self.begun = True
         question = Question(step, drawn, condition).to_bytes()
+        self.shape = drawn.shape
         while not (votes := self.ask(step, question)):
             self.wait_for(1)
-        shape = drawn.shape
-        if wrong := [name for name, vote in votes.items() if vote.gradient.shape != shape]:
-            raise ChannelError(f"{wrong[0]} answers with a gradient of {list(votes[wrong[0]].gradient.shape)}")
         return mean_of(votes, self.terms.preset.site_weights)
 
     def ask(self, step: int, question: bytes) -> dict[str, Vote]:

@@ -1,7 +1,6 @@
 """One discriminator and the data that it alone sees."""
 
 import hashlib
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from training.adversarial import OBJECTIVES, gradient_of
 from training.federated.panel import Question, Verdict, Vote, mean_of
 from training.federated.terms import Terms
 from training.fit import Shuffled, learning_rates
+from training.state_dict import read_published
 from training.translators import PatchCritic
 
 KEPT = 3  # checkpoints; a run keeps 2, and a site may be one ahead
@@ -156,15 +156,20 @@ class Site:
             old.unlink()
 
     def load(self, file: Path) -> None:
+        damaged = f"{file} is damaged: remove it to go on from the one before"
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{file} is damaged: remove it to go on from the one before") from error
-        if state["terms"] != self.terms.digest:
+            state = read_published(file)
+            of_run, critic, optimizer = state["terms"], state["critic"], state["optimizer"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(damaged) from error
+        if of_run != self.terms.digest:
             raise CheckpointError(f"{file} is of another run than the server's: name another folder")
         self.begin()
-        self.critic.load_state_dict(state["critic"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.critic.load_state_dict(critic)
+            self.optimizer.load_state_dict(optimizer)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(damaged) from error
         self.step, self.fresh = int(file.stem), False
 
 

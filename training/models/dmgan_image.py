@@ -107,8 +107,6 @@ class DmGanImage(Adversarial):
         self.register_buffer("drawn_already", torch.zeros((), dtype=torch.int64), persistent=False)  # batches
         self.register_buffer("recent", torch.zeros(RECENT, 1, GRID, GRID), persistent=False)
         self._vgg16: list[Vgg16Features] = []  # no submodule: its weights belong to no checkpoint
-        if preset.vgg16 and preset.perceptual:
-            self._vgg16 = [load_vgg16(Path(preset.vgg16), blocks=4)]
 
     @property
     def noise_channels(self) -> int:
@@ -122,7 +120,7 @@ class DmGanImage(Adversarial):
     def facts(self) -> Mapping[str, Any]:
         preset = self.preset
         terms = [f"{preset.objective} of the sites", f"{preset.l1:g} x L1"]
-        terms += [f"{preset.perceptual:g} x VGG16" if self._vgg16 else "no perceptual term: VGG16 was not given"]
+        terms += [f"{preset.perceptual:g} x VGG16" if self.perceives else "no perceptual term: VGG16 was not given"]
         found = {"codes": preset.codes, "layer": preset.layer, "heavy_ball_steps": preset.inversion_steps}
         return {"loss": ", ".join(terms), "learnt_from": found}
 
@@ -138,7 +136,7 @@ class DmGanImage(Adversarial):
     def advance(self, phase: str) -> None:
         self.drawn_already += 1
 
-    def saved(self, step: int) -> None:
+    def saving(self, step: int) -> None:
         self.panel.save(step)
 
     def refine(self, batch: Batch, generator: torch.Generator) -> Loss:
@@ -160,11 +158,21 @@ class DmGanImage(Adversarial):
         }
         return loss, measures
 
+    @property
+    def perceives(self) -> bool:
+        return bool(self.preset.vgg16 and self.preset.perceptual)
+
+    def vgg16(self) -> Vgg16Features:
+        """Loaded when it is to learn: who draws with what it has learnt need not have the file. Raises ValueError."""
+        if not self._vgg16:
+            self._vgg16 = [load_vgg16(Path(str(self.preset.vgg16)), blocks=4)]
+        return self._vgg16[0]
+
     def seen_difference(self, drawn: Tensor, image: Tensor) -> Tensor:
         """The mean squared differences of VGG16's features after its first four blocks, added up: AsynDGAN's."""
-        if not self._vgg16:
+        if not self.perceives:
             return drawn.new_zeros(())
-        (vgg16,) = self._vgg16
+        vgg16 = self.vgg16()
         stages = zip(vgg16.to(drawn.device).stages(drawn), vgg16.stages(image), strict=True)
         return sum((F.mse_loss(one, other) for one, other in stages), drawn.new_zeros(()))
 
