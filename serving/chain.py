@@ -128,12 +128,28 @@ def check_stages(chain: Chain, manifests: Mapping[str, Manifest]) -> None:
             if not given_by_client and tensor not in drawn:
                 raise ChainError(f"chain {chain.model}: no stage draws the {condition.name} that {stage.model} needs")
             source, output = drawn.get(tensor, ("a client", condition.as_output()))
+            if source in manifests:
+                check_learnt_from(chain, manifest, manifests[source])
             needed, given = wanted(condition), found(output, condition)
             if given != needed:
                 raise ChainError(
                     f"chain {chain.model}: {source} draws {output.name} as {given}; {stage.model} needs {needed}"
                 )
         drawn |= {stage.outputs[o.name]: (stage.model, o) for o in manifest.outputs if o.name in stage.outputs}
+
+
+def check_learnt_from(chain: Chain, manifest: Manifest, source: Manifest) -> None:
+    """Raise ChainError if a stage has learnt from what other weights than its source's draw, or in another way."""
+    learnt = {"weights": manifest.checkpoint.get("learnt_through")} | manifest.checkpoint.get("facts", {}).get(
+        "learnt_from", {}
+    )
+    holds = {"weights": source.checkpoint.get("digest")} | source.checkpoint.get("facts", {})
+    for name, value in learnt.items():
+        if value is not None and holds.get(name, value) != value:
+            raise ChainError(
+                f"chain {chain.model}: {manifest.model} has learnt from what {source.model} draws with {name} {value}; "
+                f"this one has {name} {holds[name]}"
+            )
 
 
 def range_of(parameter: str) -> tuple[float, float] | None:

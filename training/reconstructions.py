@@ -51,7 +51,8 @@ def reconstructions(
     """
     if images.shape[-1] != prior.preset.size:
         raise ValueError(
-            f"the prior draws {prior.preset.size} x {prior.preset.size} pixels, the run {images.shape[-1]}"
+            f"the prior draws {prior.preset.size} x {prior.preset.size} pixels; the run has {images.shape[-1]}: "
+            f"--set size={prior.preset.size}"
         )
     inverse = MGanPrior.of(prior, PRESETS["small"], {"codes": codes, "layer": layer}).to(images.device)
     inverse.requires_grad_(False)

@@ -1,5 +1,6 @@
 """Everything is trained on one part of the patients and judged on the others, in this process."""
 
+import csv
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from serving.sampling.noise import draw
-from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, read_config
 from training.data import DataError, open_dataset
 from training.data.unpaired import open_unpaired
 from training.family import Family
@@ -28,11 +29,16 @@ from training.reconstructions import Pairs, found_pairs
 
 PHANTOMS = 500  # that the prior of other data learns
 TIMED = "seconds.json"
+THE_DATA = "the data"
+Prior = tuple[Family, str, float | None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``data`` as of fit. ``steps`` of every training, instead of the presets called ``preset``."""
+    """``data`` as of fit. ``steps`` of every training, instead of the presets called ``preset``.
+
+    prior: of a trained pggan that learnt the data. others: by name, of such that learnt other data.
+    """
 
     data: str
     out: Path
@@ -40,6 +46,7 @@ class Plan:
     steps: int | None
     skip_bad: bool
     prior: Path | None
+    others: Mapping[str, Path]
     say: Callable[[str], object]
 
     def fields(self, **others: Any) -> dict[str, Any]:
@@ -54,6 +61,7 @@ class Part(Dataset[dict[str, Tensor]]):
     """Some pictures of a data set, with their names and what is known of their sizes."""
 
     def __init__(self, whole: Any, indices: list[int]) -> None:
+        self.reading = dict(getattr(whole, "reading", {}))
         self.items = [{"image": whole[index]["image"]} for index in indices]
         self.names = [names_of(whole)[index] for index in indices]
         sizes = getattr(whole, "sizes", None)
@@ -99,23 +107,39 @@ def untrained(name: str, fields: Mapping[str, Any], preset: str, seed: int = 0) 
     return family(family.presets[preset].replaced(fields))
 
 
-def priors(plan: Plan, learnt: Part) -> dict[str, tuple[Family, str, float]]:
-    """Of other data and of these: the model, its weights' digest, and the seconds of its training."""
-    found = {}
-    for name, data in {"phantoms": f"phantom:{PHANTOMS}", "the data": None}.items():
-        out = plan.out / f"pggan of {name}"
-        seconds = 0.0
-        if data is None and plan.prior is not None:
-            out = plan.prior
+def priors(plan: Plan, learnt: Part) -> dict[str, Prior]:
+    """Of other data and of these: the model, its weights' digest, and the seconds of its training, if known."""
+    given = {**plan.others, **({} if plan.prior is None else {THE_DATA: plan.prior})}
+    found: dict[str, Prior] = {}
+    for name in [*(plan.others or ["phantoms"]), THE_DATA]:
+        if name in given:
+            out, seconds = given[name], seconds_in(given[name])
         else:
-            given = learnt if data is None else open_dataset(data, plan.size)
-            _, seconds = trained(untrained("pggan", plan.fields(), plan.preset), given, out, plan)
+            out = plan.out / f"pggan of {name}"
+            shown = learnt if name == THE_DATA else open_dataset(f"phantom:{PHANTOMS}", plan.size)
+            _, seconds = trained(untrained("pggan", plan.fields(), plan.preset), shown, out, plan)
         model, config = load_checkpoint(find_checkpoint(out))
+        if model.name != "pggan" or model.preset.size != plan.size:
+            raise CheckpointError(
+                f"{out} holds a {model.name} of {model.preset.size} pixels; wanted is a pggan of {plan.size}"
+            )
         found[name] = model, str(config["digest"]), seconds
     return found
 
 
-def found_again(plan: Plan, part: Part, what: str, prior: tuple[Family, str, float], preset: Any) -> Pairs:
+def seconds_in(run: Path) -> float | None:
+    """What a run's log says that its training took."""
+    try:
+        with (run / "log.csv").open() as log:
+            rows = [(int(row["step"]), float(row["samples_per_second"])) for row in csv.DictReader(log)]
+        batch = int(read_config(find_checkpoint(run))["preset"]["batch"])
+        steps = [step - before for (step, _), before in zip(rows, [0, *(step for step, _ in rows)], strict=False)]
+        return sum(count * batch / rate for count, (_, rate) in zip(steps, rows, strict=True))
+    except (KeyError, OSError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def found_again(plan: Plan, part: Part, what: str, prior: Prior, preset: Any) -> Pairs:
     model, digest, _ = prior
     file = plan.out / "reconstructions" / f"{what}.safetensors"
     return found_pairs(file, part, model, digest, preset, part.names)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.dmgan.features import Features, frechet
-from benchmarks.dmgan.runs import Plan, found_again, others, priors, refine, refined, split, untrained
+from benchmarks.dmgan.runs import THE_DATA, Plan, found_again, others, priors, refine, refined, split, untrained
+from benchmarks.latency.command import describe_device
 
 SHOWN = 5  # pictures in the paper's table 1
 
@@ -41,7 +43,7 @@ def measure(
             "training_seconds": prior[2],
             "seconds_a_picture": seconds / len(held_out) if seconds > 1 else None,
         }
-    prior = found_priors["the data"]
+    prior = found_priors[THE_DATA]
     plan.say(f"finding {len(learnt)} pictures again that are learnt from")
     pairs = found_again(plan, learnt, "learnt", prior, preset)
     sought = found_again(plan, held_out, "held out, prior of the data", prior, preset)
@@ -65,10 +67,12 @@ def measure(
             distance = frechet(features(outcome[0]), real)
             rows[name] = {"psnr": None, "distance": distance, "training_seconds": outcome[1], "count": len(outcome[0])}
     return {
-        "data": plan.data,
+        "data": learnt.reading.get("layout") or Path(plan.data).name,
+        "steps": plan.steps,
         "learnt": len(learnt),
         "held_out": len(held_out),
         "preset": {"name": plan.preset, **{k: v for k, v in asdict(preset).items() if not isinstance(v, dict)}},
+        "machine": f"{describe_device(torch.get_num_threads())}, torch {torch.__version__}",
         "private": dict(private),
         "rows": rows,
         "sites": sites,

@@ -96,6 +96,15 @@ def test_the_perceptual_term_is_of_four_blocks(tmp_path: Path):
     assert "VGG16 was not given" in tiny_family("dmgan_image").facts["loss"]
 
 
+def test_who_draws_needs_no_vgg16(tmp_path: Path):
+    family = tiny_family("dmgan_image", vgg16=str(tmp_path / "gone.pth"))
+    condition = (random_batch(2)["condition"] + 1) / 2
+    assert family.finish(torch.zeros(2, *family.sample_shape), condition)[0].shape == condition.shape
+    assert "1 x VGG16" in family.facts["loss"]
+    with pytest.raises(ValueError, match=r"gone.pth cannot be read"):
+        family.vgg16()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -1,20 +1,23 @@
 """Discriminators at sites: the same weights wherever they are, and no picture in what they say."""
 
+import dataclasses
 import json
 import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, MessagePropKey
 from tiny_families import fields_of, random_batch
 
 from training import CheckpointError
-from training.federated.channel import ChannelError, check_door, name_in, write_kits
+from training.federated.channel import CHANNEL, ChannelError, check_door, check_free, listen, name_in, write_kits
 from training.federated.panel import MessageError, Question, Vote, mean_of
-from training.federated.runs import end, free_port, prepared
+from training.federated.runs import end, free_port, lost, prepared
 from training.federated.server import SitesElsewhere
 from training.federated.shards import patient, shards
 from training.federated.site import Site, SitesHere
@@ -24,6 +27,7 @@ from training.models.dmgan_image import DmGanImage
 from training.reconstructions import Pairs
 
 SIZE = 32
+TOPICS = ("join", "vote", "saved", "fails")
 NAMES = [f"site-{number:02d}" for number in range(1, 11)]
 
 
@@ -88,6 +92,33 @@ class TestMessages:
         with pytest.raises(MessageError, match="wanted are"):
             Vote.from_bytes(question().to_bytes())
 
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"gradient": torch.full((1, 1, 2, 2), float("nan"))}, "a vote holds NaN or infinity"),
+            ({"deceiving": float("inf")}, "a vote holds NaN or infinity"),
+            ({"critic": float("inf")}, "a vote says a loss of inf"),
+            ({"size": 0}, "on 0 pictures"),
+            ({"size": float("inf")}, "on inf pictures"),
+            ({"step": -1}, "a message is of step -1"),
+        ],
+    )
+    def test_a_vote_that_would_spoil_the_others_is_none(self, fields: dict, message: str) -> None:
+        vote = Vote(0, torch.zeros(1, 1, 2, 2), 0.5, 0.5, 1)
+        assert Vote.from_bytes(vote.to_bytes()).size == 1
+        with pytest.raises(MessageError, match=message):
+            Vote.from_bytes(dataclasses.replace(vote, **fields).to_bytes())
+
+    @pytest.mark.parametrize(("origin", "holder"), [("north", "south"), (None, "south"), ("north", None)])
+    def test_nobody_speaks_in_anothers_name(self, origin: str | None, holder: str | None) -> None:
+        heard = []
+        listening = Listening()
+        listen(listening, "vote", lambda name, payload: heard.append((name, payload)))
+        listening.called(Request(origin, holder))
+        assert not heard
+        listening.called(Request("north", "north"))
+        assert heard == [("north", b"said")]
+
     def test_votes_count_alike_or_by_how_many_pictures_are_behind_them(self) -> None:
         one, other = (
             Vote(0, torch.full((1, 1, 2, 2), value), value, value, int(size)) for value, size in ((1.0, 1), (4.0, 2))
@@ -95,6 +126,23 @@ class TestMessages:
         assert mean_of({"a": one, "b": other}, "equal").gradient.unique().item() == pytest.approx(2.5)
         by_size = mean_of({"a": one, "b": other}, "size")
         assert (by_size.gradient.unique().item(), by_size.deceiving, by_size.sites) == pytest.approx((3.0, 3.0, 2))
+
+
+class Listening:
+    """A cell that is only listened at."""
+
+    def register_request_cb(self, channel: str, topic: str, called) -> None:
+        self.called = called
+
+
+class Request:
+    """What FLARE hands to who listens: who is said to have sent it, and whose certificate it came under."""
+
+    payload = b"said"
+
+    def __init__(self, origin: str | None, holder: str | None) -> None:
+        self.get_header = {MessageHeaderKey.ORIGIN: origin}.get
+        self.get_prop = {MessagePropKey.COMMON_NAME: holder}.get
 
 
 class TestSite:
@@ -140,6 +188,19 @@ class TestSite:
         with pytest.raises(CheckpointError, match="is of another run than the server's"):
             Site("a", pairs(1), terms(l1=1.0), tmp_path).answer(question(1).to_bytes())
 
+    @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+    def test_a_damaged_checkpoint_is_named(self, damage: bytes | None, tmp_path: Path) -> None:
+        site = Site("a", pairs(1), terms(), tmp_path)
+        site.answer(question().to_bytes())
+        site.save(1)
+        (file,) = tmp_path.glob("*.pt")
+        if damage is None:
+            torch.save({"terms": terms().digest, "critic": {}, "optimizer": {}}, file)
+        else:
+            file.write_bytes(damage)
+        with pytest.raises(CheckpointError, match=f"{file.name} is damaged: remove it"):
+            Site("a", pairs(1), terms(), tmp_path).answer(question(1).to_bytes())
+
     def test_no_data_and_other_sizes_are_refused(self) -> None:
         with pytest.raises(ValueError, match="a has no pictures to learn from"):
             Site("a", pairs(1, 0), terms())
@@ -148,6 +209,41 @@ class TestSite:
         larger = Question(0, torch.zeros(1, 1, 64, 64), torch.zeros(1, 1, 64, 64))
         with pytest.raises(ValueError, match=r"was sent pictures of \[1, 1, 64, 64\]; its run's have 32 pixels"):
             Site("a", pairs(1), terms()).answer(larger.to_bytes())
+
+
+class Dying(SitesHere):
+    """Sites whose server dies at step 4, before or after they have kept what they learnt."""
+
+    def __init__(self, sites, kept: bool) -> None:
+        super().__init__(sites)
+        self.kept = kept
+
+    def save(self, step: int) -> None:
+        if step != 4 or self.kept:
+            super().save(step)
+        if step == 4:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_server_that_dies_goes_on_to_the_same_weights(kept: bool, tmp_path: Path) -> None:
+    def sites(folder: Path) -> dict[str, Site]:
+        return {name: Site(name, pairs(seed), terms(), folder / name) for seed, name in enumerate(NAMES[:2])}
+
+    def fitted(folder: Path, panel, resume: bool = False) -> Path:
+        family = generator()
+        family.panel = panel
+        return fit(family, pairs(8, 6), Run(folder, {"preset_name": "small"}, seed=3, checkpoint_every=2), resume)
+
+    straight = fitted(tmp_path / "straight", SitesHere(sites(tmp_path / "straight")))
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "halting", Dying(sites(tmp_path / "halting"), kept))
+    again = fitted(tmp_path / "halting", SitesHere(sites(tmp_path / "halting")), resume=True)
+    assert (again / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+    ends = [
+        torch.load(tmp_path / run / "site-01" / "00000005.pt", weights_only=True) for run in ("straight", "halting")
+    ]
+    assert all(torch.equal(ends[0]["critic"][name], ends[1]["critic"][name]) for name in ends[0]["critic"])
 
 
 class TestShards:
@@ -188,11 +284,10 @@ class TestElsewhere:
         folder, address = tmp_path_factory.mktemp("ten"), f"localhost:{free_port()}"
         shares = [pairs(20 + number) for number in range(10)]
         processes = prepared(folder, NAMES, shares, "key", address, {})
-        heard: list[bytes] = []
+        heard: list[tuple[str, str, bytes]] = []
         family = generator()
         with SitesElsewhere(address, folder / "kits" / "server", terms(), 10, say=lambda _: None) as panel:
-            for topic in ("vote", "join", "saved", "fails"):
-                overhear(panel, topic, heard)
+            overhear(panel, heard)
             for process in processes:
                 process.start()
             family.panel = panel
@@ -214,7 +309,8 @@ class TestElsewhere:
 
     def test_what_leaves_a_site_is_gradients_and_losses(self, run) -> None:
         _, shares, heard = run
-        votes = [message for message in heard if not message.startswith(b"{") and len(message) > 8]
+        told = {topic: [said for where, what, said in heard if (where, what) == (CHANNEL, topic)] for topic in TOPICS}
+        votes = told["vote"]
         assert len(votes) == 10 * 5
         for message in votes:
             vote = Vote.from_bytes(message)  # which refuses whatever else is in it
@@ -223,10 +319,13 @@ class TestElsewhere:
             assert header["__metadata__"].keys() == {"step", "deceiving", "critic", "size"}
             assert vote.gradient.shape == (2, 1, SIZE, SIZE)
             assert vote.size == 1
-        for message in heard:
-            if message.startswith(b"{"):
-                assert json.loads(message).keys() == {"ready"}
-        said = b"".join(heard)
+        assert {tuple(json.loads(message)) for message in told["join"]} == {("ready",)}
+        assert [*told["saved"]] == [(5).to_bytes(8, "little")] * 10
+        assert not told["fails"]
+        assert {what for where, what, _ in heard if where == CHANNEL} == {"join", "vote", "saved"}
+        of_flare = [message for where, _, message in heard if where != CHANNEL]
+        assert sum(map(len, of_flare)) < 10 * 1000, "FLARE's own messages, of cells that come and go, are short"
+        said = b"".join(message for _, _, message in heard)
         for share in shares:
             for row in torch.cat([share.images, share.conditions]).flatten(0, 2).numpy():
                 assert row[:8].tobytes() not in said
@@ -235,21 +334,23 @@ class TestElsewhere:
         _, shares, heard = run
         known = torch.cat([torch.cat([share.images, share.conditions]) for share in shares]).flatten(1)
         known = torch.nn.functional.normalize(known - known.mean(1, keepdim=True))
-        for message in heard:
-            if len(message) > 1000:
+        for _, topic, message in heard:
+            if topic == "vote":
                 gradient = Vote.from_bytes(message).gradient.flatten(1)
                 gradient = torch.nn.functional.normalize(gradient - gradient.mean(1, keepdim=True))
                 assert (gradient @ known.T).abs().max() < 0.5
 
 
-def overhear(panel: SitesElsewhere, topic: str, heard: list[bytes]) -> None:
-    """Keep all that sites send: FLARE's own filter of what comes in."""
+def overhear(panel: SitesElsewhere, heard: list[tuple[str, str, bytes]]) -> None:
+    """Keep all that comes in at the server, of whatever channel and topic, as it came: FLARE's own filter."""
 
     def keep(message):
-        payload = message.payload
-        heard.append(bytes(payload))
+        where, what = (str(message.get_header(key, "")) for key in (MessageHeaderKey.CHANNEL, MessageHeaderKey.TOPIC))
+        said = message.payload
+        plain = bytes(said) if isinstance(said, bytes | bytearray | memoryview) else repr(said).encode()
+        heard.append((where, what, plain))
 
-    panel.cell.core_cell.add_incoming_request_filter("medgen", topic, keep)
+    panel.cell.core_cell.add_incoming_filter("*", "*", keep)
 
 
 class TestAway:
@@ -258,7 +359,15 @@ class TestAway:
         address = f"localhost:{free_port()}"
         said: list[str] = []
         processes = prepared(tmp_path, NAMES[:2], [pairs(1), pairs(2)], "key", address, {})
-        with SitesElsewhere(address, tmp_path / "kits" / "server", terms(), 2, 5.0, said.append) as panel:
+        with SitesElsewhere(
+            address,
+            tmp_path / "kits" / "server",
+            terms(),
+            2,
+            5.0,
+            said.append,
+            lost=lambda: lost(processes, tmp_path),
+        ) as panel:
             for process in processes:
                 process.start()
             yield panel, processes, said, tmp_path
@@ -302,6 +411,30 @@ class TestAway:
             time.sleep(0.1)
         panel.timeout = 20.0
         assert panel.judge(2, asked.drawn, asked.condition).sites == 2
+        panel.vote("site-01", Vote(2, asked.drawn[:1], 0.5, 0.5, 1).to_bytes())
+        assert said[-1].startswith("site-01 is left out from step 2 on: its answer is none: a gradient of [1, 1, 32")
+        panel.fails("site-02", b"")
+        assert said[-1] == "site-02 is left out from step 2 on: it has failed, and says there why"
+
+    def test_one_that_is_killed_before_the_first_step_is_not_waited_for(self, two) -> None:
+        panel, processes, said, _ = two
+        asked = question()
+        os.kill(processes[0].pid, signal.SIGKILL)
+        assert panel.judge(0, asked.drawn, asked.condition).sites == 1
+        assert "1 of 2 sites are there; the others have been killed" in said
+        os.kill(processes[1].pid, signal.SIGKILL)
+        with pytest.raises(ChannelError, match="no site is left; go on with --resume"):
+            panel.judge(1, asked.drawn, asked.condition)
+
+    def test_one_that_cannot_begin_says_why(self, tmp_path: Path) -> None:
+        failed, killed = (SimpleNamespace(name=name, exitcode=code) for name, code in (("site-01", 1), ("site-02", -9)))
+        assert lost([killed], tmp_path) == 1
+        with pytest.raises(ChannelError, match=r"site-01 has ended: it could not begin \(.*log.txt\)"):
+            lost([killed, failed], tmp_path)
+        (tmp_path / "site-01").mkdir()
+        (tmp_path / "site-01" / "log.txt").write_text("joined\nValueError: no pictures\n")
+        with pytest.raises(ChannelError, match="site-01 has ended: ValueError: no pictures"):
+            lost([failed], tmp_path)
 
 
 class TestCertificates:
@@ -318,6 +451,18 @@ class TestCertificates:
             write_kits(tmp_path, "localhost", ["north"])
         with pytest.raises(ChannelError, match="'server' must be a name of letters"):
             write_kits(tmp_path, "localhost", ["server"])
+
+    @pytest.mark.parametrize("address", ["here", ":1", "here:", "here:zero", "here:0", "here:65536"])
+    def test_what_is_no_address(self, address: str, tmp_path: Path) -> None:
+        for check in (check_free, lambda address: check_door(address, tmp_path)):
+            with pytest.raises(ChannelError, match=f"'{address}' is no address; it must be HOST:PORT"):
+                check(address)
+
+    def test_a_key_of_another_kit_is_refused(self, tmp_path: Path) -> None:
+        write_kits(tmp_path, "localhost", ["north", "south"])
+        (tmp_path / "north" / "client.key").write_bytes((tmp_path / "south" / "client.key").read_bytes())
+        with pytest.raises(ChannelError, match="north holds no certificates and key that fit"):
+            check_door("localhost:1", tmp_path / "north")
 
     def test_strangers_are_not_let_in(self, tmp_path: Path) -> None:
         ours, theirs = (tmp_path / name for name in ("ours", "theirs"))
