@@ -182,6 +182,7 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
         for key in ("digest", "data", "phase", "step", "seed", "prior", "learnt_through")
         if key in config
     }
+    origin |= {key: config[key] for key in ("sites", "elsewhere", "private", "vgg16_sha256") if config.get(key)}
     origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
     if options.chosen:
         origin["chosen"] = dict(options.chosen)

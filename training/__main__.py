@@ -81,6 +81,7 @@ def fit_command(
     import torch
     from accelerate import PartialState
 
+    from serving.bundle import file_digest
     from training.checkpoint import find_checkpoint, read_config, with_defaults
     from training.data import DataError, open_dataset
     from training.data.classes import LESION
@@ -111,7 +112,9 @@ def fit_command(
         elsewhere = Sites(sites, listen, certificate, site_timeout, private)
         through = open_prior(family, prior) if family.learns_through else None
         if through is not None:
-            config |= {"learnt_through": through[1], "sites": sites, "private": private}
+            config |= {"learnt_through": through[1], "sites": sites, "elsewhere": listen is not None, "private": private}
+            if file := getattr(chosen, "vgg16", None):
+                config["vgg16_sha256"] = file_digest(Path(file))
             if PartialState().num_processes > 1:
                 raise ValueError(f"{model} trains in one process, and its discriminators at --sites in others")
             if data == "phantom":

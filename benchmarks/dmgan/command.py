@@ -26,7 +26,7 @@ def named_checkpoints(_context: click.Context, _parameter: click.Parameter, text
     found: dict[str, Path] = {}
     for text in texts:
         name, _, path = text.partition("=")
-        if not name or not Path(path).is_dir() or name in found:
+        if not name or not path or not Path(path).is_dir() or name in found:
             raise click.BadParameter(f"{text!r} must be NAME=DIR, with a checkpoint's folder and a name of its own")
         found[name] = Path(path)
     return found
@@ -96,7 +96,12 @@ def dmgan(
     from benchmarks.dmgan.tables import measure
     from training import CheckpointError
     from training.data import DataError
+    from training.federated.privacy import check_fields
 
+    try:
+        check_fields(private)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     plan = Plan(data, out, preset, steps, skip_bad, prior, others, click.echo)
     features, name = (scripted(network), network.stem) if network else (pyramid_bands, "bands of a pyramid")
     try:
@@ -147,7 +152,7 @@ def print_tables(figures: dict[str, Any]) -> None:
         if isinstance(runs, str):
             table.add_row(count, runs, "", "")
         else:
-            table.add_row(count, *of_runs(runs if isinstance(runs, list) else [runs]))
+            table.add_row(count, *of_runs(runs))
     console.print(table)
 
 

@@ -135,7 +135,7 @@ def seconds_in(run: Path) -> float | None:
         batch = int(read_config(find_checkpoint(run))["preset"]["batch"])
         steps = [step - before for (step, _), before in zip(rows, [0, *(step for step, _ in rows)], strict=False)]
         return sum(count * batch / rate for count, (_, rate) in zip(steps, rows, strict=True))
-    except (KeyError, OSError, TypeError, ValueError, ZeroDivisionError):
+    except (CheckpointError, KeyError, OSError, TypeError, ValueError, ZeroDivisionError):
         return None
 
 

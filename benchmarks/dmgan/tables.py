@@ -48,18 +48,18 @@ def measure(
     pairs = found_again(plan, learnt, "learnt", prior, preset)
     sought = found_again(plan, held_out, "held out, prior of the data", prior, preset)
     sites: dict[str, Any] = {}
-    wanted = [(count, seed, None) for count in counts for seed in range(seeds)]
-    for count, seed, noise in [*wanted, *([(max(counts), 0, private)] if private else [])]:
+
+    def run(count: int, seed: int, noise: Mapping[str, Any]) -> dict[str, Any]:
+        model, seconds = refined(plan, pairs, learnt, prior[1], count, seed, noise)
+        return judged(refine(model, sought.conditions), truth, real, features) | {"training_seconds": seconds}
+
+    for count in counts:
         try:
-            model, seconds = refined(plan, pairs, learnt, prior[1], count, seed, noise)
+            sites[str(count)] = [run(count, seed, {}) for seed in range(seeds)]
         except ValueError as error:
             sites[str(count)] = f"not run: {error}"
-            continue
-        row = judged(refine(model, sought.conditions), truth, real, features) | {"training_seconds": seconds}
-        if noise:
-            sites["private"] = row
-        else:
-            sites.setdefault(str(count), []).append(row)
+    if private and (ran := [count for count in counts if not isinstance(sites[str(count)], str)]):
+        sites[f"{max(ran)}, private"] = [run(max(ran), 0, private)]
     for name, outcome in others(plan, learnt, held_out).items():
         if isinstance(outcome, str):
             rows[name] = outcome

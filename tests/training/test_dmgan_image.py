@@ -154,6 +154,7 @@ class TestCommand:
         _, config = load_checkpoint(tmp_path / "run")
         prior_model, trained = load_checkpoint(prior)
         assert config["learnt_through"] == trained["digest"]
+        assert (config["sites"], config["elsewhere"], config["private"]) == (None, False, {})
         assert (tmp_path / "run" / "sites" / "here" / "00000002.pt").is_file()
         pairs = read_pairs(tmp_path / "run" / "pairs.safetensors")
         assert pairs is not None

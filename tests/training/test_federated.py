@@ -319,7 +319,7 @@ class TestElsewhere:
             assert header["__metadata__"].keys() == {"step", "deceiving", "critic", "size"}
             assert vote.gradient.shape == (2, 1, SIZE, SIZE)
             assert vote.size == 1
-        assert {tuple(json.loads(message)) for message in told["join"]} == {("ready",)}
+        assert {tuple(json.loads(message)) for message in told["join"]} == {("ready", "session")}
         assert [*told["saved"]] == [(5).to_bytes(8, "little")] * 10
         assert not told["fails"]
         assert {what for where, what, _ in heard if where == CHANNEL} == {"join", "vote", "saved"}
@@ -413,8 +413,11 @@ class TestAway:
         assert panel.judge(2, asked.drawn, asked.condition).sites == 2
         panel.vote("site-01", Vote(2, asked.drawn[:1], 0.5, 0.5, 1).to_bytes())
         assert said[-1].startswith("site-01 is left out from step 2 on: its answer is none: a gradient of [1, 1, 32")
+        refused = panel.join("site-02", json.dumps({"ready": True, "session": "another process"}).encode())
+        assert json.loads(refused) == {"refused": "a site called site-02 is there already"}
         panel.fails("site-02", b"")
         assert said[-1] == "site-02 is left out from step 2 on: it has failed, and says there why"
+        assert "terms" in json.loads(panel.join("site-02", json.dumps({"ready": True, "session": "new"}).encode()))
 
     def test_one_that_is_killed_before_the_first_step_is_not_waited_for(self, two) -> None:
         panel, processes, said, _ = two

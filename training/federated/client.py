@@ -2,6 +2,7 @@
 
 import json
 import queue
+import secrets
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,7 @@ from training.federated.site import Filter, PairData, Site
 from training.federated.terms import Terms
 
 HEARTBEAT = 3.0  # seconds without a question, after which a site says that it is still there
+FAREWELL = 10.0  # seconds until a server has noticed that a site of the same name has gone
 Say = Callable[[str], object]
 
 
@@ -61,13 +63,14 @@ def run_site(
         listen(cell, topic, partial(put, inbox, topic))
     cell.start()
     try:
-        terms = join(cell, patience, False)
+        session = secrets.token_hex(8)
+        terms = join(cell, session, patience, False)
         if terms is None:
-            raise ChannelError(f"{address} does not let {name} join: is there a site of that name already?")
+            raise ChannelError(f"{address} does not answer {name}")
         site = Site(name, open_data(terms), terms, folder, private, say)
-        join(cell, patience, True)
+        join(cell, session, patience, True)
         say(f"{name} has joined {address} with {site.count} pictures")
-        answer_all(cell, inbox, site, terms, address, patience, say)
+        answer_all(cell, inbox, site, partial(join, cell, session), terms, address, patience, say)
     finally:
         close_cell(cell)
 
@@ -87,17 +90,24 @@ def wait_for_door(address: str, kit: Path, patience: float, say: Say) -> None:
         time.sleep(min(1.0, patience))
 
 
-def join(cell: Any, patience: float, ready: bool) -> Terms | None:
-    """The terms of the server's run; None if it does not answer."""
+def join(cell: Any, session: str, patience: float, ready: bool) -> Terms | None:
+    """The terms of the server's run; None if it does not answer.
+
+    Raises ChannelError if another process has this site's name, and does not go within ``FAREWELL``.
+    """
     from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 
-    deadline = time.monotonic() + patience
+    began = time.monotonic()
     while True:
-        request = message(json.dumps({"ready": ready}).encode())
+        request = message(json.dumps({"ready": ready, "session": session}).encode())
         reply = cell.send_request(CHANNEL, "join", SERVER, request, timeout=HEARTBEAT, optional=True)
         if reply.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK:
-            return Terms.from_json(json.loads(reply.payload)["terms"])
-        if time.monotonic() > deadline:
+            told = json.loads(bytes(reply.payload))
+            if "refused" not in told:
+                return Terms.from_json(told["terms"])
+            if time.monotonic() > began + FAREWELL:
+                raise ChannelError(f"{told['refused']}: each site has a kit of its own")
+        elif time.monotonic() > began + patience:
             return None
         time.sleep(0.2)
 
@@ -106,6 +116,7 @@ def answer_all(
     cell: Any,
     inbox: "queue.Queue[tuple[str, bytes]]",
     site: Site,
+    join_again: Callable[[float, bool], Terms | None],
     terms: Terms,
     address: str,
     patience: float,
@@ -116,7 +127,7 @@ def answer_all(
         try:
             topic, payload = inbox.get(timeout=HEARTBEAT)
         except queue.Empty:
-            now = join(cell, 0.0, True)
+            now = join_again(0.0, True)
             if now is not None and now != terms:
                 raise ChannelError(
                     f"the server at {address} is at another run now: begin anew in another folder"

@@ -45,6 +45,7 @@ class SitesElsewhere:
         check_free(address)
         self.changed = threading.Condition()
         self.there: set[str] = set()
+        self.sessions: dict[str, Any] = {}  # of sites by their names, to tell two processes of one name apart
         self.votes: dict[str, Vote] = {}
         self.saved: set[str] = set()
         self.step, self.shape = 0, Size()
@@ -73,8 +74,12 @@ class SitesElsewhere:
 
     def join(self, name: str, payload: bytes) -> bytes:
         told = json.loads(payload)
-        if told.get("ready"):
-            self.arrived(name)
+        with self.changed:
+            if name in self.there and self.sessions.get(name) != told.get("session"):
+                return json.dumps({"refused": f"a site called {name} is there already"}).encode()
+            if told.get("ready"):
+                self.sessions[name] = told.get("session")
+                self.arrived(name)
         return json.dumps({"terms": self.terms.to_json(), "step": self.step}).encode()
 
     def arrived(self, name: str) -> None:
