@@ -66,7 +66,7 @@ def run_site(
         session = secrets.token_hex(8)
         terms = join(cell, session, patience, False)
         if terms is None:
-            raise ChannelError(f"{address} does not answer {name}")
+            raise ChannelError(f"{address} does not answer {name}: is another process of that name there?")
         site = Site(name, open_data(terms), terms, folder, private, say)
         join(cell, session, patience, True)
         say(f"{name} has joined {address} with {site.count} pictures")

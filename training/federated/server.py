@@ -65,8 +65,8 @@ class SitesElsewhere:
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
-        self.over = kind is None
-        tell(self.cell, "end", sorted(self.there), json.dumps({"finished": self.over}).encode())
+        self.over = True
+        tell(self.cell, "end", sorted(self.there), json.dumps({"finished": kind is None}).encode())
         time.sleep(PATIENCE)  # for what is under way
         close_cell(self.cell)
 
