@@ -3,6 +3,7 @@
 import click
 
 # Here and in these, nothing that takes long: commands import what they need when they run.
+from benchmarks.dmgan.command import dmgan
 from benchmarks.evaluation.command import privacy, quality, report, utility
 from benchmarks.gpu.command import gpu
 from benchmarks.latency.command import latency
@@ -27,6 +28,7 @@ def main() -> None:
 
 
 main.add_command(anatomy)
+main.add_command(dmgan)
 main.add_command(gpu)
 main.add_command(latency)
 main.add_command(load)

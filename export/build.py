@@ -40,8 +40,9 @@ from serving.bundle import (
 from serving.engines import EngineError, StepEngine, open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.folders import Busy, replacing
-from training.checkpoint import find_checkpoint, load_model, unfinished
+from training.checkpoint import check_chosen, find_checkpoint, load_model, unfinished
 from training.family import Family
+from training.models import load_family
 
 KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures; TensorRT has one of the last two
 ON_GRAPHS = "Compared in ONNX Runtime, on the graphs that the plans were made from; the plans were not run."
@@ -85,12 +86,16 @@ def build_all(
     check_manifests: called with what the bundles will say of themselves, before the work; may raise.
     """
     target = describe_target(options)
+    if unknown := options.chosen.keys() - {name for model in checkpoints for name in choosable(model, options.chosen)}:
+        (model, *_) = checkpoints
+        check_chosen(load_family(model), {name: options.chosen[name] for name in unknown})
     loaded = {}
     for model, checkpoint in checkpoints.items():
         progress(f"loading {checkpoint}")
-        family, config = load_model(model, checkpoint, options.preset, options.chosen)
+        chosen = options.chosen if len(checkpoints) == 1 else choosable(model, options.chosen)
+        family, config = load_model(model, checkpoint, options.preset, chosen)
         refuse_unfinished(f"{checkpoint} was", unfinished(family, config), options)
-        loaded[model] = family, describe(family, config, options, target)
+        loaded[model] = family, describe(family, config, dataclasses.replace(options, chosen=chosen), target)
     check_manifests({model: manifest for model, (_, manifest) in loaded.items()})
     places = [bundle_folder(repository, model) for model in loaded]
     try:
@@ -102,6 +107,11 @@ def build_all(
     except Busy as error:
         raise BuildError(str(error)) from None
     return {model: load_bundle(place) for model, place in zip(loaded, places, strict=True)}
+
+
+def choosable(model: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What is chosen for a chain, as far as it is for one of its stages."""
+    return {name: value for name, value in chosen.items() if name in load_family(model).chosen_when_built}
 
 
 def refuse_unfinished(what: str, so_far: str | None, options: Options) -> None:
@@ -168,7 +178,12 @@ def best_opset(target: Mapping[str, Any], precision: str, fused: bool) -> int:
 
 def describe(family: Family, config: Mapping[str, Any], options: Options, target: Mapping[str, Any]) -> Manifest:
     """The manifest of a family's bundle, without the engine files and the parity figures."""
-    origin = {key: config[key] for key in ("digest", "data", "phase", "step", "seed", "prior") if key in config}
+    origin = {
+        key: config[key]
+        for key in ("digest", "data", "phase", "step", "seed", "prior", "learnt_through")
+        if key in config
+    }
+    origin |= {key: config[key] for key in ("sites", "elsewhere", "private", "vgg16_sha256") if config.get(key)}
     origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
     if options.chosen:
         origin["chosen"] = dict(options.chosen)

@@ -67,7 +67,23 @@ def _data(manifest: Manifest) -> list[str]:
     made = [f"- made of a trained `{prior}`, whose data and steps these are; it learnt nothing more"] if prior else []
     facts = [f"- {name}: {value}" for name, value in manifest.checkpoint.get("facts", {}).items()]
     digest = manifest.checkpoint.get("digest", "not recorded")
-    return [*made, f"- data: {named}", trained, f"- weights, sha256: `{digest}`", *facts]
+    return [*made, f"- data: {named}", *_judges(manifest), trained, f"- weights, sha256: `{digest}`", *facts]
+
+
+def _judges(manifest: Manifest) -> list[str]:
+    """Whose pictures a generator has learnt from that it never saw, and through whose weights."""
+    origin = manifest.checkpoint
+    lines = []
+    if sites := origin.get("sites"):
+        whose = "of their own, which are not named here" if origin.get("elsewhere") else "of a part of the same data"
+        noise = ", ".join(f"{name} {value}" for name, value in origin.get("private", {}).items())
+        filtered = f"; what they said was clipped and noisy ({noise})" if noise else ""
+        lines.append(f"- judged by discriminators at {sites} sites, with pictures {whose}{filtered}")
+    if through := origin.get("learnt_through"):
+        lines.append(f"- learnt from pictures found again through a `pggan`, weights sha256 `{through}`")
+    if vgg16 := origin.get("vgg16_sha256"):
+        lines.append(f"- VGG16 of its perceptual term, sha256 `{vgg16}`")
+    return lines
 
 
 def _draws(manifest: Manifest) -> list[str]:

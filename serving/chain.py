@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -11,6 +12,7 @@ from serving.bundle import BundleError, Condition, Manifest, Output
 
 CONFIG = "config.pbtxt"
 SEED, PROVENANCE = "seed", "provenance"
+STEPS_OF = "steps_of"  # parameter of a chain: the tensor whose stage ``steps`` and ``solver`` are for; else for all
 RANGE = "condition_range"  # parameter of a model that draws under pictures: their lowest and highest value, "-1 1"
 
 
@@ -29,11 +31,32 @@ class Stage:
 
 @dataclass(frozen=True)
 class Chain:
-    """Its stages, in the order in which they run, and which of the tensors a client gets."""
+    """Its stages, in the order in which they run, and which of the tensors a client gets.
+
+    ``condition`` is the tensor that a client gives beside the seeds, None where there is none. Where ``steps_of`` names
+    a tensor, ``steps`` and ``solver`` are for the stage alone that draws it.
+    """
 
     model: str
     stages: tuple[Stage, ...]
     outputs: tuple[str, ...]
+    condition: str | None = None
+    steps_of: str | None = None
+
+    def for_stages(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """What a client asks for, by the names by which the stages know it."""
+        if self.steps_of is None:
+            return dict(parameters)
+        own = {name: f"{self.steps_of}_{name}" for name in ("steps", "solver")}
+        return {own.get(name, name): value for name, value in parameters.items()}
+
+    @property
+    def conditioned(self) -> tuple[str, str] | None:
+        """The first stage that takes the condition, and by which name."""
+        taken = (
+            (stage.model, name) for stage in self.stages for name, t in stage.inputs.items() if t == self.condition
+        )
+        return None if self.condition is None else next(taken)
 
 
 def read_chain(repository: Path, model: str) -> Chain | None:
@@ -56,15 +79,19 @@ def read_chain(repository: Path, model: str) -> Chain | None:
 def chain_of(config: ModelConfig) -> Chain | None:
     """The chain that a model's configuration describes, or None if it describes a single model.
 
-    Raises ChainError if a stage draws from other seeds than the client's, takes what no stage before it gives, gives
-    what is there already, or keeps its provenance from the client.
+    Raises ChainError if a stage draws from other seeds than the client's, takes what neither the client nor a stage
+    before it gives, gives what is there already, or keeps its provenance from the client; if a client has more to give
+    than seeds and one condition; or if no stage draws what STEPS_OF names.
     """
     if config.platform != "ensemble":
         return None
     stages = tuple(
         Stage(step.model_name, dict(step.input_map), dict(step.output_map)) for step in config.ensemble_scheduling.step
     )
-    given = {SEED}
+    given = {tensor.name for tensor in config.input}
+    others = sorted(given - {SEED})
+    if len(others) > 1:
+        raise ChainError(f"chain {config.name} takes {' and '.join(others)}; there can be one condition")
     outputs = tuple(tensor.name for tensor in config.output)
     for stage in stages:
         if stage.inputs.get(SEED) != SEED:
@@ -79,7 +106,12 @@ def chain_of(config: ModelConfig) -> Chain | None:
             given.add(tensor)
     if not stages:
         raise ChainError(f"chain {config.name} has no stages")
-    return Chain(config.name, stages, outputs)
+    if others and not any(others[0] in stage.inputs.values() for stage in stages):
+        raise ChainError(f"chain {config.name}: no stage takes {others[0]!r}")
+    steps_of = config.parameters[STEPS_OF].string_value if STEPS_OF in config.parameters else None
+    if steps_of is not None and not any(steps_of in stage.outputs.values() for stage in stages):
+        raise ChainError(f"chain {config.name}: {STEPS_OF} is {steps_of!r}, which no stage gives")
+    return Chain(config.name, stages, outputs, others[0] if others else None, steps_of)
 
 
 def check_stages(chain: Chain, manifests: Mapping[str, Manifest]) -> None:
@@ -91,15 +123,33 @@ def check_stages(chain: Chain, manifests: Mapping[str, Manifest]) -> None:
     for stage in chain.stages:
         manifest = manifests[stage.model]
         if (condition := manifest.condition) is not None:
-            if (tensor := stage.inputs.get(condition.name)) not in drawn:
+            tensor = stage.inputs.get(condition.name)
+            given_by_client = chain.condition is not None and tensor == chain.condition
+            if not given_by_client and tensor not in drawn:
                 raise ChainError(f"chain {chain.model}: no stage draws the {condition.name} that {stage.model} needs")
-            source, output = drawn[tensor]
+            source, output = drawn.get(tensor, ("a client", condition.as_output()))
+            if source in manifests:
+                check_learnt_from(chain, manifest, manifests[source])
             needed, given = wanted(condition), found(output, condition)
             if given != needed:
                 raise ChainError(
                     f"chain {chain.model}: {source} draws {output.name} as {given}; {stage.model} needs {needed}"
                 )
         drawn |= {stage.outputs[o.name]: (stage.model, o) for o in manifest.outputs if o.name in stage.outputs}
+
+
+def check_learnt_from(chain: Chain, manifest: Manifest, source: Manifest) -> None:
+    """Raise ChainError if a stage has learnt from what other weights than its source's draw, or in another way."""
+    learnt = {"weights": manifest.checkpoint.get("learnt_through")} | manifest.checkpoint.get("facts", {}).get(
+        "learnt_from", {}
+    )
+    holds = {"weights": source.checkpoint.get("digest")} | source.checkpoint.get("facts", {})
+    for name, value in learnt.items():
+        if value is not None and holds.get(name, value) != value:
+            raise ChainError(
+                f"chain {chain.model}: {manifest.model} has learnt from what {source.model} draws with {name} {value}; "
+                f"this one has {name} {holds[name]}"
+            )
 
 
 def range_of(parameter: str) -> tuple[float, float] | None:

@@ -160,14 +160,19 @@ class LocalClient(Client):
     ) -> Samples:
         try:
             if chain := self._chains.get(model) or self._open_chain(model):
-                if given is not None:
+                wanted = chain.condition
+                if wanted is not None:
+                    check_classes(model, given, wanted)
+                    check_condition(model, wanted.name, wanted.dtype, wanted.shape, given, len(seeds))
+                elif given is not None:
                     raise SamplingError(f"a condition was given; {model} takes none", 400)
-                arrays = chain.sample(seeds, parameters, progress)
+                arrays = chain.sample(seeds, parameters, progress, None if given is None else given.values)
                 manifests = chain.manifests
                 stages = [
                     _of_stage(arrays, stage.outputs, manifests[stage.model].outputs) for stage in chain.chain.stages
                 ]
-                return joined(model, stages)
+                samples = joined(model, stages)
+                return samples if wanted is None or given is None else under(wanted, given.values, samples)
             sampler = self._sampler(model)
             manifest = sampler.bundle.manifest
             check_is_alone(model, parameters)
@@ -191,11 +196,13 @@ class LocalClient(Client):
             if chain := self._chains.get(model) or self._open_chain(model):
                 manifests = chain.manifests
                 drawn = [(manifests[stage.model].outputs, stage.outputs) for stage in chain.chain.stages]
+                condition = chain.condition
             else:
                 manifest = self._sampler(model).bundle.manifest
                 drawn = [(manifest.outputs, {output.name: output.name for output in manifest.outputs})]
-                if (condition := manifest.condition) is not None:
-                    drawn.insert(0, ((condition.as_output(),), {condition.name: condition.name}))
+                condition = manifest.condition
+            if condition is not None:
+                drawn.insert(0, ((condition.as_output(),), {condition.name: condition.name}))
         except BundleError as error:
             raise SamplingError(str(error), 404) from None
         except EngineError as error:
@@ -207,9 +214,10 @@ class LocalClient(Client):
     def picture(self, model: str) -> Condition | None:
         check_model(model)
         try:
-            if self._chains.get(model) or self._open_chain(model):
-                return None
-            condition = self._sampler(model).bundle.manifest.condition
+            if chain := self._chains.get(model) or self._open_chain(model):
+                condition = chain.condition
+            else:
+                condition = self._sampler(model).bundle.manifest.condition
         except BundleError as error:
             raise SamplingError(str(error), 404) from None
         except EngineError as error:
@@ -310,10 +318,12 @@ class SampleClient(Client):
         progress: Progress | None,
     ) -> Samples:
         config = self._config(model)
-        columns = {SEED: seeds, **_condition_column(config, given, len(seeds))}
         names = [output.name for output in config.output]
         chain = _chain(config)
-        if not chain:
+        columns = {SEED: seeds, **_condition_column(self._wanting(config, chain), given, len(seeds))}
+        if chain:
+            parameters = chain.for_stages(parameters)
+        else:
             check_is_alone(model, parameters)
         configs = [self._config(stage.model) for stage in chain.stages] if chain else [config]
         size = min(one.max_batch_size for one in configs)
@@ -330,14 +340,19 @@ class SampleClient(Client):
             if any(values is None for values in parts[-1].values()):
                 self._configs.clear()
                 raise SamplingError(f"{model} was loaded anew meanwhile and draws something else: ask again", 503)
-            if given is not None and len(parts) == 1:
+            if given is not None and not chain and len(parts) == 1:
                 check_classes(model, given, _described_condition(parts[0][PROVENANCE]))
             if progress is not None:
                 progress(sum(len(part[names[0]]) for part in parts), len(seeds))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
         try:
             if chain:
-                return joined(model, [_as_described(arrays, stage.outputs) for stage in chain.stages])
+                samples = joined(model, [_as_described(arrays, stage.outputs) for stage in chain.stages])
+                if given is None or chain.conditioned is None:
+                    return samples
+                first = next(stage for stage in chain.stages if stage.model == chain.conditioned[0])
+                condition = _described_condition(arrays[first.outputs[PROVENANCE]])
+                return under(replace(condition, name=str(chain.condition)), given.values, samples)
             return _as_described(arrays, {name: name for name in names}, given)
         except BundleError as error:
             raise SamplingError(OTHER_VERSION.format(error), 500) from None
@@ -349,12 +364,26 @@ class SampleClient(Client):
         if not chain:
             return {tensor.name: _array_of(tensor) for tensor in (*config.input, *config.output) if tensor.name != SEED}
         drawn = [(self._config(stage.model).output, stage.outputs) for stage in chain.stages]
-        return {names[o.name]: _array_of(o) for outputs, names in drawn for o in outputs if o.name in names}
+        given = {tensor.name: _array_of(tensor) for tensor in _inputs(self._wanting(config, chain))}
+        return given | {names[o.name]: _array_of(o) for outputs, names in drawn for o in outputs if o.name in names}
 
     def picture(self, model: str) -> Condition | None:
         check_model(model)
         config = self._config(model)
-        return None if _chain(config) else _picture(config)
+        return _picture(self._wanting(config, _chain(config)))
+
+    def _wanting(self, config: ModelConfig, chain: Chain | None) -> ModelConfig:
+        """A configuration that says what a client is to give; a chain's own has no sizes, so its stage's is taken."""
+        if chain is None or chain.conditioned is None:
+            return config
+        model, name = chain.conditioned
+        wanting = ModelConfig()
+        wanting.CopyFrom(self._config(model))
+        wanting.name = chain.model
+        for tensor in wanting.input:
+            if tensor.name == name:
+                tensor.name = str(chain.condition)
+        return wanting
 
     def _config(self, model: str) -> ModelConfig:
         """As the server says, or said within the last CONFIG_SECONDS: one that draws in a loop need not ask each time.

@@ -95,6 +95,50 @@ def add_picture_model(repository: Path, name: str) -> None:
         config.write('parameters { key: "condition_range" value { string_value: "-1 3" } }\n')
 
 
+THROUGH = """
+platform: "ensemble"
+input [
+  { name: "seed" data_type: TYPE_INT64 dims: [-1, 1] },
+  { name: "scan" data_type: TYPE_FP32 dims: [-1, 1, -1, -1] }
+]
+output [
+  { name: "mask" data_type: TYPE_UINT8 dims: [-1, 1, -1, -1] },
+  { name: "image" data_type: TYPE_FP32 dims: [-1, 1, -1, -1] },
+  { name: "mask_provenance" data_type: TYPE_STRING dims: [-1, 1] },
+  { name: "provenance" data_type: TYPE_STRING dims: [-1, 1] }
+]
+parameters { key: "steps_of" value { string_value: "mask" } }
+ensemble_scheduling { step [
+  {
+    model_name: "tiny_found"
+    model_version: -1
+    input_map { key: "seed" value: "seed" }
+    input_map { key: "photo" value: "scan" }
+    output_map { key: "mask" value: "mask" }
+    output_map { key: "provenance" value: "mask_provenance" }
+  },
+  {
+    model_name: "tiny_pass"
+    model_version: -1
+    input_map { key: "seed" value: "seed" }
+    input_map { key: "mask" value: "mask" }
+    output_map { key: "image" value: "image" }
+    output_map { key: "provenance" value: "provenance" }
+  }
+] }
+"""
+
+
+def add_chain_under_pictures(repository: Path, name: str) -> None:
+    """A client gives it pictures; its first stage takes steps, its second none."""
+    folder = add_model(repository, "tiny_found", sample_shape=(4, 16, 16), condition=PICTURE, spacing=SPACING)
+    with (folder / "config.pbtxt").open("a") as config:
+        config.write('parameters { key: "condition_range" value { string_value: "-1 3" } }\n')
+    add_model(repository, "tiny_pass", sample_shape=(1, 16, 16), condition=MASK, schedule=None, spacing=SPACING)
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(THROUGH)
+
+
 def add_gated_model(repository: Path, name: str, queue: int) -> None:
     folder = add_model(repository, name)
     (folder / "1" / "model.py").write_text(GATED_MODEL)

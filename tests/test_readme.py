@@ -21,6 +21,7 @@ NETWORKS = {
     "cmr_flow_image": ["denoiser.unet", "denoiser.control"],
     "dcgan": ["generator"],
     "cyclegan": ["generators.a_to_b"],
+    "dmgan_image": ["generator"],
     "pggan": ["generator"],
 }
 

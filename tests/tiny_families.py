@@ -2,13 +2,18 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from training.family import Batch, Family
+from training.federated.site import Site, SitesHere
+from training.federated.terms import Terms
 from training.models import family_names, load_family
+from training.models.dmgan_image import DmGanImage
+from training.reconstructions import Pairs
 
 SIZE = 32
 STEPS = 2
@@ -30,7 +35,12 @@ PRIOR = load_family("pggan").presets["small"].replaced(ONE_PASS["pggan"])
 MADE: dict[str, dict[str, Any]] = {
     "mganprior": {"size": SIZE, "prior": dataclasses.asdict(PRIOR), "codes": 3, "layer": 4, "default_steps": STEPS},
 }
-FIELDS = {name: {**UNET, "default_steps": STEPS, **fields} for name, fields in STEPPING.items()} | ONE_PASS | MADE
+THROUGH: dict[str, dict[str, Any]] = {
+    "dmgan_image": {"size": SIZE, "width": 4, "blocks": 1, "critic_width": 4, "codes": 3, "layer": 4,
+                    "inversion_steps": 3},
+}  # fmt: skip
+FIELDS = {name: {**UNET, "default_steps": STEPS, **fields} for name, fields in STEPPING.items()}
+FIELDS |= ONE_PASS | MADE | THROUGH
 FAMILIES = family_names()
 LEARNING = [name for name in FAMILIES if name not in MADE]
 
@@ -53,7 +63,16 @@ def tiny_family(name: str, **fields: Any) -> Family:
         for weight in model.parameters():
             if not weight.any() and weight.ndim > 1:
                 torch.nn.init.normal_(weight, std=0.05)
+    judged_here(model)
     return model
+
+
+def judged_here(model: Family, folder: Path | None = None) -> None:
+    """Give a model that needs judges one in this process, with a few pictures of its own."""
+    if isinstance(model, DmGanImage):
+        batch = random_batch(6)
+        site = Site("here", Pairs(batch["image"], batch["condition"]), Terms(model.name, model.preset, 0, ""), folder)
+        model.panel = SitesHere({"here": site})
 
 
 def classes_of(family: Family) -> int:
@@ -66,7 +85,7 @@ def random_batch(count: int, seed: int = 0, classes: int = 2) -> Batch:
     coarse = torch.rand(2, count, 1, SIZE // 8, SIZE // 8, generator=generator)
     image, mask = coarse.repeat_interleave(8, -1).repeat_interleave(8, -2)
     image, mask = image * 2 - 1, (mask * classes).to(torch.uint8)
-    return {"image": image, "mask": mask, "a": image, "b": -image.flip(0)}
+    return {"image": image, "mask": mask, "a": image, "b": -image.flip(0), "condition": 0.9 * image}
 
 
 def random_state(family: Family, count: int, seed: int = 0) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,12 @@ def main() -> None:
 @click.option("--checkpoint-every", default=500, show_default=True, type=click.IntRange(1), help="Steps between checkpoints.")
 @click.option("--preview-every",    default=1000, show_default=True, type=click.IntRange(1), help="Steps between pictures, in the last phase.")
 @click.option("--skip-bad",         is_flag=True,                                     help="Leave out files that cannot be used, instead of stopping.")
+@click.option("--prior",            type=click.Path(path_type=Path),                  help="Of dmgan_image: the pggan through which its pictures are found again.")
+@click.option("--sites",            type=click.IntRange(1, 1000),                     help="Of dmgan_image: discriminators at so many sites, simulated on this machine by cutting --data, or with --listen real ones.")
+@click.option("--listen",           metavar="HOST:PORT",                              help="Wait there for the sites, which have data of their own; --data is the server's alone.")
+@click.option("--certificate",      type=click.Path(path_type=Path),                  help="The server's kit, of python -m training certificates.")
+@click.option("--site-timeout",     default=60.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Seconds after which a site is left out of a step.")
+@click.option("--private", "private", multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Of simulated sites: noise on their votes, by fields of FLARE's SVTPrivacy, as in --private epsilon=1.")
 def fit_command(
     model: str,
     preset: str,
@@ -60,6 +67,12 @@ def fit_command(
     checkpoint_every: int,
     preview_every: int,
     skip_bad: bool,
+    prior: Path | None,
+    sites: int | None,
+    listen: str | None,
+    certificate: Path | None,
+    site_timeout: float,
+    private: dict[str, Any],
 ) -> None:
     """Train a model on (mask, image) pairs.
 
@@ -68,6 +81,7 @@ def fit_command(
     import torch
     from accelerate import PartialState
 
+    from serving.bundle import file_digest
     from training.checkpoint import find_checkpoint, read_config, with_defaults
     from training.data import DataError, open_dataset
     from training.data.classes import LESION
@@ -75,6 +89,8 @@ def fit_command(
     from training.data.listing import digest as listing_digest
     from training.data.summary import lines, summarise
     from training.data.unpaired import open_unpaired
+    from training.federated.channel import ChannelError
+    from training.federated.runs import Sites, judged, open_prior
     from training.fit import Interrupted, Run, fit
     from training.models import load_family
 
@@ -93,6 +109,18 @@ def fit_command(
         untrained = family(chosen)
         digest = None if init is None else start_from(init, untrained)
         config = {"preset_name": preset, "data": data, "seed": seed, "precision": precision, "init": digest}
+        elsewhere = Sites(sites, listen, certificate, site_timeout, private)
+        through = open_prior(family, prior) if family.learns_through else None
+        if through is not None:
+            config |= {"learnt_through": through[1], "sites": sites, "elsewhere": listen is not None, "private": private}
+            if file := getattr(chosen, "vgg16", None):
+                config["vgg16_sha256"] = file_digest(Path(file))
+            if PartialState().num_processes > 1:
+                raise ValueError(f"{model} trains in one process, and its discriminators at --sites in others")
+            if data == "phantom":
+                raise ValueError("--data is 'phantom'; say of how many reconstructions are to be found: phantom:COUNT")
+        elif prior is not None or sites is not None:
+            raise ValueError(f"--prior and --sites are for models that learn through another one; {model} does not")
         if resume:
             now = {"model": model, **config, "preset": dataclasses.asdict(chosen)}
             before = read_config(find_checkpoint(out))
@@ -117,13 +145,18 @@ def fit_command(
             click.echo("\n".join(lines(summary)))
         config |= {"data_digest": listing_digest(files), "data_summary": summary}
         run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every, files=files)
-        checkpoint = fit(untrained, dataset, run, resume)
+        with ExitStack() as stack:
+            learnt: Any = dataset
+            if through is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                learnt = stack.enter_context(judged(untrained, dataset, *through, elsewhere, out, seed, click.echo))
+            checkpoint = fit(untrained, learnt, run, resume)
     except BrokenPipeError:
         raise  # who reads has seen enough, and click knows what to do
     except OSError as error:
         named = error.filename or error.errno is None
         raise click.ClickException(str(error) if named else f"{out} cannot be written: {error.strerror}") from error
-    except (CheckpointError, DataError, ValueError, FloatingPointError) as error:
+    except (ChannelError, CheckpointError, DataError, ValueError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
     except Interrupted as stopped:
         click.echo(stopped)
@@ -215,6 +248,62 @@ def pack_command(checkpoint: Path, out: Path) -> None:
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {decimal(sum(file.stat().st_size for file in out.iterdir()))}")
+
+
+# fmt: off
+@main.command("site")
+@click.option("--server",      required=True, metavar="HOST:PORT",                     help="Where the server listens.")
+@click.option("--certificate", required=True, type=click.Path(path_type=Path),         help="This site's kit, of python -m training certificates.")
+@click.option("--data",        required=True,                                          help="This site's pictures, as of fit; they do not leave it.")
+@click.option("--prior",       required=True, type=click.Path(path_type=Path),         help="The server's pggan.")
+@click.option("--out",         required=True, type=click.Path(path_type=Path),         help="This site's folder: its discriminator's checkpoints, and its reconstructions.")
+@click.option("--private", "private", multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Noise on what is said of pictures, by fields of FLARE's SVTPrivacy: epsilon, gamma, fraction, tau, noise_var.")
+@click.option("--patience",    default=600.0, show_default=True, type=click.FloatRange(0), help="Seconds that the server may be away.")
+@click.option("--skip-bad",    is_flag=True,                                           help="Leave out files that cannot be used, instead of stopping.")
+def site_command(
+    server: str, certificate: Path, data: str, prior: Path, out: Path, private: dict[str, Any], patience: float, skip_bad: bool
+) -> None:
+    """Judge what a server's generator draws, by pictures that stay here.
+
+    Start it again with the same options after a crash: it goes on from its newest checkpoint.
+    """
+    from serving.folders import Busy, locked
+    from training.data import DataError
+    from training.federated.channel import ChannelError
+    from training.federated.client import run_site
+    from training.federated.privacy import sparse_vector_privacy
+    from training.federated.runs import open_site_data
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        noisy = sparse_vector_privacy(private) if private else None
+        with locked(out / ".lock"):
+            opened = open_site_data(data, prior, out, skip_bad, click.echo)
+            run_site(server, certificate, out, opened, noisy, patience, click.echo)
+    except KeyboardInterrupt:
+        click.echo("this site has left; the same command brings it back")
+        raise SystemExit(130) from None
+    except (Busy, ChannelError, CheckpointError, DataError, OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+# fmt: on
+
+
+@main.command("certificates")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--host", default="localhost", show_default=True, help="The server's name in the network.")
+@click.option("--site", "sites", multiple=True, metavar="NAME", help="A site's name; repeat for more, also later.")
+def certificates_command(out: Path, host: str, sites: tuple[str, ...]) -> None:
+    """Write kits for a server and its sites to OUT: keys, and certificates by which they know each other."""
+    from training.federated.channel import ChannelError, write_kits
+
+    try:
+        kits = write_kits(out, host, sites)
+    except (ChannelError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    for kit in kits:
+        click.echo(f"{kit}: give it to nobody but {kit.name}")
 
 
 if __name__ == "__main__":

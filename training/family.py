@@ -27,6 +27,10 @@ Network = Callable[..., Tensor]  # (input [B, C, H, W], t) or (input, t, conditi
 Loss = tuple[Tensor, Mapping[str, Tensor]]  # a scalar, and scalars that ``log.csv`` has beside it
 
 
+class WaitedInVain(Exception):  # noqa: N818 - it is no error
+    """A loss waits for others who are not there, and the run is to stop."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Preset:
     """What every family's preset says; a family adds its own fields.
@@ -140,8 +144,10 @@ class Family(nn.Module):
     has_idle_weights: ClassVar[bool] = False  # whether some that a turn learns take no part in some steps
     as_published: ClassVar[tuple[str, int] | None] = None  # the paper's solver and steps, where the preset's are others
     made_from: ClassVar[str | None] = None  # the family whose checkpoints it is made of, if it learns nothing itself
+    learns_through: ClassVar[str | None] = None  # the family through whose checkpoint its conditions are found
 
     preset: Preset
+    stops: Sequence[int] = ()  # signals that have come, while it trains; who waits for others looks at them
     sample_shape: tuple[int, int, int]
     outputs: tuple[Output, ...]
     condition: Condition | None = None
@@ -242,6 +248,9 @@ class Family(nn.Module):
 
     def advance(self, phase: str) -> None:
         """Called after the last turn of each step of a phase: what grows with the steps is kept in the state dict."""
+
+    def saving(self, step: int) -> None:
+        """Called before a checkpoint of this step is written: who learns elsewhere is to keep what it has learnt."""
 
     def settle(self, phase: str) -> None:
         """Called when averaged weights have come into place, in eval mode: statistics that hang on them are to be

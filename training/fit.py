@@ -28,7 +28,7 @@ from serving.folders import Busy, locked, remove
 from serving.progress import NowAndThen
 from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, save_checkpoint
 from training.data.listing import Listing, write_listing
-from training.family import Batch, Family, Loss, Preset, Turn
+from training.family import Batch, Family, Loss, Preset, Turn, WaitedInVain
 from training.preview import save_preview
 
 LOG_FIELDS = ("step", "phase", "loss", "learning_rate", "samples_per_second")
@@ -174,6 +174,7 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
     total = ends[-1]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with stop_requests() as stops, Progress(*columns, disable=not accelerator.is_main_process) as progress:
+        family.stops = stops
         say = partial(progress.console.print, soft_wrap=True, markup=False, highlight=False)
         log = Log(run.out / "log.csv", family, step, say) if accelerator.is_main_process else None
         task = progress.add_task("", total=total, completed=step)
@@ -200,7 +201,13 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
             )
             loader = DataLoader(dataset, batch_sampler=sampler, num_workers=run.workers)
             for batch in loader:
-                measures = trainer.step(batch, seeded(run.seed, step, accelerator.process_index))
+                try:
+                    measures = trainer.step(batch, seeded(run.seed, step, accelerator.process_index))
+                except WaitedInVain:
+                    if log and step:
+                        checkpoint(family, trainer, run, step)
+                    go_on = "go on with --resume" if step else "nothing had been learnt"
+                    raise Interrupted(f"stopped at step {step} of {total}; {go_on}") from None
                 step += 1
                 phase_ends = step == end
                 saves = step % run.checkpoint_every == 0 or phase_ends or bool(stops)
@@ -395,6 +402,7 @@ def checkpoint(family: Family, trainer: Phase, run: Run, step: int) -> None:
         "turns": {learner.turn.name: learner.state() for learner in trainer.learners},
     }
     folder = run.out / "checkpoints" / f"{step:08d}"
+    family.saving(step)
     with trainer.averaged():
         save_checkpoint(
             folder, family, family.state_dict(), {**run.config, "phase": trainer.name, "step": step}, training

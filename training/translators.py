@@ -5,12 +5,16 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """Two convolutions of 3 x 3 whose result is added to the features [B, C, H, W]."""
+    """Two convolutions of 3 x 3 whose result is added to the features [B, C, H, W].
 
-    def __init__(self, width: int) -> None:
+    Between them, while it learns, a share ``dropout`` of the features is 0.
+    """
+
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             *(nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width), nn.ReLU()),
+            *[nn.Dropout(dropout)] * (dropout > 0),
             *(nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width)),
         )
 
@@ -19,7 +23,7 @@ class Residual(nn.Module):
         return out
 
 
-def residual_generator(width: int, blocks: int) -> nn.Sequential:
+def residual_generator(width: int, blocks: int, dropout: float = 0.0) -> nn.Sequential:
     """Pictures [B, 1, H, W] -> pictures in (-1, 1), after Johnson et al. 2016 (arXiv 1603.08155): "ResNet-9" with 9.
 
     H and W are multiples of 4; ``width`` is that of the features at full size.
@@ -27,7 +31,7 @@ def residual_generator(width: int, blocks: int) -> nn.Sequential:
     layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(1, width, 7), nn.InstanceNorm2d(width), nn.ReLU()]
     for features in (width, 2 * width):
         layers += [nn.Conv2d(features, 2 * features, 3, 2, 1), nn.InstanceNorm2d(2 * features), nn.ReLU()]
-    layers += [Residual(4 * width) for _ in range(blocks)]
+    layers += [Residual(4 * width, dropout) for _ in range(blocks)]
     for features in (4 * width, 2 * width):
         enlarging = nn.ConvTranspose2d(features, features // 2, 3, 2, 1, output_padding=1)
         layers += [enlarging, nn.InstanceNorm2d(features // 2), nn.ReLU()]

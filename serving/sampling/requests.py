@@ -44,8 +44,9 @@ def parse_request(
     Args:
         seed: int64 [N, 1], N >= 1, every value from 0 to 2**63 - 1.
         parameters: "steps" (int) and "solver" (str), both optional: the manifest has defaults. All stages of a chain
-            get the same parameters. A model that can be its first, for it draws one output out of nothing, takes
-            those named after that output, "mask_steps" and "mask_solver", over the common ones; a model under a
+            get the same parameters. A model that can be its first, for it draws one output out of nothing or takes
+            steps under a picture, takes those named after its first output, such as "mask_steps" and "mask_solver",
+            over the common ones; a model under a
             condition lets pass those named after its condition, if some model could take them. A model without steps
             heeds none of them.
         condition: [N, *shape] where the manifest has a condition: uint8 class indices, or a picture's float32.
@@ -133,7 +134,10 @@ def _not_for_us(manifest: Manifest) -> list[str]:
 
 def _first_of_a_chain(manifest: Manifest) -> str | None:
     """The name of the model's output if it can be the condition of the next stage."""
-    return manifest.outputs[0].name if manifest.condition is None and len(manifest.outputs) == 1 else None
+    first, *others = manifest.outputs
+    if manifest.condition is None:
+        return None if others else first.name
+    return first.name if manifest.condition.classes is None and manifest.schedule is not None else None
 
 
 def _named_after(tensor: str | None) -> list[str]:

@@ -87,13 +87,28 @@ def legend(samples: Samples) -> list[tuple[str, tuple[int, ...]]]:
     return []
 
 
+def tile_of(samples: Samples, row: int, zoom: int = 1) -> Image.Image:
+    """A sample on a contact sheet: its overlay; or else its pictures side by side, as far as they are of one height."""
+    drawn = drawings(samples, row, zoom)
+    *_, last = drawn.values()
+    names = [f"{output.name}s" for output in samples.outputs if output.dtype != "uint8"]
+    greys = [drawn[name] for name in names if name in drawn]
+    if "overlays" in drawn or not greys:
+        return last
+    beside = [grey for grey in greys if grey.height == greys[-1].height]
+    tile = Image.new(greys[-1].mode, (sum(grey.width for grey in beside), greys[-1].height))
+    for k, grey in enumerate(beside):
+        tile.paste(grey, (sum(other.width for other in beside[:k]), 0))
+    return tile
+
+
 def contact_sheet(samples: Samples) -> Image.Image:
     """The first SHEET_LIMIT samples side by side, masks as outlines on pictures, each with its seed, and a legend."""
-    plain = list(drawings(samples, 0).values())[-1]
-    zoom = max(1, round(TILE_WIDTH / plain.width))
+    plain = tile_of(samples, 0)
+    zoom = max(1, round(TILE_WIDTH / min(plain.size)))
     width, height = plain.width * zoom, plain.height * zoom
-    tiles = [list(drawings(samples, row, zoom).values())[-1] for row in range(min(len(samples), SHEET_LIMIT))]
-    columns = math.ceil(math.sqrt(len(tiles)))
+    tiles = [tile_of(samples, row, zoom) for row in range(min(len(samples), SHEET_LIMIT))]
+    columns = max(1, round(math.sqrt(len(tiles) * height / width))) if width > height else math.ceil(len(tiles) ** 0.5)
     step_x, step_y = width + GAP, height + CAPTION_HEIGHT + GAP
     whole_width, above = GAP + columns * step_x, GAP + math.ceil(len(tiles) / columns) * step_y
     font = ImageFont.load_default(12)

@@ -46,6 +46,22 @@ def test_it_says_what_the_manifest_says(manifest: Manifest) -> None:
     assert "ada" not in text, "a folder of the machine is told to everyone"
 
 
+def test_whose_pictures_judged_it_is_said(manifest: Manifest) -> None:
+    alone = {"data": "mias", "learnt_through": "p" * 64}
+    assert f"- learnt from pictures found again through a `pggan`, weights sha256 `{'p' * 64}`" in model_card(
+        replace(manifest, checkpoint=alone)
+    )
+    assert "sites" not in model_card(replace(manifest, checkpoint=alone))
+    cut = model_card(replace(manifest, checkpoint={**alone, "sites": 10, "private": {"epsilon": 1}}))
+    assert (
+        "- judged by discriminators at 10 sites, with pictures of a part of the same data; what they said was " in cut
+    )
+    assert "noisy (epsilon 1)" in cut
+    real = model_card(replace(manifest, checkpoint={**alone, "sites": 3, "elsewhere": True, "vgg16_sha256": "v" * 64}))
+    assert "at 3 sites, with pictures of their own, which are not named here\n" in real
+    assert f"- VGG16 of its perceptual term, sha256 `{'v' * 64}`" in real
+
+
 def test_what_phantoms_are_good_for_is_said(manifest: Manifest) -> None:
     phantoms = model_card(replace(manifest, checkpoint={"data": "phantom:64"}))
     assert "has seen no patient" in phantoms

@@ -5,6 +5,7 @@ from live import (
     CONDITION,
     Live,
     add_chain_of_one,
+    add_chain_under_pictures,
     add_chains,
     add_gated_model,
     add_model,
@@ -34,6 +35,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     add_gated_model(repository, "tiny_busy", queue=2)
     add_chain_of_one(repository, "tiny_busy_chain", "tiny_busy")
     add_chains(repository)
+    add_chain_under_pictures(repository, "tiny_through")
     with running(repository) as server:
         yield server
 

@@ -114,3 +114,40 @@ def test_a_client_here_does_not_draw_from_stages_that_do_not_fit(tmp_path: Path)
     shutil.rmtree(bundle_folder(tmp_path, "cmr_mask"))
     with pytest.raises(SamplingError, match=r"no bundle at .*cmr_mask/1/bundle; build it with"):
         LocalClient(tmp_path).sample("cmr_ddpm", 1)
+
+
+@pytest.mark.parametrize(
+    ("digest", "facts", "message"),
+    [
+        ("a", {"codes": 10, "layer": 4}, None),
+        ("a", {}, None),
+        (
+            "b",
+            {"codes": 10, "layer": 4},
+            "dmgan_image has learnt from what mganprior draws with weights a; this one has ",
+        ),
+        ("a", {"codes": 20, "layer": 4}, "draws with codes 10; this one has codes 20"),
+    ],
+)
+def test_a_stage_that_learnt_from_another_one_is_refused(
+    tmp_path: Path, digest: str, facts: dict, message: str
+) -> None:
+    chain = read_chain(TEMPLATES, "dmgan")
+    tiny = load_bundle(write_tiny_bundle(tmp_path)).manifest
+    picture = Condition("image", (1, 16, 16), low=0.0, high=1.0)
+    found = replace(picture, name="reconstruction")
+    manifests = {
+        "mganprior": replace(
+            tiny, model="mganprior", condition=picture, outputs=(found.as_output(),),
+            checkpoint={"digest": digest, "facts": facts},
+        ),
+        "dmgan_image": replace(
+            tiny, model="dmgan_image", condition=found, outputs=(picture.as_output(),),
+            checkpoint={"learnt_through": "a", "facts": {"learnt_from": {"codes": 10, "layer": 4, "steps": 9}}},
+        ),
+    }  # fmt: skip
+    if message is None:
+        check_stages(chain, manifests)
+    else:
+        with pytest.raises(ChainError, match=message):
+            check_stages(chain, manifests)

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,6 +119,42 @@ def test_shapes_are_those_of_the_arrays(client: Client, model: str) -> None:
     arrays = client.sample(model, 1, condition=condition).arrays
     said = {name: array for name, array in client.shapes(model).items() if name in arrays}
     assert said == {name: (values.dtype, values.shape[1:]) for name, values in arrays.items()}
+
+
+def test_a_chain_draws_under_the_pictures_that_a_client_gives(client: Client) -> None:
+    assert client.picture("tiny_through") == replace(PICTURE, name="scan")
+    count = MAX_BATCH + 3
+    pixels = np.random.default_rng(4).uniform(-1, 3, (count, *PICTURE.shape)).astype(np.float32)
+    samples = client.sample("tiny_through", count, steps=3, solver="ddim", condition=pixels)
+    assert list(samples.arrays) == [output.name for output in samples.outputs] == ["scan", "mask", "image"]
+    np.testing.assert_array_equal(samples.arrays["scan"], pixels)
+    masks = client.sample("tiny_found", count, steps=3, solver="ddim", condition=pixels).arrays["mask"]
+    assert len({mask.tobytes() for mask in masks}) == count
+    np.testing.assert_array_equal(samples.arrays["mask"], masks)
+    (first, second) = samples.provenance[-1]["stages"]
+    assert (first["steps"], first["solver"], second["steps"], second["solver"]) == (3, "ddim", 0, None)
+    assert first["condition_sha256"] == hashlib.sha256(pixels[-1].tobytes()).hexdigest()
+    assert second["condition_sha256"] == hashlib.sha256(masks[-1].tobytes()).hexdigest()
+    last = client.sample("tiny_through", seeds=[count - 1], mask_steps=3, mask_solver="ddim", condition=pixels[-1:])
+    np.testing.assert_array_equal(last.arrays["image"][0], samples.arrays["image"][-1])
+    said = {name: array for name, array in client.shapes("tiny_through").items() if name in samples.arrays}
+    assert said == {name: (values.dtype, values.shape[1:]) for name, values in samples.arrays.items()}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, r"^scan is missing; tiny_through needs it as float32 of shape \[1, 1, 16, 16\]"),
+        ({"condition": MASKS}, r"^scan is uint8; it must be float32 of shape \[1, 1, 16, 16\]"),
+        ({"condition": picture(9.0)}, "row 0 holds 9.0; allowed are values from -1 to 3"),
+        ({"condition": picture(0.0), "steps": 1001}, "^mask_steps is 1001; it must be from 1 to 1000$"),
+        ({"condition": picture(0.0), "solver": "magic"}, "^mask_solver is 'magic'; allowed for tiny_found are ddpm"),
+    ],
+)  # fmt: skip
+def test_what_a_chain_under_pictures_cannot_do(client: Client, asked: dict, message: str) -> None:
+    with pytest.raises(SamplingError, match=message) as error:
+        client.sample("tiny_through", 1, **asked)
+    assert error.value.status == 400
 
 
 def test_each_sample_has_its_condition(live: Live, client: Client) -> None:

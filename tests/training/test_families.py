@@ -15,6 +15,7 @@ from tiny_families import (
     SIZE,
     STEPPING,
     classes_of,
+    judged_here,
     random_batch,
     random_condition,
     random_state,
@@ -194,6 +195,7 @@ class TestFit:
             advance(phase)
 
         family.advance = stopping
+        judged_here(family, out / "sites")
         run = Run(out, {"preset_name": "small"}, checkpoint_every=2, log_every=1)
         if stop_at:
             with pytest.raises(Interrupted):

@@ -22,7 +22,8 @@ class LoadedPairs(Dataset[dict[str, Tensor]]):
     pixel stay in memory, or in a mapped file where they are many (``Spooled``); loader processes that are forked share
     them. ``names`` are the files' stems, with the slice
     where a file holds several. ``reading`` is what the reader decided, as JSON holds it, ``warnings`` what of it may
-    be wrong, and ``files`` what the pairs were read from.
+    be wrong, and ``files`` what the pairs were read from. ``sizes`` are those of the breasts in the pictures, in pixels
+    of their files; None where they are not known.
 
     Raises:
         DataError: two pairs have the same name.
@@ -37,7 +38,9 @@ class LoadedPairs(Dataset[dict[str, Tensor]]):
         reading: Mapping[str, Any] | None = None,
         warnings: Sequence[str] = (),
         files: Listing | None = None,
+        sizes: Sequence[float] | None = None,
     ) -> None:
+        self.sizes = sizes
         self.names, self.labels = tuple(names), labels
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise DataError(f"more than one pair has the name {some(twice)}")

@@ -135,7 +135,7 @@ def load_mias(
         if path.stem not in films:
             problems.add(path, "has no row in Info.txt")
     held_back = validation_patients(validation_fraction, seed)
-    names, tiny = [], []
+    names, tiny, sizes = [], [], []
     images, masks = Spooled[np.float32](), Spooled[np.uint8]()
     for name in progress([name for name in films if films[name].usable and SPLITS[split](name, held_back)], folder):
         path = folder / f"{name}.pgm"
@@ -145,6 +145,7 @@ def load_mias(
             names.append(name)
             images.append((fit_image(breast, size) * np.float32(2 / WHITE) - 1).clip(-1, 1))
             masks.append(mask)
+            sizes.append(float(np.count_nonzero(breast)))
             tiny += [name] * (enlarged > 0)
     problems.settle(skip_bad)
     if not names:
@@ -160,7 +161,9 @@ def load_mias(
         "left_out": len(problems.found),
     }
     files = [folder / "Info.txt", *(folder / f"{name}.pgm" for name in names)]
-    return LoadedPairs(names, images, masks, LESION, reading, tiny_lesions(tiny, size), list_files(folder, files))
+    return LoadedPairs(
+        names, images, masks, LESION, reading, tiny_lesions(tiny, size), list_files(folder, files), sizes
+    )
 
 
 def patient_of(name: str) -> int:

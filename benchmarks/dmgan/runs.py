@@ -1,0 +1,193 @@
+"""Everything is trained on one part of the patients and judged on the others, in this process."""
+
+import csv
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from serving.sampling.noise import draw
+from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, read_config
+from training.data import DataError, open_dataset
+from training.data.unpaired import open_unpaired
+from training.family import Family
+from training.federated.privacy import sparse_vector_privacy
+from training.federated.runs import names_of
+from training.federated.shards import shards
+from training.federated.site import Site, SitesHere
+from training.federated.terms import Terms
+from training.fit import Run, fit
+from training.models import load_family
+from training.reconstructions import Pairs, found_pairs
+
+PHANTOMS = 500  # that the prior of other data learns
+TIMED = "seconds.json"
+THE_DATA = "the data"
+Prior = tuple[Family, str, float | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``data`` as of fit. ``steps`` of every training, instead of the presets called ``preset``.
+
+    prior: of a trained pggan that learnt the data. others: by name, of such that learnt other data.
+    """
+
+    data: str
+    out: Path
+    preset: str
+    steps: int | None
+    skip_bad: bool
+    prior: Path | None
+    others: Mapping[str, Path]
+    say: Callable[[str], object]
+
+    def fields(self, **others: Any) -> dict[str, Any]:
+        return ({} if self.steps is None else {"steps": [self.steps]}) | others
+
+    @property
+    def size(self) -> int:
+        return load_family("pggan").presets[self.preset].size
+
+
+class Part(Dataset[dict[str, Tensor]]):
+    """Some pictures of a data set, with their names and what is known of their sizes."""
+
+    def __init__(self, whole: Any, indices: list[int]) -> None:
+        self.reading = dict(getattr(whole, "reading", {}))
+        self.items = [{"image": whole[index]["image"]} for index in indices]
+        self.names = [names_of(whole)[index] for index in indices]
+        sizes = getattr(whole, "sizes", None)
+        self.sizes = None if sizes is None else [sizes[index] for index in indices]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return dict(self.items[index])
+
+
+def split(plan: Plan) -> tuple[Part, Part]:
+    """What is learnt and what is held out: as the data set's own split has it, or else every fifth patient."""
+    learnt = open_dataset(plan.data, plan.size, "train", plan.skip_bad, masks=False)
+    try:
+        held_out = open_dataset(plan.data, plan.size, "validation", plan.skip_bad, masks=False)
+    except DataError:
+        own, (others,) = shards(names_of(learnt), getattr(learnt, "sizes", None), 1)
+        return Part(learnt, others), Part(learnt, own)
+    return Part(learnt, list(range(len(learnt)))), Part(held_out, list(range(len(held_out))))
+
+
+def trained(family: Family, dataset: Dataset[Any], out: Path, plan: Plan, seed: int = 0) -> tuple[Family, float]:
+    """The trained model and the seconds it took; of one that is there already, those it took then."""
+    try:
+        found, _ = load_checkpoint(out)
+        return found, float(json.loads((out / TIMED).read_text()))
+    except (CheckpointError, OSError):
+        pass
+    plan.say(f"training {out.name}")
+    began = time.perf_counter()
+    fit(family, dataset, Run(out, {"preset_name": plan.preset}, seed, checkpoint_every=10**9, preview_every=10**9))
+    seconds = time.perf_counter() - began
+    (out / TIMED).write_text(json.dumps(seconds))
+    found, _ = load_checkpoint(out)
+    return found, seconds
+
+
+def untrained(name: str, fields: Mapping[str, Any], preset: str, seed: int = 0) -> Family:
+    torch.manual_seed(seed)
+    family = load_family(name)
+    return family(family.presets[preset].replaced(fields))
+
+
+def priors(plan: Plan, learnt: Part) -> dict[str, Prior]:
+    """Of other data and of these: the model, its weights' digest, and the seconds of its training, if known."""
+    given = {**plan.others, **({} if plan.prior is None else {THE_DATA: plan.prior})}
+    found: dict[str, Prior] = {}
+    for name in [*(plan.others or ["phantoms"]), THE_DATA]:
+        if name in given:
+            out, seconds = given[name], seconds_in(given[name])
+        else:
+            out = plan.out / f"pggan of {name}"
+            shown = learnt if name == THE_DATA else open_dataset(f"phantom:{PHANTOMS}", plan.size)
+            _, seconds = trained(untrained("pggan", plan.fields(), plan.preset), shown, out, plan)
+        model, config = load_checkpoint(find_checkpoint(out))
+        if model.name != "pggan" or model.preset.size != plan.size:
+            raise CheckpointError(
+                f"{out} holds a {model.name} of {model.preset.size} pixels; wanted is a pggan of {plan.size}"
+            )
+        found[name] = model, str(config["digest"]), seconds
+    return found
+
+
+def seconds_in(run: Path) -> float | None:
+    """What a run's log says that its training took."""
+    try:
+        with (run / "log.csv").open() as log:
+            rows = [(int(row["step"]), float(row["samples_per_second"])) for row in csv.DictReader(log)]
+        batch = int(read_config(find_checkpoint(run))["preset"]["batch"])
+        steps = [step - before for (step, _), before in zip(rows, [0, *(step for step, _ in rows)], strict=False)]
+        return sum(count * batch / rate for count, (_, rate) in zip(steps, rows, strict=True))
+    except (CheckpointError, KeyError, OSError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def found_again(plan: Plan, part: Part, what: str, prior: Prior, preset: Any) -> Pairs:
+    model, digest, _ = prior
+    file = plan.out / "reconstructions" / f"{what}.safetensors"
+    return found_pairs(file, part, model, digest, preset, part.names)
+
+
+def refined(
+    plan: Plan, pairs: Pairs, learnt: Part, digest: str, count: int, seed: int, private: Mapping[str, Any] | None = None
+) -> tuple[Family, float]:
+    """G2 with so many discriminators; what it learns from is the same however many there are."""
+    own, parts = shards(learnt.names, learnt.sizes, count)
+    family: Any = untrained("dmgan_image", plan.fields(), plan.preset, seed)
+    terms = Terms(family.name, family.preset, seed, digest)
+    noisy = sparse_vector_privacy(private) if private else None
+    family.panel = SitesHere({
+        f"site-{k:02d}": Site(f"site-{k:02d}", Pairs(pairs.images[part], pairs.conditions[part]), terms, private=noisy)
+        for k, part in enumerate(parts, 1)
+    })  # fmt: skip
+    name = f"dm-GAN of {count} sites, seed {seed}" + (" private" if private else "")
+    return trained(family, Pairs(pairs.images[own], pairs.conditions[own]), plan.out / name, plan, seed)
+
+
+@torch.no_grad()
+def refine(family: Family, conditions: Tensor) -> Tensor:
+    """Reconstructions in [-1, 1] -> what G2 makes of them, in [0, 1]."""
+    (pictures,) = family.finish(torch.zeros(len(conditions), 1, 1, 1), (conditions / 2 + 0.5).clamp(0, 1))
+    return pictures
+
+
+@torch.no_grad()
+def drawn(family: Family, count: int) -> Tensor:
+    noise = np.empty((count, *family.sample_shape), np.float32)
+    for seed, row in enumerate(noise):
+        draw(seed, family.name, 0, out=row)
+    (pictures,) = family.sample([torch.from_numpy(noise)], None, 0)
+    return pictures
+
+
+def others(plan: Plan, learnt: Part, held_out: Part) -> dict[str, tuple[Tensor, float] | str]:
+    """Pictures of DCGAN and CycleGAN, as many as are held out, and the seconds of their training; or why not."""
+    dcgan, seconds = trained(untrained("dcgan", plan.fields(), plan.preset), learnt, plan.out / "dcgan", plan)
+    found: dict[str, tuple[Tensor, float] | str] = {"DCGAN": (drawn(dcgan, len(held_out)), seconds)}
+    try:
+        kinds = open_unpaired(plan.data, plan.size, "train", plan.skip_bad)
+        unseen = open_unpaired(plan.data, plan.size, "validation", plan.skip_bad)
+    except DataError as error:
+        return {**found, "CycleGAN": f"not run: {str(error).splitlines()[0]}"}
+    cyclegan, seconds = trained(untrained("cyclegan", plan.fields(), plan.preset), kinds, plan.out / "cyclegan", plan)
+    sources = torch.stack([unseen.a[k % len(unseen.a)]["image"] for k in range(min(len(held_out), len(unseen.a)))])
+    with torch.no_grad():
+        (pictures,) = cyclegan.finish(torch.zeros(len(sources), 1, 1, 1), (sources / 2 + 0.5).clamp(0, 1))
+    return {**found, "CycleGAN": (pictures, seconds)}

@@ -1,0 +1,93 @@
+"""The tables of dm-GAN's paper, and ours beside them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_families import FIELDS
+
+from benchmarks.__main__ import main
+from benchmarks.dmgan import paper, runs
+from benchmarks.dmgan.features import frechet, pyramid_bands
+from benchmarks.dmgan.tables import psnr
+from training.models import load_family
+
+
+def test_the_arithmetic_is_the_tables_and_not_the_texts() -> None:
+    means = {name: sum(values) / 5 for name, values in paper.PSNR.items()}
+    assert f"{paper.decrease('dm-GAN'):.2f}" == "55.94"
+    assert f"{100 * (1 - paper.FID['dm-GAN'] / paper.FID['mGANprior_bridge']):.2f}" == "9.92"
+    gains = [means["dm-GAN"] - mean for name, mean in means.items() if name != "dm-GAN"]
+    assert (f"{min(gains):.2f}", f"{max(gains):.2f}") == ("1.31", "2.84")
+    assert paper.speedup("dm-GAN") == 1.375
+
+
+def test_measures_of_known_pictures() -> None:
+    black, grey = torch.zeros(2, 1, 16, 16), torch.full((2, 1, 16, 16), 0.1)
+    assert psnr(grey, black) == pytest.approx([20.0, 20.0], rel=1e-5)
+    features = np.random.default_rng(0).normal(size=(50, 3))
+    assert frechet(features, features) == pytest.approx(0, abs=1e-6)
+    assert frechet(features, features + np.array([3, 0, 4])) == pytest.approx(25)
+    pictures = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.avg_pool2d(pictures, 3, 1, 1)
+    assert (pyramid_bands(smooth)[:, 2] < pyramid_bands(pictures)[:, 2]).all(), "the finest band is the third number"
+
+
+def test_the_time_of_a_training_is_read_from_its_log(tmp_path: Path) -> None:
+    assert runs.seconds_in(tmp_path) is None
+    (tmp_path / "log.csv").write_text("step,samples_per_second\n10,2.0\n30,4.0\n")
+    assert runs.seconds_in(tmp_path) is None
+    folder = tmp_path / "checkpoints" / "00000030"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"format": 1, "model": "pggan", "preset": {"batch": 4}}))
+    assert runs.seconds_in(tmp_path) == pytest.approx(10 * 4 / 2 + 20 * 4 / 4)
+
+
+class TestCommand:
+    @pytest.fixture
+    def tiny(self, monkeypatch):
+        for name in ("pggan", "dcgan", "cyclegan", "dmgan_image"):
+            presets = load_family(name).presets
+            monkeypatch.setitem(presets, "small", presets["small"].replaced({**FIELDS[name], "batch": 2}))
+        monkeypatch.setattr(runs, "PHANTOMS", 4)
+
+    def test_all_tables(self, tiny, tmp_path: Path) -> None:
+        asked = ["dmgan", "--data", "phantom:12", "--out", str(tmp_path / "runs"), "--steps", "2", "--seeds", "2",
+                 "--sites", "1,2,99", "--private", "epsilon=1", "--json", str(tmp_path / "figures.json")]  # fmt: skip
+        result = CliRunner().invoke(main, asked)
+        assert result.exit_code == 0, result.output
+        figures = json.loads((tmp_path / "figures.json").read_text())
+        assert (figures["learnt"], figures["held_out"]) == (12, 12)
+        assert [len(figures["sites"][count]) for count in ("1", "2")] == [2, 2]
+        assert figures["sites"]["99"].startswith("not run: --sites is 99; of the 12 patients")
+        assert len(figures["sites"]["2, private"][0]["psnr"]) == 12
+        assert figures["sites"]["1"][0]["psnr"] != figures["sites"]["1"][1]["psnr"], "two seeds are two runs"
+        assert {"mGANprior of phantoms", "mGANprior of the data", "DCGAN", "CycleGAN"} == figures["rows"].keys()
+        assert str(tmp_path) not in json.dumps(figures)
+        for told in (
+            "theirs: mGANprior_bird",
+            "ours: mGANprior of the data",
+            "theirs: dm-GAN",
+            "other data, not to be",
+        ):
+            assert told in result.output
+        kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("model.safetensors")}
+        again = CliRunner().invoke(main, asked)
+        assert again.exit_code == 0, again.output
+        assert {file: file.stat().st_mtime_ns for file in kept} == kept, "what is there is not trained again"
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--sites", "1,none"], "'1,none' is no list of numbers such as 1,2,10"),
+            (["--other-prior", "here"], "'here' must be NAME=DIR"),
+            (["--private", "volume=1"], "--private volume is unknown"),
+        ],
+    )
+    def test_what_cannot_be(self, more: list[str], message: str, tmp_path: Path) -> None:
+        result = CliRunner().invoke(main, ["dmgan", "--data", "phantom:20", "--out", str(tmp_path), *more])
+        assert result.exit_code != 0
+        assert message in result.output

@@ -1,0 +1,200 @@
+"""A second generator on what a prior made of pictures."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_families import ONE_PASS, random_batch, set_options, tiny_family
+from torch import Tensor
+
+from training.__main__ import main
+from training.checkpoint import find_checkpoint, load_checkpoint
+from training.federated.panel import Verdict
+from training.models.mganprior import NOTICE
+from training.reconstructions import read_pairs, reconstructions
+from training.vgg import Vgg16Features
+
+
+class Told:
+    """A panel that says what it was told to, and remembers what it was asked."""
+
+    def __init__(self, gradient: float = 0.0, deceiving: float = 0.5) -> None:
+        self.gradient, self.deceiving, self.asked = gradient, deceiving, []
+
+    def judge(self, step: int, drawn: Tensor, condition: Tensor) -> Verdict:
+        self.asked.append((step, drawn, condition))
+        return Verdict(torch.full_like(drawn, self.gradient), self.deceiving, 0.7, 3)
+
+    def save(self, step: int) -> None:
+        self.asked.append(step)
+
+
+def loss_of(family, seed: int = 0):
+    return family.refine(random_batch(4), torch.Generator().manual_seed(seed))
+
+
+def test_its_gradient_is_the_panels_and_that_of_l1():
+    family = tiny_family("dmgan_image", l1=0.0)
+    family.panel = Told(gradient=1.0)
+    loss, measures = loss_of(family)
+    assert loss.item() == pytest.approx(0.5)
+    assert (measures["discriminator"].item(), measures["sites"].item()) == pytest.approx((0.7, 3))
+    loss.backward()
+    found = [weight.grad.clone() for weight in family.generator.parameters()]
+    family.zero_grad()
+    family.generator(random_batch(4)["condition"]).sum().backward()
+    for gradient, weight in zip(found, family.generator.parameters(), strict=True):
+        torch.testing.assert_close(gradient, weight.grad)
+    (step, drawn, condition), *_ = family.panel.asked
+    assert step == 0
+    assert not drawn.requires_grad
+    assert torch.equal(condition, random_batch(4)["condition"])
+    both = tiny_family("dmgan_image", l1=10.0)
+    both.panel = Told()
+    loss, measures = loss_of(both)
+    assert loss.item() == pytest.approx(0.5 + 10 * measures["l1"].item())
+
+
+def test_dropout_is_on_while_it_learns_and_draws_from_the_runs_generator_alone():
+    family = tiny_family("dmgan_image").train()
+    family.panel = Told()
+    for seed in (1, 1, 2):
+        loss_of(family, seed)
+        torch.rand(5)  # what others draw does not matter
+    one, same, other = (drawn for _, drawn, _ in family.panel.asked)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_dropout_is_off_when_it_draws():
+    family = tiny_family("dmgan_image")
+    condition = (random_batch(3)["condition"] + 1) / 2
+    state = torch.zeros(3, *family.sample_shape)
+    (one,), (other,) = (family.finish(state, condition) for _ in range(2))
+    assert torch.equal(one, other)
+    assert 0 <= one.min() < one.max() <= 1
+    assert family.notices == (NOTICE,)
+    assert family.noise_channels == 0
+
+
+def test_the_perceptual_term_is_of_four_blocks(tmp_path: Path):
+    network = Vgg16Features(blocks=4)
+    torch.save(network.state_dict(), tmp_path / "vgg16.pth")
+    family = tiny_family("dmgan_image", l1=0.0, perceptual=2.0, vgg16=str(tmp_path / "vgg16.pth"))
+    family.panel = Told(deceiving=0.0)
+    batch = random_batch(2)
+    drawn = family.generator(batch["condition"])
+    stages = list(zip(network.stages(drawn), network.stages(batch["image"]), strict=True))
+    assert [one.shape[1] for one, _ in stages] == [64, 128, 256, 512]
+    expected = sum((one - other).square().mean() for one, other in stages)
+    loss, _ = family.refine(batch, torch.Generator().manual_seed(0))
+    assert loss.item() == pytest.approx(2 * expected.item(), rel=1e-5)
+    assert not any("vgg" in name for name in family.state_dict())
+    assert "2 x VGG16" in family.facts["loss"]
+    assert "VGG16 was not given" in tiny_family("dmgan_image").facts["loss"]
+
+
+def test_who_draws_needs_no_vgg16(tmp_path: Path):
+    family = tiny_family("dmgan_image", vgg16=str(tmp_path / "gone.pth"))
+    condition = (random_batch(2)["condition"] + 1) / 2
+    assert family.finish(torch.zeros(2, *family.sample_shape), condition)[0].shape == condition.shape
+    assert "1 x VGG16" in family.facts["loss"]
+    with pytest.raises(ValueError, match=r"gone.pth cannot be read"):
+        family.vgg16()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dropout": 1.0}, "preset field 'dropout' is 1.0; it must be at least 0 and below 1"),
+        ({"l1": -1.0}, "preset field 'l1' is -1.0; it must be at least 0"),
+        ({"objective": "wasserstein"}, "sites have non_saturating or least_squares"),
+        ({"site_weights": "loud"}, "preset field 'site_weights' is 'loud'; it must be"),
+    ],
+)
+def test_what_a_preset_cannot_say(fields: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        tiny_family("dmgan_image", **fields)
+
+
+class TestCommand:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def prior(cls, tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp("prior")
+        options = [
+            word for name, value in ONE_PASS["pggan"].items() for word in ("--set", f"{name}={json.dumps(value)}")
+        ]
+        fitted = [
+            "fit",
+            "--model",
+            "pggan",
+            "--data",
+            "phantom:8",
+            "--steps",
+            "2",
+            "--batch",
+            "2",
+            "--out",
+            str(folder),
+        ]
+        assert CliRunner().invoke(main, [*fitted, *options]).exit_code == 0
+        return folder
+
+    def fit(self, out: Path, *more: str):
+        asked = ["fit", "--model", "dmgan_image", "--data", "phantom:10", "--steps", "2", "--out", str(out), *more]
+        return CliRunner().invoke(main, [*asked, *set_options("dmgan_image")])
+
+    def test_one_site_here(self, prior: Path, tmp_path: Path):
+        result = self.fit(tmp_path / "run", "--prior", str(prior))
+        assert result.exit_code == 0, result.output
+        assert "10 reconstructions of 3 codes, 3 steps" in result.output
+        _, config = load_checkpoint(tmp_path / "run")
+        prior_model, trained = load_checkpoint(prior)
+        assert config["learnt_through"] == trained["digest"]
+        assert (config["sites"], config["elsewhere"], config["private"]) == (None, False, {})
+        assert (tmp_path / "run" / "sites" / "here" / "00000002.pt").is_file()
+        pairs = read_pairs(tmp_path / "run" / "pairs.safetensors")
+        assert pairs is not None
+        assert torch.equal(reconstructions(prior_model, pairs.images, 3, 4, 3), pairs.conditions)
+        assert not torch.equal(pairs.images, pairs.conditions)
+
+    def test_two_simulated_sites(self, prior: Path, tmp_path: Path):
+        result = self.fit(tmp_path / "run", "--prior", str(prior), "--sites", "2", "--private", "epsilon=1")
+        assert result.exit_code == 0, result.output
+        assert "2 sites of 4 pictures, by patients; the sizes of breasts are not known" in result.output
+        assert find_checkpoint(tmp_path / "run").name == "00000002"
+        row = (tmp_path / "run" / "log.csv").read_text().splitlines()[-1].split(",")
+        assert row[5] == "-1.000000", "sites that add noise do not say what their discriminators lose"
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ((), "dmgan_image learns from what pggan draws: name a checkpoint with --prior"),
+            (("--prior", "PRIOR", "--private", "epsilon=1"), "are of sites: say how many with --sites"),
+            (("--prior", "PRIOR", "--sites", "2", "--listen", "localhost:1"), "--listen and --certificate go together"),
+            (("--prior", "PRIOR", "--sites", "9"), "--sites is 9; of the 10 patients 2 are the server's own"),
+            (("--prior", "PRIOR", "--sites", "2", "--private", "volume=1"), "--private volume is unknown"),
+            (
+                ("--prior", "PRIOR", "--sites", "2", "--private", "epsilon=0"),
+                "epsilon is 0; it must be a number above 0",
+            ),
+            (("--prior", "PRIOR", "--set", "size=64"), "the prior draws 32 x 32 pixels; the run has 64: --set size=32"),
+        ],
+    )
+    def test_what_cannot_be(self, prior: Path, tmp_path: Path, more: tuple, message: str):
+        asked = [str(prior) if word == "PRIOR" else word for word in more]
+        result = self.fit(tmp_path / "run", *asked) if "size=64" not in more else CliRunner().invoke(
+            main, ["fit", "--model", "dmgan_image", "--data", "phantom:4", "--out", str(tmp_path / "run"), *asked]
+        )  # fmt: skip
+        assert result.exit_code == 1
+        assert message in result.output
+
+    def test_others_have_no_sites(self, tmp_path: Path):
+        asked = ["fit", "--model", "dcgan", "--data", "phantom:4", "--out", str(tmp_path / "run"), "--sites", "2"]
+        assert (
+            "--prior and --sites are for models that learn through another one"
+            in CliRunner().invoke(main, asked).output
+        )

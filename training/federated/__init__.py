@@ -1,0 +1,1 @@
+"""A generator at a server, discriminators at sites that keep their data: `server`, `site`, and what they say."""
