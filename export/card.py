@@ -97,7 +97,11 @@ def _samples(manifest: Manifest) -> list[str]:
     if (schedule := manifest.schedule) is None:
         return ["- one pass, no steps", *lines]
     steps = f"{schedule.num_train_timesteps} timesteps"
-    kind = f"- schedule: {schedule.kind}, {steps}, beta {schedule.beta_start:g} to {schedule.beta_end:g}"
+    kind = f"- schedule: {schedule.kind}, {steps}"
+    if schedule.kind not in ("cosine", "betas"):
+        kind += f", beta {schedule.beta_start:g} to {schedule.beta_end:g}"
+    if schedule.spacing:
+        kind += f", {schedule.spacing} timesteps"
     if schedule.process == "flow":
         kind = f"- schedule: flow, {steps}"
     if schedule.process == "descent":

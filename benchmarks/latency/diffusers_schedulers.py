@@ -37,8 +37,9 @@ def trained_on(schedule: Schedule) -> dict[str, Any]:
         "num_train_timesteps": schedule.num_train_timesteps,
         "beta_start": schedule.beta_start,
         "beta_end": schedule.beta_end,
-        "beta_schedule": schedule.kind,
-        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[schedule.prediction],
+        "beta_schedule": {"cosine": "squaredcos_cap_v2"}.get(schedule.kind, schedule.kind),
+        "trained_betas": list(schedule.betas) or None,
+        "prediction_type": {"v": "v_prediction"}.get(schedule.prediction, schedule.prediction),
     }
 
 
