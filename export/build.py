@@ -167,7 +167,9 @@ def best_opset(target: Mapping[str, Any], precision: str, fused: bool) -> int:
 
 def describe(family: Family, config: Mapping[str, Any], options: Options, target: Mapping[str, Any]) -> Manifest:
     """The manifest of a family's bundle, without the engine files and the parity figures."""
-    origin = {key: config[key] for key in ("digest", "data", "phase", "step", "seed", "prior") if key in config}
+    origin = {
+        key: config[key] for key in ("digest", "data", "phase", "step", "seed", "prior", "imported") if key in config
+    }
     origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
     if options.chosen:
         origin["chosen"] = dict(options.chosen)

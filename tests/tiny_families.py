@@ -30,9 +30,35 @@ PRIOR = load_family("pggan").presets["small"].replaced(ONE_PASS["pggan"])
 MADE: dict[str, dict[str, Any]] = {
     "mganprior": {"size": SIZE, "prior": dataclasses.asdict(PRIOR), "codes": 3, "layer": 4, "default_steps": STEPS},
 }
-FIELDS = {name: {**UNET, "default_steps": STEPS, **fields} for name, fields in STEPPING.items()} | ONE_PASS | MADE
+# A network of MONAI's under a mask; it learns nothing here.
+IMPORTED: dict[str, dict[str, Any]] = {
+    "imported": {
+        "size": SIZE,
+        "state": [1, SIZE, SIZE],
+        "default_steps": STEPS,
+        "labels": ["background", "lesion"],
+        "mask_encoding": "index",
+        "network": {
+            "library": "monai",
+            "class": "DiffusionModelUNet",
+            "config": {
+                "spatial_dims": 2,
+                "in_channels": 2,
+                "out_channels": 1,
+                "num_res_blocks": 1,
+                "channels": [8, 16],
+                "attention_levels": [False, True],
+                "num_head_channels": 8,
+                "norm_num_groups": 4,
+            },
+        },
+    },
+}
+FIELDS = (
+    {name: {**UNET, "default_steps": STEPS, **fields} for name, fields in STEPPING.items()} | ONE_PASS | MADE | IMPORTED
+)
 FAMILIES = family_names()
-LEARNING = [name for name in FAMILIES if name not in MADE]
+LEARNING = [name for name in FAMILIES if name not in {*MADE, *IMPORTED}]
 
 
 def fields_of(name: str) -> dict[str, Any]:

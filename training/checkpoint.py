@@ -222,6 +222,11 @@ def shipped_checkpoint(model: str) -> Path:
     """
     if found := sorted(SHIPPED.glob(f"{model}-*/config.json")):
         return found[0].parent
+    family = load_family(model)
+    if not family.phases and family.made_from is None:
+        raise CheckpointError(
+            f"medgen ships no checkpoint of {model}: make one with medgen import, and name it with --checkpoint"
+        )
     raise CheckpointError(
         f"medgen ships no checkpoint of {model}: train one with medgen fit --model {model} --data DIR "
         f"--out runs/{model}, and name it with --checkpoint runs/{model}"
