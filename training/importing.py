@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from training.imports.found import Found
 
 OF_PIG = ("generator", "preset")
+HEARTS = ("cmr_mask", "cmr_ddpm_image", "cmr_flow_image")
+OF_HEARTS = ("preset", "labels", "spacing", "range", "mask_encoding", "steps", "solver", "config", "key")
 OF_IMPORTED = (
     "range", "spacing", "steps", "solver", "scale", "size", "labels", "mask_encoding", "modality",
     "config", "weights", "autoencoder_weights", "key",
@@ -52,43 +54,48 @@ def names(_context: click.Context, _parameter: click.Parameter, text: str | None
 # fmt: off
 @click.command("import")
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
-@click.option("--as", "model",      required=True, type=click.Choice(["imported", "pig"]), help="The model family.")
+@click.option("--as", "model",      required=True, type=click.Choice(["imported", "pig", *HEARTS]), help="The model family.")
 @click.option("--out",              required=True, type=click.Path(path_type=Path),   help="The checkpoint's folder, a new one.")
 @click.option("--set", "fields",    multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Change a field of the preset.")
-@click.option("--preset",           help="pig: one of the family's presets.  [default: paper]")
+@click.option("--preset",           help="pig, cmr_*: one of the family's presets.  [default: paper]")
 @click.option("--generator",        type=click.Path(path_type=Path),                  help="pig: the file of the generator, beside SRC, the guider's.")
-@click.option("--range", "range_",  callback=numbers(float, 2), metavar="LOW,HIGH",   help="imported: between which values the pictures lay that the network learned from.")
-@click.option("--spacing",          callback=numbers(float, 2, "unknown"), metavar="ROWS,COLUMNS", help="imported: mm between pixels, or 'unknown'.")
-@click.option("--steps",            type=click.IntRange(1),                           help="imported: steps that a sample takes by default.")
-@click.option("--solver",           help="imported: the default solver, instead of the authors' sampler.")
+@click.option("--range", "range_",  callback=numbers(float, 2), metavar="LOW,HIGH",   help="imported, cmr_*: between which values the pictures lay that the network learned from.")
+@click.option("--spacing",          callback=numbers(float, 2, "unknown"), metavar="ROWS,COLUMNS", help="imported, cmr_*: mm between pixels, or 'unknown'.")
+@click.option("--steps",            type=click.IntRange(1),                           help="imported, cmr_ddpm_image: steps that a sample takes by default.")
+@click.option("--solver",           help="imported, cmr_ddpm_image: the default solver, instead of the authors' sampler.")
 @click.option("--scale",            type=float,                                       help="imported: by what latents were multiplied for training.")
 @click.option("--size",             callback=numbers(int, 2), metavar="ROWS,COLUMNS", help="imported: of what the network denoises, pictures or latents.")
-@click.option("--labels",           callback=names, metavar="NAME,NAME,...",          help="imported: the classes of the mask that it draws under, from 0 up.")
-@click.option("--mask-encoding",    type=click.Choice(["one-hot", "index", "index/255"]), help="imported: in which form the network sees the mask.")
+@click.option("--labels",           callback=names, metavar="NAME,NAME,...",          help="imported, cmr_*: the classes of the mask that it draws or draws under, from 0 up.")
+@click.option("--mask-encoding",    type=click.Choice(["one-hot", "index", "index/255"]), help="imported, cmr_*: in which form the network sees the mask.")
 @click.option("--modality",         type=click.Choice(["MG", "MR"]),                  help="imported: DICOM's word for the pictures.")
 @click.option("--config",           type=click.Path(path_type=Path),                  help="imported: inference.json of a lone file of MONAI's weights, or scheduler_config.json of a lone network of diffusers'.")
 @click.option("--weights",          type=click.Path(path_type=Path),                  help="imported: the denoiser's weights in a bundle.  [default: models/model.pt]")
 @click.option("--autoencoder-weights", type=click.Path(path_type=Path),               help="imported: the autoencoder's.  [default: models/model_autoencoder.pt]")
-@click.option("--key",              help="imported: under which the files hold the state dict, if there is more in them.")
+@click.option("--key",              help="imported, cmr_*: under which the files hold the state dict, if there is more in them.")
 def import_command(source: Path, model: str, out: Path, fields: dict[str, Any], **options: Any) -> None:
     """Make a checkpoint of SRC, that other people's code has written.
 
     --as imported: a pipeline's folder of diffusers', a bundle of MONAI's, or a lone network with --config. What the
     files do not say must be said.
 
+    --as cmr_...: a network of hearts in that family's layout, of MONAI GenerativeModels, diffusers or MOTFM; its classes
+    may have another order.
+
     --as pig: the files that PIG's authors' code writes, SRC of the guider, --generator of the other.
     """
     from training.checkpoint import save_checkpoint
 
     options["range"] = options.pop("range_")
-    taken = OF_PIG if model == "pig" else OF_IMPORTED
+    taken = {"pig": OF_PIG, "imported": OF_IMPORTED}.get(model, OF_HEARTS)
     if odd := [name for name, value in options.items() if value is not None and name not in taken]:
         raise click.ClickException(f"--{odd[0].replace('_', '-')} is not for --as {model}")
     try:
         if out.exists():
             raise CheckpointError(f"--out {out} is there already; name a new folder")
-        reader = read_pig if model == "pig" else read_imported
-        family, config = reader(source, fields, options)
+        if model in HEARTS:
+            family, config = read_hearts(model, source, fields, options)
+        else:
+            family, config = (read_pig if model == "pig" else read_imported)(source, fields, options)
         save_checkpoint(out, family, family.state_dict(), config)
     except (CheckpointError, ValueError) as error:
         raise click.ClickException(str(error)) from error
@@ -129,6 +136,29 @@ def read_imported(source: Path, fields: dict[str, Any], options: dict[str, Any])
     click.echo(f"not in the files, and said: {json.dumps(origin['options'])}")
     show(f"all that is taken, of files of {found.format}'s", family)
     return family, {"preset_name": "imported", "imported": origin}
+
+
+def read_hearts(
+    model: str, source: Path, fields: dict[str, Any], options: dict[str, Any]
+) -> tuple["Family", dict[str, Any]]:
+    from serving.user import have_a_name
+
+    have_a_name()  # MONAI asks for it
+    from training.imports.cardiac import SaidOfHearts, import_hearts
+
+    needed = ["labels", "spacing", *([] if model == "cmr_mask" else ["range", "mask_encoding"])]
+    if missing := [f"--{name.replace('_', '-')}" for name in needed if options[name] is None]:
+        raise CheckpointError(f"the files do not say, and nothing is guessed: give {', '.join(missing)}")
+    if options["spacing"] == "unknown":
+        raise CheckpointError("--spacing must be known: that of medgen's hearts is, and may be another")
+    preset = options["preset"] or "paper"
+    said = SaidOfHearts(**{name: options[name] for name in (*needed, "steps", "solver")})
+    family, origin, notes = import_hearts(model, source, preset, fields, said, options["key"], options["config"])
+    for note in notes:
+        click.echo(note)
+    click.echo(f"not in the files, and said: {json.dumps(origin['options'])}")
+    show("the network, and what is taken from the preset where the files do not say", family)
+    return family, {"preset_name": preset, "imported": origin}
 
 
 def read_files(
