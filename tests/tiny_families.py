@@ -103,6 +103,8 @@ def random_condition(family: Family, count: int, seed: int = 0) -> tuple[Tensor,
     """A mask or picture for each sample, or nothing for the families that take none."""
     if family.condition is None:
         return ()
+    if family.condition.is_label:
+        return (torch.arange(count)[:, None] % family.condition.classes,)
     batch = random_batch(count, seed, classes_of(family))
     low, high = family.condition.limits
     return (batch["mask"] if family.condition.classes else low + (batch["image"] + 1) / 2 * (high - low),)

@@ -18,7 +18,7 @@ OF_PIG = ("generator", "preset")
 HEARTS = ("cmr_mask", "cmr_ddpm_image", "cmr_flow_image")
 OF_HEARTS = ("preset", "labels", "spacing", "range", "mask_encoding", "steps", "solver", "config", "key")
 OF_IMPORTED = (
-    "range", "spacing", "steps", "solver", "scale", "size", "labels", "mask_encoding", "modality",
+    "range", "spacing", "steps", "solver", "scale", "size", "labels", "mask_encoding", "classes", "modality",
     "config", "weights", "autoencoder_weights", "key",
 )  # fmt: skip
 
@@ -67,6 +67,7 @@ def names(_context: click.Context, _parameter: click.Parameter, text: str | None
 @click.option("--size",             callback=numbers(int, 2), metavar="ROWS,COLUMNS", help="imported: of what the network denoises, pictures or latents.")
 @click.option("--labels",           callback=names, metavar="NAME,NAME,...",          help="imported, cmr_*: the classes of the mask that it draws or draws under, from 0 up.")
 @click.option("--mask-encoding",    type=click.Choice(["one-hot", "index", "index/255"]), help="imported, cmr_*: in which form the network sees the mask.")
+@click.option("--classes",          callback=names, metavar="NAME,NAME,...",          help="imported: what the classes mean that the network is told, from 0 up.")
 @click.option("--modality",         type=click.Choice(["MG", "MR"]),                  help="imported: DICOM's word for the pictures.")
 @click.option("--config",           type=click.Path(path_type=Path),                  help="imported: inference.json of a lone file of MONAI's weights, or scheduler_config.json of a lone network of diffusers'.")
 @click.option("--weights",          type=click.Path(path_type=Path),                  help="imported: the denoiser's weights in a bundle.  [default: models/model.pt]")

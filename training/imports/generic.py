@@ -29,6 +29,7 @@ class Said:
     size: tuple[int, int] | None = None
     labels: tuple[str, ...] | None = None
     mask_encoding: str | None = None
+    classes: tuple[str, ...] | None = None
     modality: str | None = None
 
 
@@ -72,6 +73,7 @@ def imported_family(found: Found, said: Said, fields: Mapping[str, Any]) -> tupl
         "modality": said.modality,
         "labels": said.labels or (),
         "mask_encoding": said.mask_encoding,
+        "classes": said.classes or (),
     }
     try:
         family = Imported(PRESETS["small"].replaced(preset).replaced(fields))  # type: ignore[arg-type]  # of its type
@@ -100,6 +102,8 @@ def unsaid(found: Found, said: Said) -> Iterator[str]:
     if found.sampling.solver is None and said.solver is None:
         yield "which of medgen's solvers to sample with, as it has not the authors' own (--solver ddim)"
     taken, given = found.denoiser.config["in_channels"], found.denoiser.config["out_channels"]
+    if (classes := found.denoiser.config.get("num_class_embeds")) and said.classes is None:
+        yield f"what the {classes} classes are that the network is told (--classes NAME,NAME,...)"
     if taken > given and said.labels is None:
         yield f"what {taken - given} of the network's {taken} channels are: the classes of a mask (--labels ...)"
     if taken > given and said.mask_encoding is None:
@@ -119,13 +123,14 @@ def factor(found: Found) -> int:
 def probe(family: Imported) -> None:
     """It runs, and what it gives has the shape of what it is given."""
     state, t = torch.zeros(1, *family.sample_shape), torch.zeros(1)
-    masks = () if family.condition is None else (torch.zeros(1, *family.condition.shape, dtype=torch.uint8),)
+    under = family.condition
+    given = () if under is None else (torch.zeros(1, *under.shape, dtype=getattr(torch, under.dtype)),)
     try:
-        out = family.denoiser(state, t, *masks)
+        out = family.denoiser(state, t, *given)
     except Exception as error:  # a network of any shape raises anything
         raise CheckpointError(
             f"the network does not run on states of {list(state.shape[1:])}"
-            f"{' and a mask' if masks else ''}: {str(error).splitlines()[0]}"
+            f"{f' and a {under.name}' if under else ''}: {str(error).splitlines()[0]}"
         ) from error
     if out.shape != state.shape:
         raise CheckpointError(f"the network makes {list(out.shape[1:])} of states of {list(state.shape[1:])}")

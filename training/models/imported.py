@@ -22,6 +22,7 @@ LIBRARIES = {"diffusers": "diffusers", "monai": "monai.networks.nets"}
 DENOISERS = ("UNet2DModel", "UNet2DConditionModel", "DiffusionModelUNet")
 AUTOENCODERS = ("AutoencoderKL",)
 
+MOST_CLASSES = 256
 Encoding = Literal["one-hot", "index", "index/255"]
 ENCODINGS: dict[str, Callable[[Tensor, int, torch.dtype], Tensor]] = {
     "one-hot": lambda mask, classes, dtype: one_hot(mask, dtype, classes),
@@ -38,6 +39,7 @@ class ImportedPreset(SteppingPreset):
     state: channels, rows and columns of what is denoised. scale, shift: an autoencoder decodes latents / scale + shift.
     low, high: between them were the grey levels of the pictures that it learned from. spacing: of pixels, in mm.
     labels: the classes of the mask that it draws under, if it does. mask_encoding: in which form it sees them.
+    classes: what its class labels mean, of a network that draws under such.
     """
 
     network: Mapping[str, Any]
@@ -51,6 +53,7 @@ class ImportedPreset(SteppingPreset):
     modality: Literal["MG", "MR"] | None
     labels: tuple[str, ...]
     mask_encoding: Encoding | None
+    classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +65,12 @@ class ImportedPreset(SteppingPreset):
             raise ValueError(f"the spacing is {self.spacing}; both must be above 0 mm")
         if (self.mask_encoding is None) != (not self.labels):
             raise ValueError("the labels of a mask and its encoding go together: give both or neither")
+        if self.classes and self.labels:
+            raise ValueError("a label and a mask at once are not possible: a model has one condition")
+        if len(self.classes) != (expected := self.network["config"].get("num_class_embeds") or 0):
+            raise ValueError(f"the network has {expected} classes, and {len(self.classes)} were named; name each once")
+        if len(self.classes) > MOST_CLASSES:
+            raise ValueError(f"the network has {len(self.classes)} classes; at most {MOST_CLASSES} are possible")
         if self.labels and self.autoencoder is not None:
             raise ValueError("a mask beside latents is not possible: how it is made smaller is the authors' affair")
 
@@ -75,7 +84,7 @@ PRESETS = {
                  "config": {"in_channels": 1, "out_channels": 1, "block_out_channels": [32],
                             "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}},
         autoencoder=None, state=(1, 8, 8), scale=1.0, shift=0.0, low=-1.0, high=1.0, spacing=None, modality=None,
-        labels=(), mask_encoding=None),
+        labels=(), mask_encoding=None, classes=()),
 }  # fmt: skip
 
 
@@ -92,7 +101,7 @@ def made(described: Mapping[str, Any], classes: tuple[str, ...]) -> nn.Module:
 
 
 class Bare(nn.Module):
-    """The network as a function of tensors: (state, t) or (state, t, mask) -> what it predicts."""
+    """The network as a function of tensors: (state, t), or with a mask or a label as a third -> what it predicts."""
 
     def __init__(self, network: nn.Module, preset: ImportedPreset) -> None:
         super().__init__()
@@ -101,11 +110,14 @@ class Bare(nn.Module):
         # One of diffusers that is made to hear a text gets none.
         self.texts = (None,) if preset.network["class"] == "UNet2DConditionModel" else ()
 
-    def forward(self, state: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
-        if mask is not None:
-            encoded = ENCODINGS[str(self.preset.mask_encoding)](mask, len(self.preset.labels), state.dtype)
+    def forward(self, state: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        classes = {}
+        if condition is not None and self.preset.classes:
+            classes["class_labels"] = condition[:, 0]
+        elif condition is not None:
+            encoded = ENCODINGS[str(self.preset.mask_encoding)](condition, len(self.preset.labels), state.dtype)
             state = torch.cat([state, encoded], dim=1)
-        found = self.net(state, t, *self.texts)
+        found = self.net(state, t, *self.texts, **classes)
         out: Tensor = found if isinstance(found, Tensor) else found.sample
         return out
 
@@ -133,6 +145,9 @@ class Imported(Denoiser):
         if preset.labels:
             shape, classes = (1, *preset.state[1:]), len(preset.labels)
             self.condition = Condition("mask", shape, classes, preset.labels, preset.spacing)
+
+        if preset.classes:
+            self.condition = Condition("label", (1,), len(preset.classes), preset.classes)
 
     def decoded(self, state: Tensor) -> Tensor:
         """Pictures [B, C, H, W] in the range that was trained on."""

@@ -137,6 +137,17 @@ class TestDiffusers:
             expected = network(noise, t, None).sample
             torch.testing.assert_close(family.denoiser(noise, t), expected, rtol=0, atol=1e-5)
 
+    def test_a_class_that_the_network_is_told(self, tmp_path):
+        pipeline = diffusers_pipeline(tmp_path / "theirs", num_class_embeds=3)
+        assert "--classes" in run(tmp_path / "theirs", tmp_path / "run", *SAID).output
+        assert "has 3 classes, and 2" in run(tmp_path / "theirs", tmp_path / "run", *SAID, "--classes", "a,b").output
+        family = imported(tmp_path / "theirs", tmp_path / "run", "--classes", "BI-RADS 1,BI-RADS 2,BI-RADS 5")
+        assert (family.condition.dtype, family.condition.labels[2]) == ("int64", "BI-RADS 5")
+        (noise, t), labels = states(), torch.tensor([2, 0, 1])
+        with torch.no_grad():
+            expected = pipeline.unet(noise, t, class_labels=labels).sample
+            torch.testing.assert_close(family.denoiser(noise, t, labels[:, None]), expected, rtol=0, atol=1e-5)
+
     @pytest.mark.parametrize(
         ("file", "change", "message"),
         [
@@ -146,6 +157,7 @@ class TestDiffusers:
             ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "betas must be above 0 and below 1"),
             ("scheduler/scheduler_config.json", {"new": 1}, "has 'new', which DDIMScheduler of this version"),
             ("unet/config.json", {"_class_name": "Transformer2DModel"}, "is of a Transformer2DModel"),
+            ("unet/config.json", {"class_embed_type": "identity"}, "does not run on states of"),
             ("unet/config.json", {"new": 1}, "has 'new', which UNet2DModel of this version does not know"),
             ("unet/config.json", {"block_out_channels": [8, 32]}, "cannot be read|mismatched"),
             ("unet/config.json", {"layers_per_block": 2}, "cannot be read: .*size mismatch for|weights are missing"),
@@ -194,6 +206,15 @@ class TestMonai:
         (ours,) = family.sample([noise], "ddim", 5)
         torch.testing.assert_close(ours, (picture / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
         assert ours.std() > 0.02
+
+    def test_a_class_that_the_network_is_told(self, tmp_path):
+        unet, _ = monai_bundle(tmp_path / "theirs", {"num_class_embeds": 2})
+        assert "--classes" in run(tmp_path / "theirs", tmp_path / "run", *SAID, *self.MORE).output
+        family = imported(tmp_path / "theirs", tmp_path / "run", *self.MORE, "--classes", "dense,fatty")
+        (noise, t), labels = states(), torch.tensor([1, 0, 1])
+        with torch.no_grad():
+            expected = unet(noise, t, class_labels=labels)
+            torch.testing.assert_close(family.denoiser(noise, t, labels[:, None]), expected, rtol=0, atol=1e-5)
 
     def test_a_state_dict_and_a_config(self, tmp_path):
         """Trained on several GPUs, and with more in the file."""
