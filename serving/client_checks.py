@@ -51,7 +51,7 @@ Given = Masks | Pictures | Labels
 
 
 def check_given(condition: Any) -> Given | None:
-    """Labels, or masks or pictures, of bare arrays too, if any model could take them; whether one can, it says itself."""
+    """Labels, or masks or pictures, bare arrays too, if any model could take them; whether one can, it says itself."""
     if condition is None:
         return None
     if isinstance(condition, Labels) and getattr(condition.values, "dtype", None) == np.int64:
