@@ -46,8 +46,7 @@ KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures
 ON_GRAPHS = "Compared in ONNX Runtime, on the graphs that the plans were made from; the plans were not run."
 NO_TF32 = "Compared on a CPU, which has no TF32: these differences are those of float32."
 UNTRAINED = (
-    ". So does one that predicts noise and was hardly trained: near the last timestep rounding is divided by alpha, and "
-    "grows on the way"
+    ". So does one that predicts noise and was hardly trained: near the last timestep rounding is divided by alpha"
 )
 WEIGHTS = ".bin"  # of a graph "step.xml" they are in "step.bin"
 OWN_FILES = ("config.pbtxt", "1/model.py", "1/.gitkeep")  # of a model in a repository

@@ -1,6 +1,7 @@
 """``medgen import``: a checkpoint of files that other people's code has written."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,19 @@ if TYPE_CHECKING:
     from training.family import Family
     from training.imports.found import Found
 
-OF_PIG = ("generator", "preset")
-HEARTS = ("cmr_mask", "cmr_ddpm_image", "cmr_flow_image")
-OF_HEARTS = ("preset", "labels", "spacing", "range", "mask_encoding", "steps", "solver", "config", "key")
-OF_IMPORTED = (
-    "range", "spacing", "steps", "solver", "scale", "size", "labels", "mask_encoding", "classes", "modality",
-    "config", "weights", "autoencoder_weights", "key",
-)  # fmt: skip
+# The options that each family takes, beside --as, --out and --set.
+OF_HEARTS = ("preset", "labels", "spacing")
+OF_PAINTERS = (*OF_HEARTS, "range", "mask_encoding")
+TAKEN = {
+    "imported": (
+        "range", "spacing", "steps", "solver", "scale", "size", "labels", "mask_encoding", "classes", "modality",
+        "config", "weights", "autoencoder_weights", "key",
+    ),
+    "pig": ("generator", "preset"),
+    "cmr_mask": (*OF_HEARTS, "key"),
+    "cmr_ddpm_image": (*OF_PAINTERS, "steps", "solver", "config"),
+    "cmr_flow_image": (*OF_PAINTERS, "key"),
+}  # fmt: skip
 
 
 def numbers(kind: type, count: int, *words: str) -> Any:
@@ -54,7 +61,7 @@ def names(_context: click.Context, _parameter: click.Parameter, text: str | None
 # fmt: off
 @click.command("import")
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
-@click.option("--as", "model",      required=True, type=click.Choice(["imported", "pig", *HEARTS]), help="The model family.")
+@click.option("--as", "model",      required=True, type=click.Choice(list(TAKEN)), help="The model family.")
 @click.option("--out",              required=True, type=click.Path(path_type=Path),   help="The checkpoint's folder, a new one.")
 @click.option("--set", "fields",    multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Change a field of the preset.")
 @click.option("--preset",           help="pig, cmr_*: one of the family's presets.  [default: paper]")
@@ -87,16 +94,13 @@ def import_command(source: Path, model: str, out: Path, fields: dict[str, Any], 
     from training.checkpoint import save_checkpoint
 
     options["range"] = options.pop("range_")
-    taken = {"pig": OF_PIG, "imported": OF_IMPORTED}.get(model, OF_HEARTS)
-    if odd := [name for name, value in options.items() if value is not None and name not in taken]:
+    if odd := [name for name, value in options.items() if value is not None and name not in TAKEN[model]]:
         raise click.ClickException(f"--{odd[0].replace('_', '-')} is not for --as {model}")
     try:
         if out.exists():
             raise CheckpointError(f"--out {out} is there already; name a new folder")
-        if model in HEARTS:
-            family, config = read_hearts(model, source, fields, options)
-        else:
-            family, config = (read_pig if model == "pig" else read_imported)(source, fields, options)
+        reader = {"imported": read_imported, "pig": read_pig}.get(model, partial(read_hearts, model))
+        family, config = reader(source, fields, options)
         save_checkpoint(out, family, family.state_dict(), config)
     except (CheckpointError, ValueError) as error:
         raise click.ClickException(str(error)) from error
@@ -129,7 +133,7 @@ def read_imported(source: Path, fields: dict[str, Any], options: dict[str, Any])
     from training.imports.generic import Said, imported_family
 
     files = {name: options.pop(name) for name in ("config", "weights", "autoencoder_weights", "key")}
-    said = Said(**{name: value for name, value in options.items() if name not in OF_PIG})
+    said = Said(**{name: value for name, value in options.items() if name not in TAKEN["pig"]})
     found = read_files(source, **files)
     family, origin = imported_family(found, said, fields)
     for note in found.sampling.notes:
@@ -147,7 +151,7 @@ def read_hearts(
     have_a_name()  # MONAI asks for it
     from training.imports.cardiac import SaidOfHearts, import_hearts
 
-    needed = ["labels", "spacing", *([] if model == "cmr_mask" else ["range", "mask_encoding"])]
+    needed = [name for name in OF_PAINTERS if name in TAKEN[model] and name != "preset"]
     if missing := [f"--{name.replace('_', '-')}" for name in needed if options[name] is None]:
         raise CheckpointError(f"the files do not say, and nothing is guessed: give {', '.join(missing)}")
     if options["spacing"] == "unknown":

@@ -79,13 +79,12 @@ def import_hearts(
     if preset not in kind.presets:
         raise CheckpointError(f"--preset is {preset!r}; {model} has {', '.join(kind.presets)}")
     try:
-        base = kind.presets[preset].replaced(fields)
         if model == "cmr_ddpm_image":
-            family, digests = painter(kind, base, fields, source, config, said)
+            family, digests = painter(kind, kind.presets[preset], fields, source, config, said)
         else:
-            family = kind(base)
+            family = kind(kind.presets[preset].replaced(fields))
             content, digest = read_pickle(source)
-            digests = {source.suffix.lstrip(".") or "file": digest}
+            digests = {"weights": digest}
             weights = state_dict(content, source, key)
             load = mask_weights if model == "cmr_mask" else flow_weights
             family.load_state_dict(load(family, weights, said, source))
@@ -153,7 +152,7 @@ def painter(
         "default_solver": solver,
         "default_steps": steps,
     }
-    family = kind(base.replaced(shape).replaced(fields))
+    family = kind(base.replaced({**shape, **fields}))
     unet: Any = family.get_submodule("denoiser.unet")
     for name, value in unet.config.items():
         written = theirs.get(name)

@@ -43,6 +43,8 @@ def imported_family(found: Found, said: Said, fields: Mapping[str, Any]) -> tupl
     """
     if missing := list(unsaid(found, said)):
         raise CheckpointError("the files do not say, and nothing is guessed: " + "; ".join(missing))
+    if found.autoencoder is None and said.scale is not None:
+        raise CheckpointError(f"--scale is {said.scale}; the network denoises pictures, and there are no latents")
     for name, written in {"scale": found.scale, "size": found.size}.items():
         given = getattr(said, name)
         if None not in (given, written) and given != written:

@@ -65,6 +65,8 @@ def from_diffusers(written: Mapping[str, Any], where: str) -> Sampling:
     if noise.get("kind") not in KINDS:
         noise |= {"kind": "betas", "betas": tuple(scheduler.betas.double().tolist())}
     if name in OTHERS:
+        if config.get("timestep_type", "discrete") != "discrete":
+            raise CheckpointError(f"{where}: timestep_type is {config['timestep_type']!r}; medgen has 'discrete' alone")
         return Sampling(schedule_of(noise, where), None, None)
     for setting, allowed in AS_IS.items():
         if setting in config and config[setting] not in allowed:
@@ -74,7 +76,8 @@ def from_diffusers(written: Mapping[str, Any], where: str) -> Sampling:
     if name == "DDIMScheduler":
         noise["ends_clean"] = config["set_alpha_to_one"]
     schedule = schedule_of(noise, where)
-    assert torch.allclose(torch.from_numpy(schedule.alphas_cumprod).float(), scheduler.alphas_cumprod, 5e-3, 1e-6)
+    if not torch.allclose(torch.from_numpy(schedule.alphas_cumprod).float(), scheduler.alphas_cumprod, 5e-3, 1e-6):
+        raise CheckpointError(f"{where}: this diffusers makes other betas of it than medgen")
     clips = config.get("clip_sample", False)
     solver = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim"}.get(name) or f"dpmpp_{config['solver_order']}m"
     return Sampling(schedule, float(config["clip_sample_range"]) if clips else None, solver)

@@ -57,6 +57,8 @@ class ImportedPreset(SteppingPreset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if min(self.state) < 1:
+            raise ValueError(f"the state is {self.state}; channels, rows and columns must be at least 1")
         if not self.low < self.high:
             raise ValueError(f"the range is from {self.low} to {self.high}; it must rise")
         if self.scale == 0:

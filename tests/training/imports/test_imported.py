@@ -103,7 +103,8 @@ class TestDiffusers:
     def test_a_sampler_of_none_of_ours_needs_a_solver(self, tmp_path):
         diffusers_pipeline(tmp_path / "theirs")
         PNDMScheduler(trained_betas=np.linspace(0.01, 0.02, 1000)).save_pretrained(tmp_path / "theirs/scheduler")
-        assert "--solver" in run(tmp_path / "theirs", tmp_path / "run", *SAID).output
+        theirs, out = tmp_path / "theirs", tmp_path / "run"
+        assert "--solver" in run(theirs, out, *SAID).output
         preset = imported(tmp_path / "theirs", tmp_path / "run", "--solver", "dpmpp_2m").preset
         assert (preset.default_solver, preset.schedule.kind, len(preset.schedule.betas)) == ("dpmpp_2m", "betas", 1000)
 
@@ -184,9 +185,12 @@ class TestDiffusers:
 
     def test_what_the_files_do_not_say_is_asked_for_all_at_once(self, tmp_path):
         diffusers_pipeline(tmp_path / "theirs", sample_size=None)
-        said = run(tmp_path / "theirs", tmp_path / "run").output
+        theirs, out = tmp_path / "theirs", tmp_path / "run"
+        said = run(theirs, out).output
         assert all(option in said for option in ("--range", "--spacing", "--steps", "--size"))
         assert "--scale" not in said
+        assert "there are no latents" in run(theirs, out, *SAID, "--size", "8", "--scale", "2").output
+        assert "must be at least 1" in run(theirs, out, *SAID, "--size", "8,0").output
         imported(tmp_path / "theirs", tmp_path / "run", "--size", "8,16")
         assert "is there already" in run(tmp_path / "theirs", tmp_path / "run", *SAID).output
 
@@ -277,6 +281,8 @@ class TestMonai:
 def test_options_are_of_a_family(tmp_path):
     said = CliRunner().invoke(main, ["import", "x", "--as", "pig", "--out", str(tmp_path / "run"), "--scale", "1"])
     assert "--scale is not for --as pig" in said.output
+    said = CliRunner().invoke(main, ["import", "x", "--as", "cmr_mask", "--out", str(tmp_path / "run"), "--steps", "9"])
+    assert "--steps is not for --as cmr_mask" in said.output
     assert "neither model_index.json" in run(tmp_path, tmp_path / "run", *SAID).output
     assert "is not 2 numbers" in run(tmp_path, tmp_path / "run", "--range", "1").output
 
