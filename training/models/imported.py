@@ -16,7 +16,7 @@ from serving.bundle import Condition, Output
 from serving.sampling.solvers import Schedule
 from training.cardiac_families import one_hot
 from training.denoiser import Denoiser
-from training.family import Preset, SteppingPreset
+from training.family import Batch, Preset, SteppingPreset
 
 LIBRARIES = {"diffusers": "diffusers", "monai": "monai.networks.nets"}
 DENOISERS = ("UNet2DModel", "UNet2DConditionModel", "DiffusionModelUNet")
@@ -150,6 +150,17 @@ class Imported(Denoiser):
 
         if preset.classes:
             self.condition = Condition("label", (1,), len(preset.classes), preset.classes)
+
+    def data(self, batch: Batch) -> Tensor:
+        """The states that pictures have without noise; of latents the mean of those that are possible."""
+        low, high = self.preset.low, self.preset.high
+        picture = low + (batch["image"] / 2 + 0.5) * (high - low)
+        if self.autoencoder is None:
+            return picture
+        encode: Any = self.autoencoder.encode
+        found = encode(picture)
+        mean: Tensor = found[0] if isinstance(found, tuple) else found.latent_dist.mean
+        return (mean - self.preset.shift) * self.preset.scale
 
     def decoded(self, state: Tensor) -> Tensor:
         """Pictures [B, C, H, W] in the range that was trained on."""

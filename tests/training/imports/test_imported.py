@@ -51,6 +51,9 @@ class TestDiffusers:
             torch.testing.assert_close(family.denoiser(noise, t), pipeline.unet(noise, t).sample, rtol=0, atol=1e-5)
             end = their_loop(pipeline.scheduler, lambda x, t: pipeline.unet(x, t).sample, noise, 5)
             picture = pipeline.vae.decode(end / 1.7 + 0.1).sample if vae else end
+            image = torch.rand(2, 1, 32, 32) * 2 - 1
+            data = (pipeline.vae.encode(image).latent_dist.mean - 0.1) * 1.7 if vae else image
+            torch.testing.assert_close(family.data({"image": image}), data)
         (ours,) = family.sample([noise], "ddim", 5)
         assert ours.shape == (3, 1, *(2 * [SIZE * (2 if vae else 1)]))
         torch.testing.assert_close(ours, (picture / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
@@ -206,6 +209,8 @@ class TestMonai:
         options = {key: value for key, value in MONAI_SCHEDULER.items() if not key.startswith("_")}
         with torch.no_grad():
             torch.testing.assert_close(family.denoiser(noise, t), unet(noise, t), rtol=0, atol=1e-5)
+            image = torch.rand(2, 1, 32, 32) * 2 - 1
+            torch.testing.assert_close(family.data({"image": image}), vae.encode(image)[0] * 1.3)
             picture = vae.decode(their_loop(MonaiDDIM(**options), unet, noise, 5, first=True) / 1.3)
         (ours,) = family.sample([noise], "ddim", 5)
         torch.testing.assert_close(ours, (picture / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
