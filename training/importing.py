@@ -136,7 +136,9 @@ def read_imported(source: Path, fields: dict[str, Any], options: dict[str, Any])
     said = Said(**{name: value for name, value in options.items() if name not in TAKEN["pig"]})
     found = read_files(source, **files)
     family, origin = imported_family(found, said, fields)
-    for note in found.sampling.notes:
+    channels = family.outputs[0].shape[0]
+    colours = (f"pictures have {channels} channels: sample writes them to pairs.npz alone",) if channels != 1 else ()
+    for note in (*found.sampling.notes, *colours):
         click.echo(note)
     click.echo(f"not in the files, and said: {json.dumps(origin['options'])}")
     show(f"all that is taken, of files of {found.format}'s", family)

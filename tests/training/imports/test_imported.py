@@ -78,6 +78,11 @@ class TestDiffusers:
         assert '"clip": 2.0' in result.output
         assert str(tmp_path) not in json.dumps(config)
 
+    def test_channels_that_are_not_drawn_are_said(self, tmp_path):
+        diffusers_pipeline(tmp_path / "theirs", in_channels=3, out_channels=3)
+        said = run(tmp_path / "theirs", tmp_path / "run", *SAID).output
+        assert "pictures have 3 channels: sample writes them to pairs.npz alone" in said
+
     def test_half_precision_and_pieces_are_read(self, tmp_path):
         pipeline = diffusers_pipeline(tmp_path / "theirs")
         pipeline.unet.half().save_pretrained(tmp_path / "theirs/unet", max_shard_size="20KB")
