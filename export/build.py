@@ -47,6 +47,9 @@ from training.models import load_family
 KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures; TensorRT has one of the last two
 ON_GRAPHS = "Compared in ONNX Runtime, on the graphs that the plans were made from; the plans were not run."
 NO_TF32 = "Compared on a CPU, which has no TF32: these differences are those of float32."
+UNTRAINED = (
+    ". So does one that predicts noise and was hardly trained: near the last timestep rounding is divided by alpha"
+)
 WEIGHTS = ".bin"  # of a graph "step.xml" they are in "step.bin"
 OWN_FILES = ("config.pbtxt", "1/model.py", "1/.gitkeep")  # of a model in a repository
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
@@ -180,7 +183,7 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
     """The manifest of a family's bundle, without the engine files and the parity figures."""
     origin = {
         key: config[key]
-        for key in ("digest", "data", "phase", "step", "seed", "prior", "learnt_through")
+        for key in ("digest", "data", "phase", "step", "seed", "prior", "learnt_through", "imported")
         if key in config
     }
     origin |= {key: config[key] for key in ("sites", "elsewhere", "private", "vgg16_sha256") if config.get(key)}
@@ -353,7 +356,13 @@ def check(figures: Figures, tolerance: Tolerance, manifest: Manifest) -> None:
             other = "ONNX Runtime" if kind == "onnx" else "PyTorch"
             raise ToleranceError(
                 f"{kind.replace('_', ' ')}: {name} differs from {other} by {difference:.2e}, tolerance {limit:.2e}"
+                f"{UNTRAINED if is_imported_noise(manifest) else ''}"
             )
+
+
+def is_imported_noise(manifest: Manifest) -> bool:
+    schedule = manifest.schedule
+    return "imported" in manifest.checkpoint and schedule is not None and schedule.prediction == "epsilon"
 
 
 def limited(

@@ -30,7 +30,7 @@ def model_card(manifest: Manifest) -> str:
     fields = ModelCardData(
         license=str(manifest.checkpoint.get("license", UNKNOWN)),
         library_name="medgen",
-        pipeline_tag="unconditional-image-generation" if manifest.condition is None else "image-to-image",
+        pipeline_tag="image-to-image" if sees_a_picture(manifest) else "unconditional-image-generation",
         tags=["medical", "synthetic-data", manifest.model],
     )
     sections = {
@@ -47,6 +47,11 @@ def model_card(manifest: Manifest) -> str:
     )
     body = "\n\n".join(f"## {name}\n\n" + "\n".join(lines) for name, lines in sections.items())
     return f"---\n{fields.to_yaml()}\n---\n\n{title}\n\n{body}\n"
+
+
+def sees_a_picture(manifest: Manifest) -> bool:
+    """Or a mask."""
+    return manifest.condition is not None and not manifest.condition.is_label
 
 
 def learnt_phantoms(manifest: Manifest) -> bool:
@@ -66,6 +71,9 @@ def _data(manifest: Manifest) -> list[str]:
         trained += f", and not through: {so_far}"
     made = [f"- made of a trained `{prior}`, whose data and steps these are; it learnt nothing more"] if prior else []
     facts = [f"- {name}: {value}" for name, value in manifest.checkpoint.get("facts", {}).items()]
+    if origin := manifest.checkpoint.get("imported"):
+        said = ", ".join(f"{name} {value}" for name, value in origin.get("options", {}).items())
+        made = [f"- trained elsewhere, and imported from files of {origin['format']}; said of them: {said}"]
     digest = manifest.checkpoint.get("digest", "not recorded")
     return [*made, f"- data: {named}", *_judges(manifest), trained, f"- weights, sha256: `{digest}`", *facts]
 
@@ -113,7 +121,11 @@ def _samples(manifest: Manifest) -> list[str]:
     if (schedule := manifest.schedule) is None:
         return ["- one pass, no steps", *lines]
     steps = f"{schedule.num_train_timesteps} timesteps"
-    kind = f"- schedule: {schedule.kind}, {steps}, beta {schedule.beta_start:g} to {schedule.beta_end:g}"
+    kind = f"- schedule: {schedule.kind}, {steps}"
+    if schedule.kind not in ("cosine", "betas"):
+        kind += f", beta {schedule.beta_start:g} to {schedule.beta_end:g}"
+    if schedule.spacing:
+        kind += f", {schedule.spacing} timesteps"
     if schedule.process == "flow":
         kind = f"- schedule: flow, {steps}"
     if schedule.process == "descent":

@@ -372,9 +372,11 @@ def stacked_noise(family: Family, number: int, batch: int) -> Float32:
 
 
 def random_condition(family: Family, batch: int) -> NDArray[Any] | None:
-    """Blocks of every class, or of grey levels from all over the range."""
+    """Blocks of every class, or of grey levels from all over the range; of labels, one after the other."""
     if (wanted := family.condition) is None:
         return None
+    if wanted.is_label:
+        return np.arange(batch, dtype=np.int64)[:, None] % (wanted.classes or 1)
     channels, height, width = wanted.shape
     coarse = np.random.default_rng(0).integers(
         wanted.classes or 256, size=(batch, channels, -(-height // 8), -(-width // 8)), dtype=np.uint8

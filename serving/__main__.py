@@ -154,6 +154,14 @@ ASKING = (
         "[N, 1, H, W]. Pictures: a grey PNG or PGM of 8 or 16 bits, a folder of them, or an .npz; repeat for more.",
     ),
     click.option(
+        "--label",
+        "labels",
+        metavar="CLASS",
+        multiple=True,
+        help="The class to draw, by its index or name, of a model that takes one; repeat for more, which samples have "
+        "in turn.",
+    ),
+    click.option(
         "--add-to",
         metavar="DIR",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -201,6 +209,7 @@ class Asked:
     mask_steps: int | None
     mask_solver: str | None
     condition_files: tuple[Path, ...]
+    labels: tuple[str, ...]
     add_to: Path | None
     protocol: str
     url: str | None
@@ -224,6 +233,8 @@ class Asked:
     def read_condition(self, client: Client) -> None:
         """Reads what the model is to draw under, and notes what is to be said of it."""
         files = self.condition_files
+        if files and self.labels:
+            raise SamplingError(f"--condition {files[0]} and --label {self.labels[0]}: a model takes one of them", 400)
         if not files:
             return
         if picture := client.picture(self.model):
@@ -240,6 +251,16 @@ class Asked:
         self.given = masks = read_masks(files[0])
         if not masks.labels:
             self.notes = [f"{files[0].name} does not name its classes: only their range was checked"]
+
+    def read_labels(self, client: Client, count: int) -> None:
+        """The classes that so many samples are drawn of, and what they are."""
+        if not self.labels:
+            return
+        self.given = client.labels(self.model, self.labels, count)
+        classes = client.label(self.model)
+        if classes is not None and classes.labels:
+            drawn = dict.fromkeys(self.given.values[:, 0].tolist())
+            self.notes = [f"{classes.name} {', '.join(f'{index} is {classes.labels[index]}' for index in drawn)}"]
 
     def count(self, wanted: int | None, default: int) -> int:
         if self.given is None:
@@ -301,6 +322,7 @@ def sample(
         with asked.client() as client:
             asked.read_condition(client)
             count = asked.count(count, 16)
+            asked.read_labels(client, count)
             _say_space(asked.model, count, space_for(client.shapes(asked.model), count, layouts), out)
             began = time.monotonic()
             with filling(out, force, layouts, asked.notes) as add, _progress(asked, count) as progress:
@@ -369,6 +391,7 @@ def draw(count: int | None, out: Path, layout_name: str, per_file: int, shard: s
         with asked.client() as client:
             asked.read_condition(client)
             count = asked.count(count, 0)
+            asked.read_labels(client, count)
             condition = None if asked.given is None else digest_of(asked.given)
             described = {"name": layout_name, **layout.options()}
             plan = Plan(asked.model, asked.seed, count, per_file, asked.solving, condition, described)

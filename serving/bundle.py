@@ -63,10 +63,11 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What a model draws under, a mask or a picture; ``shape`` is that of one sample.
+    """What a model draws under, a mask, a label or a picture; ``shape`` is that of one sample.
 
-    A mask is uint8, class indices 0 .. classes-1, and ``labels`` names the classes from 0 up. A picture is float32, no
-    value below ``low`` or above ``high``. ``spacing`` is as an output's. Without labels or spacing any will do.
+    A mask is uint8, class indices 0 .. classes-1, and ``labels`` names the classes from 0 up. A label is one such
+    index, int64 of shape (1,). A picture is float32, no value below ``low`` or above ``high``. ``spacing`` is as an
+    output's. Without labels or spacing any will do.
     """
 
     __pydantic_config__ = CHECKED
@@ -80,7 +81,13 @@ class Condition:
     high: float | None = None
 
     @property
-    def dtype(self) -> Literal["uint8", "float32"]:
+    def is_label(self) -> bool:
+        return self.classes is not None and self.shape == (1,)
+
+    @property
+    def dtype(self) -> Literal["uint8", "int64", "float32"]:
+        if self.is_label:
+            return "int64"
         return "float32" if self.classes is None else "uint8"
 
     @property

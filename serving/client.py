@@ -37,6 +37,7 @@ from serving.client_checks import (
 )
 from serving.condition_files import Masks
 from serving.engines import EngineError
+from serving.labels import Labels, labels_of
 from serving.picture_files import Pictures
 from serving.sample_set import Samples, joined, under
 from serving.sampling.chain_sampler import ChainSampler
@@ -92,7 +93,8 @@ class Client(abc.ABC):
         solver: str | None = None,
         mask_steps: int | None = None,
         mask_solver: str | None = None,
-        condition: NDArray[Any] | Masks | Pictures | None = None,
+        condition: NDArray[Any] | Masks | Pictures | Labels | None = None,
+        label: int | str | Sequence[int | str] | None = None,
         progress: Progress | None = None,
     ) -> Samples:
         """Samples of `count` seeds from `seed` up, or of the given `seeds`, in that order; any number of them.
@@ -102,7 +104,8 @@ class Client(abc.ABC):
         chain's mask stage, for chains alone. condition: for a model that wants them a mask per sample, uint8
         [N, 1, H, W], or a picture, float32 [N, C, H, W] in the range that ``picture`` tells; the samples hold it too.
         Of a bare array of masks only the range of the classes is checked, of Masks that have labels these and the
-        spacing too. progress: called with (samples done, samples in all).
+        spacing too. label: for a model that wants one, the class of all samples, or several that they have in turn,
+        each by its index or its name. progress: called with (samples done, samples in all).
         Raises SamplingError.
         """
         check_model(model)
@@ -113,11 +116,34 @@ class Client(abc.ABC):
             parameters = {name: parameter(name, value) for name, value in given.items() if value is not None}
         except BadRequest as error:
             raise SamplingError(str(error), 400) from None
+        if label is not None:
+            if under is not None:
+                raise SamplingError("a condition and a label were given; a model takes one of them", 400)
+            under = self.labels(model, [label] if isinstance(label, int | str) else label, len(column))
         samples = self._draw(model, column, parameters, under, progress)
         if isinstance(under, Pictures):
             for facts, name in zip(samples.provenance, under.names, strict=False):
                 facts["condition_file"] = name
         return samples
+
+    def labels(self, model: str, asked: Sequence[int | str], rows: int) -> Labels:
+        """What so many samples of a model are drawn under, of classes by their indices or names, in turn.
+
+        Raises SamplingError.
+        """
+        condition = self.label(model)
+        if condition is None:
+            raise SamplingError(f"label is {shown([*asked])}; {model} takes none", 400)
+        if not asked:
+            raise SamplingError("label has no entry; at least 1 is needed", 400)
+        try:
+            return labels_of(asked, condition, rows)
+        except BadRequest as error:
+            raise SamplingError(str(error), 400) from None
+
+    @abc.abstractmethod
+    def label(self, model: str) -> Condition | None:
+        """The label that a model draws under, with its classes; None if it takes none. Raises SamplingError."""
 
     @abc.abstractmethod
     def shapes(self, model: str) -> Shapes:
@@ -212,17 +238,24 @@ class LocalClient(Client):
         }
 
     def picture(self, model: str) -> Condition | None:
+        condition = self._condition(model)
+        return None if condition is None or condition.classes else condition
+
+    def label(self, model: str) -> Condition | None:
+        condition = self._condition(model)
+        return condition if condition is not None and condition.is_label else None
+
+    def _condition(self, model: str) -> Condition | None:
+        """What a client is to give; most chains draw their own."""
         check_model(model)
         try:
             if chain := self._chains.get(model) or self._open_chain(model):
-                condition = chain.condition
-            else:
-                condition = self._sampler(model).bundle.manifest.condition
+                return chain.condition
+            return self._sampler(model).bundle.manifest.condition
         except BundleError as error:
             raise SamplingError(str(error), 404) from None
         except EngineError as error:
             raise SamplingError(str(error), 500) from error
-        return None if condition is None or condition.classes else condition
 
     def _sampler(self, model: str) -> Sampler:
         if not self._repository.exists():
@@ -284,6 +317,7 @@ class SampleClient(Client):
         self._client = self._triton.InferenceServerClient(self.url, **self._connection())
         self._configs: dict[str, tuple[float, ModelConfig]] = {}  # and when they were told
         self._watch = None if steps is None else StepWatch(metrics_url, steps)
+        self._labels: dict[str, Condition] = {}
 
     def _connection(self) -> dict[str, Any]:
         if self.protocol == "http":
@@ -384,6 +418,19 @@ class SampleClient(Client):
             if tensor.name == name:
                 tensor.name = str(chain.condition)
         return wanting
+
+    def label(self, model: str) -> Condition | None:
+        """Triton's metadata have no names of classes, but a sample's provenance has: one of one step is drawn."""
+        check_model(model)
+        if model not in self._labels:
+            config = self._config(model)
+            wanted = [] if _chain(config) else _inputs(config)
+            if not wanted or _array_of(wanted[0]) != (np.int64, (1,)):
+                return None
+            zero = np.zeros((1, 1), np.int64)
+            answer = _Call(self, partial(self._send, model, {SEED: zero, wanted[0].name: zero}, {"steps": 1})).answer()
+            self._labels[model] = _described_condition(answer.as_numpy(PROVENANCE))
+        return self._labels[model]
 
     def _config(self, model: str) -> ModelConfig:
         """As the server says, or said within the last CONFIG_SECONDS: one that draws in a loop need not ask each time.

@@ -9,6 +9,7 @@ import numpy as np
 from serving.bundle import Condition, Output
 from serving.chain import found, wanted
 from serving.condition_files import Masks
+from serving.labels import Labels
 from serving.picture_files import Pictures
 from serving.sampling.requests import BadRequest, shown, values_problem, whole_number
 
@@ -46,13 +47,15 @@ def parameter(name: str, value: Any) -> int | str:
     return value
 
 
-Given = Masks | Pictures
+Given = Masks | Pictures | Labels
 
 
 def check_given(condition: Any) -> Given | None:
-    """Masks or pictures, of bare arrays too, if any model could take them; whether one can, it says itself."""
+    """Labels, or masks or pictures, bare arrays too, if any model could take them; whether one can, it says itself."""
     if condition is None:
         return None
+    if isinstance(condition, Labels) and getattr(condition.values, "dtype", None) == np.int64:
+        return condition
     values = condition.values if isinstance(condition, Given) else condition
     if not isinstance(values, np.ndarray):
         kind = f"a {type(values).__name__}"
@@ -82,7 +85,8 @@ def check_classes(model: str, given: Given | None, condition: Condition | None) 
 def check_condition(model: str, name: str, dtype: str, shape: Sequence[int], given: Given | None, rows: int) -> None:
     needed = f"{dtype} of shape {[rows, *shape]}"
     if given is None:
-        how = "give it as condition, or to the command as --condition"
+        word = "label" if dtype == "int64" else "condition"
+        how = f"give it as {word}, or to the command as --{word}"
         raise SamplingError(f"{name} is missing; {model} needs it as {needed}: {how}", 400)
     if given.values.dtype != dtype:
         raise SamplingError(f"{name} is {given.values.dtype}; it must be {needed}", 400)

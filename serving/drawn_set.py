@@ -28,7 +28,8 @@ from serving.writers.layouts import part_name
 
 FORMAT = 1
 INDEX, RECORDS, DRAFTS = "index.json", "parts", ".drafts"
-OF_ONE_SAMPLE = ("seed", "condition_sha256", "condition_file", "numbers")  # in its provenance; the rest is the set's
+# In a sample's provenance; the rest is the set's.
+OF_ONE_SAMPLE = ("seed", "condition_sha256", "condition_file", "label", "label_name", "numbers")
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # what a file system without hard links says
 
 

@@ -15,7 +15,8 @@ class Samples:
     """N samples: row i of every array belongs to provenance[i].
 
     arrays: one array [N, ...] per output, by name. provenance: model, bundle digest, seed, solver and steps of each,
-    under a mask or a picture "condition_sha256", of its bytes, "notices" that the model's samples carry, and
+    under a mask or a picture "condition_sha256", of its bytes, under a label also "label", its index, and "label_name",
+    "notices" that the model's samples carry, and
     "unfinished" where the training was not through; of a chain model, seed and "stages", which holds the same for every
     stage. outputs: what the arrays mean, in the order of the manifest or of the stages; the masks or pictures that a
     client gave as a condition come first, and ``given`` names them: they were not drawn.

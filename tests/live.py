@@ -22,6 +22,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 SPACING = (1.25, 1.5)
 CONDITION = Condition("anatomy", (1, 16, 16), 4, ("air", "skin", "fat", "bone"), (2.0, 2.5))
 MASK = Condition("mask", (1, 16, 16), 4, LABELS, SPACING)
+LABEL = Condition("label", (1,), 3, ("normal", "benign", "malignant"))
 PICTURE = Condition("photo", (1, 16, 16), low=-1.0, high=3.0)
 NOTICE = "A sample is a near copy of its photo."
 CHAINS = ("cmr_ddpm", "cmr_ldm", "cmr_flow")

@@ -17,8 +17,10 @@ LEAVES = {
         "namesakes",
         "progress",
         "sample_set",
+        "sampling.betas",
         "sampling.noise",
         "sampling.solvers",
+        "sampling.spacing",
         "user",
         "writers.pictures",
     )

@@ -110,11 +110,11 @@ def write_tiny_bundle(
 
     Two channels give the outputs "mask" and "image", one channel "image" alone, more a "mask" of as many classes
     alone; under a condition that is so many times larger than the state, it is an "image" of the condition's size.
-    Without a schedule there is no step.
+    Without a schedule there is no step. A label is added to what the step's convolutions see.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    height, width = condition.shape[1:] if condition else sample_shape[1:]
+    height, width = condition.shape[1:] if condition and not condition.is_label else sample_shape[1:]
     factor = height // sample_shape[1]
     graphs = {"finish": _finish(sample_shape, factor)}
     if schedule is not None:
@@ -161,21 +161,30 @@ def _step(shape: tuple[int, int, int], factor: int, condition: Condition | None)
     channels, height, width = shape
     sides = f"[{factor}, {factor}]"
     kind = "uint8" if condition is None or condition.classes else "float"
+    given = f", {kind}[B,1,{factor * height},{factor * width}] condition" if condition else ""
+    see = f"""mask = Cast <to = 1> (condition)
+  small = AveragePool <kernel_shape = {sides}, strides = {sides}> (mask)
+  seen = Concat <axis = 1> (sample, small)"""
+    if condition is None:
+        see = "seen = Identity(sample)"
+    elif condition.is_label:
+        given = ", int64[B,1] condition"
+        see = """label = Cast <to = 1> (condition)
+  level = Reshape(label, label_shape)
+  seen = Add(sample, level)"""
     text = STEP.format(
         opset=OPSET,
         state=f"float[B,{channels},{height},{width}]",
         columns=", ".join(COLUMNS),
-        condition=f", {kind}[B,1,{factor * height},{factor * width}] condition" if condition else "",
-        see=f"""mask = Cast <to = 1> (condition)
-  small = AveragePool <kernel_shape = {sides}, strides = {sides}> (mask)
-  seen = Concat <axis = 1> (sample, small)"""
-        if condition
-        else "seen = Identity(sample)",
+        condition=given,
+        see=see,
     )
     random = np.random.default_rng(20)
-    seen = channels + (condition is not None)
+    is_label = condition is not None and condition.is_label
+    seen = channels + (condition is not None and not is_label)
     return _with_constants(
         text,
+        **({"label_shape": np.array([0, 1, 1, 1])} if is_label else {}),
         column_shape=np.array([0, 12, 1, 1]),
         t_shape=np.array([0, 1]),
         shift_shape=np.array([0, HIDDEN, 1, 1]),

@@ -39,10 +39,34 @@ THROUGH: dict[str, dict[str, Any]] = {
     "dmgan_image": {"size": SIZE, "width": 4, "blocks": 1, "critic_width": 4, "codes": 3, "layer": 4,
                     "inversion_steps": 3},
 }  # fmt: skip
+# A network of MONAI's under a mask; it learns nothing here.
+IMPORTED: dict[str, dict[str, Any]] = {
+    "imported": {
+        "size": SIZE,
+        "state": [1, SIZE, SIZE],
+        "default_steps": STEPS,
+        "labels": ["background", "lesion"],
+        "mask_encoding": "index",
+        "network": {
+            "library": "monai",
+            "class": "DiffusionModelUNet",
+            "config": {
+                "spatial_dims": 2,
+                "in_channels": 2,
+                "out_channels": 1,
+                "num_res_blocks": 1,
+                "channels": [8, 16],
+                "attention_levels": [False, True],
+                "num_head_channels": 8,
+                "norm_num_groups": 4,
+            },
+        },
+    },
+}
 FIELDS = {name: {**UNET, "default_steps": STEPS, **fields} for name, fields in STEPPING.items()}
-FIELDS |= ONE_PASS | MADE | THROUGH
+FIELDS |= ONE_PASS | MADE | THROUGH | IMPORTED
 FAMILIES = family_names()
-LEARNING = [name for name in FAMILIES if name not in MADE]
+LEARNING = [name for name in FAMILIES if name not in {*MADE, *IMPORTED}]
 
 
 def fields_of(name: str) -> dict[str, Any]:
@@ -96,6 +120,8 @@ def random_condition(family: Family, count: int, seed: int = 0) -> tuple[Tensor,
     """A mask or picture for each sample, or nothing for the families that take none."""
     if family.condition is None:
         return ()
+    if family.condition.is_label:
+        return (torch.arange(count)[:, None] % family.condition.classes,)
     batch = random_batch(count, seed, classes_of(family))
     low, high = family.condition.limits
     return (batch["mask"] if family.condition.classes else low + (batch["image"] + 1) / 2 * (high - low),)

@@ -11,6 +11,7 @@ import click
 # Here and above, nothing that takes long: commands import what they need when they run.
 from training import CheckpointError
 from training.assignment import assignment
+from training.importing import import_command
 from training.models import family_names
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def fit_command(
         if preset not in family.presets:
             raise ValueError(f"--preset is {preset!r}; {model} has {', '.join(family.presets)}")
         overrides = {"steps": steps and (steps,) * len(family.phases), "batch": batch}
+        if not family.phases and family.made_from is None:
+            raise ValueError(f"{model} learns nothing here: medgen import makes its checkpoints")
         if family.made_from is not None:
             raise ValueError(
                 f"{model} learns nothing: train {family.made_from}, and build with "
@@ -201,37 +204,7 @@ def check_unchanged(then: dict[str, Any], now: dict[str, Any]) -> None:
             raise ValueError(f"--resume goes on with the run as it was: its {name} is {before}, not {value}")
 
 
-# fmt: off
-@main.command("import")
-@click.argument("guider", metavar="SRC", type=click.Path(path_type=Path))
-@click.option("--as", "model",      required=True, type=click.Choice(["pig"]),        help="The model family.")
-@click.option("--generator",        required=True, type=click.Path(path_type=Path),   help="The file of the generator, beside SRC, the guider's.")
-@click.option("--preset",           default="paper", show_default=True,               help="One of the family's presets.")
-@click.option("--set", "fields",    multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Change a field of the preset.")
-@click.option("--out",              required=True, type=click.Path(path_type=Path),   help="The checkpoint's folder, a new one.")
-def import_command(guider: Path, model: str, generator: Path, preset: str, fields: dict[str, Any], out: Path) -> None:
-    """Make a checkpoint of the files that PIG's authors' code writes: SRC of the guider, --generator of the other."""
-    from training.checkpoint import save_checkpoint
-    from training.imports.pig import import_pig
-    from training.models.pig import PRESETS, PigPreset
-
-    try:
-        if out.exists():
-            raise CheckpointError(f"--out {out} is there already; name a new folder")
-        if preset not in PRESETS:
-            raise ValueError(f"--preset is {preset!r}; {model} has {', '.join(PRESETS)}")
-        chosen = PRESETS[preset].replaced(fields)
-        assert isinstance(chosen, PigPreset)
-        family, origin = import_pig(guider, generator, chosen)
-        imported = {**origin, "options": {"preset": preset, "set": fields}}
-        save_checkpoint(out, family, family.state_dict(), {"preset_name": preset, "imported": imported})
-    except (CheckpointError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(f"not in the files, and taken from the preset: {json.dumps(dataclasses.asdict(family.preset))}")
-    click.echo(f"{out} is ready: medgen export build --model {model} --checkpoint {out}")
-
-
-# fmt: on
+main.add_command(import_command)
 
 
 @main.command("pack")

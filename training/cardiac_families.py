@@ -18,10 +18,10 @@ from training.unets import UNetPreset
 CLASSES = len(HEART)
 
 
-def one_hot(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Class indices uint8 [B, 1, H, W] -> [B, 4, H, W] of 0 and 1."""
-    classes = torch.arange(CLASSES, dtype=torch.float32, device=mask.device).view(1, -1, 1, 1)
-    return (mask.float() == classes).to(dtype)  # float32, as TensorRT compares no uint8
+def one_hot(mask: Tensor, dtype: torch.dtype = torch.float32, classes: int = CLASSES) -> Tensor:
+    """Class indices uint8 [B, 1, H, W] -> [B, classes, H, W] of 0 and 1."""
+    indices = torch.arange(classes, dtype=torch.float32, device=mask.device).view(1, -1, 1, 1)
+    return (mask.float() == indices).to(dtype)  # float32, as TensorRT compares no uint8
 
 
 def without_classes(mask: Tensor, share: float, generator: torch.Generator) -> Tensor:

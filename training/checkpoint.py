@@ -20,7 +20,7 @@ from serving.bundle import Manifest, read_json
 from serving.folders import Busy, recover, replacing
 from training import CheckpointError
 from training.family import Family, Preset
-from training.models import load_family
+from training.models import family_names, load_family
 
 FORMAT = 1
 CONFIGS = "checkpoints/[0-9]*/config.json"  # in a run folder; one that is being written has a name with a dot
@@ -222,6 +222,11 @@ def shipped_checkpoint(model: str) -> Path:
     """
     if found := sorted(SHIPPED.glob(f"{model}-*/config.json")):
         return found[0].parent
+    family = load_family(model) if model in family_names() else None
+    if family is not None and not family.phases and family.made_from is None:
+        raise CheckpointError(
+            f"medgen ships no checkpoint of {model}: make one with medgen import, and name it with --checkpoint"
+        )
     raise CheckpointError(
         f"medgen ships no checkpoint of {model}: train one with medgen fit --model {model} --data DIR "
         f"--out runs/{model}, and name it with --checkpoint runs/{model}"

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.family import Batch, Family, Network
+from training.family import Batch, Family, Network, SteppingPreset
 from training.noising import draw_timesteps, noised
-from training.unets import UNetPreset
 
 
 class Denoiser(Family):
@@ -21,7 +20,7 @@ class Denoiser(Family):
 
     phases: ClassVar[tuple[str, ...]] = ("denoiser",)
 
-    preset: UNetPreset
+    preset: SteppingPreset
     denoiser: nn.Module  # (state [B, C, H, W], t [B]) or, with a condition, (state, t, mask uint8 [B, 1, H, W])
 
     def data(self, batch: Batch) -> Tensor:

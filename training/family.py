@@ -91,6 +91,14 @@ class Preset:
             raise ValueError(_in_words(self, changed, error)) from None
 
 
+@dataclasses.dataclass(frozen=True)
+class SteppingPreset(Preset):
+    """Of a family that takes steps, and so has a schedule."""
+
+    schedule: Schedule
+    default_solver: str
+
+
 def _merged(old: Any, fields: Mapping[str, Any], what: str) -> dict[str, Any]:
     known = {field.name: getattr(old, field.name) for field in dataclasses.fields(old)}
     if unknown := fields.keys() - known.keys():

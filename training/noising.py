@@ -23,13 +23,18 @@ def draw_timesteps(schedule: Schedule, count: int, generator: torch.Generator, a
 def noised(schedule: Schedule, data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """The states of data [B, C, H, W] at t [B], and the output that is right there, both [B, C, H, W].
 
-    Diffusion: Ho et al. 2020 (arXiv 2006.11239), eq. 4, with noise as the target, or v of Salimans and Ho 2022 (arXiv
-    2202.00512), appendix D. A flow: the straight path of Lipman et al. 2023 (arXiv 2210.02747), eq. 22 and 23, with no
-    noise left in the data.
+    Diffusion: Ho et al. 2020 (arXiv 2006.11239), eq. 4, with noise or the data as the target, or v of Salimans and Ho
+    2022 (arXiv 2202.00512), appendix D. A flow: the straight path of Lipman et al. 2023 (arXiv 2210.02747), eq. 22 and
+    23, with no noise left in the data.
     """
     alpha, sigma = levels(schedule, t.to(data.device))
     state = alpha * data + sigma * noise
-    targets = {"epsilon": noise, "v": alpha * noise - sigma * data, "velocity": data - noise}
+    targets = {
+        "epsilon": noise,
+        "v": alpha * noise - sigma * data,
+        "sample": data,
+        "velocity": data - noise,
+    }
     return state, targets[schedule.prediction]
 
 

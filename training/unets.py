@@ -7,16 +7,13 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from serving.sampling.solvers import Schedule
-from training.family import Preset
+from training.family import SteppingPreset
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetPreset(Preset):
+class UNetPreset(SteppingPreset):
     """Adds the shape of a family's UNets, which are trained on the noise of a schedule."""
 
-    schedule: Schedule
-    default_solver: str
     widths: tuple[int, ...]
     attention: tuple[int, ...]  # levels of ``widths``, counted from 0
     layers: int

@@ -43,8 +43,10 @@ class Seen:
 
 
 def can_be_attacked(family: Family) -> bool:
-    """Whether it learnt to denoise: others have no such loss."""
+    """Whether it learnt to denoise: others have no such loss. Nobody says of which class pairs are."""
     schedule = getattr(family.preset, "schedule", None)
+    if family.condition is not None and family.condition.is_label:
+        return False
     return isinstance(schedule, Schedule) and schedule.process != "descent" and hasattr(family, "data")
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers import scheduling_ddpm
@@ -33,18 +34,23 @@ def make_scheduler(solver: str, schedule: Schedule, clip: float | None, steps: i
 
 
 def trained_on(schedule: Schedule) -> dict[str, Any]:
+    betas: dict[str, Any] = {"beta_schedule": schedule.kind}
+    if schedule.kind not in ("linear", "scaled_linear"):  # of the others not each of its schedulers knows each
+        kept = schedule.alphas_cumprod
+        betas = {"trained_betas": (1 - kept / np.append(1.0, kept[:-1])).tolist()}
     return {
         "num_train_timesteps": schedule.num_train_timesteps,
         "beta_start": schedule.beta_start,
         "beta_end": schedule.beta_end,
-        "beta_schedule": schedule.kind,
-        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[schedule.prediction],
+        **betas,
+        "prediction_type": {"v": "v_prediction"}.get(schedule.prediction, schedule.prediction),
     }
 
 
 def ddim(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
     divides = schedule.num_train_timesteps % steps == 0
-    return one_step(DDIMScheduler if divides else EvenDDIM, "ddim", schedule, clip, steps)
+    kind = DDIMScheduler if divides or schedule.spacing else EvenDDIM
+    return one_step(kind, "ddim", schedule, clip, steps, set_alpha_to_one=schedule.ends_clean)
 
 
 def ddpm(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
@@ -52,9 +58,14 @@ def ddpm(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
 
 
 def one_step(
-    kind: type[DDIMScheduler | DDPMScheduler], solver: str, schedule: Schedule, clip: float | None, steps: int
+    kind: type[DDIMScheduler | DDPMScheduler],
+    solver: str,
+    schedule: Schedule,
+    clip: float | None,
+    steps: int,
+    **more: bool,
 ) -> Scheduler:
-    scheduler = kind(**trained_on(schedule), clip_sample=clip is not None, clip_sample_range=clip or 1.0)
+    scheduler = kind(**trained_on(schedule), clip_sample=clip is not None, clip_sample_range=clip or 1.0, **more)
     scheduler.set_timesteps(steps)
     scheduler.timesteps = our_times(solver, schedule, steps).long()  # of a divisor of T they are its own
     made: Scheduler = scheduler

@@ -11,9 +11,11 @@ SHADES = 4  # of a picture of discs
 
 
 def conditions(condition: Condition, count: int, pictures: NDArray[np.float32] | None = None) -> NDArray[Any]:
-    """[count, *shape]: the first of the pictures that were given, or the same discs for every sample."""
+    """[count, *shape]: the first of the pictures that were given, the same discs for every sample, or label 0."""
     if pictures is not None:
         return pictures[:count]
+    if condition.is_label:
+        return np.zeros((count, 1), np.int64)
     masks = discs(condition, count)
     if condition.classes is not None:
         return masks

@@ -49,7 +49,8 @@ def parse_request(
             over the common ones; a model under a
             condition lets pass those named after its condition, if some model could take them. A model without steps
             heeds none of them.
-        condition: [N, *shape] where the manifest has a condition: uint8 class indices, or a picture's float32.
+        condition: [N, *shape] where the manifest has a condition: class indices, uint8 of a mask and int64 of a label,
+            or a picture's float32.
 
     Raises ``BadRequest`` for anything else.
     """
@@ -129,7 +130,8 @@ def _known(manifest: Manifest) -> list[str]:
 
 def _not_for_us(manifest: Manifest) -> list[str]:
     """Parameters for the stage before, which draws the condition, in the order of COMMON."""
-    return [] if manifest.condition is None else _named_after(manifest.condition.name)
+    condition = manifest.condition
+    return [] if condition is None or condition.is_label else _named_after(condition.name)
 
 
 def _first_of_a_chain(manifest: Manifest) -> str | None:
@@ -190,7 +192,7 @@ def values_problem(condition: Condition, values: NDArray[Any]) -> str | None:
         return None
     row, *_ = where = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
     if condition.classes is not None:
-        return f"{condition.name} holds class {values.max()}; allowed are 0 to {high}"
+        return f"{condition.name} holds class {values[where]}; allowed are 0 to {high}"
     return f"{condition.name}: row {row} holds {values[where]}; allowed are values from {low:g} to {high:g}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import Bundle
+from serving.bundle import Bundle, Condition
 from serving.engines import EngineError, Float32
 from serving.sampling.requests import SampleRequest
 from serving.sampling.solvers import COLUMNS, solver_table
@@ -52,9 +52,18 @@ def _facts(bundle: Bundle, row: Row) -> bytes:
         facts["unfinished"] = so_far
     if row.condition is not None:
         facts["condition_sha256"] = hashlib.sha256(row.condition.tobytes()).hexdigest()
+        facts |= _label(bundle.manifest.condition, row.condition)
     if bundle.manifest.notices:
         facts["notices"] = bundle.manifest.notices
     return json.dumps(facts, sort_keys=True).encode()
+
+
+def _label(condition: Condition | None, values: NDArray[Any]) -> dict[str, Any]:
+    """A label is said as it is, and by its name."""
+    if condition is None or not condition.is_label:
+        return {}
+    index = int(values[0])
+    return {"label": index, **({"label_name": condition.labels[index]} if condition.labels else {})}
 
 
 def not_finite(model: str, rows: Sequence[Row], state: Float32, outputs: Mapping[str, NDArray]) -> EngineError | None:

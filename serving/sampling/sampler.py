@@ -31,8 +31,9 @@ class Sampler:
 
         Returns:
             For each request the manifest's outputs by name, [N, ...] each, and "provenance", object [N, 1]: JSON as
-            bytes, saying model, bundle, seed, solver, steps, under a condition the sha256 of its bytes, the manifest's
-            "notices" if it has any, and "unfinished" if the model's training was not through.
+            bytes, saying model, bundle, seed, solver, steps, under a condition the sha256 of its bytes, of a label its
+            index and its name, the manifest's "notices" if it has any, and "unfinished" if the model's training was not
+            through.
 
         Raises:
             EngineError: the engine failed, or its values are not finite.

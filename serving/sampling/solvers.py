@@ -25,15 +25,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.sampling.betas import BETAS
+from serving.sampling.spacing import SPACINGS, Timesteps, spaced, spaced_above_clean, trailing
+
 Array = NDArray[np.float64]
 
 COLUMNS = ("t", "p", "q", "a", "b", "c", "s", "m", "n", "d1", "d2", "d3")
 HISTORY = 3
 MOST_TIMESTEPS = 100_000
 
+OF_DIFFUSION = ("epsilon", "v", "sample")
 PREDICTIONS = {
-    "linear": ("epsilon", "v"),
-    "scaled_linear": ("epsilon", "v"),
+    **dict.fromkeys((*BETAS, "betas"), OF_DIFFUSION),
     "flow": ("velocity",),
     "descent": ("gradient",),
 }
@@ -43,12 +46,19 @@ PREDICTIONS = {
 class Schedule:
     """The noise a network was trained on, and what it predicts. ValueError for values other than these:
 
-    kind: "linear" (betas evenly spaced), "scaled_linear" (their square roots are), "flow", or "descent" for no noise.
+    kind: "linear" (betas evenly spaced), "scaled_linear" (their square roots are), "cosine", "sigmoid", "betas" (as
+    given), "flow", or "descent" for no noise.
     num_train_timesteps: number of noise levels, 1 to 100,000; the network sees t from 0 to num_train_timesteps - 1. Of
     a descent, which was trained on none, it is the most steps that a request may ask for.
-    beta_start, beta_end: first and last beta, 0 < beta_start <= beta_end < 1; flows and descents ignore them.
-    prediction: "epsilon" (noise) or "v" (alpha*noise - sigma*data); "velocity" (data - noise) for a flow; "gradient"
-    (of a loss) for a descent.
+    beta_start, beta_end: first and last beta, 0 < beta_start <= beta_end < 1, of those kinds that have them.
+    prediction: "epsilon" (noise), "v" (alpha*noise - sigma*data) or "sample" (data); "velocity" (data - noise) for a
+    flow; "gradient" (of a loss) for a descent.
+    spacing: "leading", "trailing" or "linspace" have ddpm, ddim and dpmpp take the timesteps that those samplers of
+    diffusers and MONAI take; None those that each is best with.
+    offset: what "leading" and "linspace" add to their timesteps, from 0 up, as far as there is room.
+    ends_clean: whether ddim's last step leads to clean data; if not, to timestep 0, of which the other solvers know
+    nothing.
+    betas: of "betas", num_train_timesteps of them, each above 0 and below 1.
     """
 
     kind: str
@@ -56,8 +66,13 @@ class Schedule:
     beta_start: float
     beta_end: float
     prediction: str
+    spacing: str | None = None
+    offset: int = 0
+    ends_clean: bool = True
+    betas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))  # of JSON, a list
         if self.kind not in PREDICTIONS:
             raise ValueError(f"schedule kind must be one of {', '.join(PREDICTIONS)}, not {self.kind!r}")
         if self.prediction not in PREDICTIONS[self.kind]:
@@ -66,9 +81,20 @@ class Schedule:
         levels = self.num_train_timesteps
         if not isinstance(levels, Integral) or not 1 <= levels <= MOST_TIMESTEPS:
             raise ValueError(f"num_train_timesteps must be an integer from 1 to {MOST_TIMESTEPS}, not {levels!r}")
-        if self.process == "diffusion" and not 0 < self.beta_start <= self.beta_end < 1:
+        if self.kind in BETAS and self.kind != "cosine" and not 0 < self.beta_start <= self.beta_end < 1:
             betas = f"{self.beta_start!r} and {self.beta_end!r}"
             raise ValueError(f"beta_start and beta_end must keep 0 < beta_start <= beta_end < 1, not {betas}")
+        if len(self.betas) != (levels if self.kind == "betas" else 0):
+            raise ValueError(f"betas are {len(self.betas)}; a schedule of {levels} betas has as many, any other none")
+        if wrong := [beta for beta in self.betas if not 0 < beta < 1]:
+            raise ValueError(f"betas must be above 0 and below 1, not {wrong[0]!r}")
+        if self.spacing not in (None, *SPACINGS):
+            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, or None, not {self.spacing!r}")
+        if not isinstance(self.offset, Integral) or not 0 <= self.offset < levels:
+            raise ValueError(f"offset must be an integer from 0 to {levels - 1}, not {self.offset!r}")
+        plain = (self.spacing, self.offset, self.ends_clean) == (None, 0, True)
+        if not plain and (self.process != "diffusion" or self.spacing is None):
+            raise ValueError("spacing is of a diffusion; offset and ends_clean are of a spacing")
 
     @property
     def process(self) -> str:
@@ -78,13 +104,11 @@ class Schedule:
     @property
     def alphas_cumprod(self) -> Array:
         """Share of data in the variance of x_t, float64 [num_train_timesteps], falling with t; a flow has none."""
-        if self.kind == "linear":
-            betas = np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
-        elif self.kind == "scaled_linear":
-            betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps) ** 2
-        else:
-            raise ValueError(f"alphas_cumprod belongs to linear and scaled_linear schedules; this one is a {self.kind}")
-        return np.cumprod(1 - betas)
+        if self.process != "diffusion":
+            raise ValueError(f"alphas_cumprod belongs to diffusions; this one is a {self.kind}")
+        if self.kind == "betas":
+            return np.cumprod(1 - np.array(self.betas))
+        return np.cumprod(1 - BETAS[self.kind](self.num_train_timesteps, self.beta_start, self.beta_end))
 
 
 class Levels(NamedTuple):
@@ -110,19 +134,25 @@ def data_weights(prediction: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
         return 1 + 0 * alpha, sigma
     if prediction == "v":
         return alpha, -sigma
+    if prediction == "sample":
+        return 0 * alpha, 1 + 0 * alpha
     return 1 / alpha, -sigma / alpha
 
 
-def _levels(schedule: Schedule, timesteps: NDArray[np.int64]) -> Levels:
-    alphas_cumprod = np.append(schedule.alphas_cumprod[timesteps], 1.0)
-    alphas, sigmas = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
-    alpha, sigma = alphas[:-1], sigmas[:-1]
+def _levels(schedule: Schedule, timesteps: Timesteps, following: Timesteps | None = None, clean: float = 1.0) -> Levels:
+    """following: where each row steps to, if not to the next; what is below 0 has ``clean`` for alphas_cumprod."""
+    following = np.append(timesteps[1:], -1) if following is None else following
+    known = schedule.alphas_cumprod
+    here, there = known[timesteps], np.where(following < 0, clean, known[following])
+    alpha, sigma = np.sqrt(here), np.sqrt(1 - here)
     p, q = data_weights(schedule.prediction, alpha, sigma)
     if schedule.prediction == "v":
         u, w = sigma, alpha
+    elif schedule.prediction == "sample":
+        u, w = 1 / sigma, -alpha / sigma
     else:
         u, w = np.zeros_like(alpha), np.ones_like(alpha)
-    return Levels(timesteps.astype(np.float64), alpha, sigma, alphas[1:], sigmas[1:], p, q, u, w)
+    return Levels(timesteps.astype(np.float64), alpha, sigma, np.sqrt(there), np.sqrt(1 - there), p, q, u, w)
 
 
 def _check_steps(schedule: Schedule, steps: int) -> None:
@@ -130,8 +160,8 @@ def _check_steps(schedule: Schedule, steps: int) -> None:
         raise ValueError(f"steps must be an integer from 1 to {schedule.num_train_timesteps}, not {steps!r}")
 
 
-def _even(schedule: Schedule, steps: int) -> NDArray[np.int64]:
-    """Evenly spaced from the largest down, as diffusers has them.
+def _even(schedule: Schedule, steps: int) -> Timesteps:
+    """Evenly spaced from the largest down: as the schedule says or, if it says nothing, as diffusers has them.
 
     A count that divides T takes the multiples of T / steps below T, diffusers' "leading" spacing. Any other, and 1,
     takes every (T / steps)-th, rounded, from T - 1 down, its "trailing": "leading" would begin well below T, where the
@@ -139,12 +169,22 @@ def _even(schedule: Schedule, steps: int) -> NDArray[np.int64]:
     """
     _check_steps(schedule, steps)
     last = schedule.num_train_timesteps
+    if schedule.spacing is not None:
+        return spaced(schedule.spacing, last, steps, schedule.offset)
     if steps > 1 and last % steps == 0:
-        return np.arange(steps)[::-1] * (last // steps)
-    return np.rint(np.arange(steps, 0, -1) * last / steps).astype(np.int64) - 1
+        return spaced("leading", last, steps, offset=0)
+    return trailing(last, steps)
 
 
-def _log_snr(schedule: Schedule, steps: int) -> NDArray[np.int64]:
+def _for_dpmpp(schedule: Schedule, steps: int) -> Timesteps:
+    """As the schedule says or, if it says nothing, evenly spaced in log(alpha / sigma)."""
+    if schedule.spacing is None:
+        return _log_snr(schedule, steps)
+    _check_steps(schedule, steps)
+    return spaced_above_clean(schedule.spacing, schedule.num_train_timesteps, steps, schedule.offset)
+
+
+def _log_snr(schedule: Schedule, steps: int) -> Timesteps:
     """From T - 1 down, evenly spaced in log(alpha / sigma) as far as whole timesteps, each used once, allow."""
     _check_steps(schedule, steps)
     alphas_cumprod = schedule.alphas_cumprod
@@ -191,10 +231,17 @@ def ddpm(schedule: Schedule, steps: int) -> Array:
 
 
 def ddim(schedule: Schedule, steps: int, eta: float = 0.0) -> Array:
-    """Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16. First order; eta from 0 (no noise) to 1 (as much as ddpm)."""
+    """Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16. First order; eta from 0 (no noise) to 1 (as much as ddpm).
+
+    Of a schedule with a spacing each row steps to the level T // steps below, as diffusers and MONAI do, even where the
+    next row's timestep is another.
+    """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be from 0 to 1, not {eta!r}")
-    k = _levels(schedule, _even(schedule, steps))
+    timesteps = _even(schedule, steps)
+    following = None if schedule.spacing is None else timesteps - schedule.num_train_timesteps // steps
+    clean = 1.0 if schedule.ends_clean else float(schedule.alphas_cumprod[0])
+    k = _levels(schedule, timesteps, following, clean)
     s = eta * k.next_sigma / k.sigma * np.sqrt(1 - (k.alpha / k.next_alpha) ** 2)
     toward_noise = np.sqrt(k.next_sigma**2 - s**2)
     return _table(steps, t=k.t, p=k.p, q=k.q, a=toward_noise * k.u, b=k.next_alpha, c=toward_noise * k.w, s=s)
@@ -208,7 +255,7 @@ def dpmpp_2m(schedule: Schedule, steps: int) -> Array:
     """
     if schedule.process == "flow":
         return _dpmpp(_flow_levels(schedule, steps), 2)
-    return _dpmpp(_levels(schedule, _log_snr(schedule, steps)), 2)
+    return _dpmpp(_levels(schedule, _for_dpmpp(schedule, steps)), 2)
 
 
 def dpmpp_3m(schedule: Schedule, steps: int) -> Array:
@@ -217,7 +264,7 @@ def dpmpp_3m(schedule: Schedule, steps: int) -> Array:
     That code gives the second difference half the weight that Taylor's formula asks for, and so do we: the order stays
     2, at a third of the error of dpmpp_2m.
     """
-    return _dpmpp(_levels(schedule, _log_snr(schedule, steps)), 3)
+    return _dpmpp(_levels(schedule, _for_dpmpp(schedule, steps)), 3)
 
 
 def _dpmpp(k: Levels, order: int) -> Array:
@@ -253,6 +300,8 @@ def ipndm(schedule: Schedule, steps: int) -> Array:
     Its order is not 4, for these are the weights of equal steps. The first rows make do with the history there is, as
     in Zhang and Chen 2022 (arXiv 2204.13902); the first and the last are DDIM's. With "v" it solves dx/d(angle) = v,
     where angle = arctan(sigma / alpha): DDIM in angular coordinates, Salimans and Ho 2022 (arXiv 2202.00512).
+
+    Networks that predict data have no such outputs.
 
     Four outputs are stable while a step takes less than 3/10 off sigma / alpha: from some 27 steps on with the usual
     betas. 20 still go well; with fewer the errors of an "epsilon" network grow, and dpmpp_2m is the better choice.
@@ -313,11 +362,15 @@ def heavy_ball(schedule: Schedule, steps: int, rate: float = 0.1, momentum: floa
 
 @dataclass(frozen=True)
 class Solver:
-    """table(schedule, steps) -> float64 [rows, 12]; fits: which Schedule.process; stochastic: it draws noise."""
+    """table(schedule, steps) -> float64 [rows, 12]; fits: which Schedule.process; stochastic: it draws noise.
+
+    not_for: predictions of which it can make nothing.
+    """
 
     table: Callable[[Schedule, int], Array]
     fits: tuple[str, ...]
     stochastic: bool = False
+    not_for: tuple[str, ...] = ()
 
 
 SOLVERS = {
@@ -325,7 +378,7 @@ SOLVERS = {
     "ddim": Solver(ddim, ("diffusion",)),
     "dpmpp_2m": Solver(dpmpp_2m, ("diffusion", "flow")),
     "dpmpp_3m": Solver(dpmpp_3m, ("diffusion",)),
-    "ipndm": Solver(ipndm, ("diffusion",)),
+    "ipndm": Solver(ipndm, ("diffusion",), not_for=("sample",)),
     "euler": Solver(euler, ("flow",)),
     "midpoint": Solver(midpoint, ("flow",)),
     "gd": Solver(gd, ("descent",)),
@@ -335,7 +388,11 @@ SOLVERS = {
 
 def solvers_for(schedule: Schedule) -> list[str]:
     """Names of the solvers that fit."""
-    return [name for name, solver in SOLVERS.items() if schedule.process in solver.fits]
+    return [
+        name
+        for name, solver in SOLVERS.items()
+        if schedule.process in solver.fits and schedule.prediction not in solver.not_for
+    ]
 
 
 @lru_cache(maxsize=256, typed=True)

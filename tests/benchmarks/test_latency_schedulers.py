@@ -9,10 +9,12 @@ from tiny import FLOW, LINEAR
 
 from benchmarks.latency.diffusers_schedulers import DIFFUSIONS, FLOWS, ancestral_noise, make_scheduler
 from kernels.solver_step import reference
-from serving.sampling.solvers import solver_table
+from serving.sampling.solvers import Schedule, solver_table
 
 V = dataclasses.replace(LINEAR, prediction="v")
-CASES = [*((schedule, solver) for schedule in (LINEAR, V) for solver in DIFFUSIONS), *((FLOW, s) for s in FLOWS)]
+THEIRS = Schedule("sigmoid", 1000, 1e-4, 0.02, "sample", "linspace", ends_clean=False)
+DIFFUSING = (LINEAR, V, THEIRS)
+CASES = [*((schedule, solver) for schedule in DIFFUSING for solver in DIFFUSIONS), *((FLOW, s) for s in FLOWS)]
 
 
 def network(x, t):

@@ -7,8 +7,12 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny import write_tiny_bundle
 
+from export import ToleranceError
+from export.build import check
 from export.card import model_card
+from export.options import TOLERANCES
 from serving.bundle import Condition, Manifest, Output, load_bundle
+from serving.sampling.solvers import Schedule
 from training.descent import DESCENT
 
 
@@ -24,6 +28,9 @@ def test_the_hub_reads_it(manifest: Manifest) -> None:
     conditional = replace(manifest, condition=Condition("mask", (1, 16, 16), 4, ("air", "skin", "fat", "bone")))
     assert ModelCard(model_card(conditional)).data.pipeline_tag == "image-to-image"
     assert "- under a `mask` that is given: 4 classes (air, skin, fat, bone)" in model_card(conditional)
+    labelled = replace(manifest, condition=Condition("label", (1,), 2, ("dense", "fatty")))
+    assert ModelCard(model_card(labelled)).data.pipeline_tag == "unconditional-image-generation"
+    assert "- under a `label` that is given: 2 classes (dense, fatty)" in model_card(labelled)
 
 
 def test_it_says_what_the_manifest_says(manifest: Manifest) -> None:
@@ -60,6 +67,22 @@ def test_whose_pictures_judged_it_is_said(manifest: Manifest) -> None:
     real = model_card(replace(manifest, checkpoint={**alone, "sites": 3, "elsewhere": True, "vgg16_sha256": "v" * 64}))
     assert "at 3 sites, with pictures of their own, which are not named here\n" in real
     assert f"- VGG16 of its perceptual term, sha256 `{'v' * 64}`" in real
+
+
+def test_what_was_trained_elsewhere_is_said(manifest: Manifest) -> None:
+    origin = {"format": "diffusers", "sha256": {}, "options": {"range": [-1, 1], "spacing": "unknown"}}
+    schedule = Schedule("cosine", 1000, 0.0, 0.0, "sample", "leading")
+    text = model_card(replace(manifest, checkpoint={"imported": origin}, schedule=schedule))
+    assert "- trained elsewhere, and imported from files of diffusers; said of them: range [-1, 1], spacing" in text
+    assert "- schedule: cosine, 1000 timesteps, leading timesteps; predicts sample" in text
+
+
+def test_a_network_that_was_hardly_trained_is_thought_of(manifest: Manifest) -> None:
+    figures = {"end_to_end": {"state": 1.0}}
+    with pytest.raises(ToleranceError, match=r"tolerance 1.00e-03$"):
+        check(figures, TOLERANCES["fp32"], manifest)
+    with pytest.raises(ToleranceError, match="predicts noise and was hardly trained"):
+        check(figures, TOLERANCES["fp32"], replace(manifest, checkpoint={"imported": {}}))
 
 
 def test_what_phantoms_are_good_for_is_said(manifest: Manifest) -> None:

@@ -12,6 +12,7 @@ from tiny_families import FAMILIES, MADE, random_condition, tiny_family
 
 from export import BuildError
 from export.build import build
+from export.graphs import step_graph
 from export.options import Options
 from export.tensorrt_libraries import LIBRARIES
 from export.tensorrt_parser import read
@@ -149,3 +150,15 @@ def test_half_precision_keeps_its_limits(name, tmp_path):
 def test_gradients_are_too_small_for_fp16(tmp_path):
     with pytest.raises(BuildError, match="computes a gradient, whose values are too small for fp16: use bf16"):
         build_tiny("mganprior", tmp_path, "fp16")
+
+
+def test_the_parser_of_tensorrt_reads_a_graph_that_is_told_a_class():
+    network = tiny_family("imported").preset.network
+    config = {**network["config"], "in_channels": 1, "num_class_embeds": 3}
+    fields = {"network": {**network, "config": config}, "classes": ["a", "b", "c"]}
+    family = tiny_family("imported", labels=[], mask_encoding=None, **fields)
+    graph = step_graph(family, precision="fp16")
+    given = {node.name: node.type.tensor_type.elem_type for node in graph.graph.input}
+    assert given["condition"] == onnx.TensorProto.INT64
+    real_tensorrt_rtx()
+    read(graph, "step", LIBRARIES["tensorrt-rtx"])

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 import pytest
 from live import (
     CONDITION,
+    LABEL,
     Live,
     add_chain_of_one,
     add_chain_under_pictures,
@@ -26,10 +27,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """One server for all tests, with models tiny, tiny_conditional, tiny_picture, two gated ones, and chains."""
+    """One server for all tests: tiny, tiny_conditional, tiny_label, tiny_picture, two gated models, and chains."""
     repository = tmp_path_factory.mktemp("repository")
     add_model(repository, "tiny")
     add_model(repository, "tiny_conditional", sample_shape=(1, 16, 16), condition=CONDITION)
+    add_model(repository, "tiny_label", sample_shape=(1, 16, 16), condition=LABEL)
     add_picture_model(repository, "tiny_picture")
     add_gated_model(repository, "tiny_gated", queue=128)
     add_gated_model(repository, "tiny_busy", queue=2)

@@ -125,7 +125,7 @@ def test_a_missing_field_is_named(folder, name):
             {"engines__extra": {"file": "x", "sha256": "0" * 64}},
             r"engines has .*extra.*; it must have \['finish', 'step'\]",
         ),
-        ({"schedule__kind": "cosine"}, "schedule: .*cosine"),
+        ({"schedule__kind": "square"}, "schedule: .*square"),
         ({"schedule": None}, r"engines has \['finish', 'step'\]; it must have \['finish'\]"),
         ({"schedule": None, "engines": {}, "default_solver": None}, r"engines has \[\]"),
         (

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from live import CONDITION, MAX_BATCH, NOTICE, PICTURE, Live, free_ports
+from live import CONDITION, LABEL, MAX_BATCH, NOTICE, PICTURE, Live, free_ports
 
 from serving.bundle import Output, bundle_folder, load_bundle
 from serving.client import CONFIG_SECONDS, Client, LocalClient, SampleClient, SamplingError
 from serving.condition_files import Masks
+from serving.labels import Labels
 
 MASKS = np.zeros((1, 1, 16, 16), np.uint8)
 
@@ -166,6 +167,25 @@ def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
         np.testing.assert_array_equal(together.arrays["image"][row], alone.arrays["image"][0])
 
 
+def test_labels_are_drawn_under_by_index_and_by_name(client: Client) -> None:
+    assert client.label("tiny_label") == LABEL
+    assert client.label("tiny") is client.label("tiny_conditional") is client.label("cmr_flow") is None
+    count = MAX_BATCH + 3
+    samples = client.sample("tiny_label", count, steps=3, label=[2, "normal"])
+    assert samples.arrays["label"][:, 0].tolist() == ([2, 0] * count)[:count]
+    assert samples.outputs[0] == LABEL.as_output()
+    assert samples.given == ("label",)
+    said = [(facts["label"], facts["label_name"]) for facts in samples.provenance]
+    assert said[:2] == [(2, "malignant"), (0, "normal")]
+    for row, label in {0: "malignant", 1: 0, count - 1: samples.provenance[-1]["label"]}.items():
+        (alone,) = client.sample("tiny_label", seeds=[row], steps=3, label=label).arrays["image"]
+        np.testing.assert_array_equal(samples.arrays["image"][row], alone)
+    (other,) = client.sample("tiny_label", 1, steps=3, label="benign").arrays["image"]
+    assert np.abs(other - samples.arrays["image"][0]).max() > 1e-3
+    (given,) = client.sample("tiny_label", 1, steps=3, condition=Labels(np.array([[1]]))).arrays["image"]
+    np.testing.assert_array_equal(given, other)
+
+
 def test_pictures_are_drawn_under_and_kept(live: Live, client: Client) -> None:
     assert client.picture("tiny_picture") == PICTURE
     assert client.picture("tiny") is client.picture("tiny_conditional") is client.picture("cmr_flow") is None
@@ -281,6 +301,24 @@ def test_pictures_are_drawn_under_and_kept(live: Live, client: Client) -> None:
             "steps is 3; tiny_picture draws in one pass, and takes no steps",
             400,
         ),
+        *(
+            ({"model": "tiny_label", "count": 2, **given}, message, 400)
+            for given, message in [
+                ({}, r"label is missing; tiny_label needs it as int64 of shape \[2, 1\]: .*--label$"),
+                ({"label": 3}, r"label is 3; allowed are 0 \(normal\), 1 \(benign\), 2 \(malignant\)"),
+                ({"label": -1}, "label is -1; allowed are 0"),
+                ({"label": True}, "label is True; allowed are 0"),
+                ({"label": "dense"}, "label is 'dense'; allowed are 0"),
+                ({"label": []}, "label has no entry"),
+                ({"label": 0, "condition": MASKS}, "a condition and a label were given"),
+                ({"condition": MASKS}, "label is uint8; it must be int64"),
+                ({"condition": Labels(np.array([[1], [7]]))}, "label holds class 7; allowed are 0 to 2"),
+                ({"condition": Labels(np.array([[1], [-7]]))}, "label holds class -7; allowed are 0 to 2"),
+                ({"condition": Labels(np.array([1, 2]))}, r"label has shape \[2\]"),
+                ({"label": 0, "mask_steps": 3}, "tiny_label is no chain"),
+            ]
+        ),
+        ({"count": 1, "label": 0}, r"label is \[0\]; tiny takes none", 400),
         *(
             ({"model": "tiny_picture", "count": 1, "condition": values}, message, 400)
             for values, message in [

@@ -12,7 +12,20 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from live import CHAINS, CHECKOUT, MASK, NOTICE, PATIENCE, Live, add_chains, add_model, free_ports, processes, start
+from live import (
+    CHAINS,
+    CHECKOUT,
+    LABEL,
+    MASK,
+    NOTICE,
+    PATIENCE,
+    Live,
+    add_chains,
+    add_model,
+    free_ports,
+    processes,
+    start,
+)
 from PIL import Image
 from tiny import write_tiny_bundle
 
@@ -164,6 +177,30 @@ def test_images_under_the_masks_of_other_samples(live: Live, tmp_path: Path) -> 
         assert (sidecar["spacing"]["y"], sidecar["spacing"]["x"]) == MASK.spacing
         chain, image = (Image.open(tmp_path / folder / "sheet.png").tobytes() for folder in ("chain", "image"))
         assert chain == image, "the masks are outlined alike"
+
+
+@pytest.mark.parametrize("way", ["local", "grpc"])
+def test_a_class_is_drawn_by_its_name(live: Live, tmp_path: Path, way: str) -> None:
+    here = ["--local", "--repository", live.repository] if way == "local" else ["--url", live.url("grpc")]
+    asked = [*here, "--model", "tiny_label", "--count", 3, "--steps", 2]
+    labels = ["--label", "malignant", "--label", "0"]
+    result = serving("sample", *asked, "--out", tmp_path / "samples", *labels)
+    assert result.exit_code == 0, result.output
+    assert "label 2 is malignant, 0 is normal" in result.output.splitlines()
+    record = json.loads((tmp_path / "samples" / "provenance.json").read_text())
+    assert [sample["label_name"] for sample in record["samples"]] == ["malignant", "normal", "malignant"]
+    with np.load(tmp_path / "samples" / "pairs.npz") as pairs:
+        assert pairs["label"].tolist() == [[2], [0], [2]]
+        assert pairs["label_labels"].tolist() == [*LABEL.labels]
+    assert serving("draw", *asked, "--per-file", 2, "--out", tmp_path / "set", *labels).exit_code == 0
+    (again, _) = sorted((tmp_path / "set").glob("*.npz"))
+    with np.load(again) as part, np.load(tmp_path / "samples" / "pairs.npz") as pairs:
+        np.testing.assert_array_equal(part["image"], pairs["image"][:2])
+    said = refused("draw", *asked, "--per-file", 2, "--out", tmp_path / "set", "--label", 1)
+    assert "condition" in said
+    assert "label is 'odd'; allowed are 0 (normal)" in refused(
+        "sample", *asked, "--out", tmp_path / "x", "--label", "odd"
+    )
 
 
 @pytest.mark.parametrize("way", ["local", "grpc"])

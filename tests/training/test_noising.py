@@ -82,3 +82,11 @@ def test_the_data_are_estimated_from_what_is_predicted_as_a_solver_does(schedule
     by_solver = p.view(-1, 1, 1, 1) * state + q.view(-1, 1, 1, 1) * target
     torch.testing.assert_close(found, by_solver.float(), rtol=0, atol=1e-3)
     torch.testing.assert_close(found, data, rtol=0, atol=1e-3)
+
+
+def test_a_network_may_predict_the_data() -> None:
+    schedule = Schedule("cosine", 100, 0.0, 0.0, "sample")
+    data, t = normal(0), torch.arange(0, 100, 17)
+    state, target = noised(schedule, data, normal(1), t)
+    assert torch.equal(target, data)
+    torch.testing.assert_close(estimate(schedule, state, target, t), data)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from serving.bundle import file_digest
 from training import CheckpointError
 from training.state_dict import read_published
@@ -17,6 +19,16 @@ def read_pickle(file: Path) -> tuple[Any, str]:
     try:
         return read_published(file), file_digest(file)
     except ValueError as error:
+        held = ", ".join(objects(file)[:3])
         raise CheckpointError(
-            f"{error}. Where it was trained, save it again with torch.save(model.state_dict(), FILE)"
+            f"{error}{f'; it holds {held}' if held else ''}. Where it was trained, save it again with "
+            "torch.save(model.state_dict(), FILE)"
         ) from error
+
+
+def objects(file: Path) -> list[str]:
+    """The classes and functions that reading a file would call, as far as its format tells; none is called."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    except Exception:  # of a broken file, or of torch's older format
+        return []

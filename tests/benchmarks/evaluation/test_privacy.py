@@ -108,7 +108,7 @@ def test_where_nothing_tells_members_the_regression_finds_half_of_them():
     assert np.mean([each.value for each in found]) == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["pig", "cmr_mask", "cmr_ddpm_image", "cmr_ldm_image", "cmr_flow_image"])
+@pytest.mark.parametrize("name", ["pig", "cmr_mask", "cmr_ddpm_image", "cmr_ldm_image", "cmr_flow_image", "imported"])
 def test_every_family_can_be_attacked(name):
     family = tiny_family(name)
     assert can_be_attacked(family)

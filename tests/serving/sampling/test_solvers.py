@@ -580,8 +580,11 @@ def test_eta_out_of_range_is_refused(eta: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "cosine"}, "kind must be one of linear, scaled_linear, flow, descent, not 'cosine'"),
-        ({"prediction": "velocity"}, "linear schedule must be one of epsilon, v, not 'velocity'"),
+        (
+            {"kind": "square"},
+            "kind must be one of linear, scaled_linear, cosine, sigmoid, betas, flow, descent, not 'square'",
+        ),
+        ({"prediction": "velocity"}, "linear schedule must be one of epsilon, v, sample, not 'velocity'"),
         ({"kind": "flow"}, "flow schedule must be one of velocity, not 'epsilon'"),
         ({"num_train_timesteps": 0}, "num_train_timesteps must be an integer from 1 to 100000, not 0"),
         ({"num_train_timesteps": 10**12}, "num_train_timesteps must be an integer from 1 to 100000, not 1000000000000"),

@@ -21,6 +21,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serving.client import Client, LocalClient, SamplingError
+from serving.labels import Labels
 from serving.sample_set import Samples
 from serving.sampling.solvers import solvers_for
 
@@ -185,6 +186,14 @@ BAD_PICTURE = {
     "steps": ({"seed": SEEDS, "photo": PIXELS}, {"steps": 4}, ["steps is 4", "one pass, and takes no steps"]),
     "solver": ({"seed": SEEDS, "photo": PIXELS}, {"solver": "ddim"}, ["solver is 'ddim'", "takes no steps"]),
 }
+LABELS = np.array([[0], [2]])
+BAD_LABEL = {
+    "no label": ({"seed": SEEDS}, {}, ["label"]),
+    "a class too many": ({"seed": SEEDS, "label": LABELS + 1}, {}, ["label holds class 3", "0 to 2"]),
+    "below 0": ({"seed": SEEDS, "label": -LABELS}, {}, ["label holds class -2", "0 to 2"]),
+    "a float": ({"seed": SEEDS, "label": LABELS.astype(np.float32)}, {}, ["'label'", "FP32", "INT64"]),
+    "steps of what draws it": ({"seed": SEEDS, "label": LABELS}, {"label_steps": 4}, ["'label_steps'", "unknown"]),
+}
 ALL_BAD = [
     pytest.param(model, *case, id=f"{model}: {name}")
     for model, cases in {
@@ -194,6 +203,7 @@ ALL_BAD = [
         "cmr_flow": BAD_CHAIN,
         **{model: bad_condition(condition) for model, condition in CONDITIONS.items()},
         "tiny_picture": BAD_PICTURE,
+        "tiny_label": BAD_LABEL,
     }.items()
     for name, case in cases.items()
 ]
@@ -214,10 +224,12 @@ def test_bad_input_is_refused_and_does_no_harm(
         infer(live, protocol, model, inputs, parameters)
     assert refusal.value.status() == {"http": "400", "grpc": "StatusCode.INVALID_ARGUMENT"}[protocol]
     assert [word for word in named if word not in refusal.value.message()] == []
-    name, under = ("photo", PIXELS) if model == "tiny_picture" else (CONDITIONS.get(model), MASKS)
+    others = {"tiny_picture": ("photo", PIXELS), "tiny_label": ("label", LABELS)}
+    name, under = others.get(model, (CONDITIONS.get(model), MASKS))
     how = {} if model == "tiny_picture" else {"steps": 3}
     result = infer(live, protocol, model, {"seed": SEEDS, **({name: under} if name else {})}, how)
-    expected = local.sample(model, 2, condition=under if name else None, **how)
+    given = Labels(LABELS) if name == "label" else under if name else None
+    expected = local.sample(model, 2, condition=given, **how)
     np.testing.assert_array_equal(result.as_numpy("image"), expected.arrays["image"])
 
 
