@@ -5,7 +5,7 @@ from pathlib import Path
 
 from serving.client import Client
 from serving.client_checks import Given
-from serving.condition_files import Masks, MaskFileError, read_masks
+from serving.condition_files import MaskFileError, Masks, read_masks
 from serving.picture_files import SUFFIXES, read_pictures
 
 
@@ -19,9 +19,7 @@ def read_condition(client: Client, model: str, files: Sequence[Path]) -> tuple[G
     if picture := client.picture(model):
         return read_pictures(files, picture)
     if len(files) > 1:
-        raise MaskFileError(
-            f"{files[1]} is one file too many: {model} takes masks of one file, or no condition at all"
-        )
+        raise MaskFileError(f"{files[1]} is one file too many: {model} takes masks of one file, or no condition at all")
     if files[0].is_dir() or files[0].suffix.lower() in SUFFIXES:
         raise MaskFileError(
             f"{files[0]} is of pictures, and {model} draws under none: it takes masks, or no condition at all"

@@ -33,19 +33,19 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             with server.client() as client:
                 names = client.models()
         except SamplingError as error:
-            return {model: gr.Dropdown(choices=[], value=None), status: refused(error)}
+            return {model: gr.Dropdown(choices=[], value=None), about: refused(error)}
         wanted = request.query_params.get("model")
         chosen = wanted if wanted in names else next(iter(names), None)
-        return {model: gr.Dropdown(choices=names, value=chosen), status: said("")}
+        return {model: gr.Dropdown(choices=names, value=chosen)}
 
     def choose(name: str | None) -> dict[Any, Any]:
         if not name:
-            return {about: ""}
+            return {}
         try:
             with server.client() as client:
                 described = client.describe(name)
         except SamplingError as error:
-            return {about: "", status: refused(error)}
+            return {about: refused(error)}
         *first, last = described.stages.values()
         condition = described.condition
         return {
@@ -56,7 +56,6 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             files: gr.File(value=None, visible=condition is not None, label=_wanted(described)),
             count: gr.Number(visible=condition is None),
             about: _about(described),
-            status: said(""),
         }
 
     def draw(request: gr.Request, *fields: Any) -> Iterator[dict[Any, Any]]:
@@ -145,7 +144,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
                     steps = gr.Number(label="Steps", visible=False, elem_id="steps")
                 with gr.Row():
                     go = gr.Button("Draw", variant="primary", elem_id="go", min_width=80)
-                    onward = gr.Button("Next seeds", elem_id="next", min_width=80)
+                    onward = gr.Button("Next", elem_id="next", min_width=80)
                     stop = gr.Button("Cancel", interactive=False, elem_id="stop", min_width=80)
                 again = gr.Button("Look for models again", size="sm", elem_id="again")
             with gr.Column(scale=3, min_width=320):
@@ -155,12 +154,14 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
                     buttons=["fullscreen"], interactive=False,
                 )  # fmt: skip
                 legend = gr.HTML(elem_id="legend")
-                opacity = gr.Slider(0, 1, 0.4, label="Mask over the image", elem_id="opacity")
-                command = gr.Code(label="The same again", language="shell", elem_id="command", interactive=False)
+                opacity = gr.Slider(0, 1, 0.4, label="Opacity of the mask over the image", elem_id="opacity")
+                command = gr.Code(
+                    label="The same again", language="shell", elem_id="command", interactive=False, wrap_lines=True
+                )
                 with gr.Row():
                     kind = gr.Dropdown(list(FORMATS), value="NPZ", label="Format", elem_id="kind", min_width=120)
                     pack_it = gr.Button("Make a file", elem_id="save", min_width=120)
-                file = gr.File(label="Download", interactive=False, elem_id="file")
+                file = gr.File(label="Download", interactive=False, height=90, elem_id="file")
                 provenance = gr.JSON(label="What made it", elem_id="provenance")
 
         asked = [model, count, seed, solver, steps, mask_solver, mask_steps, files, opacity]
@@ -169,9 +170,9 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             "show_progress": "hidden", "concurrency_limit": AT_ONCE, "concurrency_id": "draw",
         }  # fmt: skip
         quiet = {"show_progress": "hidden", "queue": False}
-        fields = [solver, steps, mask_solver, mask_steps, files, count, about, status]
-        page.load(look, None, [model, status])
-        again.click(look, None, [model, status])
+        fields = [solver, steps, mask_solver, mask_steps, files, count, about]
+        page.load(look, None, [model, about])
+        again.click(look, None, [model, about])
         model.change(choose, model, fields, show_progress="hidden", concurrency_limit=AT_ONCE)
         go.click(**drawing)
         seed.submit(**drawing)

@@ -13,20 +13,21 @@ GAP = 2  # pixels between an input and its result
 
 
 def tile(samples: Samples, row: int, opacity: float) -> Image.Image:
-    """One sample as RGB, pixel for pixel: its pictures side by side, what was given first, under its mask if it fits.
+    """One sample as RGB, pixel for pixel: its pictures side by side, first what was given, and what was drawn with its
+    mask over it.
 
     opacity: of the mask, 0 to 1; at 0 a picture's pixels are those of the PNG that `sample` writes.
     """
     shown = [output for output in samples.outputs if is_picture(output)]
     masks = [samples.arrays[output.name][row, 0] for output in shown if is_mask(output)]
-    greys = [
-        to_8_bit(samples.arrays[output.name][row, 0], output.low, output.high)
-        for output in shown
-        if not is_mask(output)
-    ]
-    if not greys:
+    pictures = [output for output in shown if not is_mask(output)]
+    if not pictures:
         return Image.fromarray(PALETTE[masks[0]]) if masks else Image.new("RGB", (1, 1))
-    parts = [blended(grey, masks[0], opacity) if masks else coloured(grey) for grey in greys]
+    parts = []
+    for output in pictures:
+        grey = to_8_bit(samples.arrays[output.name][row, 0], output.low, output.high)
+        is_drawn = output.name not in samples.given
+        parts.append(blended(grey, masks[0], opacity) if masks and is_drawn else coloured(grey))
     height = max(part.shape[0] for part in parts)
     padded = [np.pad(part, ((0, height - part.shape[0]), (0, GAP), (0, 0)), constant_values=255) for part in parts]
     return Image.fromarray(np.concatenate(padded, axis=1)[:, :-GAP])
@@ -37,7 +38,7 @@ def coloured(grey: Bytes) -> Bytes:
 
 
 def blended(grey: Bytes, mask: Bytes, opacity: float) -> Bytes:
-    """The picture [H, W] under the classes of a mask, 0 excepted, as [H, W, 3]; as it is if the mask is of another size."""
+    """The picture [H, W] as [H, W, 3] under the classes of a mask, but for 0; as it is if the mask has another size."""
     picture = coloured(grey)
     if grey.shape != mask.shape:
         return picture

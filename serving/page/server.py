@@ -13,7 +13,10 @@ GOODBYE_SECONDS = 2  # for browsers that still listen
 
 
 def serve(server: Server, host: str, port: int, say: Callable[[str], object]) -> None:
-    """Serves the page until SIGINT or SIGTERM. Raises ModuleNotFoundError without the extra, OSError and SamplingError."""
+    """Serves the page until SIGINT or SIGTERM.
+
+    Raises ModuleNotFoundError without the extra, OSError and SamplingError.
+    """
     with server.client() as client:
         url = client.url
     with tempfile.TemporaryDirectory(prefix="medgen-page-") as folder:
