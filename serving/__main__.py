@@ -1,4 +1,4 @@
-"""The commands `up`, `sample` and `draw`."""
+"""The commands `up`, `sample`, `draw` and `page`."""
 
 import os
 import shlex
@@ -16,18 +16,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from serving.bundle import REPOSITORY
-from serving.client import DEFAULT_URLS, Client, LocalClient, SampleClient, SamplingError
+from serving.client import DEFAULT_METRICS_URL, DEFAULT_URLS, Client, LocalClient, SampleClient, SamplingError
 from serving.client_checks import Given
-from serving.condition_files import MaskFileError, Masks, read_masks
+from serving.condition_files import MaskFileError
+from serving.conditions import check_count, read_condition
 from serving.draw import digest_of, fill, in_parts
 from serving.drawn_set import DrawnSet, Plan, SetError, check_set
-from serving.picture_files import SUFFIXES, PictureFileError, read_pictures
+from serving.page.settings import Server
+from serving.picture_files import PictureFileError
 from serving.progress import NowAndThen
 from serving.shards import ShardError, shard_of
 from serving.signals import terminated_as_interrupted
 from serving.step_watch import Tell
 from serving.triton.access import RISKS, Access
-from serving.triton.address import Address
+from serving.triton.address import LOOPBACK, Address
 from serving.triton.errors import ServerError
 from serving.triton.installation import find_installation
 from serving.triton.keeper import Keeper
@@ -232,25 +234,11 @@ class Asked:
 
     def read_condition(self, client: Client) -> None:
         """Reads what the model is to draw under, and notes what is to be said of it."""
-        files = self.condition_files
-        if files and self.labels:
-            raise SamplingError(f"--condition {files[0]} and --label {self.labels[0]}: a model takes one of them", 400)
-        if not files:
-            return
-        if picture := client.picture(self.model):
-            self.given, self.notes = read_pictures(files, picture)
-            return
-        if len(files) > 1:
-            raise MaskFileError(
-                f"{files[1]} is one file too many: {self.model} takes masks of one file, or no condition at all"
+        if self.condition_files and self.labels:
+            raise SamplingError(
+                f"--condition {self.condition_files[0]} and --label {self.labels[0]}: a model takes one of them", 400
             )
-        if files[0].is_dir() or files[0].suffix.lower() in SUFFIXES:
-            raise MaskFileError(
-                f"{files[0]} is of pictures, and {self.model} draws under none: it takes masks, or no condition at all"
-            )
-        self.given = masks = read_masks(files[0])
-        if not masks.labels:
-            self.notes = [f"{files[0].name} does not name its classes: only their range was checked"]
+        self.given, self.notes = read_condition(client, self.model, self.condition_files)
 
     def read_labels(self, client: Client, count: int) -> None:
         """The classes that so many samples are drawn of, and what they are."""
@@ -265,11 +253,7 @@ class Asked:
     def count(self, wanted: int | None, default: int) -> int:
         if self.given is None:
             return wanted or default
-        if wanted not in (None, held := len(self.given.values)):
-            kind = "masks" if isinstance(self.given, Masks) else "pictures"
-            files = ", ".join(map(str, self.condition_files))
-            raise MaskFileError(f"{files} holds {held} {kind}, and --count is {wanted}: give one for each")
-        return held
+        return check_count(self.given, self.condition_files, wanted)
 
     def client(self) -> Client:
         """Ready to be asked for the model, if `wait` is long enough."""
@@ -414,6 +398,40 @@ def draw(count: int | None, out: Path, layout_name: str, per_file: int, shard: s
     )
     for line in (*asked.notes, f"{out} is right if medgen draw --check {shlex.quote(str(out))} says so"):
         click.echo(line)
+
+
+@main.command()
+@click.option("--url", help="HOST:PORT of the server, gRPC.  [default: port 8001 of this machine]")
+@click.option(
+    "--metrics-url",
+    metavar="HOST:PORT",
+    help="The server's metrics: steps are shown too, as they tell them.  [default: port 8002 of this machine, without "
+    "--url]",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), default=300.0, help="Seconds that a request may take."
+)
+@click.option("--host", default=LOOPBACK, help="Address to listen on. Nobody is asked for a name.")
+@click.option("--port", type=PORT, default=7860)
+def page(url: str | None, metrics_url: str | None, timeout: float, host: str, port: int) -> None:
+    """Show a server's models on a page in a browser: draw, look at samples, and download them.
+
+    The page needs no internet, and asks nobody but the server. Ctrl-C or SIGTERM ends it.
+    """
+    if url is None and metrics_url is None:
+        metrics_url = DEFAULT_METRICS_URL
+    try:
+        from serving.page.server import serve
+
+        serve(Server(url, metrics_url, timeout), host, port, click.echo)
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == "serving":
+            raise
+        raise click.ClickException(
+            f"page needs the package {error.name}, which is not installed: pip install 'medgen[page]'"
+        ) from None
+    except (SamplingError, OSError) as error:
+        raise click.ClickException(str(error)) from None
 
 
 class _Steps:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -44,6 +44,7 @@ from serving.sampling.chain_sampler import ChainSampler
 from serving.sampling.requests import BadRequest, parse_request, shown
 from serving.sampling.sampler import Sampler
 from serving.sampling.seeds import seed_column
+from serving.sampling.ways import Ways
 from serving.step_watch import StepWatch, Tell
 
 DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
@@ -60,6 +61,7 @@ HTTP_STATUS = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
+BESIDE_PROVENANCE = ("outputs", "condition", "ways")  # what a server adds to it for clients
 OTHER_VERSION = "the server's medgen is of another version than this one: {}"
 # What Triton says before the reason: the place in a chain, and the request's id.
 PREFIXES = re.compile(r"^(in ensemble '[^']*', )?(\[request id: [^\]]*\] )?")
@@ -68,6 +70,17 @@ Progress = Callable[[int, int], object]
 AnyClient = TypeVar("AnyClient", bound="Client")
 Arrays = Mapping[str, NDArray[Any]]
 Shapes = dict[str, tuple[np.dtype, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a server says of a model: how each stage draws (a model that is no chain has one), and under what.
+
+    stages: by their models, in their order; None draws in one pass. condition: None of a chain that draws its own, too.
+    """
+
+    stages: Mapping[str, Ways | None]
+    condition: Condition | None
 
 
 class Client(abc.ABC):
@@ -432,6 +445,53 @@ class SampleClient(Client):
             self._labels[model] = _described_condition(answer.as_numpy(PROVENANCE))
         return self._labels[model]
 
+    def models(self) -> list[str]:
+        """The models that the server has loaded, chains and their stages too; raises SamplingError."""
+        # Of the two APIs that name them this one is open to all.
+        try:
+            if self.protocol == "http":
+                told = self._client.get_inference_statistics()["model_stats"]
+                return sorted({model["name"] for model in told})
+            return sorted({model.name for model in self._client.get_inference_statistics(**self._limit).model_stats})
+        except self.failures as failure:
+            raise self.explain(failure) from None
+
+    def describe(self, model: str) -> Description:
+        """How a model draws, which it says beside a sample: one is drawn, of one step where it takes steps.
+
+        Raises SamplingError.
+        """
+        check_model(model)
+        config = self._config(model)
+        chain = _chain(config)
+        wanting = self._wanting(config, chain)
+        columns: dict[str, NDArray[Any]] = {SEED: np.zeros((1, 1), np.int64)}
+        for given in _inputs(wanting):
+            dtype, shape = _array_of(given)
+            darkest = 0 if (picture := _picture(wanting)) is None else picture.limits[0]
+            columns[given.name] = np.full((1, *shape), darkest, dtype)
+        try:
+            answer = _Call(self, partial(self._send, model, columns, {"steps": 1})).answer()
+        except SamplingError as error:
+            if error.status != 400:
+                raise
+            answer = _Call(self, partial(self._send, model, columns, {})).answer()
+        told = {stage.model: stage.outputs[PROVENANCE] for stage in chain.stages} if chain else {model: PROVENANCE}
+        facts = {stage: json.loads(answer.as_numpy(name)[0, 0]) for stage, name in told.items()}
+        try:
+            stages = {
+                stage: None if fact["ways"] is None else decoded(Ways, fact["ways"], "ways")
+                for stage, fact in facts.items()
+            }
+            first = model if chain is None else (chain.conditioned or (None,))[0]
+            held = None if first is None else facts[first]["condition"]
+            condition = None if held is None else decoded(Condition, held, "condition")
+            if chain and condition is not None:
+                condition = replace(condition, name=str(chain.condition))
+        except (KeyError, BundleError) as error:
+            raise SamplingError(OTHER_VERSION.format(error), 500) from None
+        return Description(stages, condition)
+
     def _config(self, model: str) -> ModelConfig:
         """As the server says, or said within the last CONFIG_SECONDS: one that draws in a loop need not ask each time.
 
@@ -594,7 +654,7 @@ def _of_stage(arrays: Arrays, names: Mapping[str, str], described: Sequence[Outp
     """The samples of one stage; names: what its outputs are called among the arrays."""
     provenance = [json.loads(text) for text in arrays[names[PROVENANCE]][:, 0]]
     for facts in provenance:
-        for name in ("outputs", "condition"):
+        for name in BESIDE_PROVENANCE:
             facts.pop(name, None)
     outputs = [replace(output, name=names[output.name]) for output in described if names.get(output.name) in arrays]
     return Samples({output.name: arrays[output.name] for output in outputs}, provenance, tuple(outputs))

@@ -39,6 +39,7 @@ ROOMS = {
     "sampling": {"engines"},
     "writers": set(),
     "triton": {"engines", "sampling"},
+    "page": {"client", "client_checks", "conditions", "sampling.ways", "step_watch", "writers"},
 }
 BESIDE = {"bundle", "chain", "condition_files", "folders", "pgm", "picture_files", "sample_set", "user"}
 FRAMEWORKS = {"accelerate", "diffusers", "onnx", "onnxscript", "safetensors", "torch"}

@@ -13,7 +13,14 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRA_OF = {"serving": None, "kernels": "export", "training": "train", "export": "export", "benchmarks": "bench"}
+EXTRA_OF = {
+    "serving": None,
+    "serving/page": "page",
+    "kernels": "export",
+    "training": "train",
+    "export": "export",
+    "benchmarks": "bench",
+}
 GIVEN_BY_TRITON = {"triton_python_backend_utils"}
 
 
@@ -40,6 +47,12 @@ def imported_at_once(file: Path) -> Iterator[str]:
             yield str(node.module).split(".")[0]
 
 
+def extra_of(file: Path) -> str | None:
+    """That of the innermost folder that has one."""
+    folders = [parent.relative_to(ROOT).as_posix() for parent in file.parents if parent.is_relative_to(ROOT)]
+    return next(EXTRA_OF[folder] for folder in folders if folder in EXTRA_OF)
+
+
 @pytest.mark.parametrize("package", EXTRA_OF)
 def test_what_is_imported_is_declared(package):
     distributions = packages_distributions()
@@ -47,7 +60,7 @@ def test_what_is_imported_is_declared(package):
     missing = [
         f"{file.relative_to(ROOT)} imports {name}"
         for file in (ROOT / package).rglob("*.py")
-        if not file.name.startswith("test_")
+        if not file.name.startswith("test_") and extra_of(file) == EXTRA_OF[package]
         for name in imported_at_once(file)
         if name not in known and not declared(EXTRA_OF[package]) & {normal(d) for d in distributions.get(name, [])}
     ]

@@ -19,6 +19,7 @@ from serving.engines import StepEngine, open_engine, open_on_cpu
 from serving.engines.device import DeadGpuError
 from serving.sampling.requests import BadRequest, SampleRequest, parse_request
 from serving.sampling.sampler import Sampler
+from serving.sampling.ways import ways_of
 from serving.triton.in_flight import InFlight, broken, failure, priority_of, queue_size
 
 IN_FLIGHT, STATIC = "in_flight", "static"  # static: whole batches, one after the other, as Triton forms them
@@ -61,7 +62,11 @@ class BundleModel:
         engine = open_engine(bundle, int(args["model_instance_device_id"])) if on_gpu else open_on_cpu(bundle)
         # What a client must know to draw the outputs, and Triton's own metadata cannot say.
         fields = dataclasses.asdict(bundle.manifest)
-        self.described = {name: fields[name] for name in ("outputs", "condition")}
+        ways = ways_of(bundle.manifest)
+        self.described = {
+            **{name: fields[name] for name in ("outputs", "condition")},
+            "ways": None if ways is None else dataclasses.asdict(ways),
+        }
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self.in_flight: InFlight | None = None
         if _batching(parameters) == STATIC:

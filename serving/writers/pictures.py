@@ -118,7 +118,7 @@ def contact_sheet(samples: Samples) -> Image.Image:
     for row, tile in enumerate(tiles):
         x, y = GAP + row % columns * step_x, GAP + row // columns * step_y
         sheet.paste(tile.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
-        draw.text((x + 2, y + height + 1), _caption(samples, row), INK, font)
+        draw.text((x + 2, y + height + 1), caption(samples, row), INK, font)
     for text, colour, left, line in entries:
         x, y = GAP + left, above + line * (CAPTION_HEIGHT + GAP)
         draw.rectangle((x, y + 2, x + SWATCH - 1, y + 1 + SWATCH), colour)
@@ -126,7 +126,7 @@ def contact_sheet(samples: Samples) -> Image.Image:
     return sheet
 
 
-def _caption(samples: Samples, row: int) -> str:
+def caption(samples: Samples, row: int) -> str:
     """A sample's seed, and its outputs of one number."""
     numbers = [o.name for o in samples.outputs if math.prod(o.shape) == 1]
     return ", ".join([f"seed {samples.seeds[row]}", *(f"{n} {samples.arrays[n][row].item():.4g}" for n in numbers)])

@@ -1,0 +1,1 @@
+"""A page in a browser over a server that is up: choose, draw, look, and take it away."""

@@ -1,0 +1,107 @@
+"""Samples that are being drawn while a page looks on."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from serving.client import SamplingError
+from serving.client_checks import Given
+from serving.condition_files import MaskFileError
+from serving.conditions import check_count, read_condition
+from serving.page.settings import MOST, Server, Settings
+from serving.picture_files import PictureFileError
+from serving.sample_set import Samples
+
+LOOK_SECONDS = 0.2
+FAILURES = (SamplingError, MaskFileError, PictureFileError, OSError)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Samples, how they were asked for, and what is to be said of what they were drawn under."""
+
+    samples: Samples
+    settings: Settings
+    notes: tuple[str, ...]
+
+
+class CancelledError(Exception):
+    """The visitor did not want to wait."""
+
+
+class Drawing:
+    """Draws by a thread of its own. ``cancel`` ends it, and what the server has in flight for it, at the next step."""
+
+    def __init__(self, server: Server, settings: Settings) -> None:
+        self._settings = settings
+        self._samples = self._steps = (0, 0)
+        self._drawn: Drawn | None = None
+        self._failure: Exception | None = None
+        self._is_cancelled = False
+        self._client = server.client(self._tell_steps)
+        self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """May be called more than once, and when all is done."""
+        self._is_cancelled = True
+        self._client.close()  # which ends its requests, here and in the server
+
+    def progress(self) -> Iterator[str]:
+        """In words, now and then, until it has ended."""
+        while self._thread.is_alive():
+            done, total = self._samples
+            text = f"{done} of {total} samples" if total else "Waiting for the server"
+            steps, all_steps = self._steps
+            yield f"{text}, {steps} of {all_steps} steps" if all_steps else text
+            self._thread.join(LOOK_SECONDS)
+
+    def result(self) -> Drawn:
+        """Raises CancelledError, SamplingError, MaskFileError, PictureFileError or OSError."""
+        self._thread.join()
+        if self._drawn is not None:
+            return self._drawn
+        if self._is_cancelled:
+            done, total = self._samples
+            raise CancelledError(f"Cancelled, with {done} of {total} samples drawn")
+        assert self._failure is not None
+        raise self._failure
+
+    def _run(self) -> None:
+        try:
+            self._drawn = self._draw()
+        except Exception as failure:  # raised again where the result is taken
+            self._failure = failure
+        finally:
+            self._client.close()
+
+    def _draw(self) -> Drawn:
+        client, settings = self._client, self._settings
+        given, notes = read_condition(client, settings.model, settings.files)
+        count = _count(settings, given)
+        self._samples = 0, count
+        samples = client.sample(
+            settings.model,
+            count,
+            seed=settings.seed,
+            condition=given,
+            progress=self._tell_samples,
+            **settings.solving,
+        )
+        return Drawn(samples, settings, tuple(notes))
+
+    def _tell_samples(self, done: int, total: int) -> None:
+        self._samples = done, total
+
+    def _tell_steps(self, done: int, total: int) -> None:
+        self._steps = done, total
+
+
+def _count(settings: Settings, given: Given | None) -> int:
+    if given is None:
+        assert settings.count is not None
+        return settings.count
+    count = check_count(given, settings.files, settings.count)
+    if count > MOST:
+        raise MaskFileError(f"there are {count} to draw under; a page takes {MOST}: for more there is medgen draw")
+    return count

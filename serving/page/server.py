@@ -1,0 +1,53 @@
+"""The page's own little server."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from serving.page.settings import Server
+
+STYLE = Path(__file__).with_name("style.css")
+GOODBYE_SECONDS = 2  # for browsers that still listen
+
+
+def serve(server: Server, host: str, port: int, say: Callable[[str], object]) -> None:
+    """Serves the page until SIGINT or SIGTERM.
+
+    Raises ModuleNotFoundError without the extra, OSError and SamplingError.
+    """
+    with server.client() as client:
+        url = client.url
+    with tempfile.TemporaryDirectory(prefix="medgen-page-") as folder:
+        # Read when Gradio is imported: it would ask its makers for a newer version, and tell them that it runs.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": folder}
+        import gradio
+        import uvicorn
+        from fastapi import FastAPI
+
+        from serving.page.blocks import build
+
+        downloads = Path(folder) / "downloads"
+        downloads.mkdir()
+        app = gradio.mount_gradio_app(
+            FastAPI(openapi_url=None), build(server, url, downloads), "/", footer_links=[], ssr_mode=False, pwa=False,
+            enable_monitoring=False, mcp_server=False, show_error=False, css_paths=STYLE,
+            allowed_paths=[str(downloads)], theme=gradio.themes.Base(font="sans-serif", font_mono="monospace"),
+        )  # fmt: skip
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GOODBYE_SECONDS)
+        with _listening(host, port) as listener:
+            where = f"[{host}]" if ":" in host else host
+            say(f"Page: http://{where}:{listener.getsockname()[1]}  of the models at {url}")
+            say("Ctrl-C ends it")
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(place[:2], family=family)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another with --host or --port"
+        ) from None

@@ -1,0 +1,86 @@
+"""What a visitor chose, as the client takes it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.client import SampleClient
+from serving.step_watch import Tell
+
+MOST = 64  # pictures that are looked at together; for more there is `medgen draw`
+LAST_SEED = 2**63 - 1
+
+
+class WrongSettingError(Exception):
+    """What a visitor typed cannot be sent; the message names it, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Whom the page asks: HOST:PORT of gRPC, of this machine unless given, and of the metrics, if steps are shown."""
+
+    url: str | None
+    metrics_url: str | None
+    timeout: float
+
+    def client(self, tell: Tell | None = None) -> SampleClient:
+        """Raises SamplingError for what is no address."""
+        if tell is None or self.metrics_url is None:
+            return SampleClient(self.url, "grpc", self.timeout)
+        return SampleClient(self.url, "grpc", self.timeout, steps=tell, metrics_url=self.metrics_url)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is to be drawn. count: None for one for each mask or picture of the files. solving: as Client.sample's."""
+
+    model: str
+    count: int | None
+    seed: int
+    solving: dict[str, Any]
+    files: tuple[Path, ...] = ()
+
+
+def read_settings(
+    model: str | None,
+    count: float | None,
+    seed: str,
+    solver: str | None,
+    steps: float | None,
+    mask_solver: str | None,
+    mask_steps: float | None,
+    files: Sequence[str] | None,
+) -> Settings:
+    """The page's fields; raises WrongSettingError. Steps and solvers are checked by the server."""
+    if not model:
+        raise WrongSettingError("no model is chosen")
+    paths = tuple(map(Path, files or ()))
+    wanted = None if paths else whole("samples", count)
+    if not paths and (wanted is None or not 1 <= wanted <= MOST):
+        raise WrongSettingError(f"samples is {wanted}; it must be from 1 to {MOST}: for more there is medgen draw")
+    given = {
+        "solver": solver or None,
+        "steps": whole("steps", steps),
+        "mask_solver": mask_solver or None,
+        "mask_steps": whole("mask steps", mask_steps),
+    }
+    solving = {name: value for name, value in given.items() if value is not None}
+    return Settings(model, wanted, read_seed(seed), solving, paths)
+
+
+def whole(name: str, value: float | None) -> int | None:
+    """A number field's value: a browser tells every number as a float."""
+    if value is None:
+        return None
+    if not float(value).is_integer():
+        raise WrongSettingError(f"{name} is {value}; it must be a whole number")
+    return int(value)
+
+
+def read_seed(text: str) -> int:
+    """Typed as text: a browser's numbers are not exact above 2^53."""
+    typed = text.strip()
+    if not (typed.isascii() and typed.isdigit() and len(typed) <= 19 and int(typed) <= LAST_SEED):
+        raise WrongSettingError(f"first seed is {typed[:40]!r}; it must be a whole number from 0 to {LAST_SEED}")
+    return int(typed)

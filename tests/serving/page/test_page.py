@@ -1,0 +1,152 @@
+"""What a page shows and sends, without a browser."""
+
+import html
+import shlex
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from live import Live, eventually
+from PIL import Image
+from tiny_samples import HEART, pairs
+
+from medgen import main
+from serving.bundle import Output
+from serving.client import SamplingError
+from serving.page.command_line import command_of
+from serving.page.downloads import FORMATS, pack
+from serving.page.drawing import CancelledError, Drawing, Drawn
+from serving.page.pictures import tile, what_is_seen
+from serving.page.settings import LAST_SEED, Server, Settings, WrongSettingError, read_settings
+from serving.sample_set import Samples
+from serving.writers.pictures import PALETTE
+from serving.writers.sample_folder import write_samples
+
+HEARTS = pairs("hearts", "MR", HEART, (1.25, 1.5))
+NOTHING = (None, None, None, None, None)
+
+
+def server_of(live: Live) -> Server:
+    return Server(live.url("grpc"), live.url("metrics"), 60.0)
+
+
+def drawn_of(samples: Samples, **settings: object) -> Drawn:
+    return Drawn(samples, Settings(**{"model": "hearts", "count": 2, "seed": 7, "solving": {}, **settings}), ())
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "seed", "steps", "said"),
+    [
+        (None, 4.0, "0", None, "no model is chosen"),
+        ("pig", 65.0, "0", None, "samples is 65; it must be from 1 to 64"),
+        ("pig", None, "0", None, "samples is None"),
+        ("pig", 2.5, "0", None, "samples is 2.5; it must be a whole number"),
+        ("pig", 4.0, "-1", None, "first seed is '-1'"),
+        ("pig", 4.0, "9223372036854775808", None, "first seed is '9223372036854775808'"),
+        ("pig", 4.0, "7", 8.5, "steps is 8.5; it must be a whole number"),
+    ],
+)
+def test_what_cannot_be_sent_is_named(
+    model: str | None, count: float | None, seed: str, steps: float | None, said: str
+) -> None:
+    with pytest.raises(WrongSettingError, match=said):
+        read_settings(model, count, seed, "ddim", steps, None, None, None)
+
+
+def test_seeds_that_a_browsers_numbers_cannot_hold_are_kept() -> None:
+    assert read_settings("pig", 1.0, f" {LAST_SEED} ", *NOTHING).seed == LAST_SEED
+
+
+def test_a_mask_is_mixed_with_what_is_under_it() -> None:
+    grey = np.array(tile(HEARTS, 0, 0.0))
+    folder_has = np.rint(np.clip((HEARTS.arrays["image"][0, 0].astype(float) + 1) / 4, 0, 1) * 255)
+    assert np.array_equal(grey, np.repeat(folder_has[..., None], 3, -1))
+    mask = HEARTS.arrays["mask"][0, 0]
+    assert np.array_equal(np.array(tile(HEARTS, 0, 1.0))[mask > 0], PALETTE[mask][mask > 0])
+    half = np.array(tile(HEARTS, 0, 0.5))
+    assert np.array_equal(half[mask == 0], grey[mask == 0])
+    assert np.array_equal(half[mask > 0], np.rint((grey[mask > 0].astype(float) + PALETTE[mask][mask > 0]) / 2))
+
+
+def test_what_was_given_is_beside_what_was_found() -> None:
+    given, found = (np.full((1, 1, 4, 6), value, np.float32) for value in (0.0, 1.0))
+    outputs = tuple(Output(name, "float32", (1, 4, 6), 0.0, 1.0) for name in ("<photo>", "image"))
+    samples = Samples({"<photo>": given, "image": found}, [{"model": "m", "seed": 3}], outputs, ("<photo>",))
+    shown = np.array(tile(samples, 0, 0.4))
+    assert shown.shape == (4, 6 + 2 + 6, 3)
+    assert not shown[:, :6].any()
+    assert (shown[:, 6:] == 255).all()
+    assert what_is_seen(samples) == "<p>Side by side: &lt;photo&gt;, image</p>"
+
+
+def test_the_classes_have_names_and_colours() -> None:
+    seen = what_is_seen(HEARTS)
+    assert all(f"</span>{name}</li>" in seen for name in HEART[1:])
+    assert f">{HEART[0]}<" not in seen
+    assert f"rgb{tuple(PALETTE[2].tolist())}" in seen
+    odd = pairs("odd", None, ("background", "<b>"), None)
+    assert html.escape("<b>") in what_is_seen(odd)
+
+
+def test_a_file_to_take_away_is_what_sample_writes(tmp_path: Path) -> None:
+    write_samples(HEARTS, tmp_path / "written")
+    npz = pack(drawn_of(HEARTS), "NPZ", tmp_path)
+    assert npz.name == "hearts-7.npz"
+    assert npz.read_bytes() == (tmp_path / "written" / "pairs.npz").read_bytes()
+    ends = {
+        "PNG": "images/000007.png",
+        "NIfTI": ".nii.gz",
+        "nnU-Net": "dataset.json",
+        "DICOM": ".dcm",
+        "WebDataset": ".tar",
+    }
+    assert {"NPZ", *ends} == {*FORMATS}
+    for kind, end in ends.items():
+        with zipfile.ZipFile(pack(drawn_of(HEARTS), kind, tmp_path)) as packed:
+            names = packed.namelist()
+            assert any(name.endswith(end) for name in names), kind
+            assert "provenance.json" in names
+            assert len(names) == len({*names})
+            if kind == "PNG":
+                with Image.open(packed.open(end)) as picture:
+                    assert np.array_equal(np.array(picture), np.array(tile(HEARTS, 0, 0.0))[..., 0])
+
+
+def test_the_command_draws_the_same_again(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    solving = {"steps": 5, "solver": "ddim", "mask_steps": 3}
+    drawn = Drawing(server_of(live), Settings("cmr_ddpm", 3, 11, solving)).result()
+    command = shlex.split(command_of(drawn, live.url("grpc")))
+    monkeypatch.chdir(tmp_path)
+    assert command[0] == "medgen"
+    assert CliRunner().invoke(main, command[1:]).exit_code == 0
+    assert (tmp_path / "cmr_ddpm-11" / "pairs.npz").read_bytes() == pack(drawn, "NPZ", tmp_path).read_bytes()
+
+
+def test_files_in_the_command_are_called_what_the_visitor_calls_them() -> None:
+    drawn = drawn_of(HEARTS, files=(Path("/tmp/x1/my masks.npz"),), count=None)
+    assert command_of(drawn, "127.0.0.1:8001") == (
+        "medgen sample --model hearts --count 2 --seed 7 --condition 'my masks.npz' --out hearts-7"
+    )
+
+
+def test_what_the_server_refuses_is_said_in_its_words(live: Live) -> None:
+    settings = Settings("tiny", 1, 0, {"steps": 5000})
+    with pytest.raises(SamplingError) as theirs, live.client("grpc") as client:
+        client.sample("tiny", 1, steps=5000)
+    with pytest.raises(SamplingError) as ours:
+        Drawing(server_of(live), settings).result()
+    assert str(ours.value) == str(theirs.value)
+    assert "steps is 5000" in str(ours.value)
+
+
+def test_who_cancels_ends_it_on_the_server_too(live: Live) -> None:
+    before = live.metric("medgen_rows_cancelled_total", "tiny_gated")
+    with live.closed("tiny_gated") as waiting:
+        drawing = Drawing(server_of(live), Settings("tiny_gated", 16, 0, {}))
+        eventually(waiting.exists, "the model has begun")
+        drawing.cancel()
+        with pytest.raises(CancelledError, match="Cancelled, with 0 of 16 samples drawn"):
+            drawing.result()
+    eventually(lambda: live.metric("medgen_rows_cancelled_total", "tiny_gated") - before == 16, "all have left")

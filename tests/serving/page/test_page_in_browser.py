@@ -1,0 +1,236 @@
+"""The page in headless Chromium, over a live server."""
+
+import base64
+import io
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from live import CHECKOUT, PATIENCE, Live, eventually, free_ports
+from PIL import Image
+
+from serving.client import SamplingError
+from serving.page.pictures import tile
+
+pytest.importorskip("gradio")
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("no Chromium on PATH", allow_module_level=True)
+
+# Writes down whom the page's process calls.
+WATCHED = """
+import runpy, sys
+
+def hook(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        with open(LOG, "a") as log:
+            print(event, arguments[1] if event == "socket.connect" else arguments[0], file=log)
+
+LOG = sys.argv.pop(1)
+sys.addaudithook(hook)
+runpy.run_module("serving", run_name="__main__")
+"""
+MILLISECONDS = 20_000
+
+
+@dataclass
+class Shown:
+    url: str
+    calls: Path
+    browser: Any
+
+
+@pytest.fixture(scope="module")
+def shown(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    folder = tmp_path_factory.mktemp("page")
+    (port,) = free_ports(1)
+    command = [sys.executable, "-c", WATCHED, folder / "calls", "page", "--port", str(port)]
+    command += ["--url", live.url("grpc"), "--metrics-url", live.url("metrics")]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=CHECKOUT, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        eventually(lambda: "Ctrl-C" in (folder / "log").read_text() or process.poll() is not None, "the page is up")
+        assert process.poll() is None, (folder / "log").read_text()
+        with playwright.sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            yield Shown(f"http://127.0.0.1:{port}", folder / "calls", browser)
+            browser.close()
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE) in (0, -15)
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+class Visit:
+    """One page that is open."""
+
+    def __init__(self, shown: Shown, model: str, width: int = 1280, height: int = 900) -> None:
+        self.context = shown.browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(MILLISECONDS)
+        self.asked: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(f"{shown.url}/?model={model}")
+        self.wait(f"document.querySelector('#model input')?.value === '{model}'")
+
+    def wait(self, expression: str) -> None:
+        self.page.wait_for_function(expression)
+
+    def fill(self, field: str, value: object) -> None:
+        box = self.page.locator(f"#{field} input:not([type=range]), #{field} textarea").first
+        box.fill(str(value))
+        box.dispatch_event("change")
+        box.blur()
+
+    def draw(self, button: str = "#go") -> None:
+        self.page.click(button)
+        self.drawn()
+
+    def drawn(self) -> None:
+        self.wait("document.querySelector('#status').innerText.includes('are drawn')")
+
+    def status(self) -> str:
+        return str(self.page.inner_text("#status")).strip()
+
+    def pictures(self, count: int) -> list[np.ndarray]:
+        self.wait(f"document.querySelectorAll('#samples button img').length === {count}")
+        sources = self.page.eval_on_selector_all(
+            "#samples button img",
+            """images => Promise.all(images.map(async image => {
+                const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
+                return btoa(String.fromCharCode(...bytes));
+            }))""",
+        )
+        return [np.array(Image.open(io.BytesIO(base64.b64decode(source)))) for source in sources]
+
+
+@pytest.fixture
+def visit(shown: Shown) -> Iterator[Any]:
+    visits: list[Visit] = []
+
+    def open_page(*arguments: object, **options: int) -> Visit:
+        visits.append(Visit(shown, *arguments, **options))
+        return visits[-1]
+
+    yield open_page
+    for one in visits:
+        one.context.close()
+        assert not one.errors
+        assert {url.split("/")[2] for url in one.asked if "://" in url} == {shown.url.split("/")[2]}
+
+
+def test_the_pixels_are_those_of_sample(live: Live, shown: Shown, visit: Any, tmp_path: Path) -> None:
+    page = visit("tiny")
+    page.wait("document.querySelector('#steps input')?.value === '4'")
+    page.fill("seed", 7)
+    page.fill("count", 3)
+    page.fill("steps", 6)
+    page.fill("opacity", 0)
+    page.draw()
+    with live.client("grpc") as client:
+        samples = client.sample("tiny", 3, seed=7, steps=6)
+    pictures = page.pictures(3)
+    for row, picture in enumerate(pictures):
+        assert np.array_equal(picture, np.array(tile(samples, row, 0.0)))
+    assert "--seed 7" in page.page.inner_text("#command")
+    page.fill("opacity", 0.5)
+    wanted = np.array(tile(samples, 2, 0.5))
+    eventually(lambda: np.array_equal(page.pictures(3)[2], wanted), "the mask is mixed in")
+    page.page.click("#save")
+    with page.page.expect_download() as download:
+        page.page.click("#file a[download], #file a")
+    with np.load(download.value.path()) as taken:
+        assert np.array_equal(taken["image"], samples.arrays["image"])
+    assert samples.provenance[0]["bundle"] in page.page.inner_text("#provenance")
+    page.draw("#next")
+    page.wait("document.querySelector('#command').innerText.includes('--seed 10')")
+    calls = shown.calls.read_text().split("\n")
+    outside = [call for call in calls if call and not any(here in call for here in ("127.0.0.1", "localhost", "::1"))]
+    assert not outside
+
+
+def test_what_is_refused_is_said_in_the_servers_words(live: Live, visit: Any) -> None:
+    with pytest.raises(SamplingError) as theirs, live.client("grpc") as client:
+        client.sample("tiny", 1, steps=5000, solver="ddim")
+    page = visit("tiny")
+    page.wait("document.querySelector('#steps input')?.value === '4'")
+    page.fill("steps", 5000)
+    page.page.click("#go")
+    page.page.wait_for_selector("#status [role=alert]")
+    assert page.status() == str(theirs.value)
+
+
+def test_the_keyboard_is_enough(visit: Any) -> None:
+    page = visit("tiny")
+    page.wait("document.querySelector('#steps input')?.value === '4'")
+    keyboard = page.page.keyboard
+
+    def tab_to(selector: str) -> None:
+        for _ in range(60):
+            if page.page.evaluate(f"document.activeElement.matches('{selector}, {selector} *')"):
+                return
+            keyboard.press("Tab")
+        pytest.fail(f"{selector} is not reached")
+
+    tab_to("#model")
+    keyboard.press("Control+A")
+    keyboard.type("cmr_flow")
+    keyboard.press("Enter")
+    page.wait("document.querySelector('#mask_steps input')?.value === '4'")
+    tab_to("#seed")
+    keyboard.press("Control+A")
+    keyboard.type("12")
+    tab_to("#go")
+    keyboard.press("Enter")
+    page.drawn()
+    tab_to("#samples button")
+    keyboard.press("Enter")
+    assert "seed 12" in page.page.inner_text("#samples")
+    assert all(name in page.page.inner_text("#legend") for name in ("LV", "MYO", "RV"))
+
+
+def test_a_phone_is_wide_enough(visit: Any) -> None:
+    page = visit("cmr_flow", width=360, height=740)
+    page.draw()
+    page.pictures(4)
+    assert page.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    for selector in ("#go", "#next", "#samples", "#command", "#save", "#opacity", "#model"):
+        box = page.page.locator(selector).bounding_box()
+        assert box["x"] >= 0, selector
+        assert box["x"] + box["width"] <= 360, selector
+
+
+def test_masks_and_pictures_of_ones_own(live: Live, visit: Any, tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "photo.png")
+    page = visit("tiny_picture")
+    page.page.set_input_files("#files input[type=file]", tmp_path / "photo.png")
+    page.page.wait_for_selector("#files >> text=photo")
+    page.draw()
+    (picture,) = page.pictures(1)
+    assert picture.shape == (16, 16 + 2 + 16, 3)
+    assert np.array_equal(picture[:, :16, 0], grey)
+    assert "Side by side: photo, image" in page.page.inner_text("#legend")
+    assert "photo.png: 8-bit" in page.status()
+    assert "--condition photo.png" in page.page.inner_text("#command").replace("\n", "")
+    assert "near copy" in page.page.inner_text("#provenance")
+
+
+def test_cancel(live: Live, visit: Any) -> None:
+    page = visit("tiny_gated")
+    page.wait("document.querySelector('#steps input')?.value === '4'")
+    with live.closed("tiny_gated") as waiting:
+        page.page.click("#go")
+        eventually(waiting.exists, "the model has begun")
+        page.wait("document.querySelector('#status').innerText.includes('0 of 4 samples')")
+        page.page.click("#stop")
+        page.wait("document.querySelector('#status').innerText.includes('Cancelled, with 0 of 4 samples drawn')")
