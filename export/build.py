@@ -31,7 +31,9 @@ from serving.bundle import (
     EngineFile,
     Manifest,
     SealedFile,
+    Student,
     bundle_folder,
+    decoded,
     file_digest,
     load_bundle,
     seal,
@@ -39,7 +41,7 @@ from serving.bundle import (
 from serving.engines import EngineError, StepEngine, open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.folders import Busy, replacing
-from training.checkpoint import find_checkpoint, load_model, unfinished
+from training.checkpoint import find_checkpoint, load_model, phases_of, unfinished
 from training.family import Family
 
 KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures; TensorRT has one of the last two
@@ -168,7 +170,7 @@ def best_opset(target: Mapping[str, Any], precision: str, fused: bool) -> int:
 def describe(family: Family, config: Mapping[str, Any], options: Options, target: Mapping[str, Any]) -> Manifest:
     """The manifest of a family's bundle, without the engine files and the parity figures."""
     origin = {key: config[key] for key in ("digest", "data", "phase", "step", "seed", "prior") if key in config}
-    origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
+    origin["steps"] = dict(zip(phases_of(family, config), family.preset.steps, strict=False))
     if options.chosen:
         origin["chosen"] = dict(options.chosen)
     if licence := options.license or config.get("license"):
@@ -199,6 +201,7 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
             "onnxruntime": onnxruntime.__version__,  # whatever the name of its package
             **{name: importlib.metadata.version(name) for name in TOOLS},
         },
+        student=decoded(Student, config["student"], "student") if config.get("student") else None,
     )
 
 

@@ -212,6 +212,14 @@ class Family(nn.Module):
         """The last state [B, C, H, W] -> the named outputs, in the order of ``outputs``."""
         raise NotImplementedError
 
+    def data(self, batch: Batch) -> Tensor:
+        """The states [B, C, H, W] that a batch has without noise."""
+        raise NotImplementedError
+
+    def training_condition(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What its networks are trained under, or nothing."""
+        return ()
+
     def trainable(self, phase: str) -> nn.Module:
         """The part of the model whose weights this phase learns."""
         raise NotImplementedError

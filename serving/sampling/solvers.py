@@ -134,14 +134,19 @@ def _even(schedule: Schedule, steps: int) -> NDArray[np.int64]:
     """Evenly spaced from the largest down, as diffusers has them.
 
     A count that divides T takes the multiples of T / steps below T, diffusers' "leading" spacing. Any other, and 1,
-    takes every (T / steps)-th, rounded, from T - 1 down, its "trailing": "leading" would begin well below T, where the
-    state should not be noise alone.
+    is ``_trailing``: "leading" would begin well below T, where the state should not be noise alone.
     """
     _check_steps(schedule, steps)
     last = schedule.num_train_timesteps
     if steps > 1 and last % steps == 0:
         return np.arange(steps)[::-1] * (last // steps)
-    return np.rint(np.arange(steps, 0, -1) * last / steps).astype(np.int64) - 1
+    return _trailing(schedule, steps)
+
+
+def _trailing(schedule: Schedule, steps: int) -> NDArray[np.int64]:
+    """Every (T / steps)-th, rounded, from T - 1 down: diffusers' "trailing" spacing. Half the steps take every other."""
+    _check_steps(schedule, steps)
+    return np.rint(np.arange(steps, 0, -1) * schedule.num_train_timesteps / steps).astype(np.int64) - 1
 
 
 def _log_snr(schedule: Schedule, steps: int) -> NDArray[np.int64]:
@@ -194,10 +199,18 @@ def ddim(schedule: Schedule, steps: int, eta: float = 0.0) -> Array:
     """Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16. First order; eta from 0 (no noise) to 1 (as much as ddpm)."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be from 0 to 1, not {eta!r}")
-    k = _levels(schedule, _even(schedule, steps))
+    return _ddim(_levels(schedule, _even(schedule, steps)), eta)
+
+
+def ddim_trailing(schedule: Schedule, steps: int) -> Array:
+    """``ddim`` from T - 1 down whatever the steps, as few steps need it, and as students are distilled."""
+    return _ddim(_levels(schedule, _trailing(schedule, steps)))
+
+
+def _ddim(k: Levels, eta: float = 0.0) -> Array:
     s = eta * k.next_sigma / k.sigma * np.sqrt(1 - (k.alpha / k.next_alpha) ** 2)
     toward_noise = np.sqrt(k.next_sigma**2 - s**2)
-    return _table(steps, t=k.t, p=k.p, q=k.q, a=toward_noise * k.u, b=k.next_alpha, c=toward_noise * k.w, s=s)
+    return _table(len(k.t), t=k.t, p=k.p, q=k.q, a=toward_noise * k.u, b=k.next_alpha, c=toward_noise * k.w, s=s)
 
 
 def dpmpp_2m(schedule: Schedule, steps: int) -> Array:
@@ -326,6 +339,7 @@ SOLVERS = {
     "dpmpp_2m": Solver(dpmpp_2m, ("diffusion", "flow")),
     "dpmpp_3m": Solver(dpmpp_3m, ("diffusion",)),
     "ipndm": Solver(ipndm, ("diffusion",)),
+    "ddim_trailing": Solver(ddim_trailing, ("diffusion",)),
     "euler": Solver(euler, ("flow",)),
     "midpoint": Solver(midpoint, ("flow",)),
     "gd": Solver(gd, ("descent",)),
