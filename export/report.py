@@ -96,7 +96,10 @@ def facts_of(bundle: Bundle) -> Iterator[tuple[str, str]]:
     for output in manifest.outputs:
         values = ", ".join(output.labels) or f"{output.low:g} .. {output.high:g}"
         yield output.name, f"{output.dtype} {' x '.join(map(str, output.shape))} ({values})"
-    yield "default", default_sampling(manifest)
+    only = ", and no others" if manifest.student else ""
+    yield "default", default_sampling(manifest) + only
+    if student := manifest.student:
+        yield "student", f"of {student.teacher}, {student.steps} steps for {student.teacher_steps} of its"
     yield "target", f"{target(manifest)}, {manifest.precision}, batch up to {manifest.max_batch}"
     for name, engine in manifest.engines.items():
         path = bundle.engine_path(name)

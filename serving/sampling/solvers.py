@@ -144,7 +144,7 @@ def _even(schedule: Schedule, steps: int) -> NDArray[np.int64]:
 
 
 def _trailing(schedule: Schedule, steps: int) -> NDArray[np.int64]:
-    """Every (T / steps)-th, rounded, from T - 1 down: diffusers' "trailing" spacing. Half the steps take every other."""
+    """Every (T / steps)-th, rounded, from T - 1 down: diffusers' "trailing" spacing. Half as many take every other."""
     _check_steps(schedule, steps)
     return np.rint(np.arange(steps, 0, -1) * schedule.num_train_timesteps / steps).astype(np.int64) - 1
 

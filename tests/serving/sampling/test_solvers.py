@@ -554,6 +554,9 @@ def test_smallest_schedule_works() -> None:
 # Errors
 
 
+DIFFUSION = ["ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "ipndm", "ddim_trailing"]
+
+
 def test_unknown_solver_is_named_and_the_others_listed() -> None:
     with pytest.raises(
         ValueError,
