@@ -147,6 +147,14 @@ class Family(nn.Module):
     condition: Condition | None = None
     notices: tuple[str, ...] = ()  # sentences that the provenance of every sample has
 
+    @classmethod
+    def sampling_of_the_paper(cls) -> tuple[str, int] | None:
+        """The paper's solver and steps; None of a family that has no preset of it, or draws in one pass."""
+        paper = cls.presets.get("paper")
+        if paper is None or paper.default_solver is None:
+            return None
+        return cls.as_published or (paper.default_solver, paper.default_steps)
+
     @property
     def noise_channels(self) -> int:
         """How many of a state's channels start as noise; those after them start at 0."""
