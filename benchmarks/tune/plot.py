@@ -7,7 +7,7 @@ from html import escape
 
 from benchmarks.evaluation.report import Picture
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BELOW = 760, 420, 56, 190, 34, 44
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BELOW = 830, 420, 56, 260, 34, 44
 COLOURS = {"accepted": "#2c7d3a", "too few samples": "#b8860b", "refused": "#c0392b"}
 
 
@@ -46,10 +46,11 @@ def plot(points: Sequence[Point], what: str) -> Picture:
         f'font-size="11"><rect width="100%" height="100%" fill="white"/><text x="8" y="16">{escape(title)}</text>'
         f'<path d="M{LEFT},{TOP}V{base}H{WIDTH - RIGHT}" fill="none" stroke="#888"/>'
     ]
-    for tick in range(math.ceil(low), math.floor(high) + 1):
-        across = LEFT + (tick - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+    every = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high)) for digit in (1, 2, 5)]
+    for tick in [tick for tick in every if low <= math.log10(tick) <= high]:
+        across = LEFT + (math.log10(tick) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
         parts.append(f'<path d="M{across:.1f},{base}v5" stroke="#888"/>')
-        parts.append(f'<text x="{across:.1f}" y="{base + 18}" text-anchor="middle">{10.0**tick:g} s</text>')
+        parts.append(f'<text x="{across:.1f}" y="{base + 18}" text-anchor="middle">{tick:g} s</text>')
     for share in (0, 0.5, 1):
         height = base - share * (HEIGHT - TOP - BELOW)
         parts.append(f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{share * most:.3g}</text>')
