@@ -32,7 +32,9 @@ from serving.bundle import (
     EngineFile,
     Manifest,
     SealedFile,
+    Student,
     bundle_folder,
+    decoded,
     file_digest,
     load_bundle,
     seal,
@@ -40,7 +42,7 @@ from serving.bundle import (
 from serving.engines import EngineError, StepEngine, open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.folders import Busy, replacing
-from training.checkpoint import check_chosen, find_checkpoint, load_model, unfinished
+from training.checkpoint import check_chosen, find_checkpoint, load_model, phases_of, unfinished
 from training.family import Family
 from training.models import load_family
 
@@ -187,7 +189,7 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
         if key in config
     }
     origin |= {key: config[key] for key in ("sites", "elsewhere", "private", "vgg16_sha256") if config.get(key)}
-    origin["steps"] = dict(zip(family.phases, family.preset.steps, strict=False))
+    origin["steps"] = dict(zip(phases_of(family, config), family.preset.steps, strict=False))
     if options.chosen:
         origin["chosen"] = dict(options.chosen)
     if licence := options.license or config.get("license"):
@@ -218,6 +220,7 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
             "onnxruntime": onnxruntime.__version__,  # whatever the name of its package
             **{name: importlib.metadata.version(name) for name in TOOLS},
         },
+        student=decoded(Student, config["student"], "student") if config.get("student") else None,
     )
 
 

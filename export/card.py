@@ -131,6 +131,11 @@ def _samples(manifest: Manifest) -> list[str]:
     if schedule.process == "descent":
         kind = f"- goes down a loss, in up to {schedule.num_train_timesteps} steps"
     default = f"- by default: `{manifest.default_solver}`, {manifest.default_steps} steps"
+    if student := manifest.student:
+        default += (
+            f", and no others: distilled to do in them what weights of sha256 `{student.teacher}` do in "
+            f"{student.teacher_steps}"
+        )
     return [f"{kind}; predicts {schedule.prediction}", default, *lines]
 
 

@@ -96,7 +96,12 @@ def facts_of(bundle: Bundle) -> Iterator[tuple[str, str]]:
     for output in manifest.outputs:
         values = ", ".join(output.labels) or f"{output.low:g} .. {output.high:g}"
         yield output.name, f"{output.dtype} {' x '.join(map(str, output.shape))} ({values})"
-    yield "default", default_sampling(manifest)
+    only = ", and no others" if manifest.student else ""
+    yield "default", default_sampling(manifest) + only
+    if student := manifest.student:
+        yield "student", f"of {student.teacher}, {student.steps} steps for {student.teacher_steps} of its"
+    if tuned := manifest.tuned:
+        yield "tuned", tuning(tuned)
     yield "target", f"{target(manifest)}, {manifest.precision}, batch up to {manifest.max_batch}"
     for name, engine in manifest.engines.items():
         path = bundle.engine_path(name)
@@ -171,6 +176,15 @@ def parity_table(figures: Mapping[str, Any], manifest: Manifest) -> Table:
 
 def default_sampling(manifest: Manifest) -> str:
     return f"{manifest.default_solver}, {manifest.default_steps} steps" if manifest.default_solver else "one pass"
+
+
+def tuning(tuned: Mapping[str, Any]) -> str:
+    """Of `benchmarks tune`, what the default was measured to be worth."""
+    reference, chosen, again = (tuned[name] for name in ("reference", "chosen", "confirmed"))
+    return (
+        f"{tuned['verdict']} beside {reference['solver']}, {reference['steps']} steps, "
+        f"{tuned['times_as_fast']:.3g} times as fast, on {chosen['samples']} seeds and on {again['samples']} fresh ones"
+    )
 
 
 def target(manifest: Manifest) -> str:

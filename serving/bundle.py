@@ -132,6 +132,21 @@ class EngineFile(SealedFile):
 
 
 @dataclasses.dataclass(frozen=True)
+class Student:
+    """Whose student a model is, by the sha256 of the teacher's weights, and the only solver and steps it has learnt.
+
+    ``teacher_steps`` of the teacher, by the same solver, are what its ``steps`` stand for.
+    """
+
+    __pydantic_config__ = CHECKED
+
+    teacher: Digest
+    teacher_steps: Annotated[int, Field(ge=2)]
+    solver: str
+    steps: Annotated[int, Field(ge=1)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """What ``manifest.json`` says.
 
@@ -140,7 +155,8 @@ class Manifest:
     noise; those after them start at 0. ``notices`` are sentences that whoever uses a sample must know: its provenance
     has them. ``target``, ``parity``, ``checkpoint`` and ``tools`` are JSON objects for people to read; of them serving
     reads ``target``, and of ``checkpoint`` "unfinished", which is there if the training was not through, and says how
-    far it came.
+    far it came. ``student`` is there if the model was distilled: it takes the default solver and steps and no others.
+    ``tuned`` is a JSON object too: what the defaults were measured to be worth, where they are not the preset's.
     """
 
     __pydantic_config__ = CHECKED
@@ -162,6 +178,8 @@ class Manifest:
     parity: Mapping[str, Any]
     checkpoint: Mapping[str, Any]
     tools: Mapping[str, Any]
+    student: Student | None = None
+    tuned: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         """The text of ``manifest.json``."""
@@ -169,6 +187,9 @@ class Manifest:
         for engine in fields["engines"].values():
             if engine["weights"] is None:
                 del engine["weights"]
+        for name in ("student", "tuned"):
+            if fields[name] is None:
+                del fields[name]
         return json.dumps(fields, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -215,6 +236,9 @@ class Manifest:
                 solver_table(str(self.default_solver), self.schedule, self.default_steps)
             except ValueError as error:
                 yield f"default_solver and default_steps do not go with the schedule: {error}"
+        learnt = self.student and (self.student.solver, self.student.steps)
+        if learnt and learnt != (self.default_solver, self.default_steps):
+            yield f"default_solver and default_steps must be {learnt}, what the student has learnt"
 
 
 @dataclasses.dataclass(frozen=True)

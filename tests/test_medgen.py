@@ -13,7 +13,7 @@ from serving.namesakes import NamesakeError, check_names
 
 
 @pytest.mark.parametrize(
-    "command", ["fit", "pack", "up", "sample", "draw", "export build", "export verify", "benchmarks latency"]
+    "command", ["fit", "distill", "pack", "up", "sample", "draw", "export build", "export verify", "benchmarks latency"]
 )
 def test_every_command_is_there(command: str) -> None:
     result = CliRunner().invoke(main, [*command.split(), "--help"], prog_name="medgen")

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from training.data.dataset import LoadedPairs, Unpaired
     from training.data.phantom import Phantoms
     from training.family import Family
+    from training.fit import Run
 
 
 @click.group()
@@ -83,19 +85,11 @@ def fit_command(
     from accelerate import PartialState
 
     from serving.bundle import file_digest
-    from training.checkpoint import find_checkpoint, read_config, with_defaults
-    from training.data import DataError, open_dataset
-    from training.data.classes import LESION
-    from training.data.listing import check_same_files
-    from training.data.listing import digest as listing_digest
-    from training.data.summary import lines, summarise
-    from training.data.unpaired import open_unpaired
-    from training.federated.channel import ChannelError
     from training.federated.runs import Sites, judged, open_prior
-    from training.fit import Interrupted, Run, fit
+    from training.fit import Run
     from training.models import load_family
 
-    try:
+    with failures_in_words(out):
         family = load_family(model)
         if preset not in family.presets:
             raise ValueError(f"--preset is {preset!r}; {model} has {', '.join(family.presets)}")
@@ -124,36 +118,92 @@ def fit_command(
                 raise ValueError("--data is 'phantom'; say of how many reconstructions are to be found: phantom:COUNT")
         elif prior is not None or sites is not None:
             raise ValueError(f"--prior and --sites are for models that learn through another one; {model} does not")
-        if resume:
-            now = {"model": model, **config, "preset": dataclasses.asdict(chosen)}
-            before = read_config(find_checkpoint(out))
-            if before.get("model") == model:
-                before["preset"] = with_defaults(chosen, before.get("preset", {}))
-            check_unchanged(before, json.loads(json.dumps(now)))
-        dataset: LoadedPairs | Phantoms | Unpaired
-        if family.unpaired:
-            dataset = open_unpaired(data, chosen.size, skip_bad=skip_bad)
-        else:
-            labels = untrained.labels
-            dataset = open_dataset(data, chosen.size, "train", skip_bad, labels or LESION, masks=bool(labels))
-            check_classes(untrained, dataset, data)
-        files = getattr(dataset, "files", {})
-        if resume:
-            then = read_config(find_checkpoint(out)).get("data_digest")
-            if then is None:
-                click.echo(f"{out} was begun without a list of its data: whether they have changed is not known")
-            check_same_files(out, then, files)
-        summary = summarise(dataset)
-        if PartialState().is_main_process:
-            click.echo("\n".join(lines(summary)))
-        config |= {"data_digest": listing_digest(files), "data_summary": summary}
-        run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every, files=files)
-        with ExitStack() as stack:
-            learnt: Any = dataset
-            if through is not None:
-                out.mkdir(parents=True, exist_ok=True)
-                learnt = stack.enter_context(judged(untrained, dataset, *through, elsewhere, out, seed, click.echo))
-            checkpoint = fit(untrained, learnt, run, resume)
+
+        def learning(dataset: Any) -> AbstractContextManager[Any]:
+            if through is None:
+                return nullcontext(dataset)
+            out.mkdir(parents=True, exist_ok=True)
+            return judged(untrained, dataset, *through, elsewhere, out, seed, click.echo)
+
+        run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every)
+        train(untrained, data, run, resume, skip_bad, learning)
+
+
+@main.command("distill")
+@click.option("--teacher",          required=True, type=click.Path(path_type=Path),   help="The run or checkpoint of the trained model, which may be a student itself.")
+@click.option("--steps",            required=True, type=click.IntRange(1),            help="That the student takes to draw a sample.")
+@click.option("--teacher-steps",    type=click.IntRange(2),                           help="That it learns to do in them.  [default: those of a teacher that is a student, else 4 for each]")
+@click.option("--out",              required=True, type=click.Path(path_type=Path),   help="The run's folder.")
+@click.option("--updates",          type=click.IntRange(1),                           help="Steps of the optimiser.  [default: as many as the teacher's last phase had]")
+@click.option("--set", "fields",    multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Change what the teacher's preset says of learning, as in --set learning_rate=1e-4.")
+@click.option("--data",             help="As for fit.  [default: what the teacher's checkpoint names]")
+@click.option("--resume",           is_flag=True,                                     help="Go on from the newest checkpoint in --out; give the other options as before.")
+@click.option("--seed",             default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of the order of the data and the noise.")
+@click.option("--precision",        default="no", show_default=True, type=click.Choice(["no", "bf16", "fp16"]), help="Mixed precision; 'no' is float32.")
+@click.option("--compile", "compiled", is_flag=True,                                  help="Compile the networks with torch.compile (a C++ compiler is needed).")
+@click.option("--workers",          default=0, show_default=True, type=click.IntRange(0), help="Processes that load data.")
+@click.option("--log-every",        default=50, show_default=True, type=click.IntRange(1), help="Steps between rows of log.csv.")
+@click.option("--checkpoint-every", default=500, show_default=True, type=click.IntRange(1), help="Steps between checkpoints.")
+@click.option("--preview-every",    default=1000, show_default=True, type=click.IntRange(1), help="Steps between pictures.")
+@click.option("--skip-bad",         is_flag=True,                                     help="Leave out files that cannot be used, instead of stopping.")
+def distill_command(
+    teacher: Path,
+    steps: int,
+    teacher_steps: int | None,
+    out: Path,
+    updates: int | None,
+    fields: dict[str, Any],
+    data: str | None,
+    resume: bool,
+    seed: int,
+    precision: str,
+    compiled: bool,
+    workers: int,
+    log_every: int,
+    checkpoint_every: int,
+    preview_every: int,
+    skip_bad: bool,
+) -> None:
+    """Train a student that draws in --steps what its teacher draws in more.
+
+    The checkpoint is one of the same model, to be built and served like any; it takes those steps and no others.
+    """
+    from training.checkpoint import load_checkpoint, unfinished
+    from training.distill import plan, student_of
+    from training.fit import Run
+
+    with failures_in_words(out):
+        trained, known = load_checkpoint(teacher)
+        if so_far := unfinished(trained, known):
+            raise ValueError(f"--teacher {teacher} was trained to {so_far}; go on with fit --resume first")
+        source = data or known.get("data")
+        if source is None:
+            raise ValueError(f"--teacher {teacher} does not say what it learnt from; name it with --data")
+        planned = plan(trained, known, steps, teacher_steps)
+        student = student_of(trained, planned, updates or trained.preset.steps[-1], fields)
+        click.echo(
+            f"{planned.steps} steps of {planned.solver} for {planned.teacher_steps} of the teacher's, in "
+            f"{student.preset.steps[0]} updates on {source}"
+        )
+        kept = {name: known[name] for name in ("license",) if name in known}
+        config = {"preset_name": known.get("preset_name", "custom"), **kept, "data": source, "seed": seed}
+        config |= {"precision": precision, "student": planned.record()}
+        run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every)
+        train(student, source, run, resume, skip_bad)
+
+
+# fmt: on
+
+
+@contextmanager
+def failures_in_words(out: Path) -> Iterator[None]:
+    """What can be expected to go wrong in a run is one line, and a run that was stopped ends with 130."""
+    from training.data import DataError
+    from training.federated.channel import ChannelError
+    from training.fit import Interrupted
+
+    try:
+        yield
     except BrokenPipeError:
         raise  # who reads has seen enough, and click knows what to do
     except OSError as error:
@@ -164,11 +214,56 @@ def fit_command(
     except Interrupted as stopped:
         click.echo(stopped)
         raise SystemExit(130) from stopped
+
+
+def train(
+    untrained: "Family",
+    data: str,
+    run: "Run",
+    resume: bool,
+    skip_bad: bool,
+    learning: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """Open the data, see that a run that is resumed is as it was, and fit; learning: of the data what is learnt from."""
+    from accelerate import PartialState
+
+    from training.checkpoint import find_checkpoint, read_config, with_defaults
+    from training.data import open_dataset
+    from training.data.classes import LESION
+    from training.data.listing import check_same_files
+    from training.data.listing import digest as listing_digest
+    from training.data.summary import lines, summarise
+    from training.data.unpaired import open_unpaired
+    from training.fit import fit
+
+    preset = untrained.preset
+    if resume:
+        now = {"model": untrained.name, **run.config, "preset": dataclasses.asdict(preset)}
+        before = read_config(find_checkpoint(run.out))
+        if before.get("model") == untrained.name:
+            before["preset"] = with_defaults(preset, before.get("preset", {}))
+        check_unchanged(before, json.loads(json.dumps(now)))
+    dataset: LoadedPairs | Phantoms | Unpaired
+    if untrained.unpaired:
+        dataset = open_unpaired(data, preset.size, skip_bad=skip_bad)
+    else:
+        labels = untrained.labels
+        dataset = open_dataset(data, preset.size, "train", skip_bad, labels or LESION, masks=bool(labels))
+        check_classes(untrained, dataset, data)
+    files = getattr(dataset, "files", {})
+    if resume:
+        then = read_config(find_checkpoint(run.out)).get("data_digest")
+        if then is None:
+            click.echo(f"{run.out} was begun without a list of its data: whether they have changed is not known")
+        check_same_files(run.out, then, files)
+    summary = summarise(dataset)
     if PartialState().is_main_process:
-        click.echo(f"{checkpoint} is ready: medgen export build --model {model} --checkpoint {out}")
-
-
-# fmt: on
+        click.echo("\n".join(lines(summary)))
+    config = {**run.config, "data_digest": listing_digest(files), "data_summary": summary}
+    with learning(dataset) as learnt:
+        checkpoint = fit(untrained, learnt, dataclasses.replace(run, config=config, files=files), resume)
+    if PartialState().is_main_process:
+        click.echo(f"{checkpoint} is ready: medgen export build --model {untrained.name} --checkpoint {run.out}")
 
 
 def start_from(checkpoint: Path, untrained: "Family") -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from serving.bundle import Manifest, read_json
 from serving.folders import Busy, recover, replacing
 from training import CheckpointError
+from training.distill import PHASE
 from training.family import Family, Preset
 from training.models import family_names, load_family
 
@@ -110,9 +111,14 @@ def unfinished(family: Family, config: Mapping[str, Any]) -> str | None:
     if family.made_from is not None:
         return config.get("unfinished")
     phase, step, steps = config.get("phase"), config.get("step", 0), sum(family.preset.steps)
-    if phase is None or (phase == family.phases[-1] and step >= steps):
+    if phase is None or (phase == phases_of(family, config)[-1] and step >= steps):
         return None
     return f"step {step} of {steps}, in phase {phase}"
+
+
+def phases_of(family: Family, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of the training that a checkpoint is of: a student has one of its own."""
+    return (PHASE,) if config.get("student") else family.phases
 
 
 def load_checkpoint(path: Path, chosen: Mapping[str, Any] | None = None) -> tuple[Family, dict[str, Any]]:

@@ -23,14 +23,6 @@ class Denoiser(Family):
     preset: SteppingPreset
     denoiser: nn.Module  # (state [B, C, H, W], t [B]) or, with a condition, (state, t, mask uint8 [B, 1, H, W])
 
-    def data(self, batch: Batch) -> Tensor:
-        """The states [B, C, H, W] that a batch has without noise."""
-        raise NotImplementedError
-
-    def training_condition(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The mask that the network is trained under, or nothing."""
-        return ()
-
     def network(self, sample: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:
         out: Tensor = self.denoiser(sample, coeffs[:, 0], *given(condition))
         return out

@@ -161,6 +161,14 @@ class Family(nn.Module):
     condition: Condition | None = None
     notices: tuple[str, ...] = ()  # sentences that the provenance of every sample has
 
+    @classmethod
+    def sampling_of_the_paper(cls) -> tuple[str, int] | None:
+        """The paper's solver and steps; None of a family that has no preset of it, or draws in one pass."""
+        paper = cls.presets.get("paper")
+        if paper is None or paper.default_solver is None:
+            return None
+        return cls.as_published or (paper.default_solver, paper.default_steps)
+
     @property
     def noise_channels(self) -> int:
         """How many of a state's channels start as noise; those after them start at 0."""
@@ -225,6 +233,14 @@ class Family(nn.Module):
     def finish(self, sample: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         """The last state [B, C, H, W] -> the named outputs, in the order of ``outputs``."""
         raise NotImplementedError
+
+    def data(self, batch: Batch) -> Tensor:
+        """The states [B, C, H, W] that a batch has without noise."""
+        raise NotImplementedError
+
+    def training_condition(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What its networks are trained under, or nothing."""
+        return ()
 
     def trainable(self, phase: str) -> nn.Module:
         """The part of the model whose weights this phase learns."""

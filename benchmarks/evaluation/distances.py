@@ -1,5 +1,6 @@
 """How far two clouds of features lie apart, and how much of each the other covers."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,20 @@ def kernel_distance(
     """The unbiased squared MMD under (x.y / D + 1)^3, of all items as one subset: KID's, Binkowski et al. 2018 (arXiv
     1801.01401), eq. 4. Pairs of an item with itself are left out, in the bootstrap too, and so are those with its exact
     copy on the other side: a set that is compared with itself has a distance of 0, not below."""
+    return two_sided(_kernel_distance(one, other), groups, others, seed, count)
+
+
+def kernel_difference(
+    one: Features, other: Features, third: Features, groups: Groups, others: Groups, seed: int = 0, count: int = 500
+) -> Interval:
+    """How much farther ``third`` is from ``one`` than ``other`` is: rows of these two belong together, and are drawn
+    together by the bootstrap."""
+    before, after = _kernel_distance(one, other), _kernel_distance(one, third)
+    return two_sided(lambda *weights: after(*weights) - before(*weights), groups, others, seed, count)
+
+
+def _kernel_distance(one: Features, other: Features) -> Callable[[Features, Features], float]:
+    """By how often each item is there."""
     width = one.shape[1]
     apart = (cdist(one, other) > 0).astype(np.float64)
     within, also, between = (
@@ -53,7 +68,7 @@ def kernel_distance(
             - 2 * float(weights @ (between * apart) @ more / (weights @ apart @ more))
         )
 
-    return two_sided(distance, groups, others, seed, count)
+    return distance
 
 
 def _within(kernel: Features, weights: Features) -> float:

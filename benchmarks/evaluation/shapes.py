@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from benchmarks.evaluation.pairs import Pairs
-from benchmarks.evaluation.statistics import Array, Compared, compare, holm
+from benchmarks.evaluation.statistics import Array, Compared, Groups, compare, holm
 
 ANY_SIDE = np.ones((3, 3), bool)
 TABLE_III = ("pixels %", "area", "roundness", "eccentricity", "solidity")
@@ -76,8 +76,14 @@ def absent(pairs: Pairs) -> Mapping[str, int]:
 
 def compared(real: Pairs, synthetic: Pairs, seed: int = 0) -> Iterator[tuple[str, Compared, float]]:
     """Each feature's comparison, and its p after Holm's correction for all of them."""
-    one, other = features_of(real), features_of(synthetic)
-    both = {name: compare(one[name], other[name], real.groups, seed) for name in one if name in other}
+    yield from compared_features(features_of(real), features_of(synthetic), real.groups, seed)
+
+
+def compared_features(
+    one: Mapping[str, Array], other: Mapping[str, Array], groups: Groups, seed: int = 0
+) -> Iterator[tuple[str, Compared, float]]:
+    """``compared``, of what ``features_of`` gave; groups: of the first side."""
+    both = {name: compare(one[name], other[name], groups, seed) for name in one if name in other}
     found = {name: each for name, each in both.items() if each is not None}
     adjusted = holm([each.p for each in found.values()])
     yield from zip(found, found.values(), adjusted, strict=True)

@@ -53,6 +53,10 @@ def ddim(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
     return one_step(kind, "ddim", schedule, clip, steps, set_alpha_to_one=schedule.ends_clean)
 
 
+def ddim_trailing(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
+    return one_step(EvenDDIM, "ddim_trailing", schedule, clip, steps)
+
+
 def ddpm(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
     return one_step(DDPMScheduler, "ddpm", schedule, clip, steps)
 
@@ -107,6 +111,7 @@ def flow_dpm_solver(schedule: Schedule, clip: float | None, steps: int) -> Sched
 Maker = Callable[[Schedule, float | None, int], Scheduler]
 DIFFUSIONS: dict[str, Maker] = {
     "ddim": ddim,
+    "ddim_trailing": ddim_trailing,
     "ddpm": ddpm,
     "dpmpp_2m": dpm_solver,
 }

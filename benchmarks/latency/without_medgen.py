@@ -122,10 +122,10 @@ def as_in_the_paper(stage: Stage) -> Stage:
     family = load_family(stage.model)
     if "paper" not in family.presets:
         raise NotPossibleError(f"{stage.model} has no preset of its paper")
-    paper = family.presets["paper"]
-    if paper.schedule is None:
+    published = family.sampling_of_the_paper()
+    if published is None:
         raise NotPossibleError(f"{stage.model} draws in one pass, in its paper too")
-    solver, steps = family.as_published or (paper.default_solver, paper.default_steps)
+    solver, steps = published
     return replace(stage, solver=solver, steps=steps)
 
 

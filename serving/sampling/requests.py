@@ -94,7 +94,18 @@ def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tupl
         solver_table(solver, schedule, steps)
     except ValueError as error:
         raise BadRequest(f"{name} is {steps} with solver {solver!r}: {error}") from None
+    _check_learnt(manifest, solver, steps)
     return solver, steps
+
+
+def _check_learnt(manifest: Manifest, solver: str, steps: int) -> None:
+    """A student's steps are as long as it has learnt to take them, and its samples are worth nothing by others."""
+    student = manifest.student
+    if student and (solver, steps) != (student.solver, student.steps):
+        raise BadRequest(
+            f"{steps} steps of {solver} are asked for; {manifest.model} is a student that was distilled to take "
+            f"{student.steps} of {student.solver}, and can take no others"
+        )
 
 
 def whole_number(name: str, value: Any, allowed: str) -> int:

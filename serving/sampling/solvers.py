@@ -164,8 +164,7 @@ def _even(schedule: Schedule, steps: int) -> Timesteps:
     """Evenly spaced from the largest down: as the schedule says or, if it says nothing, as diffusers has them.
 
     A count that divides T takes the multiples of T / steps below T, diffusers' "leading" spacing. Any other, and 1,
-    takes every (T / steps)-th, rounded, from T - 1 down, its "trailing": "leading" would begin well below T, where the
-    state should not be noise alone.
+    is ``_trailing``: "leading" would begin well below T, where the state should not be noise alone.
     """
     _check_steps(schedule, steps)
     last = schedule.num_train_timesteps
@@ -241,10 +240,22 @@ def ddim(schedule: Schedule, steps: int, eta: float = 0.0) -> Array:
     timesteps = _even(schedule, steps)
     following = None if schedule.spacing is None else timesteps - schedule.num_train_timesteps // steps
     clean = 1.0 if schedule.ends_clean else float(schedule.alphas_cumprod[0])
-    k = _levels(schedule, timesteps, following, clean)
+    return _ddim(_levels(schedule, timesteps, following, clean), eta)
+
+
+def ddim_trailing(schedule: Schedule, steps: int) -> Array:
+    """``ddim`` from T - 1 down whatever the steps and the schedule's spacing: students are distilled so.
+
+    Half as many steps take every other of its timesteps.
+    """
+    _check_steps(schedule, steps)
+    return _ddim(_levels(schedule, trailing(schedule.num_train_timesteps, steps)))
+
+
+def _ddim(k: Levels, eta: float = 0.0) -> Array:
     s = eta * k.next_sigma / k.sigma * np.sqrt(1 - (k.alpha / k.next_alpha) ** 2)
     toward_noise = np.sqrt(k.next_sigma**2 - s**2)
-    return _table(steps, t=k.t, p=k.p, q=k.q, a=toward_noise * k.u, b=k.next_alpha, c=toward_noise * k.w, s=s)
+    return _table(len(k.t), t=k.t, p=k.p, q=k.q, a=toward_noise * k.u, b=k.next_alpha, c=toward_noise * k.w, s=s)
 
 
 def dpmpp_2m(schedule: Schedule, steps: int) -> Array:
@@ -379,6 +390,7 @@ SOLVERS = {
     "dpmpp_2m": Solver(dpmpp_2m, ("diffusion", "flow")),
     "dpmpp_3m": Solver(dpmpp_3m, ("diffusion",)),
     "ipndm": Solver(ipndm, ("diffusion",), not_for=("sample",)),
+    "ddim_trailing": Solver(ddim_trailing, ("diffusion",)),
     "euler": Solver(euler, ("flow",)),
     "midpoint": Solver(midpoint, ("flow",)),
     "gd": Solver(gd, ("descent",)),

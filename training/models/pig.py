@@ -139,7 +139,6 @@ class Pig(Family):
         return {"guider": self.guider, "generator": self.generator}[phase]
 
     def data(self, batch: Batch) -> Tensor:
-        """The states [B, 2, H, W] that a batch has without noise."""
         return torch.cat([batch["mask"] * 2.0 - 1.0, batch["image"]], dim=1)
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:

@@ -378,7 +378,9 @@ def orders(errors: list[float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("dpmpp_3m", 2), ("ipndm", 2)])
+@pytest.mark.parametrize(
+    ("name", "order"), [("ddim", 1), ("ddim_trailing", 1), ("dpmpp_2m", 2), ("dpmpp_3m", 2), ("ipndm", 2)]
+)
 def test_diffusion_solver_has_its_order(name: str, order: int, prediction: str) -> None:
     """On the way, for the last row, from wherever the timesteps stop to clean data, is first order in every solver."""
     errors = [error_on_the_way(name, fine_schedule(prediction), steps) for steps in (128, 256, 512, 1024)]
@@ -488,6 +490,15 @@ def test_a_count_that_divides_the_timesteps_takes_their_multiples(name: str, tim
         assert column(solver_table(name, schedule, steps), "t").tolist() == multiples[::-1].tolist()
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
+def test_a_teacher_of_a_multiple_of_the_steps_goes_through_its_students_times(steps: int) -> None:
+    for name, schedule in (("ddim_trailing", SMALL), ("euler", SMALL_FLOW)):
+        student = column(solver_table(name, schedule, steps), "t")
+        for substeps in (2, 4):
+            teacher = column(solver_table(name, schedule, substeps * steps), "t")
+            assert teacher[::substeps] == pytest.approx(student)
+
+
 @pytest.mark.parametrize(
     ("name", "schedule"),
     [*product(solvers_for(SMALL), [SMALL, SMALL_V]), ("dpmpp_2m", SMALL_FLOW)],
@@ -543,16 +554,24 @@ def test_smallest_schedule_works() -> None:
 # Errors
 
 
+DIFFUSION = ["ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "ipndm", "ddim_trailing"]
+
+
 def test_unknown_solver_is_named_and_the_others_listed() -> None:
     with pytest.raises(
-        ValueError, match="linear schedule must be one of ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm, not 'plms'"
+        ValueError,
+        match="linear schedule must be one of ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm, ddim_trailing, not 'plms'",
     ):
         solver_table("plms", SMALL, 8)
 
 
 @pytest.mark.parametrize(("name", "schedule"), [("euler", SMALL), ("midpoint", SMALL_V), ("ddim", SMALL_FLOW)])
 def test_solver_of_the_other_process_is_refused(name: str, schedule: Schedule) -> None:
-    allowed = "dpmpp_2m, euler, midpoint" if schedule.kind == "flow" else "ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm"
+    allowed = (
+        "dpmpp_2m, euler, midpoint"
+        if schedule.kind == "flow"
+        else "ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm, ddim_trailing"
+    )
     with pytest.raises(ValueError, match=f"{schedule.kind} schedule must be one of {allowed}, not '{name}'"):
         solver_table(name, schedule, 8)
     with pytest.raises(ValueError, match="flow"):

@@ -1,0 +1,92 @@
+"""What can be chosen between: bundles of a model, and of each the solvers and steps that it takes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.evaluation.pairs import EvaluationError
+from export.build import build
+from export.options import Options
+from serving.bundle import Bundle, BundleError, bundle_folder, load_bundle
+from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
+from training.checkpoint import load_checkpoint
+
+
+@dataclass(frozen=True)
+class Held:
+    """A model's bundle in a repository; label: what tells it from the others, "" for that which is tuned."""
+
+    repository: Path
+    bundle: Bundle
+    label: str
+
+    @property
+    def model(self) -> str:
+        return self.bundle.manifest.model
+
+
+@dataclass(frozen=True)
+class Candidate:
+    held: Held
+    solver: str
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.solver} {self.steps}" + (f", {self.held.label}" if self.held.label else "")
+
+    @property
+    def is_deterministic(self) -> bool:
+        return not SOLVERS[self.solver].stochastic
+
+    @property
+    def rows(self) -> int:
+        """Evaluations of the network."""
+        schedule = self.held.bundle.manifest.schedule
+        assert schedule is not None
+        return len(solver_table(self.solver, schedule, self.steps))
+
+
+def held(repository: Path, model: str, label: str | None = None) -> Held:
+    """Raises EvaluationError if there is no bundle, or one that takes no steps."""
+    try:
+        bundle = load_bundle(bundle_folder(repository, model))
+    except BundleError as error:
+        raise EvaluationError(str(error)) from error
+    manifest = bundle.manifest
+    if manifest.schedule is None or manifest.schedule.process == "descent":
+        raise EvaluationError(f"{model} has no solver and steps that could be tuned by what it draws")
+    if label is None:
+        kind = [f"student of {manifest.student.steps}"] if manifest.student else []
+        label = " ".join([*kind, str(manifest.target["name"]), manifest.precision])
+    return Held(repository, bundle, label)
+
+
+def built(model: str, checkpoint: Path, folder: Path, options: Options) -> Held:
+    """A bundle of these options in a repository of its own below the folder; one that is there is taken."""
+    digest = str(load_checkpoint(checkpoint)[1]["digest"])
+    place = folder / f"{digest[:12]}-{options.target}-{options.precision}"
+    try:
+        there = load_bundle(bundle_folder(place, model))
+        if there.manifest.checkpoint.get("digest") == digest:
+            return held(place, model)
+    except BundleError:
+        pass
+    build(model, checkpoint, place, options)
+    return held(place, model)
+
+
+def ladders(bundles: Sequence[Held], solvers: Sequence[str], steps: Sequence[int]) -> Iterator[list[Candidate]]:
+    """Of each bundle and solver the steps from the most down; of a student what it has learnt.
+
+    The order is that of what is given, and no figure of a sample has a part in it.
+    """
+    for each in bundles:
+        manifest = each.bundle.manifest
+        assert manifest.schedule is not None
+        if manifest.student:
+            yield [Candidate(each, manifest.student.solver, manifest.student.steps)]
+            continue
+        for solver in solvers or solvers_for(manifest.schedule):
+            possible = sorted({count for count in steps if count <= manifest.schedule.num_train_timesteps})
+            yield [Candidate(each, solver, count) for count in reversed(possible)]

@@ -1,0 +1,330 @@
+"""``medgen benchmarks tune``"""
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+# Here and above, nothing that takes long: commands import what they need when they run.
+from benchmarks.evaluation.command import FEATURES, FOLDER, LPIPS
+from export.options import TARGETS, TOLERANCES, Options
+from serving.bundle import REPOSITORY
+
+if TYPE_CHECKING:
+    from benchmarks.evaluation.features import Extractor
+    from benchmarks.evaluation.pairs import Pairs
+    from benchmarks.evaluation.report import Section
+    from benchmarks.tune.candidates import Held
+    from benchmarks.tune.gate import Limits
+    from benchmarks.tune.tune import Answer
+
+STEPS = "64,32,20,16,12,8,6,4"
+NOT_TIMED = "seconds are those of the fastest part of each on this machine, with whatever else it did"
+
+
+def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(each) for each in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as {STEPS}") from None
+    if min(found) < 1:
+        raise click.BadParameter(f"{min(found)} is below 1")
+    return found
+
+
+@click.command()
+@click.option("--model", required=True, help="The model whose bundle is tuned; of a chain, one stage at a time.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the report, and of what is drawn and built for it.",
+)
+@click.option(
+    "--repository",
+    default=REPOSITORY,
+    type=click.Path(path_type=Path),
+    help="The model repository; its bundle is the reference's too, in float32.",
+)
+@click.option(
+    "--reference", type=FOLDER, help="The repository whose bundle draws the reference.  [default: --repository]"
+)
+@click.option("--reference-solver", help="[default: the paper's]")
+@click.option("--reference-steps", type=click.IntRange(1), help="[default: the paper's]")
+@click.option(
+    "--data", help="Real pairs, as for quality.  [default: what the model learnt, of patients it has not seen]"
+)
+@click.option(
+    "--also", multiple=True, type=FOLDER, help="Another repository with a bundle of the model to choose from; repeat."
+)
+@click.option(
+    "--student",
+    "students",
+    multiple=True,
+    type=FOLDER,
+    help="A student's checkpoint, to build and choose from; repeat.",
+)
+@click.option("--checkpoint", type=FOLDER, help="What --target and --precision build.  [default: medgen's own]")
+@click.option(
+    "--target", "targets", multiple=True, type=click.Choice(TARGETS), help="An engine to build and choose from; repeat."
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(list(TOLERANCES)),
+    help="Of what is built; repeat.  [default: fp32]",
+)
+@click.option("--solver", "solvers", multiple=True, help="To try; repeat.  [default: all that fit]")
+@click.option(
+    "--steps",
+    default=STEPS,
+    show_default=True,
+    callback=counts,
+    help="To try of each solver, from the most down to the first that is not accepted.",
+)
+@click.option(
+    "--count",
+    default=128,
+    show_default=True,
+    type=click.IntRange(4),
+    help="Samples of each; as many again confirm the winner.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="The first sample's, and of resampling."
+)
+@click.option(
+    "--rms",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="A sample is bad whose grey levels lie farther from the reference's of its seed; the range is 1.",
+)
+@click.option(
+    "--dice",
+    default=0.8,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="A sample is bad whose mask agrees less with the reference's of its seed.",
+)
+@click.option(
+    "--margin",
+    default=0.25,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Of the kernel distance, as a share of the reference's own or of the real images' floor.",
+)
+@FEATURES
+@LPIPS
+@click.option("--apply", "applies", is_flag=True, help="Make what passed the bundle's default, with the evidence.")
+@click.option("--skip-bad", is_flag=True, help="Leave out real files that cannot be used.")
+def tune(applies: bool, **asked: Any) -> None:
+    """Find the fewest steps whose samples are as good as the paper's, and prove it.
+
+    Each candidate draws the reference's seeds. It passes if its samples are those of the reference, seed by seed; if
+    they are no farther from real images; if no shape of their masks has another distribution; and if no more masks
+    cannot be. The fastest that passes is drawn once more with fresh seeds. OUT/tune.html shows all.
+    """
+    from benchmarks.evaluation.pairs import EvaluationError
+    from export import BuildError
+    from serving.bundle import BundleError
+    from serving.engines import EngineError
+    from serving.folders import Busy
+    from training import CheckpointError
+
+    try:
+        _tune(applies, **asked)
+    except (BuildError, BundleError, Busy, CheckpointError, EngineError, EvaluationError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _tune(
+    applies: bool, *, model: str, out: Path, repository: Path, reference: Path | None, data: str | None,
+    count: int, seed: int, rms: float, dice: float, margin: float, files: tuple[tuple[str, Path], ...],
+    lpips: Path | None, skip_bad: bool, solvers: tuple[str, ...], steps: tuple[int, ...], **asked: Any,
+) -> None:  # fmt: skip
+    from benchmarks.evaluation.cache import Cache
+    from benchmarks.evaluation.command import _print, _versions
+    from benchmarks.evaluation.pairs import EvaluationError
+    from benchmarks.evaluation.report import write
+    from benchmarks.evaluation.similarity import Lpips
+    from benchmarks.tune.apply import apply
+    from benchmarks.tune.candidates import Candidate, held, ladders
+    from benchmarks.tune.drawing import Drawer
+    from benchmarks.tune.gate import Limits
+    from benchmarks.tune.tune import Judge, published, tuned
+    from serving.bundle import bundle_folder
+    from serving.sampling.solvers import solver_table, solvers_for
+
+    own = held(repository, model, "")
+    first = own if reference is None else held(reference, model)
+    manifest = first.bundle.manifest
+    if manifest.precision != "fp32" or manifest.student:
+        kind = "a student" if manifest.student else f"of {manifest.precision}"
+        raise EvaluationError(
+            f"the bundle of {first.repository} is {kind}; the reference is the trained model in fp32: name a "
+            "repository that holds it with --reference"
+        )
+    assert manifest.schedule is not None
+    if unknown := {*solvers} - {*solvers_for(manifest.schedule)}:
+        raise EvaluationError(f"--solver {min(unknown)}: {model} takes {', '.join(solvers_for(manifest.schedule))}")
+    solver, most = asked["reference_solver"], asked["reference_steps"]
+    if solver is None or most is None:
+        papers = published(model)
+        solver, most = solver or papers[0], most or papers[1]
+    try:
+        solver_table(solver, manifest.schedule, most)
+    except ValueError as error:
+        raise EvaluationError(f"the reference's {error}") from None
+    bundles = [own, *(held(each, model) for each in asked["also"])]
+    bundles += _built(model, out, asked["checkpoint"], asked["students"], asked["targets"], asked["precisions"])
+    cache, limits = Cache(out / "cache"), Limits(rms=rms, dice=dice, kernel=margin)
+    real = _real(data or manifest.checkpoint.get("data"), manifest, count, seed, skip_bad)
+    with Drawer(cache, real) as drawer:
+        extractors = _extractors(files, real, seed)
+        judge = Judge(
+            drawer, Candidate(first, solver, most), real, extractors, limits, cache, seed,
+            None if lpips is None else Lpips(lpips),
+        )  # fmt: skip
+        answer = tuned(judge, list(ladders(bundles, solvers, steps)), seed, count, click.echo)
+    section = _section(answer, limits, real, count)
+    command = shlex.join(["medgen", "benchmarks", *sys.argv[sys.argv.index("tune") :]]) if "tune" in sys.argv else None
+    written = write([section], {"command": command, "versions": _versions()}, out, "tune")
+    _print([section])
+    click.echo(", ".join(map(str, written)))
+    click.echo(_conclusion(answer))
+    if applies and answer.winner is not None and answer.verdict == "accepted":
+        chosen = answer.winner.candidate
+        place = bundle_folder(repository, model)
+        apply(chosen.held.bundle, chosen.solver, chosen.steps, answer.evidence, place)
+        click.echo(f"{place}: by default {chosen.solver}, {chosen.steps} steps")
+    elif applies:
+        raise click.ClickException(f"{bundle_folder(repository, model)} is as it was: {_conclusion(answer)}")
+
+
+def _built(
+    model: str,
+    out: Path,
+    checkpoint: Path | None,
+    students: tuple[Path, ...],
+    targets: tuple[str, ...],
+    precisions: tuple[str, ...],
+) -> "list[Held]":
+    from benchmarks.tune.candidates import built
+    from training.checkpoint import shipped_checkpoint
+
+    every = [
+        Options(target=target, precision=precision)
+        for target in targets or ("onnx",)
+        for precision in precisions or ("fp32",)
+    ]
+    found = [built(model, student, out / "built", options) for student in students for options in every]
+    if targets or precisions:
+        trained = checkpoint or shipped_checkpoint(model)
+        found += [
+            built(model, trained, out / "built", options)
+            for options in every
+            if (options.target, options.precision) != ("onnx", "fp32")
+        ]
+    return found
+
+
+def _real(data: str | None, manifest: Any, count: int, seed: int, skip_bad: bool) -> "Pairs":
+    from benchmarks.evaluation.pairs import EvaluationError, drawn_by_patient
+    from benchmarks.evaluation.reading import has_split, read_pairs
+
+    if data is None:
+        raise EvaluationError(f"{manifest.model}'s bundle does not say what it learnt; name real pairs with --data")
+    source = f"phantom:{count}" if data == "phantom" else data
+    size = manifest.outputs[0].shape[-1]
+    labels = next((output.labels for output in manifest.outputs if output.labels), None)
+    if labels is None:
+        labels = manifest.condition.labels if manifest.condition else ()
+    split = "validation" if has_split(source) else "all"
+    return drawn_by_patient(read_pairs(source, size, split, labels, name="real", skip_bad=skip_bad), count, seed)
+
+
+def _extractors(files: tuple[tuple[str, Path], ...], real: "Pairs", seed: int) -> "list[Extractor]":
+    """Radiomics and what is given; where there is neither, a segmenter of the real images."""
+    from benchmarks.evaluation import features
+    from benchmarks.evaluation.measure_quality import segmenter_features
+    from benchmarks.evaluation.segmentation import RECIPES
+
+    found = [features.of_network(name, file) for name, file in files]
+    if features.has_radiomics():
+        found.insert(0, features.radiomics())
+    if not found:
+        classes = max(len(real.labels), int(real.masks.max()) + 1)
+        found.append(segmenter_features(real, replace(RECIPES["small"]), classes, seed))
+    return found
+
+
+def _section(answer: "Answer", limits: "Limits", real: "Pairs", count: int) -> "Section":
+    from dataclasses import asdict
+
+    from benchmarks.evaluation.report import Cell, Section, Table, picture, sheet
+    from benchmarks.evaluation.report import Picture as Shown
+    from benchmarks.tune.plot import Point, best, plot
+
+    slowest = answer.trials[0].drawn.seconds
+    front = best([(trial.drawn.seconds, trial.figures["rms"].value) for trial in answer.trials])
+    figures = list(dict.fromkeys(name for trial in answer.trials for name in trial.figures))
+    names = list(dict.fromkeys(each.name for trial in answer.trials for each in trial.criteria))
+    rows: list[list[Cell]] = []
+    for trial, is_best in zip(answer.trials, front, strict=True):
+        by_name = {each.name: each for each in trial.criteria}
+        row: list[Cell] = [trial.candidate.name, _verdict(answer, trial), trial.count, trial.drawn.seconds]
+        row += [slowest / trial.drawn.seconds, "yes" if is_best else "no"]
+        row += [trial.figures.get(name) for name in figures]
+        rows.append(row + [by_name[name].value if name in by_name else None for name in names])
+    columns = ["", "gate", "samples", "s a sample", "times as fast", "Pareto", *figures, *names]
+    note = (
+        f"Beside {answer.reference.name} on the same seeds; {NOT_TIMED}. rms is the median over seeds, of grey levels "
+        "whose range is 1. Where a criterion has an interval its end decides. None that is marked as Pareto's is "
+        "beaten by another both in time and in rms."
+    )
+    section = Section("Tuning", [_conclusion(answer)], [Table("Candidates", columns, rows, note)])
+    told: list[list[Cell]] = [
+        [trial.candidate.name, each.name, each.verdict, each.value, each.limit, each.what]
+        for trial in [*answer.trials, *([answer.confirmed] if answer.confirmed else [])]
+        for each in trial.criteria
+    ]
+    title = "Criteria" + (", the last of fresh seeds" if answer.confirmed else "")
+    section.tables.append(Table(title, ["", "criterion", "verdict", "value", "limit", ""], told))
+    if answer.untried:
+        section.tables.append(Table("Not tried", ["", ""], [[each.name, why] for each, why in answer.untried]))
+    chosen = answer.winner if answer.verdict == "accepted" else None
+    points = [
+        Point(each.candidate.name, each.drawn.seconds, each.figures["rms"].value, each.verdict, is_best, each is chosen)
+        for each, is_best in zip(answer.trials, front, strict=True)
+    ]
+    section.pictures.append(plot(points, f"rms to {answer.reference.name}"))
+    for trial in answer.trials:
+        pairs = trial.drawn.pairs
+        tiles = [picture(*pair) for pair in zip(pairs.images[:8], pairs.masks[:8], strict=True)]
+        section.pictures.append(Shown(f"{trial.candidate.name}: the first seeds", sheet(tiles, 8)))
+    section.facts |= {"limits": asdict(limits), "real": real.described(), "verdict": answer.verdict, "count": count}
+    section.facts |= {"trials": [trial.as_json() for trial in answer.trials], "evidence": answer.evidence}
+    section.facts |= {"untried": [[each.name, why] for each, why in answer.untried]}
+    return section
+
+
+def _verdict(answer: "Answer", trial: Any) -> str:
+    if trial is answer.winner:
+        return "chosen" if answer.verdict == "accepted" else f"accepted, then {answer.verdict}"
+    return "reference" if trial is answer.trials[0] else str(trial.verdict)
+
+
+def _conclusion(answer: "Answer") -> str:
+    if answer.winner is None or answer.confirmed is None:
+        return f"{answer.verdict}: no candidate was accepted beside {answer.reference.name}"
+    name, trial = answer.winner.candidate.name, answer.confirmed
+    times = answer.evidence["times_as_fast"]
+    why = f" ({trial.why})" if trial.why else ""
+    return (
+        f"{answer.verdict}: {name} beside {answer.reference.name}, {times:.3g} times as fast, on {answer.winner.count} "
+        f"seeds and on {trial.count} fresh ones{why}"
+    )

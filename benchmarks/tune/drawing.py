@@ -1,0 +1,124 @@
+"""Samples of a candidate, some seeds at a time, and what each of them cost."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.evaluation.cache import Arrays, Cache
+from benchmarks.evaluation.pairs import EvaluationError, Pairs
+from benchmarks.evaluation.reading import of_samples
+from benchmarks.tune.candidates import Candidate
+from serving.client import LocalClient, SamplingError
+from serving.progress import NowAndThen
+from serving.sample_set import Samples
+
+PART = 32  # samples, after which a candidate may be given up
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """seconds: a sample, in the fastest part: what else the machine does makes others slower, and none faster."""
+
+    pairs: Pairs
+    seconds: float
+
+
+class Drawer:
+    """Opens each repository once; what was drawn before is taken from the cache.
+
+    given: real pairs whose masks a model is given that draws under masks, in turn.
+    """
+
+    def __init__(self, cache: Cache, given: Pairs) -> None:
+        self._cache, self._given = cache, given
+        self._clients: dict[Path, LocalClient] = {}
+        self._stack = ExitStack()
+        self._line = NowAndThen()
+
+    def __enter__(self) -> "Drawer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def parts(self, candidate: Candidate, seeds: range) -> Iterator[Drawn]:
+        """All that was drawn so far, after each part."""
+        parts: list[Pairs] = []
+        seconds = np.inf
+        for first in range(0, len(seeds), PART):
+            some = seeds[first : first + PART]
+            self._line(f"{candidate.name}: {first} of {len(seeds)} samples")
+            made_of = [candidate.held.bundle.digest, candidate.solver, candidate.steps, some.start, len(some)]
+            made_of += [self._given.digest] if candidate.held.bundle.manifest.condition else []
+            arrays = self._cache.arrays("samples", made_of, lambda some=some: self._draw(candidate, some))  # type: ignore[misc]
+            parts.append(self._pairs(candidate, some, arrays))
+            seconds = min(seconds, float(arrays["seconds"]) / len(some))
+            yield Drawn(_joined(parts), seconds)
+
+    def all(self, candidate: Candidate, seeds: range) -> Drawn:
+        *_, last = self.parts(candidate, seeds)
+        return last
+
+    def _draw(self, candidate: Candidate, seeds: range) -> Arrays:
+        client, model = self._client(candidate), candidate.held.model
+        condition = self._condition(candidate, seeds)
+        asked: dict[str, Any] = {"solver": candidate.solver, "steps": candidate.steps, "condition": condition}
+        try:
+            client.shapes(model)  # opens it, which is not a sample's cost
+            since = time.perf_counter()
+            samples = client.sample(model, seeds=seeds, **asked)
+            seconds = time.perf_counter() - since
+        except SamplingError as error:
+            raise EvaluationError(f"{candidate.name}: {error}") from error
+        pairs = of_samples(_with_picture(samples), candidate.name)
+        return {"images": pairs.images, "masks": pairs.masks, "seconds": np.array(seconds)}
+
+    def _client(self, candidate: Candidate) -> LocalClient:
+        place = candidate.held.repository
+        if place not in self._clients:
+            self._clients[place] = self._stack.enter_context(LocalClient(place))
+        return self._clients[place]
+
+    def _condition(self, candidate: Candidate, seeds: range) -> NDArray[np.uint8] | None:
+        condition = candidate.held.bundle.manifest.condition
+        if condition is None:
+            return None
+        if condition.classes is None:
+            raise EvaluationError(f"{candidate.held.model} draws under pictures; there are none to give it here")
+        rows = np.array(seeds) % len(self._given)
+        return self._given.masks[rows][:, None]
+
+    def _pairs(self, candidate: Candidate, seeds: range, arrays: Arrays) -> Pairs:
+        manifest = candidate.held.bundle.manifest
+        labels = next((output.labels for output in manifest.outputs if output.labels), None)
+        if labels is None:
+            labels = manifest.condition.labels if manifest.condition else ()
+        names = tuple(f"seed {seed}" for seed in seeds)
+        facts = {"bundle": manifest.model, "solver": candidate.solver, "steps": candidate.steps}
+        return Pairs(candidate.name, arrays["images"], arrays["masks"], labels, names, names, True, facts)
+
+
+def _with_picture(samples: Samples) -> Samples:
+    """Of masks alone, their classes as grey levels."""
+    if "image" in samples.arrays or "mask" not in samples.arrays:
+        return samples
+    mask = samples.arrays["mask"]
+    classes = max(len(samples.outputs[0].labels), 2)
+    return Samples({"mask": mask, "image": grey_of(mask, classes)}, samples.provenance, samples.outputs)
+
+
+def grey_of(mask: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
+    return (mask / np.float32(classes - 1)).astype(np.float32)
+
+
+def _joined(parts: list[Pairs]) -> Pairs:
+    first = parts[0]
+    names = tuple(name for part in parts for name in part.names)
+    images, masks = (np.concatenate([getattr(part, what) for part in parts]) for what in ("images", "masks"))
+    return Pairs(first.name, images, masks, first.labels, names, names, True, first.facts)

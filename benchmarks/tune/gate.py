@@ -1,0 +1,191 @@
+"""Whether a candidate's samples are as good as the reference's: accepted, refused, or too few samples to say.
+
+All criteria must accept, so a candidate that is worse by any of them passes in no more than 5 % of all trials, and
+nothing is to be corrected for their number. Each is asked whether the candidate is worse by more than a margin: a limit
+of its 95 % interval decides, and where both ends are on different sides of the margin the answer is "too few samples".
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from benchmarks.evaluation.distances import Features, kernel_difference
+from benchmarks.evaluation.pairs import Pairs
+from benchmarks.evaluation.shapes import compared_features
+from benchmarks.evaluation.statistics import Array, Groups, Interval
+from benchmarks.quality.anatomy import faults
+from training.data.classes import HEART
+
+Verdict = Literal["accepted", "refused", "too few samples"]
+CHANCE = 0.05  # of taking what is worse than the margin
+CERTAIN = 0.01  # below it the samples drawn so far are enough to give a candidate up
+KS_SPREAD = 1.358  # of Kolmogorov's distribution the 95 % point
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a sample, beyond which it is bad, and of what all of them together may be worse by.
+
+    rms: of an image's grey levels, whose range is 1, from the reference's of the same seed. dice: of the two masks, at
+    least. bad_rate: of samples beyond these. kernel: of the reference's own kernel distance to real images, or of what
+    two halves of the real images can show, whichever is more. ks: Kolmogorov and Smirnov's D of any feature. faults:
+    how much larger the share of samples whose mask cannot be is.
+    """
+
+    rms: float = 0.05
+    dice: float = 0.8
+    bad_rate: float = 0.05
+    kernel: float = 0.25
+    ks: float = 0.25
+    faults: float = 0.05
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """value: with the interval that the verdict is by; limit: that it must keep below; what: in words."""
+
+    name: str
+    verdict: Verdict
+    value: Interval
+    limit: float
+    what: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "value": self.value.as_json()}
+
+
+def together(criteria: Sequence[Criterion]) -> Verdict:
+    """Of all criteria."""
+    verdicts = {criterion.verdict for criterion in criteria}
+    if "refused" in verdicts:
+        return "refused"
+    return "too few samples" if "too few samples" in verdicts or not verdicts else "accepted"
+
+
+def by_interval(value: Interval, limit: float) -> Verdict:
+    if value.high < limit:
+        return "accepted"
+    return "refused" if value.low > limit else "too few samples"
+
+
+# --- one by one, where the solver is deterministic ---
+
+
+def allowed_bad(count: int, rate: float = 0.05) -> int:
+    """How many of so many samples may be bad, if a rate of bad ones this high is to pass once in 20 times; -1: none."""
+    most = -1
+    while stats.binom.cdf(most + 1, count, rate) <= CHANCE:
+        most += 1
+    return most
+
+
+def apart(reference: Pairs, candidate: Pairs) -> tuple[Array, Array]:
+    """Root mean square difference [N] of images, and Dice [N] of masks: the mean over classes that either has."""
+    rms = np.sqrt(np.square(reference.images.astype(np.float64) - candidate.images).mean((1, 2)))
+    classes = range(1, max(len(reference.labels), int(max(reference.masks.max(), candidate.masks.max())) + 1))
+    each = []
+    for k in classes:
+        one, other = reference.masks == k, candidate.masks == k
+        both, sizes = (one & other).sum((1, 2)), one.sum((1, 2)) + other.sum((1, 2))
+        each.append(np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), np.nan))
+    scores = np.array(each)
+    there = np.isfinite(scores)
+    return rms, np.where(there.any(0), np.nansum(scores, 0) / np.maximum(there.sum(0), 1), 1.0)
+
+
+def bad_ones(reference: Pairs, candidate: Pairs, limits: Limits) -> Bools:
+    rms, dice = apart(reference, candidate)
+    return (rms > limits.rms) | (dice < limits.dice)
+
+
+def one_by_one(bad: Bools, limits: Limits) -> Criterion:
+    """Exact limits of Clopper and Pearson, each of 95 %."""
+    count, hits = len(bad), int(bad.sum())
+    found = stats.binomtest(hits, count).proportion_ci(1 - 2 * CHANCE, "exact")
+    value = Interval(hits / count, float(found.low), float(found.high))
+    allowed = allowed_bad(count, limits.bad_rate)
+    room = f"at most {allowed} may be" if allowed >= 0 else "too few even if none were"
+    verdict: Verdict = "accepted" if hits <= allowed else by_interval(value._replace(high=1.0), limits.bad_rate)
+    return Criterion("seed by seed", verdict, value, limits.bad_rate, f"{hits} of {count} beyond the limits; {room}")
+
+
+def is_lost(bad: Bools, limits: Limits) -> bool:
+    """Whether so many are bad so soon that the rest need not be drawn."""
+    return bool(stats.binom.sf(int(bad.sum()) - 1, len(bad), limits.bad_rate) < CERTAIN)
+
+
+# --- as a crowd ---
+
+
+@dataclass(frozen=True)
+class Judged:
+    """By one extractor: features [N, D] of real images, and how far the reference is from them, or two of their halves
+    from each other."""
+
+    name: str
+    real: Features
+    groups: Groups
+    scale: float
+
+
+def nearness(by: Judged, reference: Features, candidate: Features, limits: Limits, seed: int) -> Criterion:
+    """How much farther from real images it is than the reference, by the unbiased kernel distance.
+
+    The bootstrap draws the same seeds of both, so what they share does not blur their difference.
+    """
+    seeds = np.arange(len(reference))
+    difference = kernel_difference(by.real, reference, candidate, by.groups, seeds, seed)
+    limit = limits.kernel * by.scale
+    what = f"{difference.value:+.3g} beside the reference's; margin {limits.kernel:g} of {by.scale:.3g}"
+    return Criterion(f"kernel distance ({by.name})", by_interval(difference, limit), difference, limit, what)
+
+
+def shapes(
+    reference: Mapping[str, Array], candidate: Mapping[str, Array], groups: Groups, limits: Limits, seed: int
+) -> Criterion:
+    """Refused by any test that Holm's correction leaves, or by a D that is beyond the limit for certain; accepted if
+    for no feature a D beyond it is possible."""
+    worst, verdict, what = Interval(0.0, 0.0, 0.0), "accepted", "no feature to compare"
+    found = list(compared_features(reference, candidate, groups, seed))
+    for name, each, adjusted in found:
+        sizes = [int(np.isfinite(side[name]).sum()) for side in (reference, candidate)]
+        reach = KS_SPREAD * (sum(sizes) / (sizes[0] * sizes[1])) ** 0.5
+        value = Interval(each.d, max(0.0, each.d - reach), min(1.0, each.d + reach))
+        if value.high > worst.high:
+            worst, what = value, f"largest D in {name}, p {adjusted:.2g} after Holm for {len(found)}"
+        if adjusted < CHANCE:
+            return Criterion(
+                "shapes", "refused", value, limits.ks, f"{name} differs: p {adjusted:.2g} after Holm for {len(found)}"
+            )
+    verdict = by_interval(worst, limits.ks) if found else "too few samples"
+    return Criterion("shapes", verdict, worst, limits.ks, what)
+
+
+def impossible(pairs: Pairs, features: Mapping[str, Array]) -> Bools:
+    """Whose mask cannot be: no heart, or a structure that is missing, in pieces, or half on black film."""
+    if pairs.labels == HEART:
+        return np.array([bool(faults(mask)) for mask in pairs.masks])
+    wrong = np.zeros(len(pairs), bool)
+    for name, values in features.items():
+        if name.endswith(": components"):
+            wrong |= values != 1
+        if name.endswith(": off the breast %"):
+            wrong |= values > 50
+    return wrong
+
+
+def faultless(reference: Bools, candidate: Bools, limits: Limits) -> Criterion:
+    """The difference of two shares in the same seeds: Agresti and Min 2005, which holds where none is faulty too."""
+    more, fewer = int((candidate & ~reference).sum()), int((reference & ~candidate).sum())
+    count = len(reference) + 2
+    shift = (more - fewer) / count
+    spread = (max((more + fewer + 1) / count - shift**2, 0.0) / count) ** 0.5
+    reach = float(stats.norm.ppf(1 - CHANCE)) * spread
+    value = Interval((more - fewer) / len(reference), shift - reach, shift + reach)
+    what = f"{int(candidate.sum())} of {len(candidate)}, the reference {int(reference.sum())}"
+    return Criterion("masks that cannot be", by_interval(value, limits.faults), value, limits.faults, what)

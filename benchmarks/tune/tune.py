@@ -1,0 +1,246 @@
+"""From candidates to the one answer: who passes, who of those is the fastest, and whether it passes again."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.distances import frechet, kernel_distance
+from benchmarks.evaluation.features import Extractor, standardised
+from benchmarks.evaluation.pairs import EvaluationError, Pairs, halves_by_patient
+from benchmarks.evaluation.shapes import features_of
+from benchmarks.evaluation.similarity import Lpips, likeness
+from benchmarks.evaluation.statistics import Array, Interval, around, resampled
+from benchmarks.tune import gate
+from benchmarks.tune.candidates import Candidate
+from benchmarks.tune.drawing import Drawer, Drawn, grey_of
+from benchmarks.tune.gate import Criterion, Judged, Limits, Verdict
+from training.models import load_family
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is known of a candidate after the seeds that were drawn; ``figures`` are for the table alone."""
+
+    candidate: Candidate
+    drawn: Drawn
+    criteria: Sequence[Criterion]
+    figures: Mapping[str, Interval]
+    verdict: Verdict
+    was_given_up: bool = False
+
+    @property
+    def count(self) -> int:
+        return len(self.drawn.pairs)
+
+    @property
+    def why(self) -> str:
+        """Who spoke against it, or kept silent."""
+        speaking = [each for each in self.criteria if each.verdict == self.verdict]
+        if self.verdict == "accepted":
+            return ""
+        early = f", given up after {self.count} samples" if self.was_given_up else ""
+        return "; ".join(f"{each.name}: {each.what}" for each in speaking) + early
+
+    def as_json(self) -> dict[str, Any]:
+        held = self.candidate.held
+        return {
+            "solver": self.candidate.solver,
+            "steps": self.candidate.steps,
+            "bundle": held.bundle.digest,
+            "weights": held.bundle.manifest.checkpoint.get("digest"),
+            "target": held.bundle.manifest.target["name"],
+            "precision": held.bundle.manifest.precision,
+            "seconds_per_sample": self.drawn.seconds,
+            "samples": self.count,
+            "samples_sha256": self.drawn.pairs.digest,
+            "verdict": self.verdict,
+            "criteria": [each.as_json() for each in self.criteria],
+        }
+
+
+@dataclass
+class Answer:
+    """confirmed: the winner and its reference on seeds that nothing was chosen by; None if nobody had passed."""
+
+    reference: Candidate
+    trials: list[Trial]
+    untried: list[tuple[Candidate, str]]
+    winner: Trial | None = None
+    confirmed: Trial | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.confirmed:
+            return self.confirmed.verdict
+        verdicts = {trial.verdict for trial in self.trials if trial.candidate != self.reference}
+        return "too few samples" if "too few samples" in verdicts or not verdicts else "refused"
+
+
+def published(model: str) -> tuple[str, int]:
+    """The paper's solver and steps. Raises EvaluationError for a model of no paper."""
+    found = load_family(model).sampling_of_the_paper()
+    if found is None:
+        raise EvaluationError(f"{model} has no preset of its paper; name --reference-solver and --reference-steps")
+    return found
+
+
+class Judge:
+    """Compares candidates with the reference on the same seeds, by the limits that were stated before."""
+
+    def __init__(
+        self, drawer: Drawer, reference: Candidate, real: Pairs, extractors: Sequence[Extractor], limits: Limits,
+        cache: Cache, seed: int, lpips: Lpips | None = None,
+    ) -> None:  # fmt: skip
+        self.drawer, self.reference, self.limits, self.cache, self.seed = drawer, reference, limits, cache, seed
+        self.extractors, self.lpips = extractors, lpips
+        self.real = real if self._has_pictures else _as_pictures(real)
+        self._known: dict[range, _Reference] = {}
+
+    @property
+    def _has_pictures(self) -> bool:
+        return any(output.name == "image" for output in self.reference.held.bundle.manifest.outputs)
+
+    def trial(self, candidate: Candidate, seeds: range) -> Trial:
+        known = self._reference(seeds)
+        if candidate == self.reference:
+            return self._judged(candidate, known, known.drawn)
+        paired = candidate.is_deterministic and self.reference.is_deterministic
+        for drawn in self.drawer.parts(candidate, seeds):
+            if paired and len(drawn.pairs) < len(seeds):
+                begun = known.drawn.pairs.at(range(len(drawn.pairs)))
+                bad = gate.bad_ones(begun, drawn.pairs, self.limits)
+                if gate.is_lost(bad, self.limits):
+                    found = replace(gate.one_by_one(bad, self.limits), verdict="refused")
+                    figures = self._figures(begun, drawn.pairs)
+                    return Trial(candidate, drawn, [found], figures, "refused", was_given_up=True)
+        return self._judged(candidate, known, drawn)
+
+    def _judged(self, candidate: Candidate, known: "_Reference", drawn: Drawn) -> Trial:
+        before, after = known.drawn.pairs, drawn.pairs
+        criteria = []
+        figures = self._figures(before, after)
+        if candidate.is_deterministic and self.reference.is_deterministic:
+            criteria.append(gate.one_by_one(gate.bad_ones(before, after, self.limits), self.limits))
+        for extractor, judged, of_reference in zip(self.extractors, known.judged, known.features, strict=True):
+            _, of_candidate = standardised(known.real_features[extractor.name], extractor.of(after, self.cache))
+            criteria.append(gate.nearness(judged, of_reference, of_candidate, self.limits, self.seed))
+            value = frechet(judged.real, of_candidate)
+            figures[extractor.frechet_name()] = Interval(value, np.nan, np.nan)
+        shapes = features_of(after)
+        criteria.append(gate.shapes(known.shapes, shapes, before.groups, self.limits, self.seed))
+        impossible = gate.impossible(before, known.shapes), gate.impossible(after, shapes)
+        criteria.append(gate.faultless(*impossible, self.limits))
+        return Trial(candidate, drawn, criteria, figures, gate.together(criteria))
+
+    def _figures(self, before: Pairs, after: Pairs) -> dict[str, Interval]:
+        """Means over seeds with their bootstraps, but the median of the rms."""
+        rms, dice = gate.apart(before, after)
+        figures = {"rms": _over_seeds(np.median, rms, self.seed), "Dice": _over_seeds(np.mean, dice, self.seed)}
+        if self.lpips is not None:
+            figures["LPIPS"] = _over_seeds(np.mean, likeness(before, after, self.lpips)["LPIPS"], self.seed)
+        return figures
+
+    def _reference(self, seeds: range) -> "_Reference":
+        if seeds not in self._known:
+            drawn = self.drawer.all(self.reference, seeds)
+            judged, features, real_features = [], [], {}
+            one, other = halves_by_patient(self.real, self.seed)
+            for extractor in self.extractors:
+                raw = extractor.of(self.real, self.cache)
+                real, reference = standardised(raw, extractor.of(drawn.pairs, self.cache))
+                groups = self.real.groups
+                first, second = (real[np.isin(self.real.names, side.names)] for side in (one, other))
+                floor = kernel_distance(first, second, one.groups, other.groups, self.seed)
+                distance = kernel_distance(real, reference, groups, drawn.pairs.groups, self.seed)
+                scale = max(distance.value, floor.high)
+                judged.append(Judged(extractor.name, real, groups, scale))
+                features.append(reference)
+                real_features[extractor.name] = raw
+            self._known[seeds] = _Reference(drawn, judged, features, real_features, features_of(drawn.pairs))
+        return self._known[seeds]
+
+
+@dataclass(frozen=True)
+class _Reference:
+    drawn: Drawn
+    judged: Sequence[Judged]
+    features: Sequence[NDArray[np.float64]]
+    real_features: Mapping[str, NDArray[np.float64]]
+    shapes: Mapping[str, Array]
+
+
+def _over_seeds(statistic: Callable[[Array], Any], values: Array, seed: int) -> Interval:
+    groups = np.arange(len(values))
+    drawn = [float(statistic(np.repeat(values, weights.astype(int)))) for weights in resampled(groups, seed, 200)]
+    return around(float(statistic(values)), drawn)
+
+
+def _as_pictures(pairs: Pairs) -> Pairs:
+    classes = max(len(pairs.labels), int(pairs.masks.max()) + 1, 2)
+    return replace(pairs, images=grey_of(pairs.masks, classes))
+
+
+def tuned(judge: Judge, ladders: Sequence[Sequence[Candidate]], seed: int, count: int, say: Say) -> Answer:
+    """The reference first; of each ladder, from the costliest down, up to the first that is not accepted.
+
+    Below that nothing is tried: a fixed order that ends at the first failure needs no correction for its length. Of
+    those that passed the fastest is drawn once more, with as many seeds that nobody has seen.
+    """
+    seeds, fresh = range(seed, seed + count), range(seed + count, seed + 2 * count)
+    reference = judge.trial(judge.reference, seeds)
+    answer = Answer(judge.reference, [reference], [])
+    say(_line(reference))
+    for ladder in ladders:
+        stopped = ""
+        for candidate in ladder:
+            if candidate == judge.reference:
+                continue
+            if stopped or is_no_faster(candidate, judge.reference):
+                answer.untried.append((candidate, stopped or "evaluates the network no less often than the reference"))
+                continue
+            trial = judge.trial(candidate, seeds)
+            say(_line(trial))
+            answer.trials.append(trial)
+            if trial.verdict != "accepted":
+                stopped = f"{candidate.name} was not accepted"
+    passed = [trial for trial in answer.trials if trial.verdict == "accepted" and trial is not reference]
+    if passed:
+        answer.winner = min(passed, key=lambda trial: trial.drawn.seconds)
+        answer.confirmed = judge.trial(answer.winner.candidate, fresh)
+        say(f"on fresh seeds: {_line(answer.confirmed)}")
+        answer.evidence = _evidence(judge, reference, answer.winner, answer.confirmed, seeds, fresh)
+    return answer
+
+
+def is_no_faster(candidate: Candidate, reference: Candidate) -> bool:
+    """Known without a try: the reference's engines take no fewer steps, or others more."""
+    same = candidate.held.bundle.digest == reference.held.bundle.digest
+    return candidate.rows >= reference.rows if same else candidate.rows > reference.rows
+
+
+def _line(trial: Trial) -> str:
+    why = f" ({trial.why})" if trial.why else ""
+    return f"{trial.candidate.name}: {trial.verdict}, {trial.drawn.seconds:.3g} s a sample{why}"
+
+
+def _evidence(
+    judge: Judge, reference: Trial, winner: Trial, confirmed: Trial, seeds: range, fresh: range
+) -> dict[str, Any]:
+    return {
+        "verdict": confirmed.verdict,
+        "reference": {key: value for key, value in reference.as_json().items() if key not in ("criteria", "verdict")},
+        "chosen": winner.as_json(),
+        "confirmed": confirmed.as_json(),
+        "times_as_fast": reference.drawn.seconds / winner.drawn.seconds,
+        "seeds": [[each.start, each.stop - 1] for each in (seeds, fresh)],
+        "limits": asdict(judge.limits),
+        "features": {each.name: each.identity for each in judge.extractors},
+        "real": judge.real.described(),
+    }

@@ -1,0 +1,204 @@
+"""What the gate lets through, what it refuses, and when it does not know."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from tiny import write_tiny_bundle
+from tiny_texture import TEXTURE
+
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.pairs import Pairs
+from benchmarks.tune import gate
+from benchmarks.tune.candidates import Candidate, Held, ladders
+from benchmarks.tune.drawing import PART, Drawn
+from benchmarks.tune.gate import Limits, allowed_bad, together
+from benchmarks.tune.plot import best
+from benchmarks.tune.tune import Judge, Trial, tuned
+from serving.bundle import load_bundle
+from training.data.classes import HEART, LESION
+from training.data.phantom import Phantoms
+
+SIZE, COUNT = 32, 96
+
+
+def phantoms(first: int, count: int) -> Pairs:
+    dataset = Phantoms(first + count, SIZE, seed=3)
+    items = [dataset[k] for k in range(first, first + count)]
+    images = np.stack([item["image"].numpy()[0] for item in items]) / 2 + 0.5
+    masks = np.stack([item["mask"].numpy()[0] for item in items])
+    names = tuple(f"seed {k}" for k in range(first, first + count))
+    return Pairs("phantoms", images.astype(np.float32), masks, LESION, names, names, True)
+
+
+@pytest.fixture(scope="module")
+def samples() -> Pairs:
+    return phantoms(0, 2 * COUNT)
+
+
+@pytest.fixture(scope="module")
+def real() -> Pairs:
+    return phantoms(2 * COUNT, COUNT)
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Held:
+    folder = tmp_path_factory.mktemp("gate")
+    return Held(folder, load_bundle(write_tiny_bundle(folder / "bundle")), "")
+
+
+class Kept:
+    """Draws what it was given, by the candidate's steps; counts what it was asked for."""
+
+    def __init__(self, by_steps: Mapping[int, Pairs]) -> None:
+        self.by_steps, self.drawn = by_steps, dict.fromkeys(by_steps, 0)
+
+    def parts(self, candidate: Candidate, seeds: range) -> Iterator[Drawn]:
+        for last in [*range(seeds.start + PART, seeds.stop, PART), seeds.stop]:
+            self.drawn[candidate.steps] = last - seeds.start
+            yield Drawn(self.by_steps[candidate.steps].at(range(seeds.start, last)), candidate.steps / 1000)
+
+    def all(self, candidate: Candidate, seeds: range) -> Drawn:
+        *_, last = self.parts(candidate, seeds)
+        return last
+
+
+@pytest.fixture
+def judged(held: Held, samples: Pairs, real: Pairs, tmp_path: Path):
+    def trial(other: Pairs, count: int = COUNT, solver: str = "ddim") -> Trial:
+        drawer = Kept({64: samples, 8: other})
+        judge = Judge(drawer, Candidate(held, "ddim", 64), real, [TEXTURE], Limits(), Cache(tmp_path), 0)  # type: ignore[arg-type]
+        found = judge.trial(Candidate(held, solver, 8), range(count))
+        assert found.verdict == together(found.criteria)
+        return found
+
+    return trial
+
+
+def with_images(pairs: Pairs, images: np.ndarray) -> Pairs:
+    return replace(pairs, images=images.clip(0, 1).astype(np.float32))
+
+
+def verdicts(trial: Trial) -> dict[str, str]:
+    return {each.name: each.verdict for each in trial.criteria}
+
+
+def test_the_binomial_table() -> None:
+    assert [allowed_bad(count) for count in (58, 59, 92, 93, 124, 153, 181)] == [-1, 0, 0, 1, 2, 3, 4]
+    assert [allowed_bad(count, 0.01) for count in (298, 299)] == [-1, 0]
+
+
+def test_bad_samples_pass_once_in_twenty() -> None:
+    """Of a rate that is just too high, over 20,000 trials of 93; and the verdict is by that number."""
+    bad = np.random.default_rng(0).random((20_000, 93)) < 0.05
+    assert 0.04 < np.mean(bad.sum(1) <= allowed_bad(93)) < 0.055
+    told = [gate.one_by_one(np.arange(93) < hits, Limits()).verdict for hits in (0, 1, 2, 8, 9)]
+    assert told == ["accepted", "accepted", "too few samples", "too few samples", "refused"]
+
+
+def test_the_reference_itself_is_accepted(judged, samples: Pairs) -> None:
+    trial = judged(samples)
+    assert trial.verdict == "accepted"
+    assert {*verdicts(trial).values()} == {"accepted"}
+    assert trial.figures["rms"].value == 0
+    assert trial.figures["Dice"].value == 1
+
+
+def test_what_differs_by_rounding_is_accepted(judged, samples: Pairs) -> None:
+    rounding = 1e-3 * np.random.default_rng(1).standard_normal(samples.images.shape)
+    assert judged(with_images(samples, samples.images + rounding)).verdict == "accepted"
+
+
+def test_noise_is_refused(judged, samples: Pairs) -> None:
+    noise = np.random.default_rng(1).standard_normal(samples.images.shape)
+    assert judged(with_images(samples, samples.images + 0.1 * noise)).verdict == "refused"
+    faint = verdicts(judged(with_images(samples, samples.images + 0.03 * noise)))
+    assert (faint["seed by seed"], faint["kernel distance (texture)"]) == ("accepted", "refused")
+
+
+def test_a_blur_is_refused_though_no_seed_is_far(judged, samples: Pairs) -> None:
+    blurred = with_images(samples, ndimage.gaussian_filter(samples.images, (0, 1.5, 1.5)))
+    trial = judged(blurred, solver="ddpm")  # is not compared seed by seed
+    assert "seed by seed" not in verdicts(trial)
+    assert trial.verdict == "refused"
+    assert verdicts(trial)["kernel distance (texture)"] == "refused"
+
+
+def test_shuffled_masks_are_refused(judged, samples: Pairs) -> None:
+    masks = samples.masks[np.random.default_rng(2).permutation(len(samples))]
+    assert verdicts(judged(replace(samples, masks=masks)))["seed by seed"] == "refused"
+    trial = judged(replace(samples, masks=masks), solver="ddpm")
+    assert verdicts(trial)["shapes"] == "refused"  # by what the masks have to do with the pictures
+    assert trial.verdict == "refused"
+
+
+def test_other_shapes_and_masks_that_cannot_be_are_refused(judged, samples: Pairs) -> None:
+    swollen = np.stack([ndimage.binary_dilation(mask, iterations=2) for mask in samples.masks]).astype(np.uint8)
+    assert verdicts(judged(replace(samples, masks=swollen), solver="ddpm"))["shapes"] == "refused"
+    second = samples.masks.copy()
+    second[::3, :2, :2] = 1
+    assert verdicts(judged(replace(samples, masks=second), solver="ddpm"))["masks that cannot be"] == "refused"
+
+
+def test_few_samples_say_nothing(judged, samples: Pairs) -> None:
+    trial = judged(samples, count=24)
+    assert trial.verdict == "too few samples"
+    assert "24" in trial.why
+    assert verdicts(trial)["seed by seed"] == "too few samples"
+
+
+def test_a_clear_loser_is_given_up(judged, samples: Pairs) -> None:
+    trial = judged(with_images(samples, 1 - samples.images))
+    assert (trial.verdict, trial.was_given_up, trial.count) == ("refused", True, PART)
+    assert f"given up after {PART} samples" in trial.why
+
+
+def test_hearts_are_judged_as_hearts() -> None:
+    mask = np.zeros((2, 16, 16), np.uint8)
+    mask[:, 4:12, 4:12], mask[:, 6:10, 6:10] = 2, 1
+    mask[1, 5, 5] = 0
+    mask[1, 4:8, 4:8] = 1
+    names = ("a", "b")
+    pairs = Pairs("hearts", np.zeros(mask.shape, np.float32), mask, HEART, names, names, True)
+    assert gate.impossible(pairs, {}).tolist() == [False, True]
+
+
+class TestTuned:
+    """The order of trials, the end of a ladder, and the second look at the winner."""
+
+    def answer(self, held: Held, real: Pairs, by_steps: dict[int, Pairs], folder: Path, count: int = COUNT):
+        drawer = Kept(by_steps)
+        judge = Judge(drawer, Candidate(held, "ddim", 64), real, [TEXTURE], Limits(), Cache(folder), 0)  # type: ignore[arg-type]
+        steps = [count for count in by_steps if count != 64]
+        return tuned(judge, list(ladders([held], ["ddim"], steps)), 0, count, lambda _: None), drawer
+
+    def test_the_fastest_that_passed_is_confirmed(self, held, samples, real, tmp_path) -> None:
+        bad = with_images(samples, 1 - samples.images)
+        answer, drawer = self.answer(held, real, {64: samples, 32: samples, 16: samples, 8: bad, 4: samples}, tmp_path)
+        assert answer.verdict == "accepted"
+        assert answer.winner.candidate.steps == 16
+        assert [trial.candidate.steps for trial in answer.trials] == [64, 32, 16, 8]
+        assert [(each.steps, why) for each, why in answer.untried] == [(4, "ddim 8 was not accepted")]
+        assert drawer.drawn[4] == 0
+        assert answer.evidence["seeds"] == [[0, COUNT - 1], [COUNT, 2 * COUNT - 1]]
+        assert answer.evidence["times_as_fast"] == pytest.approx(4)
+
+    def test_a_winner_by_luck_is_not_confirmed(self, held, samples, real, tmp_path) -> None:
+        images = samples.images.copy()
+        images[COUNT:] = 1 - images[COUNT:]
+        answer, _ = self.answer(held, real, {64: samples, 8: with_images(samples, images)}, tmp_path)
+        assert answer.winner.verdict == "accepted"
+        assert answer.verdict == "refused"
+
+    def test_nobody_passes(self, held, samples, real, tmp_path) -> None:
+        bad = with_images(samples, 1 - samples.images)
+        assert self.answer(held, real, {64: samples, 8: bad}, tmp_path / "bad")[0].verdict == "refused"
+        answer, _ = self.answer(held, real, {64: samples, 8: samples}, tmp_path / "few", count=24)
+        assert (answer.verdict, answer.winner) == ("too few samples", None)
+
+
+def test_paretos_front() -> None:
+    assert best([(1.0, 0.0), (0.5, 0.1), (0.6, 0.2), (0.1, 0.4), (0.1, 0.4)]) == [True, True, False, True, True]

@@ -1,0 +1,122 @@
+"""The command, from a repository to a bundle with another default."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny import contents, write_tiny_bundle
+from tiny_texture import TEXTURE
+
+from benchmarks.__main__ import main
+from benchmarks.tune import command
+from export.build import prepare_repository
+from export.report import facts_of
+from serving.bundle import MANIFEST, Student, bundle_folder, load_bundle, seal
+from serving.client import LocalClient
+
+COUNT = 64
+ASKED = ("--data", "phantom:32", "--reference-solver", "ddim", "--reference-steps", 60, "--count", COUNT)
+
+
+@pytest.fixture(autouse=True)
+def by_texture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_extractors", lambda *_: [TEXTURE])
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Of a pig that knows nothing: its masks are noise, so of these the gate cannot say much."""
+    return repository_of(tmp_path / "repository")
+
+
+def repository_of(folder: Path) -> Path:
+    prepare_repository(folder, "pig")
+    write_tiny_bundle(bundle_folder(folder, "pig"), model="pig", sample_shape=(2, 32, 32))
+    return folder
+
+
+def run(*arguments: object, fails: bool = False) -> str:
+    result = CliRunner().invoke(main, ["tune", "--model", "pig", *map(str, arguments)])
+    assert (result.exit_code != 0) == fails, result.output
+    return result.output
+
+
+def changed(folder: Path, **fields: object) -> Path:
+    bundle = load_bundle(folder)
+    (folder / MANIFEST).write_text(dataclasses.replace(bundle.manifest, **fields).to_json())
+    seal(folder)
+    return folder
+
+
+def test_the_fastest_that_passes_becomes_the_default(repository: Path, tmp_path: Path) -> None:
+    other, out = repository_of(tmp_path / "other"), tmp_path / "out"
+    before = load_bundle(changed(bundle_folder(repository, "pig")))
+    better = load_bundle(changed(bundle_folder(other, "pig"), precision="bf16"))
+    asked = ("--repository", repository, "--also", other, "--out", out, *ASKED, "--solver", "ddim", "--steps", "60,2,1")
+    printed = run(*asked, "--apply")
+    assert "ddim 60, onnx bf16: accepted" in printed
+    assert "ddim 2: refused" in printed
+    assert "by default ddim, 60 steps" in printed
+    after = load_bundle(before.folder)
+    manifest, tuned = after.manifest, after.manifest.tuned
+    assert (manifest.default_solver, manifest.default_steps, manifest.precision) == ("ddim", 60, "bf16")
+    assert manifest.engines == better.manifest.engines
+    assert tuned is not None
+    assert (tuned["verdict"], tuned["seeds"]) == ("accepted", [[0, COUNT - 1], [COUNT, 2 * COUNT - 1]])
+    assert (tuned["reference"]["bundle"], tuned["chosen"]["bundle"]) == (before.digest, better.digest)
+    assert {each["verdict"] for each in tuned["confirmed"]["criteria"]} == {"accepted"}
+    told = dict(facts_of(after))
+    assert told["default"] == "ddim, 60 steps"
+    assert re.fullmatch(
+        "accepted beside ddim, 60 steps, .* times as fast, on 64 seeds and on 64 fresh ones", told["tuned"]
+    )
+
+    with LocalClient(repository) as client:
+        assert client.sample("pig", 1).provenance[0]["steps"] == 60
+        assert client.sample("pig", 1, steps=3).provenance[0]["steps"] == 3
+
+    page = (out / "tune.html").read_text()
+    assert not re.search(r'(src|href)=(?!"data:)', page)
+    (section,) = json.loads((out / "tune.json").read_text())["sections"]
+    shown = [row[:2] for row in section["tables"][0]["rows"]]
+    assert shown == [
+        ["ddim 60", "reference"],
+        ["ddim 2", "refused"],
+        ["ddim 60, onnx bf16", "chosen"],
+        ["ddim 2, onnx bf16", "refused"],
+    ]
+    assert section["facts"]["untried"][0] == ["ddim 1", "ddim 2 was not accepted"]
+
+
+def test_what_did_not_pass_changes_nothing(repository: Path, tmp_path: Path) -> None:
+    before = contents(repository)
+    printed = run(
+        *("--repository", repository, "--out", tmp_path / "out", *ASKED), "--solver", "ddim", "--steps", 2, "--apply",
+        fails=True,
+    )  # fmt: skip
+    assert "is as it was: refused: no candidate was accepted beside ddim 60" in printed
+    assert contents(repository) == before
+
+
+def test_a_student_beside_its_teacher_takes_its_own_steps(repository: Path, tmp_path: Path) -> None:
+    other = repository_of(tmp_path / "student")
+    student = Student("0" * 64, 4, "ddim_trailing", 2)
+    changed(bundle_folder(other, "pig"), student=student, default_solver="ddim_trailing", default_steps=2)
+    asked = ("--out", tmp_path / "out", *ASKED, "--solver", "ddim", "--steps", 2)
+    printed = run("--repository", repository, "--also", other, *asked)
+    assert "ddim_trailing 2, student of 2 onnx fp32: refused" in printed
+    refused = run("--repository", other, *asked, fails=True)
+    assert "is a student; the reference is the trained model in fp32" in refused
+    assert "ddim 2: refused" not in run("--repository", other, "--reference", repository, *asked)
+
+
+def test_what_cannot_be_tuned_is_said(repository: Path, tmp_path: Path) -> None:
+    asked = ("--repository", repository, "--out", tmp_path / "out")
+    assert "does not say what it learnt; name real pairs with --data" in run(*asked, fails=True)
+    assert "--solver magic: pig takes ddpm, ddim" in run(*asked, *ASKED, "--solver", "magic", fails=True)
+    assert "'a,b' is not a list of numbers" in run(*asked, "--steps", "a,b", fails=True)
+    changed(bundle_folder(repository, "pig"), precision="bf16")
+    assert "of bf16; the reference is the trained model in fp32" in run(*asked, *ASKED, fails=True)
