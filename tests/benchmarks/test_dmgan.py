@@ -73,7 +73,7 @@ class TestCommand:
             "theirs: dm-GAN",
             "other data, not to be",
         ):
-            assert told in result.output
+            assert told in " ".join(result.output.split())
         kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("model.safetensors")}
         again = CliRunner().invoke(main, asked)
         assert again.exit_code == 0, again.output
