@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
 Array = NDArray[np.float64]
 Groups = NDArray[np.int64]
@@ -155,6 +154,8 @@ def auc(positives: Array, negatives: Array, weights: tuple[Array, Array] | None 
 
     weights: how often each is there; NaN if none of a side is.
     """
+    from sklearn.metrics import roc_auc_score
+
     first, second = (np.ones(len(positives)), np.ones(len(negatives))) if weights is None else weights
     if not first.sum() or not second.sum():
         return float("nan")
