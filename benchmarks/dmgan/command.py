@@ -106,6 +106,7 @@ def dmgan(
     from training import CheckpointError
     from training.data import DataError
     from training.federated.privacy import check_fields
+    from training.fit import Interrupted
 
     try:
         check_fields(private)
@@ -118,6 +119,8 @@ def dmgan(
         figures = {**measure(plan, sites, seeds, private, features), "features": name}
     except (BuildError, CheckpointError, DataError, FloatingPointError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    except Interrupted as stopped:
+        raise click.ClickException(f"{stopped}: remove the run that it was, and start again") from stopped
     print_tables(figures)
     if json_file:
         aside = json_file.with_name(f".{json_file.name}.writing")
