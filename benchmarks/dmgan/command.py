@@ -68,6 +68,12 @@ def named_checkpoints(_context: click.Context, _parameter: click.Parameter, text
     type=click.Path(exists=True, path_type=Path),
     help="A TorchScript network to take Fréchet's distance over, such as Inception.",
 )
+@click.option(
+    "--trained",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="The run of a dcgan or cyclegan that learnt these data, instead of training one.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out files that cannot be used.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures here."
@@ -83,6 +89,7 @@ def dmgan(
     seeds: int,
     private: dict[str, Any],
     network: Path | None,
+    trained: tuple[Path, ...],
     skip_bad: bool,
     json_file: Path | None,
 ) -> None:
@@ -94,20 +101,26 @@ def dmgan(
     from benchmarks.dmgan.features import pyramid_bands, scripted
     from benchmarks.dmgan.runs import Plan
     from benchmarks.dmgan.tables import measure
+    from export import BuildError
+    from export.chain import by_model
     from training import CheckpointError
     from training.data import DataError
     from training.federated.privacy import check_fields
+    from training.fit import Interrupted
 
     try:
         check_fields(private)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    plan = Plan(data, out, preset, steps, skip_bad, prior, others, click.echo)
     features, name = (scripted(network), network.stem) if network else (pyramid_bands, "bands of a pyramid")
     try:
+        given = by_model(trained, ["dcgan", "cyclegan"])
+        plan = Plan(data, out, preset, steps, skip_bad, prior, others, given, click.echo)
         figures = {**measure(plan, sites, seeds, private, features), "features": name}
-    except (CheckpointError, DataError, FloatingPointError, OSError, ValueError) as error:
+    except (BuildError, CheckpointError, DataError, FloatingPointError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    except Interrupted as stopped:
+        raise click.ClickException(f"{stopped}: remove the run that it was, and start again") from stopped
     print_tables(figures)
     if json_file:
         aside = json_file.with_name(f".{json_file.name}.writing")
@@ -140,10 +153,10 @@ def print_tables(figures: dict[str, Any]) -> None:
         table.add_row(f"theirs: {name}", f"{value:.2f}", f"{paper.decrease(name):.2f} %", "", "40")
     each(table, ours, lambda row: ("", "", f"{row['distance']:.3f}", str(row["count"])))
     console.print(table)
-    table = titled("3. Time of its own training, without that of the prior", "", "hours", "times as fast")
+    table = titled("3. Time of its own training, without that of the prior", "", "hours", "times as fast", "steps")
     for name, value in paper.HOURS.items():
-        table.add_row(f"theirs: {name}", f"{value:g}", f"{paper.speedup(name):.2f}")
-    each(table, ours, lambda row: (hours(row["training_seconds"]), ""))
+        table.add_row(f"theirs: {name}", f"{value:g}", f"{paper.speedup(name):.2f}", "")
+    each(table, ours, lambda row: (hours(row["training_seconds"]), "", str(row["steps"])))
     console.print(table)
     table = titled(
         "Do more discriminators help? The same G2, pictures and steps", "sites", "PSNR in dB", "distance", "runs"

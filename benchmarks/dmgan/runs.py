@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from serving.sampling.noise import draw
-from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, read_config
+from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, load_checkpoint, read_config, unfinished
 from training.data import DataError, open_dataset
 from training.data.unpaired import open_unpaired
 from training.family import Family
@@ -37,7 +37,8 @@ Prior = tuple[Family, str, float | None]
 class Plan:
     """``data`` as of fit. ``steps`` of every training, instead of the presets called ``preset``.
 
-    prior: of a trained pggan that learnt the data. others: by name, of such that learnt other data.
+    prior: of a trained pggan that learnt the data. others: by name, of such that learnt other data. given: of dcgan and
+    cyclegan that learnt the data, by these names.
     """
 
     data: str
@@ -47,6 +48,7 @@ class Plan:
     skip_bad: bool
     prior: Path | None
     others: Mapping[str, Path]
+    given: Mapping[str, Path]
     say: Callable[[str], object]
 
     def fields(self, **others: Any) -> dict[str, Any]:
@@ -86,12 +88,15 @@ def split(plan: Plan) -> tuple[Part, Part]:
 
 
 def trained(family: Family, dataset: Dataset[Any], out: Path, plan: Plan, seed: int = 0) -> tuple[Family, float]:
-    """The trained model and the seconds it took; of one that is there already, those it took then."""
-    try:
-        found, _ = load_checkpoint(out)
+    """The trained model and the seconds it took; of one that is there already, those it took then.
+
+    Raises CheckpointError if one is there that is not whole, or of another preset.
+    """
+    if any(out.glob(CONFIGS)):
+        found, config = load_checkpoint(out)
+        if found.preset != family.preset or unfinished(found, config) or not (out / TIMED).is_file():
+            raise CheckpointError(f"{out} holds another training, or one that is not through: name another --out")
         return found, float(json.loads((out / TIMED).read_text()))
-    except (CheckpointError, OSError):
-        pass
     plan.say(f"training {out.name}")
     began = time.perf_counter()
     fit(family, dataset, Run(out, {"preset_name": plan.preset}, seed, checkpoint_every=10**9, preview_every=10**9))
@@ -177,17 +182,31 @@ def drawn(family: Family, count: int) -> Tensor:
     return pictures
 
 
-def others(plan: Plan, learnt: Part, held_out: Part) -> dict[str, tuple[Tensor, float] | str]:
-    """Pictures of DCGAN and CycleGAN, as many as are held out, and the seconds of their training; or why not."""
-    dcgan, seconds = trained(untrained("dcgan", plan.fields(), plan.preset), learnt, plan.out / "dcgan", plan)
-    found: dict[str, tuple[Tensor, float] | str] = {"DCGAN": (drawn(dcgan, len(held_out)), seconds)}
+def given_or_trained(name: str, dataset: Dataset[Any], plan: Plan) -> tuple[Family, float | None]:
+    if name not in plan.given:
+        return trained(untrained(name, plan.fields(), plan.preset), dataset, plan.out / name, plan)
+    model, config = load_checkpoint(plan.given[name])
+    if model.preset.size != plan.size or (so_far := unfinished(model, config)):
+        state = f"draws {model.preset.size} pixels" if model.preset.size != plan.size else f"was trained to {so_far}"
+        raise CheckpointError(
+            f"{plan.given[name]} {state}; wanted is a {name} of {plan.size} pixels whose training is through"
+        )
+    return model, seconds_in(plan.given[name])
+
+
+def others(plan: Plan, learnt: Part, held_out: Part) -> dict[str, tuple[Family, Tensor, float | None] | str]:
+    """DCGAN and CycleGAN, as many pictures as are held out, and the seconds of the training; or why not."""
+    dcgan, seconds = given_or_trained("dcgan", learnt, plan)
+    found: dict[str, tuple[Family, Tensor, float | None] | str] = {
+        "DCGAN": (dcgan, drawn(dcgan, len(held_out)), seconds)
+    }
     try:
         kinds = open_unpaired(plan.data, plan.size, "train", plan.skip_bad)
         unseen = open_unpaired(plan.data, plan.size, "validation", plan.skip_bad)
     except DataError as error:
         return {**found, "CycleGAN": f"not run: {str(error).splitlines()[0]}"}
-    cyclegan, seconds = trained(untrained("cyclegan", plan.fields(), plan.preset), kinds, plan.out / "cyclegan", plan)
+    cyclegan, seconds = given_or_trained("cyclegan", kinds, plan)
     sources = torch.stack([unseen.a[k % len(unseen.a)]["image"] for k in range(min(len(held_out), len(unseen.a)))])
     with torch.no_grad():
         (pictures,) = cyclegan.finish(torch.zeros(len(sources), 1, 1, 1), (sources / 2 + 0.5).clamp(0, 1))
-    return {**found, "CycleGAN": (pictures, seconds)}
+    return {**found, "CycleGAN": (cyclegan, pictures, seconds)}

@@ -41,6 +41,7 @@ def measure(
         pictures = pairs.conditions / 2 + 0.5
         rows[f"mGANprior of {name}"] = judged(pictures, truth, real, features) | {
             "training_seconds": prior[2],
+            "steps": sum(prior[0].preset.steps),
             "seconds_a_picture": seconds / len(held_out) if seconds > 1 else None,
         }
     prior = found_priors[THE_DATA]
@@ -51,7 +52,10 @@ def measure(
 
     def run(count: int, seed: int, noise: Mapping[str, Any]) -> dict[str, Any]:
         model, seconds = refined(plan, pairs, learnt, prior[1], count, seed, noise)
-        return judged(refine(model, sought.conditions), truth, real, features) | {"training_seconds": seconds}
+        return judged(refine(model, sought.conditions), truth, real, features) | {
+            "training_seconds": seconds,
+            "steps": sum(model.preset.steps),
+        }
 
     for count in counts:
         try:
@@ -64,8 +68,14 @@ def measure(
         if isinstance(outcome, str):
             rows[name] = outcome
         else:
-            distance = frechet(features(outcome[0]), real)
-            rows[name] = {"psnr": None, "distance": distance, "training_seconds": outcome[1], "count": len(outcome[0])}
+            model, pictures, took = outcome
+            rows[name] = {
+                "psnr": None,
+                "distance": frechet(features(pictures), real),
+                "training_seconds": took,
+                "steps": sum(model.preset.steps),
+                "count": len(pictures),
+            }
     return {
         "data": learnt.reading.get("layout") or Path(plan.data).name,
         "steps": plan.steps,

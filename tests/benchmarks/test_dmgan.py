@@ -67,17 +67,20 @@ class TestCommand:
         assert figures["sites"]["1"][0]["psnr"] != figures["sites"]["1"][1]["psnr"], "two seeds are two runs"
         assert {"mGANprior of phantoms", "mGANprior of the data", "DCGAN", "CycleGAN"} == figures["rows"].keys()
         assert str(tmp_path) not in json.dumps(figures)
+        assert figures["rows"]["DCGAN"]["steps"] == figures["sites"]["2"][0]["steps"] == 2
         for told in (
             "theirs: mGANprior_bird",
             "ours: mGANprior of the data",
             "theirs: dm-GAN",
             "other data, not to be",
         ):
-            assert told in result.output
+            assert told in " ".join(result.output.split())
         kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("model.safetensors")}
         again = CliRunner().invoke(main, asked)
         assert again.exit_code == 0, again.output
         assert {file: file.stat().st_mtime_ns for file in kept} == kept, "what is there is not trained again"
+        other = CliRunner().invoke(main, [word if word != "2" else "3" for word in asked])
+        assert "holds another training, or one that is not through: name another --out" in other.output
 
     @pytest.mark.parametrize(
         ("more", "message"),

@@ -364,7 +364,7 @@ class TestAway:
             tmp_path / "kits" / "server",
             terms(),
             2,
-            5.0,
+            60.0,
             said.append,
             lost=lambda: lost(processes, tmp_path),
         ) as panel:
