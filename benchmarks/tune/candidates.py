@@ -1,15 +1,17 @@
 """What can be chosen between: bundles of a model, and of each the solvers and steps that it takes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.evaluation.pairs import EvaluationError
 from export.build import build
 from export.options import Options
-from serving.bundle import Bundle, BundleError, bundle_folder, load_bundle
+from serving.bundle import PARITY, Bundle, BundleError, bundle_folder, load_bundle, read_json
 from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
-from training.checkpoint import load_checkpoint
+from training import CheckpointError
+from training.checkpoint import load_checkpoint, shipped_checkpoint
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,33 @@ def built(model: str, checkpoint: Path, folder: Path, options: Options) -> Held:
         pass
     build(model, checkpoint, place, options)
     return held(place, model)
+
+
+def same_weights(held: Held, checkpoint: Path | None) -> Path:
+    """The checkpoint that a bundle was built of, where it is still there, or medgen's own if it is that.
+
+    Raises EvaluationError if it is neither, and what is given has other weights.
+    """
+    wanted, places = held.bundle.manifest.checkpoint.get("digest"), [checkpoint] if checkpoint else []
+    if checkpoint is None:
+        with suppress(OSError, ValueError, KeyError):
+            places.append(Path(read_json((held.bundle.folder / PARITY).read_bytes())["checkpoint"]))
+        with suppress(CheckpointError):
+            places.append(shipped_checkpoint(held.model))
+    for place in places:
+        with suppress(CheckpointError):
+            if load_checkpoint(place)[1]["digest"] == wanted:
+                return place
+    tried = f"{checkpoint} is not" if checkpoint else "name with --checkpoint"
+    raise EvaluationError(f"{tried} what the bundle of {held.repository} was built of: weights of sha256 {wanted}")
+
+
+def labelled(held: Held, first: Held) -> Held:
+    """Says so if it has other weights than the first, and is no student."""
+    weights = [each.bundle.manifest.checkpoint.get("digest") for each in (held, first)]
+    if held.bundle.manifest.student or weights[0] == weights[1]:
+        return held
+    return replace(held, label=f"{held.label} of other weights")
 
 
 def ladders(bundles: Sequence[Held], solvers: Sequence[str], steps: Sequence[int]) -> Iterator[list[Candidate]]:

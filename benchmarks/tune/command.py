@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from benchmarks.tune.tune import Answer
 
 STEPS = "64,32,20,16,12,8,6,4"
-NOT_TIMED = "seconds are those of the fastest part of each on this machine, with whatever else it did"
+NOT_TIMED = (
+    "seconds are those of the fastest part of each on this machine, with whatever else it did, and where samples were "
+    "kept those of the run that drew them"
+)
 
 
 def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, ...]:
@@ -67,7 +70,7 @@ def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     type=FOLDER,
     help="A student's checkpoint, to build and choose from; repeat.",
 )
-@click.option("--checkpoint", type=FOLDER, help="What --target and --precision build.  [default: medgen's own]")
+@click.option("--checkpoint", type=FOLDER, help="What --target and --precision build; the bundle's own weights.")
 @click.option(
     "--target", "targets", multiple=True, type=click.Choice(TARGETS), help="An engine to build and choose from; repeat."
 )
@@ -152,7 +155,7 @@ def _tune(
     from benchmarks.evaluation.report import write
     from benchmarks.evaluation.similarity import Lpips
     from benchmarks.tune.apply import apply
-    from benchmarks.tune.candidates import Candidate, held, ladders
+    from benchmarks.tune.candidates import Candidate, held, labelled, ladders
     from benchmarks.tune.drawing import Drawer
     from benchmarks.tune.gate import Limits
     from benchmarks.tune.tune import Judge, published, tuned
@@ -180,7 +183,8 @@ def _tune(
     except ValueError as error:
         raise EvaluationError(f"the reference's {error}") from None
     bundles = [own, *(held(each, model) for each in asked["also"])]
-    bundles += _built(model, out, asked["checkpoint"], asked["students"], asked["targets"], asked["precisions"])
+    bundles += _built(first, out, asked["checkpoint"], asked["students"], asked["targets"], asked["precisions"])
+    bundles = [bundles[0], *(labelled(each, first) for each in bundles[1:])]
     cache, limits = Cache(out / "cache"), Limits(rms=rms, dice=dice, kernel=margin)
     real = _real(data or manifest.checkpoint.get("data"), manifest, count, seed, skip_bad)
     with Drawer(cache, real) as drawer:
@@ -206,28 +210,28 @@ def _tune(
 
 
 def _built(
-    model: str,
+    first: "Held",
     out: Path,
     checkpoint: Path | None,
     students: tuple[Path, ...],
     targets: tuple[str, ...],
     precisions: tuple[str, ...],
 ) -> "list[Held]":
-    from benchmarks.tune.candidates import built
-    from training.checkpoint import shipped_checkpoint
+    """Bundles of the students and, if an engine or precision is asked for, of the reference's own weights."""
+    from benchmarks.tune.candidates import built, same_weights
 
     every = [
         Options(target=target, precision=precision)
         for target in targets or ("onnx",)
         for precision in precisions or ("fp32",)
     ]
-    found = [built(model, student, out / "built", options) for student in students for options in every]
+    found = [built(first.model, student, out / "built", options) for student in students for options in every]
     if targets or precisions:
-        trained = checkpoint or shipped_checkpoint(model)
+        trained = same_weights(first, checkpoint)
         found += [
-            built(model, trained, out / "built", options)
+            built(first.model, trained, out / "built", options)
             for options in every
-            if (options.target, options.precision) != ("onnx", "fp32")
+            if (options.target, options.precision) != (first.bundle.manifest.target["name"], "fp32")
         ]
     return found
 

@@ -38,6 +38,7 @@ class Drawer:
     def __init__(self, cache: Cache, given: Pairs) -> None:
         self._cache, self._given = cache, given
         self._clients: dict[Path, LocalClient] = {}
+        self._warm: set[Path] = set()
         self._stack = ExitStack()
         self._line = NowAndThen()
 
@@ -70,7 +71,7 @@ class Drawer:
         condition = self._condition(candidate, seeds)
         asked: dict[str, Any] = {"solver": candidate.solver, "steps": candidate.steps, "condition": condition}
         try:
-            client.shapes(model)  # opens it, which is not a sample's cost
+            self._warm_up(candidate, seeds, asked)
             since = time.perf_counter()
             samples = client.sample(model, seeds=seeds, **asked)
             seconds = time.perf_counter() - since
@@ -78,6 +79,14 @@ class Drawer:
             raise EvaluationError(f"{candidate.name}: {error}") from error
         pairs = of_samples(_with_picture(samples), candidate.name)
         return {"images": pairs.images, "masks": pairs.masks, "seconds": np.array(seconds)}
+
+    def _warm_up(self, candidate: Candidate, seeds: range, asked: dict[str, Any]) -> None:
+        """Engines are opened, and some compiled for a batch, when they are first used: that is no sample's cost."""
+        student = candidate.held.bundle.manifest.student
+        if candidate.held.repository not in self._warm:
+            few = {**asked, "steps": student.steps if student else 1}
+            self._client(candidate).sample(candidate.held.model, seeds=seeds, **few)
+            self._warm.add(candidate.held.repository)
 
     def _client(self, candidate: Candidate) -> LocalClient:
         place = candidate.held.repository

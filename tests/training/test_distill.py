@@ -62,15 +62,15 @@ class Toy(Denoiser):
         return (sample,)
 
 
-def toy(schedule: Schedule) -> Toy:
+def toy(schedule: Schedule, spread: float = SPREAD) -> Toy:
     """The posterior mean of normal data, as the schedule's prediction."""
     solver = "euler" if schedule.process == "flow" else "ddim"
     made = Toy(Preset(1, schedule, None, solver, 4, 64, (1,), 1e-3, "constant", 0.0, 0.0))
     for place in range(4 * (T - 1) + 1):
         t = torch.tensor([place / 4])
         alpha, sigma = (each.item() for each in levels(schedule, t if schedule.process == "flow" else t.long()))
-        x0 = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
-        noise = sigma / (alpha**2 * SPREAD**2 + sigma**2)
+        x0 = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
+        noise = sigma / (alpha**2 * spread**2 + sigma**2)
         out = {"v": alpha * noise - sigma * x0, "epsilon": noise, "velocity": x0 - noise}[schedule.prediction]
         made.denoiser.weight.data[place] = out
     return made
@@ -106,12 +106,7 @@ def test_a_student_of_a_linear_teacher_becomes_it(schedule: Schedule) -> None:
 
 def test_a_student_of_an_exact_teacher_has_nothing_to_learn() -> None:
     """Of data that are all 0, every step of DDIM, however long, is exact."""
-    global SPREAD
-    before, SPREAD = SPREAD, 0.0
-    try:
-        teacher = toy(SCHEDULES["v"])
-    finally:
-        SPREAD = before
+    teacher = toy(SCHEDULES["v"], spread=0.0)
     student = student_of(teacher, plan(teacher, {"digest": "0" * 64}, 4), 1, {})
     loss = student.loss("distillation", {"image": torch.zeros(64, 1, 1, 1)}, torch.Generator().manual_seed(1))
     assert loss < 1e-10

@@ -11,11 +11,14 @@ from tiny import contents, write_tiny_bundle
 from tiny_texture import TEXTURE
 
 from benchmarks.__main__ import main
+from benchmarks.evaluation.pairs import EvaluationError
 from benchmarks.tune import command
+from benchmarks.tune.candidates import held, labelled, same_weights
 from export.build import prepare_repository
 from export.report import facts_of
 from serving.bundle import MANIFEST, Student, bundle_folder, load_bundle, seal
 from serving.client import LocalClient
+from training.checkpoint import load_checkpoint, shipped_checkpoint
 
 COUNT = 64
 ASKED = ("--data", "phantom:32", "--reference-solver", "ddim", "--reference-steps", 60, "--count", COUNT)
@@ -120,3 +123,20 @@ def test_what_cannot_be_tuned_is_said(repository: Path, tmp_path: Path) -> None:
     assert "'a,b' is not a list of numbers" in run(*asked, "--steps", "a,b", fails=True)
     changed(bundle_folder(repository, "pig"), precision="bf16")
     assert "of bf16; the reference is the trained model in fp32" in run(*asked, *ASKED, fails=True)
+
+
+def test_other_weights_are_not_taken_for_the_bundles(repository: Path, tmp_path: Path) -> None:
+    """What is built to be tried is of the weights that the bundle has, and not of those that happen to be there."""
+    first = held(repository, "pig", "")
+    with pytest.raises(EvaluationError, match=r"name with --checkpoint what the bundle of .* was built of"):
+        same_weights(first, None)
+    shipped = shipped_checkpoint("pig")
+    with pytest.raises(EvaluationError, match=f"{shipped} is not what the bundle of"):
+        same_weights(first, shipped)
+    digest = load_checkpoint(shipped)[1]["digest"]
+    changed(bundle_folder(repository, "pig"), checkpoint={"digest": digest})
+    own = held(repository, "pig", "")
+    assert same_weights(own, None) == shipped
+    other = held(repository_of(tmp_path / "other"), "pig")
+    assert labelled(other, own).label == "onnx fp32 of other weights"
+    assert labelled(own, own) == own
