@@ -39,6 +39,10 @@ def read_folder(folder: Path, scheduler: Path | None) -> Found:
         raise CheckpointError(f"{folder} has neither {INDEX} nor config.json: it is no folder of diffusers'")
     denoiser = read_network(where[DENOISER], DENOISERS)
     autoencoder = read_network(where[AUTOENCODER], AUTOENCODERS) if AUTOENCODER in where else None
+    if autoencoder is not None and (autoencoder.config.get("latents_mean") or autoencoder.config.get("latents_std")):
+        raise CheckpointError(
+            f"{where[AUTOENCODER]} has latents_mean and latents_std; medgen scales by one number alone"
+        )
     sampling: Sampling = from_diffusers(read_object(scheduler), str(scheduler))
     size = denoiser.config.get("sample_size")
     files = {f"{name}/{file.name}": file for name in where for file in sorted(where[name].glob("*.safetensors"))}

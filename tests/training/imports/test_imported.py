@@ -78,6 +78,13 @@ class TestDiffusers:
         assert '"clip": 2.0' in result.output
         assert str(tmp_path) not in json.dumps(config)
 
+    def test_latents_that_are_scaled_one_by_one_are_refused(self, tmp_path):
+        diffusers_pipeline(tmp_path / "theirs", vae=True)
+        file = tmp_path / "theirs/vae/config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "latents_mean": [0.5]}))
+        assert "latents_mean" in run(tmp_path / "theirs", tmp_path / "run", *SAID).output
+        assert not (tmp_path / "run").exists()
+
     def test_channels_that_are_not_drawn_are_said(self, tmp_path):
         diffusers_pipeline(tmp_path / "theirs", in_channels=3, out_channels=3)
         said = run(tmp_path / "theirs", tmp_path / "run", *SAID).output
