@@ -372,6 +372,8 @@ class TestAway:
                 process.start()
             yield panel, processes, said, tmp_path
         end(processes)
+        ended = [process.exitcode for process in processes]
+        assert set(ended) <= {0, -signal.SIGKILL}, "who was left out hears of the end too"
 
     def test_a_killed_site_is_missed_and_comes_back(self, two) -> None:
         panel, processes, said, folder = two

@@ -186,6 +186,7 @@ def prepared(
 
 def simulated_site(address: str, kit: Path, folder: Path, private: Mapping[str, Any], threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which tells the sites
+    failed = False
     torch.set_num_threads(threads)
     with open(folder / "log.txt", "a", buffering=1) as log:
 
@@ -200,7 +201,8 @@ def simulated_site(address: str, kit: Path, folder: Path, private: Mapping[str, 
             run_site(address, kit, folder, open_data, noisy, PATIENCE, lambda line: print(line, file=log))
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=log)
-            raise SystemExit(1) from None
+            failed = True
+    os._exit(failed)  # all is written; the libraries under FLARE take seconds to clear up
 
 
 def lost(processes: Sequence[Any], folder: Path) -> int:

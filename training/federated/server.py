@@ -66,7 +66,7 @@ class SitesElsewhere:
 
     def __exit__(self, kind: Any, *_: object) -> None:
         self.over = True
-        tell(self.cell, "end", sorted(self.there), json.dumps({"finished": kind is None}).encode())
+        tell(self.cell, "end", sorted(self.sessions), json.dumps({"finished": kind is None}).encode())
         time.sleep(PATIENCE)  # for what is under way
         close_cell(self.cell)
 
