@@ -441,9 +441,18 @@ class SampleClient(Client):
             if not wanted or _array_of(wanted[0]) != (np.int64, (1,)):
                 return None
             zero = np.zeros((1, 1), np.int64)
-            answer = _Call(self, partial(self._send, model, {SEED: zero, wanted[0].name: zero}, {"steps": 1})).answer()
+            answer = self._told(model, {SEED: zero, wanted[0].name: zero})
             self._labels[model] = _described_condition(answer.as_numpy(PROVENANCE))
         return self._labels[model]
+
+    def _told(self, model: str, columns: Arrays) -> Any:
+        """A sample, for what is said beside it: of one step, or of its own where it takes no other or none."""
+        try:
+            return _Call(self, partial(self._send, model, columns, {"steps": 1})).answer()
+        except SamplingError as error:
+            if error.status != 400:
+                raise
+            return _Call(self, partial(self._send, model, columns, {})).answer()
 
     def models(self) -> list[str]:
         """The models that the server has loaded, chains and their stages too; raises SamplingError."""
@@ -470,12 +479,7 @@ class SampleClient(Client):
             dtype, shape = _array_of(given)
             darkest = 0 if (picture := _picture(wanting)) is None else picture.limits[0]
             columns[given.name] = np.full((1, *shape), darkest, dtype)
-        try:
-            answer = _Call(self, partial(self._send, model, columns, {"steps": 1})).answer()
-        except SamplingError as error:
-            if error.status != 400:
-                raise
-            answer = _Call(self, partial(self._send, model, columns, {})).answer()
+        answer = self._told(model, columns)
         told = {stage.model: stage.outputs[PROVENANCE] for stage in chain.stages} if chain else {model: PROVENANCE}
         facts = {stage: json.loads(answer.as_numpy(name)[0, 0]) for stage, name in told.items()}
         try:

@@ -25,6 +25,8 @@ def labels_of(asked: Sequence[int | str], condition: Condition, rows: int) -> La
 
     Each is a class's index, or its name; a text is a name if there is one like it. Raises BadRequest.
     """
+    if len(asked) > rows:
+        raise BadRequest(f"{len(asked)} values of {condition.name} were given for {rows} samples: give one for each")
     found = [index_of(label, condition) for label in asked]
     return Labels(np.resize(np.array(found, np.int64), rows)[:, None])
 

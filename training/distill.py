@@ -61,6 +61,8 @@ def plan(teacher: Family, config: Mapping[str, Any], steps: int, teacher_steps: 
     if schedule is None or process not in SOLVERS:
         does = "draws in one pass" if schedule is None else "goes down a loss"
         raise ValueError(f"{teacher.name} {does}: it has no steps that a student could take fewer of")
+    if not teacher.phases:
+        raise ValueError(f"{teacher.name} learns nothing here, and neither would a student of it")
     solver = SOLVERS[str(process)]
     its_own = config.get("student")
     taken = teacher_steps or (its_own["steps"] if its_own else SUBSTEPS * steps)

@@ -89,7 +89,8 @@ def import_command(source: Path, model: str, out: Path, fields: dict[str, Any], 
     --as cmr_...: a network of hearts in that family's layout, of MONAI GenerativeModels, diffusers or MOTFM; its classes
     may have another order.
 
-    --as pig: the files that PIG's authors' code writes, SRC of the guider, --generator of the other.
+    --as pig: the files that PIG's authors' code writes, SRC of the guider, --generator of the other. Their networks have
+    one shape: that one file was given for the other cannot be seen.
     """
     from training.checkpoint import save_checkpoint
 
@@ -119,7 +120,7 @@ def read_pig(source: Path, fields: dict[str, Any], options: dict[str, Any]) -> t
         raise CheckpointError("--generator is missing: PIG's are two files")
     if preset not in PRESETS:
         raise ValueError(f"--preset is {preset!r}; pig has {', '.join(PRESETS)}")
-    chosen = PRESETS[preset].replaced(fields)
+    chosen = PRESETS[preset].replaced({"time_embedding": "ddpm", **fields})  # the authors', whatever the preset
     assert isinstance(chosen, PigPreset)
     family, origin = import_pig(source, options["generator"], chosen)
     show("not in the files, and taken from the preset", family)

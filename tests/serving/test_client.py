@@ -167,6 +167,11 @@ def test_each_sample_has_its_condition(live: Live, client: Client) -> None:
         np.testing.assert_array_equal(together.arrays["image"][row], alone.arrays["image"][0])
 
 
+def test_more_labels_than_samples_are_refused(client: Client) -> None:
+    with pytest.raises(SamplingError, match="2 values of label were given for 1 samples"):
+        client.sample("tiny_label", 1, steps=3, label=[2, 1])
+
+
 def test_labels_are_drawn_under_by_index_and_by_name(client: Client) -> None:
     assert client.label("tiny_label") == LABEL
     assert client.label("tiny") is client.label("tiny_conditional") is client.label("cmr_flow") is None

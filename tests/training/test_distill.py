@@ -142,6 +142,8 @@ def test_numbers_that_do_not_go_together_are_refused() -> None:
         plan(tiny_family("dcgan"), known, 4)
     with pytest.raises(ValueError, match="mganprior goes down a loss"):
         plan(tiny_family("mganprior"), known, 4)
+    with pytest.raises(ValueError, match="imported learns nothing here, and neither would a student"):
+        plan(tiny_family("imported"), known, 4)
     with pytest.raises(ValueError, match="preset field 'size' is the teacher's; of a student these can be set: batch"):
         student_of(pig, plan(pig, known, 4), 1, {"size": 64})
 

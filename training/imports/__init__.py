@@ -16,6 +16,8 @@ def read_pickle(file: Path) -> tuple[Any, str]:
     Raises:
         CheckpointError: it cannot be read, or holds other objects, which would run code.
     """
+    if not file.is_file():
+        raise CheckpointError(f"{file} is not there")
     try:
         return read_published(file), file_digest(file)
     except ValueError as error:

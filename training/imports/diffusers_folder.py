@@ -45,6 +45,8 @@ def read_folder(folder: Path, scheduler: Path | None) -> Found:
         )
     sampling: Sampling = from_diffusers(read_object(scheduler), str(scheduler))
     size = denoiser.config.get("sample_size")
+    # As it is written: where it is not, the library's default is a guess.
+    latents = {} if autoencoder is None else read_object(where[AUTOENCODER] / "config.json")
     files = {f"{name}/{file.name}": file for name in where for file in sorted(where[name].glob("*.safetensors"))}
     return Found(
         format="diffusers",
@@ -52,8 +54,8 @@ def read_folder(folder: Path, scheduler: Path | None) -> Found:
         autoencoder=autoencoder,
         sampling=sampling,
         size=(size, size) if isinstance(size, int) else tuple(size) if size else None,
-        scale=autoencoder.config.get("scaling_factor") if autoencoder else None,
-        shift=(autoencoder.config.get("shift_factor") if autoencoder else None) or 0.0,
+        scale=latents.get("scaling_factor"),
+        shift=latents.get("shift_factor") or 0.0,
         sha256={name: file_digest(file) for name, file in files.items()},
     )
 

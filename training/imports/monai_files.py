@@ -44,6 +44,7 @@ def read_monai(
     elif config is None:
         raise CheckpointError(f"{source} says nothing of its network; give the bundle's inference.json with --config")
     written = read_object(config)
+    refuse_other_networks(written, config)
     denoiser = the_one(written, DENOISERS, config)
     autoencoder = the_one(written, AUTOENCODERS, config, optional=True)
     scheduler = the_one(written, tuple(MONAI_SCHEDULERS), config)
@@ -65,10 +66,47 @@ def read_monai(
         autoencoder=networks[1] if len(networks) > 1 else None,
         sampling=sampling,
         size=None,
-        scale=None,
+        scale=None if autoencoder is None else written_scale(written, config),
         shift=0.0,
         sha256=files,
     )
+
+
+def refuse_other_networks(written: Mapping[str, Any], file: Path) -> None:
+    """A network that nobody would run is a part of the model all the same."""
+    for where, part in parts_of(written):
+        target = str(part["_target_"])
+        package, _, name = target.rpartition(".")
+        by_name_alone = not package and hasattr(import_module(LIBRARIES["monai"]), name)
+        if (by_name_alone or ".networks.nets." in f"{package}.") and name not in (*DENOISERS, *AUTOENCODERS):
+            raise CheckpointError(
+                f"{file}: {where} is {target}; medgen imports DiffusionModelUNet, perhaps with AutoencoderKL, and no "
+                "other network beside them"
+            )
+
+
+def parts_of(value: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All that has a ``_target_``, with its place."""
+    if isinstance(value, dict):
+        if isinstance(value.get("_target_"), str):
+            yield where, value
+        for key, item in value.items():
+            yield from parts_of(item, f"{where}::{key}".removeprefix("::"))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from parts_of(item, f"{where}::{number}")
+
+
+def written_scale(written: Mapping[str, Any], file: Path) -> float | None:
+    """By what an inferer multiplies latents, if a number is written anywhere; ``$`` ones are the user's to say."""
+    found = {
+        where: part["scale_factor"]
+        for where, part in [("the config", written), *parts_of(written)]
+        if isinstance(part.get("scale_factor"), int | float)
+    }
+    if len({*found.values()}) > 1:
+        raise CheckpointError(f"{file} has several scale_factor: {', '.join(f'{w} {s}' for w, s in found.items())}")
+    return next(map(float, found.values()), None)
 
 
 Part = tuple[str, str, str, dict[str, Any]]

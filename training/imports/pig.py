@@ -68,4 +68,6 @@ def import_pig(guider: Path, generator: Path, preset: PigPreset) -> tuple[Pig, d
             raise CheckpointError(f"{file} holds a {type(weights).__name__}; it must be a state dict, or a list of one")
         network = getattr(pig, name)
         network.load_state_dict(renamed(weights, network.state_dict(), preset, file))
+    if len({*digests.values()}) == 1:
+        raise CheckpointError(f"{guider} and {generator} hold the same: guider and generator are two networks")
     return pig.eval(), {"format": "pig", "sha256": digests}

@@ -67,7 +67,9 @@ def from_diffusers(written: Mapping[str, Any], where: str) -> Sampling:
     if name in OTHERS:
         if config.get("timestep_type", "discrete") != "discrete":
             raise CheckpointError(f"{where}: timestep_type is {config['timestep_type']!r}; medgen has 'discrete' alone")
-        return Sampling(schedule_of(noise, where), None, None)
+        unheeded = [key for key in ("timestep_spacing", "steps_offset") if given.get(key)]
+        notes = tuple(f"{where}: {key} is {given[key]!r}, which medgen's solvers do not follow" for key in unheeded)
+        return Sampling(schedule_of(noise, where), None, None, notes)
     for setting, allowed in AS_IS.items():
         if setting in config and config[setting] not in allowed:
             raise CheckpointError(f"{where}: {setting} is {config[setting]!r}; medgen has {allowed[0]!r} alone")

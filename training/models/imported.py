@@ -71,6 +71,8 @@ class ImportedPreset(SteppingPreset):
             raise ValueError("a label and a mask at once are not possible: a model has one condition")
         if len(self.classes) != (expected := self.network["config"].get("num_class_embeds") or 0):
             raise ValueError(f"the network has {expected} classes, and {len(self.classes)} were named; name each once")
+        if numbers := [name for name in self.classes if name.isdecimal()]:
+            raise ValueError(f"a class is called {numbers[0]!r}; a number is a class's index: call it otherwise")
         if len(self.classes) > MOST_CLASSES:
             raise ValueError(f"the network has {len(self.classes)} classes; at most {MOST_CLASSES} are possible")
         if self.labels and self.autoencoder is not None:
@@ -95,11 +97,24 @@ def made(described: Mapping[str, Any], classes: tuple[str, ...]) -> nn.Module:
     name, library = described["class"], described["library"]
     if name not in classes:
         raise ValueError(f"{library} has no {name!r} that medgen imports; there are {', '.join(classes)}")
+    if heard := hears(described["config"]):
+        raise ValueError(f"the {name} has {heard}: it hears a text or the like, which medgen cannot give it")
     try:
         network: nn.Module = getattr(import_module(LIBRARIES[library]), name)(**described["config"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{library} makes no {name} of its config here: {error}") from error
     return network
+
+
+def hears(config: Mapping[str, Any]) -> str | None:
+    """What of a network's config is for more than the state, the time, a mask and a class; without it one with
+    cross-attention runs where the widths happen to agree, and attends to itself."""
+    blocks = [config.get("mid_block_type"), *config.get("down_block_types", ()), *config.get("up_block_types", ())]
+    for block in blocks:
+        if "CrossAttn" in str(block):
+            return str(block)
+    settings = ("with_conditioning", "encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type")
+    return next((f"{name} {config[name]!r}" for name in settings if config.get(name)), None)
 
 
 class Bare(nn.Module):

@@ -86,10 +86,17 @@ def test_another_networks_file_and_one_that_holds_objects_are_refused(tmp_path):
 
 def test_the_command_writes_a_checkpoint_that_says_where_it_is_from(tmp_path):
     torch.save([theirs(0)], tmp_path / "x.pth")
+    torch.save([theirs(1)], tmp_path / "y.pth")
     changed = {"size": 32, "widths": [8, 16], "attention": [1], "head_dim": 16, "norm_groups": 4}
     fields = [part for name, value in changed.items() for part in ("--set", f"{name}={value}")]
-    file, out = str(tmp_path / "x.pth"), tmp_path / "run"
-    command = ["import", file, "--as", "pig", "--generator", file, "--out", str(out), *fields]
+    (file, other), out = (str(tmp_path / name) for name in ("x.pth", "y.pth")), tmp_path / "run"
+    command = ["import", file, "--as", "pig", "--out", str(out), *fields, "--generator"]
+    assert "hold the same: guider and generator are two networks" in CliRunner().invoke(main, [*command, file]).output
+    command.append(other)
+    small = [*command, "--preset", "small"]
+    small[small.index("--out") + 1] = str(tmp_path / "small")
+    assert CliRunner().invoke(main, small).exit_code == 0
+    assert load_checkpoint(tmp_path / "small")[0].preset.time_embedding == "ddpm"
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     pig, config = load_checkpoint(out)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, UNet2DConditionModel
-from foreign import MONAI_SCHEDULER, SIZE, diffusers_pipeline, monai_bundle, shaken, states
+from foreign import MONAI_SCHEDULER, MONAI_UNET, SIZE, diffusers_pipeline, monai_bundle, shaken, states
 from monai.networks.schedulers import DDIMScheduler as MonaiDDIM
 from torch import Tensor
 
@@ -120,6 +120,10 @@ class TestDiffusers:
         PNDMScheduler(trained_betas=np.linspace(0.01, 0.02, 1000)).save_pretrained(tmp_path / "theirs/scheduler")
         theirs, out = tmp_path / "theirs", tmp_path / "run"
         assert "--solver" in run(theirs, out, *SAID).output
+        written = theirs / "scheduler/scheduler_config.json"
+        written.write_text(json.dumps({**json.loads(written.read_text()), "timestep_spacing": "trailing"}))
+        said = run(theirs, tmp_path / "noted", *SAID, "--solver", "ddim").output
+        assert "timestep_spacing is 'trailing', which medgen's solvers do not follow" in said
         preset = imported(tmp_path / "theirs", tmp_path / "run", "--solver", "dpmpp_2m").preset
         assert (preset.default_solver, preset.schedule.kind, len(preset.schedule.betas)) == ("dpmpp_2m", "betas", 1000)
 
@@ -153,10 +157,35 @@ class TestDiffusers:
             expected = network(noise, t, None).sample
             torch.testing.assert_close(family.denoiser(noise, t), expected, rtol=0, atol=1e-5)
 
+    def test_one_that_hears_a_text_is_refused_even_where_it_would_run(self, tmp_path):
+        """Of equal widths: without a text its attention would turn to the picture."""
+        diffusers_pipeline(tmp_path / "theirs")
+        shutil.rmtree(tmp_path / "theirs/unet")
+        blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
+        options = {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, "mid_block_type": None}
+        network = UNet2DConditionModel(SIZE, 1, 1, **blocks, **options, cross_attention_dim=8, attention_head_dim=8)
+        network.save_pretrained(tmp_path / "theirs/unet")
+        index = json.loads((tmp_path / "theirs/model_index.json").read_text())
+        index["unet"] = ["diffusers", "UNet2DConditionModel"]
+        (tmp_path / "theirs/model_index.json").write_text(json.dumps(index))
+        said = run(tmp_path / "theirs", tmp_path / "run", *SAID).output
+        assert "the UNet2DConditionModel has CrossAttnDownBlock2D: it hears a text" in said
+
+    def test_a_scale_that_is_not_written_is_asked_for(self, tmp_path):
+        """The library would take 0.18215, which is another model's."""
+        diffusers_pipeline(tmp_path / "theirs", vae=True)
+        file = tmp_path / "theirs/vae/config.json"
+        written = json.loads(file.read_text())
+        del written["scaling_factor"]
+        file.write_text(json.dumps(written))
+        assert "--scale" in run(tmp_path / "theirs", tmp_path / "run", *SAID).output
+        assert imported(tmp_path / "theirs", tmp_path / "run", "--scale", "0.5").preset.scale == 0.5
+
     def test_a_class_that_the_network_is_told(self, tmp_path):
         pipeline = diffusers_pipeline(tmp_path / "theirs", num_class_embeds=3)
         assert "--classes" in run(tmp_path / "theirs", tmp_path / "run", *SAID).output
         assert "has 3 classes, and 2" in run(tmp_path / "theirs", tmp_path / "run", *SAID, "--classes", "a,b").output
+        assert "a class is called '1'" in run(tmp_path / "theirs", tmp_path / "run", *SAID, "--classes", "1,2,5").output
         family = imported(tmp_path / "theirs", tmp_path / "run", "--classes", "BI-RADS 1,BI-RADS 2,BI-RADS 5")
         assert (family.condition.dtype, family.condition.labels[2]) == ("int64", "BI-RADS 5")
         (noise, t), labels = states(), torch.tensor([2, 0, 1])
@@ -260,6 +289,11 @@ class TestMonai:
             ({"image_dim": "@spatial_dims"}, "lead round in circles"),
             ({"image_dim": 3}, "spatial_dims is 3"),
             ({"other": {"_target_": "DiffusionModelUNet"}}, "it has network_def, other"),
+            ({"vq": {"_target_": "monai.networks.nets.VQVAE"}}, "vq is monai.networks.nets.VQVAE; medgen imports"),
+            ({"parts": [{"_target_": "ControlNet"}]}, "parts::0 is ControlNet; medgen imports"),
+            ({"third": {"_target_": "generative.networks.nets.vqvae.VQVAE"}}, "third is generative"),
+            ({"inferer": {"_target_": "LatentDiffusionInferer", "scale_factor": 0.3}}, "--scale is 1.3; the files say"),
+            ({"network_def": {**MONAI_UNET, "with_conditioning": True, "cross_attention_dim": 16}}, "hears a text"),
             ({"noise_scheduler": {**MONAI_SCHEDULER, "eta": 1}}, "has 'eta'; medgen knows"),
             ({"noise_scheduler": {**MONAI_SCHEDULER, "_disabled_": True}}, "_disabled_"),
             ({"noise_scheduler": {**MONAI_SCHEDULER, "clip_sample": True, "clip_sample_min": 0}}, "clips evenly"),
