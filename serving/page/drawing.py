@@ -30,7 +30,7 @@ class CancelledError(Exception):
 
 
 class Drawing:
-    """Draws by a thread of its own. ``cancel`` ends it, and what the server has in flight for it, at the next step."""
+    """Draws by a thread of its own. ``cancel`` ends it, and soon what the server has in flight for it."""
 
     def __init__(self, server: Server, settings: Settings) -> None:
         self._settings = settings

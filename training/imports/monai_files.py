@@ -170,7 +170,7 @@ def read_network(
         settings = {RENAMED.get(setting, setting): value for setting, value in settings.items()}
         settings.pop("use_flash_attention", None)
     if has_unused(weights) and "include_fc" not in settings:
-        settings["include_fc"] = bool(settings.get("with_conditioning", False))  # transformers end with one
+        settings["include_fc"] = False  # only transformers end with one, and networks with those are refused
     kind = getattr(import_module(LIBRARIES["monai"]), name)
     refuse_unknown(settings, kind, field)
     if settings.get("spatial_dims") != 2:

@@ -2,6 +2,7 @@
 
 import html
 import shlex
+import time
 import zipfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from serving.page.drawing import CancelledError, Drawing, Drawn
 from serving.page.pictures import tile, what_is_seen
 from serving.page.settings import LAST_SEED, Server, Settings, WrongSettingError, read_settings
 from serving.sample_set import Samples
+from serving.sampling.loop import ASK_SECONDS
 from serving.writers.pictures import PALETTE
 from serving.writers.sample_folder import write_samples
 
@@ -149,4 +151,5 @@ def test_who_cancels_ends_it_on_the_server_too(live: Live) -> None:
         drawing.cancel()
         with pytest.raises(CancelledError, match="Cancelled, with 0 of 16 samples drawn"):
             drawing.result()
+        time.sleep(ASK_SECONDS)
     eventually(lambda: live.metric("medgen_rows_cancelled_total", "tiny_gated") - before == 16, "all have left")

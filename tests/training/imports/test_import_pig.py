@@ -93,7 +93,7 @@ def test_the_command_writes_a_checkpoint_that_says_where_it_is_from(tmp_path):
     command = ["import", file, "--as", "pig", "--out", str(out), *fields, "--generator"]
     assert "hold the same: guider and generator are two networks" in CliRunner().invoke(main, [*command, file]).output
     command.append(other)
-    small = [*command, "--preset", "small"]
+    small = [*command, "--preset", "small", "--set", "layers=2"]
     small[small.index("--out") + 1] = str(tmp_path / "small")
     assert CliRunner().invoke(main, small).exit_code == 0
     assert load_checkpoint(tmp_path / "small")[0].preset.time_embedding == "ddpm"
