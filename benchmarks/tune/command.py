@@ -58,7 +58,8 @@ def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 @click.option("--reference-solver", help="[default: the paper's]")
 @click.option("--reference-steps", type=click.IntRange(1), help="[default: the paper's]")
 @click.option(
-    "--data", help="Real pairs, as for quality.  [default: what the model learnt, of patients it has not seen]"
+    "--data",
+    help="Real pairs, as for quality.  [default: what the model learnt; where patients are known, those held out]",
 )
 @click.option(
     "--also", multiple=True, type=FOLDER, help="Another repository with a bundle of the model to choose from; repeat."
@@ -91,10 +92,8 @@ def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 )
 @click.option(
     "--count",
-    default=128,
-    show_default=True,
     type=click.IntRange(4),
-    help="Samples of each; as many again confirm the winner.",
+    help="Samples of each; as many again confirm the winner.  [default: 128, or 300 where the reference draws noise]",
 )
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="The first sample's, and of resampling."
@@ -118,7 +117,7 @@ def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     default=0.25,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Of the kernel distance, as a share of the reference's own or of the real images' floor.",
+    help="Of the kernel distance, as a share of what two halves of the real images may have.",
 )
 @FEATURES
 @LPIPS
@@ -146,7 +145,7 @@ def tune(applies: bool, **asked: Any) -> None:
 
 def _tune(
     applies: bool, *, model: str, out: Path, repository: Path, reference: Path | None, data: str | None,
-    count: int, seed: int, rms: float, dice: float, margin: float, files: tuple[tuple[str, Path], ...],
+    count: int | None, seed: int, rms: float, dice: float, margin: float, files: tuple[tuple[str, Path], ...],
     lpips: Path | None, skip_bad: bool, solvers: tuple[str, ...], steps: tuple[int, ...], **asked: Any,
 ) -> None:  # fmt: skip
     from benchmarks.evaluation.cache import Cache
@@ -160,7 +159,7 @@ def _tune(
     from benchmarks.tune.gate import Limits
     from benchmarks.tune.tune import Judge, published, tuned
     from serving.bundle import bundle_folder
-    from serving.sampling.solvers import solver_table, solvers_for
+    from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
 
     own = held(repository, model, "")
     first = own if reference is None else held(reference, model)
@@ -171,6 +170,9 @@ def _tune(
             f"the bundle of {first.repository} is {kind}; the reference is the trained model in fp32: name a "
             "repository that holds it with --reference"
         )
+    condition = manifest.condition
+    if not any(output.labels for output in manifest.outputs) and (condition is None or condition.is_label):
+        raise EvaluationError(f"{model} draws pictures alone; tune compares pairs of a mask and a picture")
     assert manifest.schedule is not None
     if unknown := {*solvers} - {*solvers_for(manifest.schedule)}:
         raise EvaluationError(f"--solver {min(unknown)}: {model} takes {', '.join(solvers_for(manifest.schedule))}")
@@ -182,6 +184,8 @@ def _tune(
         solver_table(solver, manifest.schedule, most)
     except ValueError as error:
         raise EvaluationError(f"the reference's {error}") from None
+    # Without the noise of one seed in common, fewer say nothing of shapes.
+    count = count or (300 if SOLVERS[solver].stochastic else 128)
     bundles = [own, *(held(each, model) for each in asked["also"])]
     bundles += _built(first, out, asked["checkpoint"], asked["students"], asked["targets"], asked["precisions"])
     bundles = [bundles[0], *(labelled(each, first) for each in bundles[1:])]
@@ -248,6 +252,10 @@ def _real(data: str | None, manifest: Any, count: int, seed: int, skip_bad: bool
     if labels is None:
         labels = manifest.condition.labels if manifest.condition else ()
     split = "validation" if has_split(source) else "all"
+    if split == "all" and data != "phantom":
+        click.echo(
+            f"{source} holds nothing out: where the model learnt from it, its own pictures are among the real ones"
+        )
     return drawn_by_patient(read_pairs(source, size, split, labels, name="real", skip_bad=skip_bad), count, seed)
 
 

@@ -32,8 +32,8 @@ class Limits:
     """Of a sample, beyond which it is bad, and of what all of them together may be worse by.
 
     rms: of an image's grey levels, whose range is 1, from the reference's of the same seed. dice: of the two masks, at
-    least. bad_rate: of samples beyond these. kernel: of the reference's own kernel distance to real images, or of what
-    two halves of the real images can show, whichever is more. ks: Kolmogorov and Smirnov's D of any feature. faults:
+    least. bad_rate: of samples beyond these. kernel: of the kernel distance that two halves of the
+    real images may have. ks: Kolmogorov and Smirnov's D of any feature. faults:
     how much larger the share of samples whose mask cannot be is.
     """
 

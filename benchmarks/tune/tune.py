@@ -21,6 +21,7 @@ from benchmarks.tune.gate import Criterion, Judged, Limits, Verdict
 from training.models import load_family
 
 Say = Callable[[str], object]
+SMALLEST = 1e-9  # floor of a kernel distance: the reference is no farther than itself whatever the floor comes to
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,8 @@ class Judge:
                 groups = self.real.groups
                 first, second = (real[np.isin(self.real.names, side.names)] for side in (one, other))
                 floor = kernel_distance(first, second, one.groups, other.groups, self.seed)
-                distance = kernel_distance(real, reference, groups, drawn.pairs.groups, self.seed)
-                scale = max(distance.value, floor.high)
-                judged.append(Judged(extractor.name, real, groups, scale))
+                # Not of the reference's own distance: the worse that is, the worse a candidate might be.
+                judged.append(Judged(extractor.name, real, groups, max(floor.high, SMALLEST)))
                 features.append(reference)
                 real_features[extractor.name] = raw
             self._known[seeds] = _Reference(drawn, judged, features, real_features, features_of(drawn.pairs))
@@ -190,8 +190,11 @@ def _as_pictures(pairs: Pairs) -> Pairs:
 def tuned(judge: Judge, ladders: Sequence[Sequence[Candidate]], seed: int, count: int, say: Say) -> Answer:
     """The reference first; of each ladder, from the costliest down, up to the first that is not accepted.
 
-    Below that nothing is tried: a fixed order that ends at the first failure needs no correction for its length. Of
-    those that passed the fastest is drawn once more, with as many seeds that nobody has seen.
+    Below that nothing is tried: a fixed order that ends at the first failure needs no correction for its length. That
+    holds within one ladder; over several it is the confirmation that keeps the rate. Of those that passed the
+    fastest is drawn once more, with as many seeds that nobody has seen (a model under masks gets the same real masks
+    again). It and the reference are then timed anew, in turn, as what is in the cache may be of another day; one that
+    is no faster is refused.
     """
     seeds, fresh = range(seed, seed + count), range(seed + count, seed + 2 * count)
     reference = judge.trial(judge.reference, seeds)
@@ -215,7 +218,11 @@ def tuned(judge: Judge, ladders: Sequence[Sequence[Candidate]], seed: int, count
         answer.winner = min(passed, key=lambda trial: trial.drawn.seconds)
         answer.confirmed = judge.trial(answer.winner.candidate, fresh)
         say(f"on fresh seeds: {_line(answer.confirmed)}")
-        answer.evidence = _evidence(judge, reference, answer.winner, answer.confirmed, seeds, fresh)
+        timed = judge.drawer.timed([judge.reference, answer.winner.candidate], fresh)
+        answer.evidence = _evidence(judge, reference, answer.winner, answer.confirmed, seeds, fresh, timed)
+        if not timed[1] < timed[0]:
+            slow = Criterion("time", "refused", Interval(timed[1], np.nan, np.nan), timed[0], "no faster than that")
+            answer.confirmed = replace(answer.confirmed, verdict="refused", criteria=[slow])
     return answer
 
 
@@ -231,14 +238,22 @@ def _line(trial: Trial) -> str:
 
 
 def _evidence(
-    judge: Judge, reference: Trial, winner: Trial, confirmed: Trial, seeds: range, fresh: range
+    judge: Judge,
+    reference: Trial,
+    winner: Trial,
+    confirmed: Trial,
+    seeds: range,
+    fresh: range,
+    timed: Sequence[float],
 ) -> dict[str, Any]:
+    """timed: the reference's seconds per sample, and the winner's."""
     return {
         "verdict": confirmed.verdict,
         "reference": {key: value for key, value in reference.as_json().items() if key not in ("criteria", "verdict")},
         "chosen": winner.as_json(),
         "confirmed": confirmed.as_json(),
-        "times_as_fast": reference.drawn.seconds / winner.drawn.seconds,
+        "seconds_per_sample": {"reference": timed[0], "chosen": timed[1]},
+        "times_as_fast": timed[0] / timed[1],
         "seeds": [[each.start, each.stop - 1] for each in (seeds, fresh)],
         "limits": asdict(judge.limits),
         "features": {each.name: each.identity for each in judge.extractors},

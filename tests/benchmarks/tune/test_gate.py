@@ -1,6 +1,6 @@
 """What the gate lets through, what it refuses, and when it does not know."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +64,9 @@ class Kept:
     def all(self, candidate: Candidate, seeds: range) -> Drawn:
         *_, last = self.parts(candidate, seeds)
         return last
+
+    def timed(self, candidates: Sequence[Candidate], seeds: range) -> list[float]:
+        return [candidate.steps / 1000 for candidate in candidates]
 
 
 @pytest.fixture
@@ -185,6 +188,13 @@ class TestTuned:
         assert drawer.drawn[4] == 0
         assert answer.evidence["seeds"] == [[0, COUNT - 1], [COUNT, 2 * COUNT - 1]]
         assert answer.evidence["times_as_fast"] == pytest.approx(4)
+
+    def test_a_winner_that_is_no_faster_is_refused(self, held, samples, real, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(Kept, "timed", lambda *_: [1.0, 5.0])
+        answer, _ = self.answer(held, real, {64: samples, 8: samples}, tmp_path)
+        assert (answer.winner.verdict, answer.verdict) == ("accepted", "refused")
+        assert answer.confirmed.why == "time: no faster than that"
+        assert answer.evidence["times_as_fast"] == pytest.approx(0.2)
 
     def test_a_winner_by_luck_is_not_confirmed(self, held, samples, real, tmp_path) -> None:
         images = samples.images.copy()

@@ -14,9 +14,10 @@ from benchmarks.__main__ import main
 from benchmarks.evaluation.pairs import EvaluationError
 from benchmarks.tune import command
 from benchmarks.tune.candidates import held, labelled, same_weights
+from benchmarks.tune.drawing import Drawer
 from export.build import prepare_repository
 from export.report import facts_of
-from serving.bundle import MANIFEST, Student, bundle_folder, load_bundle, seal
+from serving.bundle import MANIFEST, Output, Student, bundle_folder, load_bundle, seal
 from serving.client import LocalClient
 from training.checkpoint import load_checkpoint, shipped_checkpoint
 
@@ -54,7 +55,17 @@ def changed(folder: Path, **fields: object) -> Path:
     return folder
 
 
-def test_the_fastest_that_passes_becomes_the_default(repository: Path, tmp_path: Path) -> None:
+def test_pictures_alone_are_refused(tmp_path: Path) -> None:
+    alone = (Output("image", "float32", (1, 32, 32), 0.0, 1.0),)
+    changed(bundle_folder(repository_of(tmp_path / "alone"), "pig"), outputs=alone)
+    printed = run("--repository", tmp_path / "alone", "--out", tmp_path / "out", *ASKED, fails=True)
+    assert "pig draws pictures alone; tune compares pairs" in printed
+
+
+def test_the_fastest_that_passes_becomes_the_default(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Drawer, "timed", lambda *_: [2.0, 1.0])  # of two that are alike
     other, out = repository_of(tmp_path / "other"), tmp_path / "out"
     before = load_bundle(changed(bundle_folder(repository, "pig")))
     better = load_bundle(changed(bundle_folder(other, "pig"), precision="bf16"))
@@ -71,6 +82,7 @@ def test_the_fastest_that_passes_becomes_the_default(repository: Path, tmp_path:
     assert (tuned["verdict"], tuned["seeds"]) == ("accepted", [[0, COUNT - 1], [COUNT, 2 * COUNT - 1]])
     assert (tuned["reference"]["bundle"], tuned["chosen"]["bundle"]) == (before.digest, better.digest)
     assert {each["verdict"] for each in tuned["confirmed"]["criteria"]} == {"accepted"}
+    assert (tuned["seconds_per_sample"], tuned["times_as_fast"]) == ({"reference": 2.0, "chosen": 1.0}, 2.0)
     told = dict(facts_of(after))
     assert told["default"] == "ddim, 60 steps"
     assert re.fullmatch(
