@@ -48,13 +48,14 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             return {about: refused(error)}
         *first, last = described.stages.values()
         condition = described.condition
+        takes_files = condition is not None and not condition.is_label
         return {
             solver: _solvers(last),
             steps: _steps(last),
             mask_solver: _solvers(first[0] if first else None),
             mask_steps: _steps(first[0] if first else None),
-            files: gr.File(value=None, visible=condition is not None, label=_wanted(described)),
-            count: gr.Number(visible=condition is None),
+            files: gr.File(value=None, visible=takes_files, label=_wanted(described)),
+            count: gr.Number(visible=not takes_files),
             about: _about(described),
         }
 
@@ -210,7 +211,7 @@ def _steps(ways: Any) -> Any:
 
 def _wanted(described: Description) -> str:
     condition = described.condition
-    if condition is None:
+    if condition is None or condition.is_label:
         return "Files"
     size = " x ".join(map(str, condition.shape[1:]))
     if condition.classes is None:
@@ -222,4 +223,8 @@ def _about(described: Description) -> str:
     names = list(described.stages)
     stages = f"A chain: {' draws the mask, '.join(map(html.escape, names))} the image under it." if names[1:] else ""
     one_pass = "Draws in one pass: there are no steps." if set(described.stages.values()) == {None} else ""
-    return f"<p>{stages or one_pass}</p>" if stages or one_pass else ""
+    label = ""
+    if described.condition is not None and described.condition.is_label:
+        label = "It draws under a label, for which this page has no field: medgen sample --label draws it."
+    told = " ".join(filter(None, (stages, one_pass, label)))
+    return f"<p>{told}</p>" if told else ""
