@@ -10,7 +10,8 @@ A table has one row per network evaluation and one column per name in COLUMNS. E
 h1, h2, h3 are the latest predictions, newest first and zero to begin with; noise is standard normal.
 
 Diffusion: x_t = alpha*data + sigma*noise with alpha^2 = alphas_cumprod[t] and alpha^2 + sigma^2 = 1. The last row steps
-to clean data, alpha = 1. A flow: x_t = t*data + (1 - t)*noise. A prime, as in alpha', marks the level a row steps to.
+to clean data, alpha = 1, but for ``ddim`` of a schedule with a spacing where the library's own does not. A flow:
+x_t = t*data + (1 - t)*noise. A prime, as in alpha', marks the level a row steps to.
 
 Descent: out is the gradient of a loss by the state, and a row is a step of an optimiser. The network divides the
 gradient by its size where t is 1, so that a row goes as far as it chooses, and leaves it as it is where t is 0.
