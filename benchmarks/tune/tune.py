@@ -219,10 +219,10 @@ def tuned(judge: Judge, ladders: Sequence[Sequence[Candidate]], seed: int, count
         answer.confirmed = judge.trial(answer.winner.candidate, fresh)
         say(f"on fresh seeds: {_line(answer.confirmed)}")
         timed = judge.drawer.timed([judge.reference, answer.winner.candidate], fresh)
-        answer.evidence = _evidence(judge, reference, answer.winner, answer.confirmed, seeds, fresh, timed)
         if not timed[1] < timed[0]:
             slow = Criterion("time", "refused", Interval(timed[1], np.nan, np.nan), timed[0], "no faster than that")
-            answer.confirmed = replace(answer.confirmed, verdict="refused", criteria=[slow])
+            answer.confirmed = replace(answer.confirmed, verdict="refused", criteria=[*answer.confirmed.criteria, slow])
+        answer.evidence = _evidence(judge, reference, answer.winner, answer.confirmed, seeds, fresh, timed)
     return answer
 
 

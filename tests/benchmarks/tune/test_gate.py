@@ -195,6 +195,7 @@ class TestTuned:
         assert (answer.winner.verdict, answer.verdict) == ("accepted", "refused")
         assert answer.confirmed.why == "time: no faster than that"
         assert answer.evidence["times_as_fast"] == pytest.approx(0.2)
+        assert answer.evidence["verdict"] == answer.evidence["confirmed"]["verdict"] == "refused"
 
     def test_a_winner_by_luck_is_not_confirmed(self, held, samples, real, tmp_path) -> None:
         images = samples.images.copy()
