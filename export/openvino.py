@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 from export import BuildError
+from export.linears import joined_linears
 from kernels.onnx_functions import written_by_channel
 from serving.bundle import Manifest
 from serving.engines import EngineError
@@ -39,7 +40,7 @@ def representations(graphs: Mapping[str, onnx.ModelProto], manifest: Manifest) -
     files: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, graph in graphs.items():
-            model = core.read_model(written_by_channel(graph).SerializeToString())
+            model = core.read_model(joined_linears(written_by_channel(graph)).SerializeToString())
             for number, node in enumerate(model.get_ordered_ops()):
                 kind = node.get_type_name()
                 if node.get_friendly_name().startswith(f"{kind}_"):  # and a number of all nodes of this process

@@ -8,7 +8,8 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 from tiny_families import tiny_family
 from tiny_pig import tiny_pig
 
@@ -16,6 +17,7 @@ from export import BuildError, ToleranceError, default_target
 from export.__main__ import main
 from export.build import build, describe_target
 from export.graphs import step_graph
+from export.linears import joined_linears
 from export.openvino import check, representations
 from export.options import TOLERANCES, Options
 from export.rows import rows_are_independent
@@ -69,6 +71,40 @@ def test_sums_keep_their_layout(tmp_path):
     products = Counter(node.op_type for node in summed_by_products(graph).graph.node)
     assert products["MatMul"] > kinds["MatMul"]
     assert Counter(node.op_type for node in graph.graph.node) == kinds
+
+
+def test_linears_of_one_input_are_one_and_say_the_same():
+    """The blocks' on the embedding of the time; what is a Gemm of another kind stays."""
+    graph = written_by_channel(step_graph(tiny_pig()))
+    joined = joined_linears(graph)
+    assert Counter(node.op_type for node in graph.graph.node)["Gemm"] > 8
+    kinds = Counter(node.op_type for node in joined.graph.node)
+    assert kinds["Gemm"] == 5, (
+        "the first, of the time, in common; then two networks' second, and one for all their blocks"
+    )
+    random = np.random.default_rng(0)
+    feeds = {
+        value.name: random.normal(size=[size.dim_value or 2 for size in value.type.tensor_type.shape.dim])
+        for value in graph.graph.input
+    }
+    feeds = {name: values.astype(np.float32) for name, values in feeds.items()}
+    found, expected = (
+        InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)
+        for model in (joined, graph)
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("attributes", "bias"), [({"alpha": 0.5}, [3]), ({"transB": 0}, [3]), ({}, [1]), ({}, None)])
+def test_other_products_are_left_alone(attributes, bias):
+    weights = [numpy_helper.from_array(np.ones((3, 3), np.float32), "weight")]
+    weights += [numpy_helper.from_array(np.ones(bias, np.float32), "bias")] if bias else []
+    names = [weight.name for weight in weights]
+    nodes = [helper.make_node("Gemm", ["x", *names], [y], **{"transB": 1, **attributes}) for y in "ab"]
+    x, *ys = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 3]) for name in "xab")
+    model = helper.make_model(helper.make_graph(nodes, "graph", [x], ys, weights))
+    assert [node.op_type for node in joined_linears(model).graph.node] == ["Gemm", "Gemm"]
 
 
 def test_verify_reads_the_graphs(bundle, tmp_path):
