@@ -35,11 +35,12 @@ demo: setup
 	draw pig demo/pig && draw cmr_flow demo/hearts
 	@echo "Open demo/pig/sheet.png and demo/hearts/sheet.png"
 
+# A worker that dies ends the run: with another in its place it was seen to wait for ever.
 # A test is a process on one core; what is killed, or watched while it works, has the machine to itself.
 ALONE := tests/endurance tests/serving/triton
 
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ALONE:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile $(ALONE:%=--ignore=%)
 	$(PY) -m pytest $(ALONE)
 
 lint: setup

@@ -13,7 +13,7 @@ from export.linears import joined_linears
 from kernels.onnx_functions import written_by_channel
 from serving.bundle import Manifest
 from serving.engines import EngineError
-from serving.engines.openvino import load
+from serving.engines.openvino import load, the_core
 
 
 def describe_target(model: str = "--target openvino") -> dict[str, Any]:
@@ -28,7 +28,8 @@ def describe_target(model: str = "--target openvino") -> dict[str, Any]:
 def check(path: Path, model: str) -> None:
     """Raises BuildError if OpenVINO does not read a bundle's graph."""
     try:
-        load(model).Core().read_model(path)
+        load(model)
+        the_core().read_model(path)
     except (EngineError, RuntimeError) as error:
         raise BuildError(f"OpenVINO does not read {path}: {error}") from None
 
@@ -36,7 +37,7 @@ def check(path: Path, model: str) -> None:
 def representations(graphs: Mapping[str, onnx.ModelProto], manifest: Manifest) -> dict[str, bytes]:
     """Files of graphs by name, such as "step.xml" and "step.bin": the weights once, whatever the batch."""
     openvino = load(manifest.model)
-    core = openvino.Core()
+    core = the_core()
     files: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, graph in graphs.items():

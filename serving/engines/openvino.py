@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -37,7 +38,7 @@ class OpenVinoEngine(NamedGraphs):
         manifest = bundle.manifest
         self._openvino = load(manifest.model)
         self._bundle = bundle
-        self._core = self._openvino.Core()
+        self._core = the_core()
         self._threads = threads()
         # Some sums are cut into as many parts as there are threads, and kernels are chosen by what the CPU can.
         self.machine = f"{self._core.get_property('CPU', 'FULL_DEVICE_NAME')}, {self._threads} threads"
@@ -130,6 +131,19 @@ def load(model: str) -> ModuleType:
     except ImportError as error:
         raise EngineError(f"{model} needs OpenVINO: pip install openvino ({error})") from None
     return openvino
+
+
+@cache
+def the_core() -> Any:
+    """OpenVINO's only Core of this process, which never ends.
+
+    Each gives the thread that makes it a stack for handlers of signals, and takes its memory away in the end. If two do
+    not end in the order opposite to that of their making, the thread is left with one that is gone, and the next
+    signal, Ctrl-C or the end of a child, kills the process without a word (2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def lacking(core: Any, precision: str) -> str | None:

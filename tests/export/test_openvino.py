@@ -25,7 +25,7 @@ from export.sums import summed_by_products
 from kernels.onnx_functions import DOMAIN, add_functions, written_by_channel
 from serving.bundle import bundle_folder
 from serving.engines import open_engine
-from serving.engines.openvino import OpenVinoEngine
+from serving.engines.openvino import OpenVinoEngine, the_core
 from serving.sampling.solvers import solver_table
 from training.checkpoint import save_checkpoint
 
@@ -164,10 +164,8 @@ def test_the_norm_by_channel_keeps_its_digits(engine):
     content = written_by_channel(model).SerializeToString()
     given = [each.numpy() for each in (x, *tables)]
     if engine == "openvino":
-        import openvino
-
         options = {"INFERENCE_PRECISION_HINT": "dynamic"}
-        compiled = openvino.Core().compile_model(openvino.Core().read_model(content), "CPU", options)
+        compiled = the_core().compile_model(the_core().read_model(content), "CPU", options)
         found = compiled(dict(zip(names, given, strict=True)))[0]
     else:
         import onnxruntime

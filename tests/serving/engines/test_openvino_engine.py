@@ -1,5 +1,7 @@
 import dataclasses
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,13 +156,33 @@ class WithoutCompiler:
         raise RuntimeError("not this time")
 
 
+OPENED_AND_ENDED = """
+import signal, sys
+from pathlib import Path
+from serving.bundle import load_bundle
+from serving.engines import open_engine
+
+engines = [open_engine(load_bundle(Path(sys.argv[1]))) for _ in range(2)]
+while engines:
+    del engines[0]
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_signals_are_heard_when_engines_have_ended_in_the_order_of_their_making(bundle):
+    command = [sys.executable, "-c", OPENED_AND_ENDED, str(bundle.folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "heard\n"), ended.stderr
+
+
 def test_a_cpu_without_bf16_says_what_it_costs(bundle, caplog, monkeypatch):
     class Old:
         def get_property(self, device, name):
             return ["FP32", "INT8"] if name == "OPTIMIZATION_CAPABILITIES" else "an old CPU"
 
     assert openvino.lacking(Old(), "fp32") is None
-    monkeypatch.setattr("openvino.Core", Old)
+    monkeypatch.setattr(openvino, "the_core", Old)
     manifest = dataclasses.replace(bundle.manifest, precision="bf16")
     with caplog.at_level(logging.WARNING):
         OpenVinoEngine(dataclasses.replace(bundle, manifest=manifest))
