@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from numpy.typing import NDArray
 Arrays = Mapping[str, NDArray[Any]]
 
 
+MADE_WITH = ("medgen", "torch", "monai", "onnxruntime")  # whose other versions may make other arrays
+
+
 class Cache:
-    """A folder of .npz files, each named by what its arrays were made of."""
+    """A folder of .npz files, each named by what its arrays were made of, and with which versions."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -25,12 +30,12 @@ class Cache:
 
         It is written aside and renamed, and made anew if it cannot be read.
         """
-        key = hashlib.sha256(json.dumps([what, made_of], sort_keys=True).encode()).hexdigest()[:32]
+        key = hashlib.sha256(json.dumps([what, made_of, _versions()], sort_keys=True).encode()).hexdigest()[:32]
         file = self.folder / f"{what}-{key}.npz"
         try:
             with np.load(file) as kept:
                 return dict(kept)
-        except (OSError, ValueError, zipfile.BadZipFile):  # there is none, or not all of it
+        except (EOFError, OSError, ValueError, zipfile.BadZipFile):  # there is none, or not all of it
             pass
         arrays = make()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -42,3 +47,20 @@ class Cache:
         finally:
             aside.unlink(missing_ok=True)
         return arrays
+
+
+@cache
+def _versions() -> dict[str, str | None]:
+    return versions_of(MADE_WITH)
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """Of installed packages by name; None of one that is not."""
+
+    def found(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {package: found(package) for package in packages}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("medgen", "torch", "monai", "numpy", "scipy", "scikit-learn", "scikit-image", "torchmetrics", "pyradiomics")
 NEEDED = {"jinja2": "Jinja2", "skimage": "scikit-image", "sklearn": "scikit-learn", "torchmetrics": "torchmetrics"}
+TAKEN = ("fid", "frd", "kid", "radiomics", "segmenter")  # names that no network of the user may have
 WIDE = 9  # columns that a terminal has no room for with their intervals
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -32,7 +33,20 @@ class Named(click.ParamType):
         name, found, path = str(value).partition("=")
         if not found or not name or not Path(path).is_file():
             self.fail(f"{value!r} is not NAME=PATH of a file that is there", param, ctx)
+        if name.casefold() in TAKEN or (name.casefold() == "inception" and name != "inception"):
+            self.fail(
+                f"{name!r} would be taken for what it is not; the Inception of FID is called inception", param, ctx
+            )
         return name, Path(path)
+
+
+def _told_apart(
+    _context: click.Context, _option: click.Parameter, files: tuple[tuple[str, Path], ...]
+) -> tuple[tuple[str, Path], ...]:
+    names = [name for name, _ in files]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise click.BadParameter(f"two networks are called {twice[0]!r}, and tables would not tell which is which")
+    return files
 
 
 COMMON = (
@@ -53,21 +67,23 @@ COMMON = (
     ),
     click.option("--epochs", type=click.IntRange(1), help="Of the segmenter.  [default: the preset's]"),
     click.option("--model", help="Draw the samples from this model's bundle, instead of SYNTHETIC."),
-    click.option("--count", default=512, show_default=True, type=click.IntRange(4), help="Samples to draw."),
-    click.option(
-        "--sample-seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first sample."
-    ),
+    click.option("--count", type=click.IntRange(4), help="Samples to draw.  [default: 512]"),
+    click.option("--sample-seed", type=click.IntRange(0), help="Seed of the first sample.  [default: 0]"),
     click.option("--steps", type=int, help="Of the solver.  [default: the model's own]"),
     click.option("--solver", help="[default: the model's own]"),
     click.option("--mask-steps", type=int, help="Of a chain's mask stage."),
     click.option("--mask-solver", help="Of a chain's mask stage."),
-    click.option("--repository", default=REPOSITORY, type=click.Path(path_type=Path), help="The model repository."),
+    click.option(
+        "--repository", type=click.Path(path_type=Path), help=f"The model repository.  [default: {REPOSITORY}]"
+    ),
+    click.option("--url", help="Draw from the server at HOST:PORT (gRPC), instead of here."),
 )
 FEATURES = click.option(
     "--features",
     "files",
     multiple=True,
     type=Named(),
+    callback=_told_apart,
     help="A network to compare by, TorchScript or ONNX: its distances have its name. Only 'inception' gives an FID.",
 )
 LPIPS = click.option("--lpips", type=FILE, help="Weights of torchvision's vgg16, for LPIPS.")
@@ -141,7 +157,8 @@ def report(
     with _asked("report", common) as run:
         run.add(run.quality(files, lpips))
         run.add(run.privacy(checkpoints, files, lpips) if run.sides.as_fit else run.no_privacy())
-        run.add(run.utility(seeds, others))  # last, as it takes longest
+        has_masks = run.sides.synthetic.has_masks
+        run.add(run.utility(seeds, others) if has_masks else run.no_utility())  # last, as it takes longest
 
 
 class Run:
@@ -150,10 +167,9 @@ class Run:
     def __init__(self, asked: "Asked", sides: "Sides", preset: str, epochs: int | None) -> None:
         from dataclasses import replace
 
-        from benchmarks.evaluation.cache import Cache
         from benchmarks.evaluation.segmentation import RECIPES
 
-        self.asked, self.sides, self.cache = asked, sides, Cache(asked.out / "cache")
+        self.asked, self.sides, self.cache = asked, sides, asked.cache
         self.recipe = replace(RECIPES[preset], epochs=epochs or RECIPES[preset].epochs)
         self.sections: list[Section] = []
 
@@ -169,7 +185,7 @@ class Run:
         from benchmarks.evaluation.measure_utility import utility
         from benchmarks.evaluation.sides import other_data
 
-        elsewhere = [other_data(source, self.sides, self.asked) for source in others]
+        elsewhere = other_data(others, self.sides, self.asked)
         return utility(self.sides, elsewhere, self.recipe, seeds, self.asked.seed, self.cache)
 
     def privacy(
@@ -186,6 +202,13 @@ class Run:
 
         return Section("Privacy", warnings=[f"Not measured: {UNKNOWN}"])
 
+    def no_utility(self) -> "Section":
+        """What stands in its place where a model draws pictures alone."""
+        from benchmarks.evaluation.measure_quality import NO_MASKS
+        from benchmarks.evaluation.report import Section
+
+        return Section("Utility", warnings=[f"Not measured: {NO_MASKS}"])
+
 
 @contextmanager
 def _asked(name: str, common: dict[str, Any]) -> Iterator[Run]:
@@ -194,6 +217,7 @@ def _asked(name: str, common: dict[str, Any]) -> Iterator[Run]:
 
     if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
         raise click.ClickException(f"{name} needs {', '.join(missing)}: pip install 'medgen[evaluation]'")
+    from benchmarks.evaluation.cache import versions_of
     from benchmarks.evaluation.pairs import EvaluationError
     from benchmarks.evaluation.report import write
     from benchmarks.evaluation.sides import Asked, open_sides
@@ -211,23 +235,11 @@ def _asked(name: str, common: dict[str, Any]) -> Iterator[Run]:
             if name in sys.argv
             else {}
         )
-        written = write(run.sections, {**facts, "versions": _versions()}, asked.out, name)
+        written = write(run.sections, {**facts, "versions": versions_of(PACKAGES)}, asked.out, name)
     except (EvaluationError, CheckpointError, OSError) as error:
         raise click.ClickException(str(error)) from error
     _print(run.sections)
     click.echo(", ".join(map(str, written)))
-
-
-def _versions() -> dict[str, str | None]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    def found(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    return {package: found(package) for package in PACKAGES}
 
 
 def _print(sections: "list[Section]") -> None:

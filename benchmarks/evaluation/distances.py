@@ -19,7 +19,10 @@ def frechet(one: Features, other: Features) -> float:
 
     Heusel et al. 2017 (arXiv 1706.08500), eq. 6. The trace of the root of the covariances' product is the sum of the
     singular values of the two centred clouds' product: it needs no root of a matrix, which is not exact where N <= D.
+    NaN of fewer than two items, which have no covariance.
     """
+    if min(len(one), len(other)) < 2:
+        return float("nan")
     shift = one.mean(0) - other.mean(0)
     first, second = ((side - side.mean(0)) / np.sqrt(len(side) - 1) for side in (one, other))
     # Of tall clouds the triangles, D x D, have the same singular values.

@@ -1,6 +1,6 @@
 """Privacy: whether samples are copies, and whether the model tells whom it learnt from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,8 @@ import numpy as np
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.features import Extractor, of_network
 from benchmarks.evaluation.measure_quality import segmenter_features
-from benchmarks.evaluation.membership import Attack, Seen, by_features, by_loss, can_be_attacked, seen
-from benchmarks.evaluation.neighbours import PAPER_LPIPS, PAPER_NNDR, Nearest, closeness, nearest
+from benchmarks.evaluation.membership import Attack, Seen, by_features, by_loss, can_be_attacked, check_size, seen
+from benchmarks.evaluation.neighbours import PAPER_LPIPS, PAPER_NNDR, Nearest, closeness, median_of, nearest
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.report import Cell, Picture, Section, Table, histogram, picture, sheet
 from benchmarks.evaluation.segmentation import Recipe
@@ -18,13 +18,17 @@ from benchmarks.evaluation.sides import FEW_PATIENTS, Sides
 from benchmarks.evaluation.similarity import Lpips
 from benchmarks.evaluation.statistics import share_of
 from training.checkpoint import load_checkpoint
+from training.family import Family
 
 SHOWN = 9  # of the nearest
 UNKNOWN = (
     "privacy is measured against what the generator was trained on, and real images that it was not: name the first "
     "with --train and the second as REAL"
 )
-INVERSIONS = ("mganprior", "dmgan")
+OTHER_DATA = (
+    "its config says that it was trained on other files, or on these before they changed. Who is no member scores as "
+    "the others do, whatever the model remembers"
+)
 
 
 def privacy(
@@ -42,31 +46,46 @@ def privacy(
     """
     if not sides.as_fit:
         raise EvaluationError(UNKNOWN)
+    if len(sides.train) < 2:
+        raise EvaluationError(f"{sides.train.name} has one picture, and so no second nearest: two are needed at least")
     section = Section("Privacy", warnings=sides.warnings())
     section.text.append(
         f"Every sample is compared with the {len(sides.train)} real pictures of the training set, and so are the "
         f"{len(sides.held_out)} of patients that were not trained on: what they score is what a picture scores that is "
         "no copy. An AUC of 0.5 means that samples come no nearer than they do, 1 that all are nearer."
     )
-    if model := _inversion(sides.synthetic):
-        section.warnings.append(
-            f"{model} draws nothing new: its samples are reconstructions of pictures that it was given, found by "
-            "descent through a generator. That they are near their targets is what they are for. If the targets are "
-            "of the training set, they are copies of it, whatever the figures below"
+    if sides.notices:
+        section.text.append(
+            "What the model says of its samples, above, holds whatever the figures below are: they are of nearness to "
+            "the training set alone, not to pictures that samples were made from."
         )
+    models = _models(checkpoints, sides)
     _neighbours(section, sides, files, lpips, recipe, seed, cache)
-    for checkpoint in checkpoints:
-        _membership(section, sides, checkpoint, seed, cache)
+    for name, (family, config) in models.items():
+        _membership(section, sides, name, family, config, seed, cache)
     if not checkpoints:
         section.text.append("Membership inference needs the weights: --checkpoint.")
     section.facts |= {"seed": seed, **sides.facts()}
     return section
 
 
-def _inversion(samples: Pairs) -> str | None:
-    drawn_by: Any = samples.facts.get("drawn_by") or {}
-    models = {str(drawn_by.get("model")), *(str(stage.get("model")) for stage in drawn_by.get("stages", ()))}
-    return next((name for name in INVERSIONS if any(name in model for model in models)), None)
+def _models(checkpoints: Sequence[Path], sides: Sides) -> dict[str, tuple[Family, dict[str, Any]]]:
+    """By the names that tables give them; what cannot be attacked with these data is refused before anything runs."""
+    found: dict[str, tuple[Family, dict[str, Any]]] = {}
+    for checkpoint in checkpoints:
+        family, config = load_checkpoint(checkpoint)
+        name = f"{config['model']} ({checkpoint.name})"
+        if name in found:
+            name = f"{config['model']} ({checkpoint})"
+        if name in found:
+            raise EvaluationError(f"--checkpoint {checkpoint} was given twice")
+        if can_be_attacked(family):
+            check_size(family, sides.train)
+            if family.labels and sides.labels and family.labels != sides.labels:
+                known, shown = ", ".join(family.labels), ", ".join(sides.labels)
+                raise EvaluationError(f"{name} knows {known}; the data show {shown}")
+        found[name] = family, config
+    return found
 
 
 def _neighbours(
@@ -124,7 +143,8 @@ def _neighbours(
         if lpips is not None and name.startswith("L2"):
             _perceived(section, sides, samples, held_out, Lpips(lpips))
     note = (
-        "Medians, with intervals; those of held-out pictures are over patients. NNDR is the distance to the nearest "
+        "Medians, with intervals; those of held-out pictures are over patients, and those of shares take the limit "
+        "that 5 % of held-out pictures are within as it is. NNDR is the distance to the nearest "
         "over that to the second nearest: near 0 for a copy. A share above 5 % says that samples are nearer than "
         "real pictures of strangers; blurred or plain pictures are near everything in L2, so look at NNDR and at "
         f"the pictures too. L2 is of {sides.train.size} x {sides.train.size} pixels, so it is at most "
@@ -152,7 +172,7 @@ def _perceived(section: Section, sides: Sides, samples: Nearest, held_out: Neare
     limit = float(np.quantile(real, 0.05))
     own = np.arange(len(drawn))
     columns = ["", "median", "held out", "nearer than 5 % of held out", f"below {PAPER_LPIPS} (paper)"]
-    row: list[Cell] = ["LPIPS to the nearest in L2", float(np.median(drawn)), float(np.median(real))]
+    row: list[Cell] = ["LPIPS to the nearest in L2", median_of(drawn, own), median_of(real, sides.held_out.groups)]
     row += [share_of(drawn < limit, own), share_of(drawn < PAPER_LPIPS, own)]
     section.tables.append(Table("As a network perceives them", columns, [row]))
     section.facts["lpips"] = f"torchvision vgg16, sha256 {lpips.digest}; heads of torchmetrics"
@@ -175,14 +195,15 @@ def _side_by_side(name: str, sides: Sides, samples: Nearest, held_out: Nearest) 
     return Picture(title, sheet(both, SHOWN))
 
 
-def _membership(section: Section, sides: Sides, checkpoint: Path, seed: int, cache: Cache) -> None:
-    family, config = load_checkpoint(checkpoint)
-    name = f"{config['model']} ({checkpoint.name})"
+def _membership(
+    section: Section, sides: Sides, name: str, family: Family, config: Mapping[str, Any], seed: int, cache: Cache
+) -> None:
     if not can_be_attacked(family):
         section.text.append(f"{name} does not learn by denoising, so it has no loss for membership inference.")
         return
-    if family.labels and sides.labels and family.labels != sides.labels:
-        raise EvaluationError(f"{name} knows {', '.join(family.labels)}; the data show {', '.join(sides.labels)}")
+    read, learnt = sides.train.facts.get("files_sha256"), config.get("data_digest")
+    if read and learnt and read != learnt:
+        section.warnings.append(f"{name}: {OTHER_DATA}")
 
     def of(pairs: Pairs) -> Seen:
         made_of = [config["digest"], pairs.digest, seed]
@@ -193,10 +214,12 @@ def _membership(section: Section, sides: Sides, checkpoint: Path, seed: int, cac
 
     members, others = of(sides.train), of(sides.held_out)
     whose = sides.train.groups, sides.held_out.groups
-    attacks: dict[str, Attack] = {
-        "threshold on the loss": by_loss(members, others, *whose, seed),
-        "the paper's two features, logistic regression": by_features(members, others, *whose, seed),
-    }
+    attacks: dict[str, Attack] = {"threshold on the loss": by_loss(members, others, *whose, seed)}
+    if min(sides.train.patient_count, sides.held_out.patient_count) > 1:
+        way = "the paper's two features, logistic regression"
+        attacks[way] = by_features(members, others, *whose, seed)
+    else:
+        section.text.append(f"{name}: the regression on the paper's two features needs two patients on each side.")
     rows: list[list[Cell]] = [[way, attack.auc, attack.tpr] for way, attack in attacks.items()]
     counts = f"{len(sides.train)} pictures of {sides.train.patient_count} patients that it was trained on"
     note = (
@@ -206,10 +229,9 @@ def _membership(section: Section, sides: Sides, checkpoint: Path, seed: int, cac
         f"user's. Its config names the data as {config.get('data', 'unknown')!r}."
     )
     section.tables.append(Table(f"Membership inference: {name}", ["", "AUC", "TPR at 1 % FPR"], rows, note))
-    section.pictures.append(
-        histogram(f"loss: {config['model']}", {"trained on": members.loss, "held out": others.loss})
-    )
-    section.facts.setdefault("checkpoints", {})[name] = {"sha256": config["digest"], "data": config.get("data")}
+    section.pictures.append(histogram(f"loss: {name}", {"trained on": members.loss, "held out": others.loss}))
+    told = {"sha256": config["digest"], "data": config.get("data"), "data_digest": learnt}
+    section.facts.setdefault("checkpoints", {})[name] = told
     if min(sides.train.patient_count, sides.held_out.patient_count) < FEW_PATIENTS:
         section.warnings.append(
             f"{name}: with {sides.held_out.patient_count} patients who are no members, membership inference shows that "

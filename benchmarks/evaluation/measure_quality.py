@@ -14,11 +14,12 @@ from benchmarks.evaluation.report import Cell, Section, Table, histogram, sample
 from benchmarks.evaluation.segmentation import Recipe, seen_by, steps_of, trained
 from benchmarks.evaluation.shapes import absent, compared, features_of
 from benchmarks.evaluation.sides import Sides, even_halves
-from benchmarks.evaluation.similarity import KERNEL, Lpips, likeness, partners, scales_for
+from benchmarks.evaluation.similarity import KERNEL, Lpips, likeness, of_other_patients, partners, scales_for
 from benchmarks.evaluation.statistics import mean_of
 
 SURE_OF_FRECHET = 10  # pictures for each feature
 HISTOGRAMS = 24
+NO_MASKS = "The samples have no masks"
 
 
 def quality(
@@ -36,8 +37,11 @@ def quality(
     )
     extractors = _extractors(section, reference, files, recipe, sides.classes, seed)
     _distances(section, extractors, reference, {"synthetic": synthetic, "real, other patients": other}, seed, cache)
-    _paired(section, sides, lpips, seed)
-    _shapes(section, sides, reference, other, seed)
+    if sides.synthetic.has_masks:
+        _paired(section, sides, lpips, seed)
+        _shapes(section, sides, reference, other, seed)
+    else:
+        section.text.append(f"{NO_MASKS}: neither shapes nor likeness to the real image of a mask are measured.")
     section.pictures += [sample_grid(sides.synthetic, seed), sample_grid(sides.train, seed)]
     section.facts |= {"seed": seed, "compared": count, "features": {each.name: each.identity for each in extractors}}
     section.facts |= sides.facts()
@@ -69,7 +73,7 @@ def _extractors(
 
 def segmenter_features(real: Pairs, recipe: Recipe, classes: int, seed: int) -> Extractor:
     """What the lowest level of a segmenter that was trained on these real pairs sees."""
-    identity = f"DynUNet {recipe.described()} on {real.digest}, seed {seed}"
+    identity = f"DynUNet {recipe.described()} of {classes} classes on {real.digest}, seed {seed}"
     network = None
 
     def extract(images: of.Floats) -> np.ndarray:
@@ -111,8 +115,9 @@ def _distances(
             )
         columns = ["", "pictures", extractor.kernel_name(), extractor.frechet_name()]
         note = (
-            f"{width} features "
-            f"({extractor.identity.split(' {')[0].split(' on ')[0]}). The kernel distance has one subset, "
+            f"{width} features ({extractor.identity.split(' {')[0].split(' on ')[0]}"
+            f"{'' if extractor.is_inception else '; each less its mean over its deviation in the real half'}). "
+            f"The kernel distance has one subset, "
             f"of all {count} pictures; its interval is a bootstrap over patients. The Frechet distance has a jackknife "
             "over patients. Precision is the share of pictures near a real one, recall of real ones near a picture; "
             "density and coverage are Naeem's, with five neighbours."
@@ -142,11 +147,16 @@ def _paired(section: Section, sides: Sides, weights: Path | None, seed: int) -> 
         return
     real, synthetic = real.at(rows), sides.synthetic.at(drawn)
     lpips = None if weights is None else Lpips(weights)
-    figures = likeness(real, synthetic, lpips)
-    floor = likeness(real, real.at(np.roll(np.arange(len(real)), 1)), lpips)
+    compared = [("sample and the real image of its mask", real, synthetic)]
+    one, other = of_other_patients(real)
+    if len(one):
+        compared.append(("real images of different patients", real.at(one), real.at(other)))
+    compared.append(("noise and the real image", real, noise_like(real, seed)))
+    found = [(name, side, likeness(side, beside, lpips)) for name, side, beside in compared]
+    figures = found[0][2]
     table: list[list[Cell]] = [
-        [name, *(mean_of(values[metric], real.groups, seed) for metric in values)]
-        for name, values in (("sample and the real image of its mask", figures), ("two real images", floor))
+        [name, len(side), *(mean_of(values[metric], side.groups, seed) for metric in values)]
+        for name, side, values in found
     ]
     note = (
         f"{len(real)} samples under masks of real images ({which}). SSIM has a Gaussian kernel of {KERNEL} pixels "
@@ -156,7 +166,7 @@ def _paired(section: Section, sides: Sides, weights: Path | None, seed: int) -> 
         note += "LPIPS needs VGG16's weights: --lpips PATH."
     else:
         section.facts["lpips"] = f"torchvision vgg16, sha256 {lpips.digest}; heads of torchmetrics"
-    section.tables.append(Table("Like the real image of the same mask", ["", *figures], table, note))
+    section.tables.append(Table("Like the real image of the same mask", ["", "pairs", *figures], table, note))
 
 
 def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed: int) -> None:
@@ -176,9 +186,12 @@ def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed
         ]
         for name, found, adjusted in compared(real, sides.synthetic, seed)
     ]
+    there = {row[0] for row in rows}
+    rows += [[name, *[None] * 8] for name in features_of(real) if name not in there]
     columns = ["", "real", "synthetic", "KS D", "D of real halves", "p", "p (Holm)", "differs", "Cliff's delta"]
     note = (
-        "Pixels % are of all pixels of a class, area, roundness, eccentricity and solidity of its largest component. "
+        "Means of pixels % of all pixels of a class, and of area in pixels, roundness, eccentricity and solidity of "
+        "its largest component; where fewer than two masks of a side have the structure there is a dash. "
         "Delta is how much more often a synthetic value is above a real one than below it. p takes slices of a "
         "patient for independent, which they are not, so it is too small: D beside that of two halves of the real "
         "patients, and delta's interval over patients, say more. What does not differ is not shown to be the same."

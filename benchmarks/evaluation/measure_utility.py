@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from benchmarks.evaluation.cache import Cache
-from benchmarks.evaluation.pairs import Pairs
+from benchmarks.evaluation.measure_quality import NO_MASKS
+from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.report import Cell, Section, Table
-from benchmarks.evaluation.segmentation import METRICS, Recipe, steps_of
+from benchmarks.evaluation.segmentation import DISTANCES, METRICS, Recipe, steps_of
 from benchmarks.evaluation.sides import Sides
 from benchmarks.evaluation.utility import (
     RATIOS,
@@ -19,6 +20,12 @@ from benchmarks.evaluation.utility import (
     trainings,
 )
 
+LEAK = (
+    "the real pairs were halved here, and nothing is known of what the generator was trained on: if pictures that are "
+    "tested on were among it, samples carry them into training, and their rows are too good. Name what it was trained "
+    "on with --train, and others as REAL"
+)
+
 
 def utility(
     sides: Sides,
@@ -28,11 +35,18 @@ def utility(
     seed: int,
     cache: Cache,
 ) -> Section:
-    """What the page has of it; elsewhere: of other data sets, what to train on, if anything, and what to test on."""
+    """What the page has of it; elsewhere: of other data sets, what to train on, if anything, and what to test on.
+
+    Raises EvaluationError if the samples have no masks.
+    """
+    if not sides.synthetic.has_masks:
+        raise EvaluationError(f"{NO_MASKS}: a segmenter learns nothing by them")
     section = Section("Utility", warnings=sides.warnings())
     tests = [sides.held_out, *(test for _, test in elsewhere)]
     rows = list(trainings(sides.train, sides.synthetic, RATIOS, seed))
-    rows += [Training(f"real, {own.name}", own, len(own), 0) for own, _ in elsewhere if own is not None]
+    rows += [Training(f"real, {test.name}", own, len(own), 0) for own, test in elsewhere if own is not None]
+    if not sides.as_fit:
+        section.warnings.append(LEAK)
     missing = [f"{ratio:g}" for ratio in RATIOS if round(ratio * len(sides.train)) > len(sides.synthetic)]
     if missing:
         section.warnings.append(
@@ -61,7 +75,8 @@ def utility(
     for place, test in enumerate(tests):
         by_row = [scored([each[place] for each in of_seeds], test, sides.classes, seed) for of_seeds in found]
         for index, name in enumerate(names[1:]):
-            section.tables.append(_table(test, name, rows, [classes[index] for classes in by_row], seed))
+            of_class = [classes[index] for classes in by_row]
+            section.tables += _tables(test, name, rows, of_class, seeds, seed)
     section.facts |= {
         "seed": seed,
         "seeds": seeds,
@@ -69,12 +84,14 @@ def utility(
         "recipe": recipe.described(),
         "rows": [described(row) for row in rows],
         **sides.facts(),
-        "elsewhere": [test.described() for _, test in elsewhere],
+        "elsewhere": [each.described() for both in elsewhere for each in both if each is not None],
     }
     return section
 
 
-def _table(test: Pairs, name: str, rows: Sequence[Training], found: Sequence[Scored], seed: int) -> Table:
+def _tables(
+    test: Pairs, name: str, rows: Sequence[Training], found: Sequence[Scored], seeds: int, seed: int
+) -> list[Table]:
     baseline = next(each for row, each in zip(rows, found, strict=True) if row.name == REAL)
     cells: list[list[Cell]] = []
     for row, each in zip(rows, found, strict=True):
@@ -85,7 +102,6 @@ def _table(test: Pairs, name: str, rows: Sequence[Training], found: Sequence[Sco
                 row.real,
                 row.synthetic,
                 *(each.figures[metric] for metric in METRICS),
-                each.spread["Dice"],
                 None if row.name == REAL else gained(each, baseline, seed),
                 counts["missed"],
                 counts["invented"],
@@ -93,13 +109,29 @@ def _table(test: Pairs, name: str, rows: Sequence[Training], found: Sequence[Sco
             ]
         )
     first = found[0].counts
-    columns = ["trained on", "real", "synthetic", *METRICS]
-    columns += ["Dice: seeds' deviation", "Dice gained", "missed", "invented", "rightly absent"]
+    unit = "mm" if test.in_mm else "pixels"
+    metrics = [f"{metric} ({unit})" if metric in DISTANCES else metric for metric in METRICS]
+    columns = ["trained on", "real", "synthetic", *metrics, "Dice gained", "missed", "invented", "rightly absent"]
     note = (
         "Figures are of slices, averaged over each patient's, then over patients and seeds; intervals are over the "
-        f"{test.patient_count} patients. HD95 and ASD are in pixels of {test.size} x {test.size}. Of "
+        f"{test.patient_count} patients. HD95 and ASD are in {unit}{_pixel(test)}. Of "
         f"{first['pictures']} pictures, all seeds together, {first['with it']} have the {name}. Where it is missed, "
         "or found and not there, overlaps count 0 and distances the picture's diagonal; where it is rightly not "
         "found, there is no figure."
     )
-    return Table(f"{name}, tested on {test.name}", columns, cells, note)
+    title = f"{name}, tested on {test.name}"
+    spread: list[list[Cell]] = [
+        [row.name, *(each.spread[metric] for metric in METRICS)] for row, each in zip(rows, found, strict=True)
+    ]
+    return [
+        Table(title, columns, cells, note),
+        Table(f"{title}: deviation of the {seeds} seeds' means", ["trained on", *metrics], spread),
+    ]
+
+
+def _pixel(test: Pairs) -> str:
+    if not test.in_mm:
+        return f" of {test.size} x {test.size}, as the size of a pixel in mm is not known"
+    assert test.pixels_mm is not None
+    low, high = (" x ".join(f"{side:.4g}" for side in sides) for sides in test.pixels_mm)
+    return f", of pixels of {low} mm{'' if low == high else f' to {high} mm'} by the files, {test.size} x {test.size}"

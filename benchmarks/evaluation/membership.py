@@ -50,6 +50,14 @@ def can_be_attacked(family: Family) -> bool:
     return isinstance(schedule, Schedule) and schedule.process != "descent" and hasattr(family, "data")
 
 
+def check_size(family: Family, pairs: Pairs) -> None:
+    """Raises EvaluationError if the pairs are not of the size that the model was trained on."""
+    if pairs.size != family.preset.size:
+        raise EvaluationError(
+            f"{family.name} was trained on {family.preset.size} pixels; {pairs.name} has {pairs.size}"
+        )
+
+
 @torch.no_grad()
 def seen(family: Family, pairs: Pairs, seed: int = 0, draws: int = DRAWS, what: str = "membership") -> Seen:
     """What the model makes of the pairs, which are of its size.
@@ -58,10 +66,7 @@ def seen(family: Family, pairs: Pairs, seed: int = 0, draws: int = DRAWS, what: 
     """
     if not can_be_attacked(family):
         raise EvaluationError(f"{family.name} has no denoising loss to attack")
-    if pairs.size != family.preset.size:
-        raise EvaluationError(
-            f"{family.name} was trained on {family.preset.size} pixels; {pairs.name} has {pairs.size}"
-        )
+    check_size(family, pairs)
     as_data: Any = family.data
     totals = np.zeros((3, len(pairs)))
     parts = [np.arange(start, min(start + BATCH, len(pairs))) for start in range(0, len(pairs), BATCH)]

@@ -26,7 +26,9 @@ class Pairs:
     name: what tables call them. images: float32 [N, S, S] in [0, 1]. masks: uint8 [N, S, S] of class indices, which
     ``labels`` names; empty if their file named none. names: one a pair. patients: of each pair, whose it is; where
     nothing is known of patients (``knows_patients`` is False), and of samples, each pair stands for itself. facts: what
-    was read and decided, as JSON holds it. warnings: what of it may be wrong.
+    was read and decided, as JSON holds it. warnings: what of it may be wrong. spacing: float64 [N, 2], mm between rows
+    and between columns, NaN of a pair of which that is not known; None: of no pair. has_masks: False of samples of a
+    model that draws pictures alone, whose masks here are empty.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Pairs:
     knows_patients: bool
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    spacing: NDArray[np.float64] | None = None
+    has_masks: bool = True
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,6 +58,23 @@ class Pairs:
     @property
     def patient_count(self) -> int:
         return len(set(self.patients))
+
+    @property
+    def in_mm(self) -> bool:
+        """Whether the size of every pixel is known."""
+        return self.spacing is not None and bool(np.isfinite(self.spacing).all())
+
+    @property
+    def pixels_mm(self) -> list[list[float]] | None:
+        """The least and the greatest sides of a pixel, as JSON holds them; None if one is not known."""
+        if self.spacing is None or not self.in_mm:
+            return None
+        return [self.spacing.min(0).round(6).tolist(), self.spacing.max(0).round(6).tolist()]
+
+    @property
+    def empty(self) -> int:
+        """How many masks are empty."""
+        return int((~self.masks.any((1, 2))).sum()) if self.has_masks else 0
 
     @cached_property
     def digest(self) -> str:
@@ -75,6 +96,8 @@ class Pairs:
             self.knows_patients,
             self.facts,
             self.warnings,
+            None if self.spacing is None else self.spacing[rows],
+            self.has_masks,
         )
 
     def described(self) -> dict[str, Any]:
@@ -85,21 +108,31 @@ class Pairs:
             "patients": self.patient_count if self.knows_patients else None,
             "size": self.size,
             "labels": list(self.labels),
-            "empty_masks": int((~self.masks.any((1, 2))).sum()),
+            "has_masks": self.has_masks,
+            "empty_masks": self.empty,
+            "pixels_mm": self.pixels_mm,
             "sha256": self.digest,
             **self.facts,
         }
 
 
 def together(one: Pairs, other: Pairs) -> Pairs:
+    """Both. Where a side knows no patients, nobody is taken for the same one by the name of a file."""
+    knows = one.knows_patients and other.knows_patients
+    patients = [
+        each.patients if knows else tuple(f"{each.name}: {name}" for name in each.patients) for each in (one, other)
+    ]
+    unknown = [np.full((len(each), 2), np.nan) if each.spacing is None else each.spacing for each in (one, other)]
     return Pairs(
         f"{one.name} and {other.name}",
         np.concatenate([one.images, other.images]),
         np.concatenate([one.masks, other.masks]),
         one.labels or other.labels,
         one.names + other.names,
-        one.patients + other.patients,
-        one.knows_patients,
+        patients[0] + patients[1],
+        knows,
+        spacing=np.concatenate(unknown),
+        has_masks=one.has_masks and other.has_masks,
     )
 
 

@@ -17,16 +17,18 @@ from serving.sample_set import Samples
 from serving.writers.nnunet import DATASET, IMAGES, LABELS
 from serving.writers.sample_folder import PAIRS, PROVENANCE
 from training.data import DataError, open_dataset
-from training.data.classes import LESION
+from training.data.classes import FIELD_OF_VIEW, HEART, LESION
 from training.data.formats.grey_image import read_grey
 from training.data.formats.nifti import read_nifti
 from training.data.layouts.mini_mias import patient_of
+from training.data.listing import digest
 from training.data.preparation.resize import fit_classes, fit_image
 from training.data.problems import BadFileError, some
 
 NIFTI = ".nii.gz"
 MOMENT = re.compile(r"_(?:frame\d+|ED|ES)(?:_slice\d+)?$|_slice\d+$")  # what a patient's name ends before
 PERCENTILES = (1, 99)  # of a volume in units of its own, which become 0 and 1
+UNNAMED = "does not name the classes of its masks: only their range was checked"
 ONE_PATIENT_EACH = "nothing is known of its patients, so each pair counts as one: intervals are too narrow if it is not"
 
 
@@ -83,14 +85,18 @@ def has_split(source: str) -> bool:
 def of_samples(samples: Samples, name: str) -> Pairs:
     """What a client drew."""
     labels = next((output.labels for output in samples.outputs if output.name == "mask"), ())
-    facts = {"layout": "drawn", "drawn_by": _common(samples.provenance)}
-    return _of_arrays(name, samples.arrays, labels, tuple(samples.names), facts)
+    spacing = next((output.spacing for output in samples.outputs if output.name == "image"), None)
+    facts = {"layout": "drawn", **_drawn_by(samples.provenance)}
+    return _of_arrays(name, samples.arrays, labels, tuple(samples.names), facts, spacing)
 
 
 def _renamed(pairs: Pairs, name: str | None, patient: str | None) -> Pairs:
     knows, patients, warnings = pairs.knows_patients, pairs.patients, pairs.warnings
     if patient is not None:
-        found = [re.search(patient, each) for each in pairs.names]
+        try:
+            found = [re.search(patient, each) for each in pairs.names]
+        except re.error as error:
+            raise EvaluationError(f"--patient {patient!r} is no expression: {error}") from error
         if None in found:
             missed = [each for each, match in zip(pairs.names, found, strict=True) if match is None]
             raise EvaluationError(f"--patient {patient!r} finds nothing in {len(missed)} names: {some(missed)}")
@@ -109,16 +115,34 @@ def _sampled(folder: Path, files: Sequence[Path], facts: dict[str, Any]) -> Pair
     for file in files:
         with np.load(file) as arrays:
             parts.append(dict(arrays))
-    labels = tuple(parts[0]["mask_labels"].tolist()) if "mask_labels" in parts[0] else ()
-    seeds = np.concatenate([part.get("seed", np.arange(len(part["mask"]))) for part in parts])
-    arrays = {each: np.concatenate([part[each] for part in parts]) for each in ("image", "mask")}
-    names = tuple(f"seed {seed} ({row})" for row, seed in enumerate(seeds))
-    facts = {"layout": "samples", "seeds": [int(seeds.min()), int(seeds.max())], **facts}
-    pairs = _of_arrays(str(folder), arrays, labels, names, facts)
-    if not labels:
-        warning = f"{folder} does not name the classes of its masks: only their range was checked"
-        return replace(pairs, warnings=(warning,))
-    return pairs
+    held, labels, spacing = meaning = _meaning(parts[0])
+    if strange := [file.name for file, part in zip(files, parts, strict=True) if _meaning(part) != meaning]:
+        raise EvaluationError(
+            f"{some(strange)} of {folder} hold other arrays, classes or spacings than {files[0].name}"
+        )
+    if "image" not in held:
+        raise EvaluationError(f"{folder} has no image; it has {', '.join(parts[0])}")
+    arrays = {each: np.concatenate([part[each] for part in parts]) for each in held}
+    if "seed" in arrays:
+        seeds = arrays["seed"]
+        names = tuple(f"seed {seed} ({row})" for row, seed in enumerate(seeds))
+        facts = {"seeds": [int(seeds.min()), int(seeds.max())], **facts}
+    else:  # no samples: arrays that somebody made of pictures
+        names = tuple(f"row {row}" for row in range(len(arrays["image"])))
+    pairs = _of_arrays(str(folder), arrays, labels, names, {"layout": "samples", **facts}, spacing)
+    warnings = []
+    if pairs.has_masks and not labels:
+        warnings.append(f"{folder} {UNNAMED}")
+    if "seed" not in arrays:
+        warnings.append(ONE_PATIENT_EACH)
+    return replace(pairs, warnings=tuple(warnings), knows_patients="seed" in arrays)
+
+
+def _meaning(part: Mapping[str, NDArray[Any]]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[float, ...] | None]:
+    """Which arrays a file of samples has, the classes of its masks, and the sides of a pixel in mm."""
+    held = tuple(each for each in ("image", "mask", "seed") if each in part)
+    labels = tuple(map(str, part["mask_labels"].tolist())) if "mask_labels" in part else ()
+    return held, labels, tuple(part["image_spacing"].tolist()) if "image_spacing" in part else None
 
 
 def _of_arrays(
@@ -127,28 +151,40 @@ def _of_arrays(
     labels: tuple[str, ...],
     names: tuple[str, ...],
     facts: dict[str, Any],
+    spacing: tuple[float, ...] | None,
 ) -> Pairs:
-    for needed in ("image", "mask"):
-        if needed not in arrays:
-            raise EvaluationError(f"{name} has no {needed}; it has {', '.join(arrays)}: pairs of both are compared")
-    image, mask = arrays["image"], arrays["mask"]
+    if "image" not in arrays:
+        raise EvaluationError(f"{name} has no image; it has {', '.join(arrays)}")
+    image = arrays["image"]
+    mask = arrays["mask"] if "mask" in arrays else np.zeros(image.shape, np.uint8)
     if image.shape != mask.shape or image.ndim != 4 or image.shape[1] != 1 or mask.dtype != np.uint8:
         shapes = f"{image.dtype} images {list(image.shape)} and {mask.dtype} masks {list(mask.shape)}"
         raise EvaluationError(f"{name} has {shapes}; they must be [N, 1, S, S], and masks uint8")
     if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
         raise EvaluationError(f"{name} has images from {image.min():g} to {image.max():g}; they must be from 0 to 1")
-    return Pairs(name, image[:, 0].astype(np.float32), mask[:, 0], labels, names, names, True, facts)
+    sides = None if spacing is None else np.tile(np.array(spacing, np.float64), (len(image), 1))
+    found = image[:, 0].astype(np.float32), mask[:, 0]
+    return Pairs(name, *found, labels, names, names, True, facts, spacing=sides, has_masks="mask" in arrays)
 
 
 def _provenance_of_samples(folder: Path) -> dict[str, Any]:
     try:
-        return {"drawn_by": _common(json.loads((folder / PROVENANCE).read_text())["samples"])}
+        return _drawn_by(json.loads((folder / PROVENANCE).read_text())["samples"])
     except (OSError, ValueError, KeyError, TypeError):
         return {"drawn_by": None}
 
 
 def _provenance_of_set(folder: Path) -> dict[str, Any]:
-    return {"drawn_by": json.loads((folder / INDEX).read_text()).get("drawn_by")}
+    drawn_by = json.loads((folder / INDEX).read_text()).get("drawn_by")
+    return {"drawn_by": None} if drawn_by is None else {**_drawn_by([drawn_by]), "drawn_by": drawn_by}
+
+
+def _drawn_by(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What made all samples, and what the models say that drew any of them."""
+    stages = [stage for each in provenance for stage in (each, *each.get("stages", ()))]
+    notices = list(dict.fromkeys(line for stage in stages for line in stage.get("notices", ())))
+    unfinished = sorted({str(stage["unfinished"]) for stage in stages if stage.get("unfinished")})
+    return {"drawn_by": _common(provenance), "notices": notices, **({"unfinished": unfinished} if unfinished else {})}
 
 
 def _common(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -179,10 +215,11 @@ def _learnt(source: str, size: int, split: str, labels: tuple[str, ...], skip_ba
     else:
         patients = tuple(MOMENT.sub("", each) for each in names) if knows else names
     warnings = [*getattr(dataset, "warnings", ()), *([] if knows else [ONE_PATIENT_EACH])]
-    facts = {"layout": layout, "split": split, **reading}
-    return Pairs(
-        source, images.astype(np.float32), masks, dataset.labels, names, patients, knows, facts, tuple(warnings)
-    )
+    facts = {"layout": layout, "split": split, **reading, "files_sha256": digest(getattr(dataset, "files", {}))}
+    # Hearts are cut out alike of every file, and phantoms drawn so; of breasts each is as large as its crop.
+    spacing = np.full((len(items), 2), FIELD_OF_VIEW / size) if dataset.labels == HEART else None
+    found = images.astype(np.float32), masks
+    return Pairs(source, *found, dataset.labels, names, patients, knows, facts, tuple(warnings), spacing)
 
 
 def _nnunet(folder: Path, wanted: tuple[str, ...]) -> Pairs:
@@ -219,27 +256,35 @@ def _nifti_cases(folder: Path) -> dict[str, tuple[Path, Path]]:
 def _nifti(folder: Path, cases: Mapping[str, tuple[Path, Path]]) -> Pairs:
     masks = [mask.with_name(mask.name.removesuffix(NIFTI) + ".json") for _, mask in cases.values()]
     sidecars = [json.loads(file.read_text()) for file in masks if file.is_file()]
-    labels = tuple(sidecars[0].get("labels", {}).values()) if sidecars else ()
+    named = {tuple(each.get("labels", {}).items()) for each in sidecars}
+    if len(named) > 1:
+        raise EvaluationError(f"the sidecars of {folder} name different classes: {some([str(dict(x)) for x in named])}")
+    labels = tuple(label for _, label in sorted(next(iter(named), ()), key=lambda item: int(item[0])))
     drawn = len(sidecars) == len(cases) and all("provenance" in each for each in sidecars)
-    drawn_by = {"drawn_by": _common([each["provenance"] for each in sidecars])} if drawn else {}
+    drawn_by = _drawn_by([each["provenance"] for each in sidecars]) if drawn else {}
     read = {case: _read_case(*both) for case, both in cases.items()}
+    if any(isinstance(each.get("spacing"), str) for each in sidecars):  # 1 mm stands for what is not known
+        read = {case: (grey, classes, None) for case, (grey, classes, _) in read.items()}
     return _of_slices(str(folder), read, labels, {"layout": "NIfTI", **drawn_by}, None, drawn)
 
 
-def _read_case(image: Path, mask: Path) -> tuple[NDArray[Any], NDArray[Any], tuple[float, ...]]:
-    """Slices [Z, rows, columns] of both, and the sides of a pixel in mm."""
+Sides = tuple[float, ...] | None
+
+
+def _read_case(image: Path, mask: Path) -> tuple[NDArray[Any], NDArray[Any], Sides]:
+    """Slices [Z, rows, columns] of both, and the mm between rows and between columns, if they are known."""
     if not image.name.endswith((NIFTI, ".nii")):
         grey, classes = read_grey(image).pixels, read_grey(mask).pixels
         _check_shapes(image, grey.shape, classes.shape)
         white = 1.0 if grey.dtype.kind == "f" else float(np.iinfo(grey.dtype).max)
-        return (grey / white)[None], classes[None], ()
+        return (grey / white)[None], classes[None], None
     volume, labelled = read_nifti(image), read_nifti(mask)
     _check_shapes(image, volume.voxels.shape, labelled.voxels.shape)
     if not np.allclose(volume.affine, labelled.affine, atol=1e-3):
         raise EvaluationError(f"{mask} lies elsewhere than its image: their affines differ")
     if volume.voxels.ndim != 3:
         raise EvaluationError(f"{image} has the shape {volume.voxels.shape}; it must be (x, y, slice)")
-    spacing = tuple(np.linalg.norm(volume.affine[:3, :2], axis=0).round(4).tolist())
+    spacing = tuple(np.linalg.norm(volume.affine[:3, :2], axis=0).round(4).tolist()[::-1])  # rows are along y
     return volume.voxels.T, labelled.voxels.T, spacing
 
 
@@ -250,15 +295,15 @@ def _check_shapes(image: Path, one: tuple[int, ...], other: tuple[int, ...]) -> 
 
 def _of_slices(
     name: str,
-    read: Mapping[str, tuple[NDArray[Any], NDArray[Any], tuple[float, ...]]],
+    read: Mapping[str, tuple[NDArray[Any], NDArray[Any], Sides]],
     labels: tuple[str, ...],
     facts: dict[str, Any],
     known: NDArray[np.int64] | None,
     drawn: bool,
 ) -> Pairs:
     """Of volumes, the slices that show a structure, as training takes them; of single slices, all."""
-    images, masks, names, patients, scaled, left_out = [], [], [], [], 0, 0
-    for case, (grey, classes, _) in read.items():
+    images, masks, names, patients, sides, scaled, left_out = [], [], [], [], [], 0, 0
+    for case, (grey, classes, spacing) in read.items():
         if not np.isin(classes, np.arange(256)).all() or (known is not None and classes.max() >= len(known)):
             raise EvaluationError(
                 f"{name}: the mask of {case} holds {np.unique(classes)[:9].tolist()}, not class indices"
@@ -278,23 +323,28 @@ def _of_slices(
             masks.append(mask)
             names.append(case if len(grey) == 1 else f"{case}_slice{level:02d}")
             patients.append(MOMENT.sub("", case))
-    spacings = sorted({spacing for *_, spacing in read.values()})
+            sides.append(spacing or (np.nan, np.nan))
+    spacings = sorted({spacing or () for *_, spacing in read.values()})
     facts |= {"spacings_mm": [list(each) for each in spacings[:9]], "slices_without_a_structure": left_out}
     facts |= {"volumes_scaled_by_percentiles": scaled}
     knows = drawn or len({*patients}) < len(names)
     warnings = [] if knows else [ONE_PATIENT_EACH]
+    if not labels:
+        warnings.append(f"{name} {UNNAMED}")
+    if not images:
+        raise EvaluationError(f"{name}: no slice shows a structure")
     if len(spacings) > 1:
         warnings.append(
             f"{name} has pixels of {len(spacings)} sizes in mm; they are compared pixel by pixel all the same"
         )
     side = max(max(image.shape) for image in images)
+    spacing_of = np.array(sides) * [[max(image.shape) / side] for image in images]
     if any(image.shape != (side, side) for image in images):
         count = int(max(mask.max() for mask in masks)) + 1
         images = [fit_image(image, side) for image in images]
         masks = [fit_classes(mask, side, max(count, len(labels))) for mask in masks]
-    return Pairs(
-        name, np.stack(images), np.stack(masks), labels, tuple(names), tuple(patients), knows, facts, tuple(warnings)
-    )
+    found = np.stack(images), np.stack(masks)
+    return Pairs(name, *found, labels, tuple(names), tuple(patients), knows, facts, tuple(warnings), spacing_of)
 
 
 def _fitted(pairs: Pairs, size: int | None) -> Pairs:
@@ -305,6 +355,6 @@ def _fitted(pairs: Pairs, size: int | None) -> Pairs:
     count = max(len(pairs.labels), int(pairs.masks.max()) + 1)
     images = np.stack([fit_image(image, size) for image in pairs.images])
     masks = np.stack([fit_classes(mask, size, count) for mask in pairs.masks])
-    return replace(
-        pairs, images=images, masks=masks, facts={**pairs.facts, "resized_from": list(pairs.images.shape[1:])}
-    )
+    facts = {**pairs.facts, "resized_from": list(pairs.images.shape[1:])}
+    spacing = None if pairs.spacing is None else pairs.spacing * (max(pairs.images.shape[1:]) / size)
+    return replace(pairs, images=images, masks=masks, facts=facts, spacing=spacing)

@@ -27,7 +27,7 @@ from benchmarks.evaluation.pairs import Masks, Pairs
 from benchmarks.evaluation.progress import followed
 
 METRICS = ("Dice", "IoU", "HD95", "ASD", "precision", "recall")
-DISTANCES = ("HD95", "ASD")  # in pixels
+DISTANCES = ("HD95", "ASD")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Found:
     """What a segmenter found of one class: figures [N] by name, and which masks have it.
 
     A picture whose mask lacks the class and in which nothing of it is found has no figures: NaN. Where it is missed, or
-    found and not there, Dice, IoU, precision and recall are 0 and distances the picture's diagonal, in pixels.
+    found and not there, Dice, IoU, precision and recall are 0 and distances the picture's diagonal.
     """
 
     figures: Mapping[str, NDArray[np.float64]]
@@ -133,10 +133,15 @@ class Found:
         return ~self.there & self.found
 
 
-def scores(predicted: Masks, true: Masks, classes: int) -> list[Found]:
-    """Of each class but the background, for masks uint8 [N, S, S]."""
+def scores(predicted: Masks, true: Masks, classes: int, spacing: NDArray[np.float64] | None = None) -> list[Found]:
+    """Of each class but the background, for masks uint8 [N, S, S].
+
+    spacing: mm between rows and between columns of each [N, 2], in which distances then are; None: they are in pixels.
+    """
     one, other = (one_hot(torch.from_numpy(masks)[:, None].long(), classes) for masks in (predicted, true))
-    diagonal = float(np.hypot(true.shape[1], true.shape[2]))
+    sides = np.ones((len(true), 2)) if spacing is None else spacing
+    diagonal = np.hypot(sides[:, 0] * true.shape[1], sides[:, 1] * true.shape[2])
+    apart: dict[str, Any] = {"spacing": sides.tolist()}
     confusion = get_confusion_matrix(one, other, include_background=False).double().numpy()
     hits, false_alarms, _, misses = confusion.transpose(2, 0, 1)
     with np.errstate(invalid="ignore"):
@@ -144,8 +149,8 @@ def scores(predicted: Masks, true: Masks, classes: int) -> list[Found]:
     measured = {
         "Dice": compute_dice(one, other, include_background=False).numpy(),
         "IoU": compute_iou(one, other, include_background=False).numpy(),
-        "HD95": _quietly(compute_hausdorff_distance, one, other, percentile=95),
-        "ASD": _quietly(compute_average_surface_distance, one, other, symmetric=True),
+        "HD95": _quietly(compute_hausdorff_distance, one, other, percentile=95, **apart),
+        "ASD": _quietly(compute_average_surface_distance, one, other, symmetric=True, **apart),
         "precision": precision,
         "recall": recall,
     }
@@ -167,13 +172,13 @@ def _of_class(
     predicted: NDArray[np.bool_],
     true: NDArray[np.bool_],
     column: int,
-    diagonal: float,
+    diagonal: NDArray[np.float64],
 ) -> Found:
     found, there = predicted.any((1, 2)), true.any((1, 2))
     figures = {}
     for name, values in measured.items():
         column_of = values[:, column].astype(np.float64)
-        column_of[found != there] = diagonal if name in DISTANCES else 0.0
+        column_of[found != there] = diagonal[found != there] if name in DISTANCES else 0.0
         column_of[~found & ~there] = np.nan
         figures[name] = column_of
     return Found(figures, there, found)

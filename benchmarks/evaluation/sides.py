@@ -1,9 +1,12 @@
 """The sides of a comparison: real pairs that were trained on, others that were not, and samples."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.drawing import drawn
 from benchmarks.evaluation.pairs import (
     EvaluationError,
     Pairs,
@@ -13,11 +16,11 @@ from benchmarks.evaluation.pairs import (
     halves_by_patient,
     together,
 )
-from benchmarks.evaluation.reading import has_split, of_samples, read_pairs
-from serving.client import LocalClient, SamplingError
-from serving.progress import NowAndThen
+from benchmarks.evaluation.reading import has_split, read_pairs
+from serving.bundle import REPOSITORY
 
 FEW_PATIENTS = 30
+COUNT = 512  # of samples that are drawn
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,16 @@ class Asked:
     seed: int
     patient: str | None
     model: str | None
-    count: int
-    sample_seed: int
+    count: int | None
+    sample_seed: int | None
     solving: dict[str, Any]
-    repository: Path
+    repository: Path | None
+    url: str | None
     skip_bad: bool
+
+    @property
+    def cache(self) -> Cache:
+        return Cache(self.out / "cache")
 
     def read(self, source: str, size: int, split: str, labels: tuple[str, ...], name: str | None = None) -> Pairs:
         """Real pairs."""
@@ -66,6 +74,12 @@ class Sides:
             len(self.labels), *(int(each.masks.max()) + 1 for each in (self.train, self.held_out, self.synthetic))
         )
 
+    @property
+    def notices(self) -> Sequence[str]:
+        """What a user must know of the samples, as the models say that drew them."""
+        found: Sequence[str] = self.synthetic.facts.get("notices", ())
+        return found
+
     def warnings(self) -> list[str]:
         lines = [line for each in (self.train, self.held_out, self.synthetic) for line in each.warnings]
         for each in (self.train, self.held_out):
@@ -74,10 +88,12 @@ class Sides:
                     f"{each.name}: {each.patient_count} patients are few. Intervals over so few are too narrow, and "
                     "what is found of them need not hold for others"
                 )
-            if empty := int((~each.masks.any((1, 2))).sum()):
-                lines.append(f"{each.name}: {empty} of {len(each)} masks are empty, and counted")
-        if empty := int((~self.synthetic.masks.any((1, 2))).sum()):
-            lines.append(f"{self.synthetic.name}: {empty} of {len(self.synthetic)} masks are empty, and counted")
+        for each in (self.train, self.held_out, self.synthetic):
+            if each.empty:
+                lines.append(f"{each.name}: {each.empty} of {len(each)} masks are empty, and counted")
+        if self.synthetic.facts.get("unfinished"):
+            lines.append(f"{self.synthetic.name}: the model's training was not through when its bundle was built")
+        lines += [f"{self.synthetic.name}: the model says of its samples: {line}" for line in self.notices]
         return list(dict.fromkeys(lines))
 
     def facts(self) -> dict[str, Any]:
@@ -107,26 +123,44 @@ def open_sides(asked: Asked) -> Sides:
         whole = asked.read(asked.real, size, "all", labels)
         one, other = halves_by_patient(whole, asked.seed)
         train, held_out = one.at(range(len(one)), "real, one half"), other.at(range(len(other)), "real, other half")
+    train, held_out, synthetic = _named_alike(train, held_out, synthetic)
     check_alike(train, held_out, synthetic)
     check_apart(train, held_out)
     return Sides(train, held_out, synthetic, as_fit)
 
 
-def other_data(source: str, sides: Sides, asked: Asked) -> tuple[Pairs | None, Pairs]:
-    """Another data set: what to train on, if `fit` splits it, and what to test on.
+def _named_alike(*sides: Pairs) -> list[Pairs]:
+    """With the same classes on all: where a file names none they are those of the others, in their order."""
+    number = max(int(each.masks.max()) + 1 for each in sides)
+    named = next((each.labels for each in sides if each.labels), None)
+    labels = named or ("background", *(f"class {k}" for k in range(1, number)))
+    return [each if each.labels or not each.has_masks else replace(each, labels=labels) for each in sides]
 
-    Raises EvaluationError if it does not fit, or if a picture of it is in the training set.
+
+def other_data(sources: Sequence[str], sides: Sides, asked: Asked) -> list[tuple[Pairs | None, Pairs]]:
+    """Of each other data set: what to train on, if `fit` splits it, and what to test on.
+
+    Raises EvaluationError if one does not fit, if two have the same name, or if a picture or patient would be trained
+    on and tested on.
     """
-    name = Path(source).name
-    if has_split(source):
-        train = asked.read(source, sides.train.size, "train", sides.labels, name)
-        test = asked.read(source, sides.train.size, "validation", sides.labels, name)
-    else:
-        train, test = None, asked.read(source, sides.train.size, "all", sides.labels, name)
-    for each in filter(None, (train, test)):
-        check_alike(sides.train, each)
-    check_no_picture_twice(sides.train, test)
-    return train, test
+    found: list[tuple[Pairs | None, Pairs]] = []
+    names = [source.rstrip("/").rpartition("/")[2] or source for source in sources]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise EvaluationError(f"two of --other are called {twice[0]!r}, and tables would not tell which is which")
+    for source, name in zip(sources, names, strict=True):
+        if has_split(source):
+            train = asked.read(source, sides.train.size, "train", sides.labels, f"{name}, trained on")
+            test = asked.read(source, sides.train.size, "validation", sides.labels, name)
+        else:
+            train, test = None, asked.read(source, sides.train.size, "all", sides.labels, name)
+        for each in filter(None, (train, test)):
+            check_alike(sides.train, each)
+        found.append((train, test))
+    learnt = [sides.train, *(train for train, _ in found if train is not None)]
+    for tested in (sides.held_out, *(test for _, test in found)):
+        for each in learnt:
+            check_no_picture_twice(each, tested)
+    return found
 
 
 def even_halves(sides: Sides, seed: int) -> tuple[Pairs, Pairs]:
@@ -140,21 +174,17 @@ def _samples(asked: Asked) -> Pairs:
     if (asked.synthetic is None) == (asked.model is None):
         raise EvaluationError("give either SYNTHETIC, a folder of pairs, or --model, which draws them")
     if asked.synthetic is not None:
+        drawing = {"count": asked.count, "sample-seed": asked.sample_seed, "repository": asked.repository}
+        given = {"url": asked.url, **drawing, **{name.replace("_", "-"): each for name, each in asked.solving.items()}}
+        if useless := [f"--{name}" for name, value in given.items() if value is not None]:
+            raise EvaluationError(f"{', '.join(useless)} is for --model, and SYNTHETIC was given: it is drawn already")
         return read_pairs(asked.synthetic, asked.size, name="synthetic")
     assert asked.model is not None
-    line = NowAndThen()
-    try:
-        with LocalClient(asked.repository) as client:
-            samples = client.sample(
-                asked.model,
-                asked.count,
-                seed=asked.sample_seed,
-                progress=lambda done, of: line(f"{asked.model}: {done} of {of} samples"),
-                **asked.solving,
-            )
-    except SamplingError as error:
-        raise EvaluationError(str(error)) from error
-    pairs = of_samples(samples, "synthetic")
+    if asked.url and asked.repository:
+        raise EvaluationError("give either --url, a server's, or --repository")
+    first, repository = asked.sample_seed or 0, asked.repository or Path(REPOSITORY)
+    seeds = range(first, first + (asked.count or COUNT))
+    pairs = drawn(asked.model, seeds, asked.solving, repository, asked.url, asked.cache)
     if asked.size not in (None, pairs.size):
         raise EvaluationError(f"{asked.model} draws {pairs.size} pixels; --size is {asked.size}")
     return pairs

@@ -28,6 +28,14 @@ def partners(real: Pairs, synthetic: Pairs) -> tuple[NDArray[np.int64], NDArray[
     return both[:, 0], both[:, 1]
 
 
+def of_other_patients(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of pairs, and for each that of another patient's; as many as there can be, none of one patient alone."""
+    rows = np.argsort(pairs.groups, kind="stable")
+    partners = np.roll(rows, np.bincount(pairs.groups).max())
+    apart = pairs.groups[rows] != pairs.groups[partners]
+    return rows[apart], partners[apart]
+
+
 def scales_for(size: int) -> tuple[float, ...]:
     """As many of the four scales as pictures of this size have: torchmetrics wants more than ten pixels at the last."""
     fitting = 1

@@ -101,8 +101,11 @@ class Scored:
 
 
 def scored(predicted: Sequence[Masks], test: Pairs, classes: int, seed: int = 0) -> list[Scored]:
-    """Of each class but the background, for what segmenters of several seeds found in a test set."""
-    by_seed = [scores(masks, test.masks, classes) for masks in predicted]
+    """Of each class but the background, for what segmenters of several seeds found in a test set.
+
+    Distances are in mm if the test set's pixels are known, else in pixels.
+    """
+    by_seed = [scores(masks, test.masks, classes, test.spacing if test.in_mm else None) for masks in predicted]
     return [_of_class([found[k] for found in by_seed], test, seed) for k in range(classes - 1)]
 
 

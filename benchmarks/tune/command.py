@@ -148,8 +148,8 @@ def _tune(
     count: int | None, seed: int, rms: float, dice: float, margin: float, files: tuple[tuple[str, Path], ...],
     lpips: Path | None, skip_bad: bool, solvers: tuple[str, ...], steps: tuple[int, ...], **asked: Any,
 ) -> None:  # fmt: skip
-    from benchmarks.evaluation.cache import Cache
-    from benchmarks.evaluation.command import _print, _versions
+    from benchmarks.evaluation.cache import Cache, versions_of
+    from benchmarks.evaluation.command import PACKAGES, _print
     from benchmarks.evaluation.pairs import EvaluationError
     from benchmarks.evaluation.report import write
     from benchmarks.evaluation.similarity import Lpips
@@ -200,7 +200,7 @@ def _tune(
         answer = tuned(judge, list(ladders(bundles, solvers, steps)), seed, count, click.echo)
     section = _section(answer, limits, real, count)
     command = shlex.join(["medgen", "benchmarks", *sys.argv[sys.argv.index("tune") :]]) if "tune" in sys.argv else None
-    written = write([section], {"command": command, "versions": _versions()}, out, "tune")
+    written = write([section], {"command": command, "versions": versions_of(PACKAGES)}, out, "tune")
     _print([section])
     click.echo(", ".join(map(str, written)))
     click.echo(_conclusion(answer))

@@ -11,12 +11,16 @@ from tiny_families import tiny_family
 
 from benchmarks.__main__ import main
 from benchmarks.evaluation import features
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.drawing import drawn as drawn_samples
 from benchmarks.evaluation.pairs import EvaluationError
+from benchmarks.evaluation.reading import read_pairs
 from training.checkpoint import save_checkpoint
 from training.data.classes import HEART
 from training.data.phantom import Phantoms
 
 SIZE = 32
+NOTICE = "A near copy of what went in."
 
 
 def folder_of(place: Path, phantoms: range, **others: np.ndarray) -> Path:
@@ -30,7 +34,7 @@ def folder_of(place: Path, phantoms: range, **others: np.ndarray) -> Path:
         "mask_labels": np.array(["background", "lesion"]),
     }
     np.savez(place / "pairs.npz", **{**arrays, **others})
-    made = [{"model": "mganprior", "bundle": "b" * 64, "seed": seed} for seed in phantoms]
+    made = [{"model": "m", "bundle": "b" * 64, "seed": seed, "notices": [NOTICE]} for seed in phantoms]
     (place / "provenance.json").write_text(json.dumps({"samples": made}))
     return place
 
@@ -76,7 +80,10 @@ def test_a_report_has_all_three_on_a_page_without_a_network(drawn, tmp_path, mon
     rows = [row[0] for row in utility["tables"][0]["rows"]]
     assert rows == ["real", "synthetic", "real + 0.5x", "real + 1x", "synthetic, masks shuffled"]
     assert any("20 samples are too few for mixtures of 1.5, 2" in line for line in utility["warnings"])
-    assert any("mganprior draws nothing new" in line for line in privacy["warnings"])
+    assert utility["tables"][0]["columns"][5:7] == ["HD95 (pixels)", "ASD (pixels)"]
+    assert utility["tables"][1]["title"].endswith("deviation of the 1 seeds' means")
+    for section in report["sections"]:
+        assert f"synthetic: the model says of its samples: {NOTICE}" in section["warnings"]
     assert any("not that the model keeps its secrets" in line for line in privacy["warnings"])
     assert privacy["tables"][1]["rows"][0][0] == "threshold on the loss"
 
@@ -115,7 +122,99 @@ def test_what_cannot_be_compared_is_refused(drawn, tmp_path):
     hearts = folder_of(tmp_path / "hearts", range(4), mask_labels=np.array(HEART))
     assert "LV, MYO, RV" in refused("quality", real, hearts, *out)
     assert "is not NAME=PATH" in refused("quality", real, drawn, "--features", "inception", *out)
+    assert "--patient '(' is no expression" in refused("quality", real, drawn, "--patient", "(", *out)
+    assert "--url, --count, --steps is for --model" in refused(
+        "quality", real, drawn, "--count", 5, "--url", "a:1", "--steps", 3, *out
+    )
+    network = tmp_path / "network.pt"
+    network.touch()
+    for name in ("radiomics", "FID", "Inception"):
+        assert "taken for what it is not" in refused("quality", real, drawn, "--features", f"{name}={network}", *out)
+    twice = ("--features", f"a={network}", "--features", f"a={network}")
+    assert "two networks are called 'a'" in refused("quality", real, drawn, *twice, *out)
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_without_masks_are_judged_as_pictures(tmp_path, monkeypatch):
+    """As inversions are, whose bundle says what they are."""
+    monkeypatch.setattr(features, "has_radiomics", lambda: False)
+    pictures = folder_of(tmp_path / "pictures", range(8))
+    with np.load(pictures / "pairs.npz") as arrays:
+        kept = {name: arrays[name] for name in ("image", "seed")}
+    np.savez(pictures / "pairs.npz", **kept)
+    run("report", "phantom:16", pictures, "--out", tmp_path / "out", "--epochs", 1)
+    quality, privacy, utility = json.loads((tmp_path / "out/report.json").read_text())["sections"]
+    assert [table["title"] for table in quality["tables"]] == ["By segmenter"]
+    assert privacy["tables"][0]["title"] == "Nearest neighbours in the training set"
+    assert utility["warnings"] == ["Not measured: The samples have no masks"]
+    assert not any("masks are empty" in line for line in quality["warnings"])
+    assert any(NOTICE in line for line in privacy["warnings"])
+    assert "have no masks" in refused("utility", "phantom:16", pictures, "--out", tmp_path / "out")
+
+
+def test_another_data_set_is_neither_trained_and_tested_on_nor_another_ones_namesake(tmp_path, drawn):
+    asked = ("utility", "phantom:16", drawn, "--out", tmp_path / "out", "--epochs", 1)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    others = [folder_of(tmp_path / place / "set", range(30, 34)) for place in "ab"]
+    assert "two of --other are called 'set'" in refused(*asked, "--other", others[0], "--other", others[1])
+    real = folder_of(tmp_path / "real", range(16))
+    asked = ("utility", real, drawn, "--out", tmp_path / "out", "--epochs", 1)
+    held_out = folder_of(tmp_path / "held out", range(12, 20))
+    assert "pictures of held out are in" in refused(*asked, "--other", held_out)
+
+
+def test_halves_that_nobody_knows_a_generator_to_have_learnt_from_are_said_to_leak(tmp_path, drawn):
+    real = folder_of(tmp_path / "real", range(20, 32))
+    run("utility", real, drawn, "--out", tmp_path / "out", "--epochs", 1, "--seeds", 1)
+    (section,) = json.loads((tmp_path / "out/utility.json").read_text())["sections"]
+    assert any("samples carry them into training" in line for line in section["warnings"])
+
+
+def test_what_a_changed_picture_was_is_not_taken_for_what_it_is(tmp_path):
+    made = []
+
+    def extract(images: np.ndarray) -> np.ndarray:
+        made.append(len(images))
+        return images.mean((1, 2))[:, None].astype(np.float64)
+
+    extractor, cache = features.Extractor("mine", "1", extract), Cache(tmp_path / "cache")
+    folder = folder_of(tmp_path / "some", range(4))
+    first = extractor.of(read_pairs(str(folder)), cache)
+    assert (extractor.of(read_pairs(str(folder)), cache) == first).all()
+    assert made == [4]
+    with np.load(folder / "pairs.npz") as arrays:
+        kept = dict(arrays)
+    kept["image"][2, 0, 3, 3] = 1 - kept["image"][2, 0, 3, 3]
+    np.savez(folder / "pairs.npz", **kept)
+    assert (extractor.of(read_pairs(str(folder)), cache) != first).ravel().tolist() == [False, False, True, False]
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(b"")
+    extractor.of(read_pairs(str(folder)), cache)
+    assert made == [4, 4, 4]
+
+
+def test_samples_that_were_drawn_are_kept(built, tmp_path, monkeypatch):
+    from serving.client import LocalClient
+
+    cache = Cache(tmp_path / "cache")
+    asked = ("pig", range(3, 8), {"steps": 2}, built("pig"), None, cache)
+    first = drawn_samples(*asked)
+    assert (len(first), first.facts["drawn_by"]["steps"], first.names[0]) == (5, 2, "000003")
+    drew, sample = [], LocalClient.sample
+    monkeypatch.setattr(
+        LocalClient,
+        "sample",
+        lambda self, *given, **asked: drew.append(asked["seeds"]) or sample(self, *given, **asked),
+    )
+    again = drawn_samples(*asked)
+    assert drew == [range(3, 4)]  # to see that it is the same bundle
+    assert again.digest == first.digest
+    assert again.facts == first.facts
+    drawn_samples("pig", range(3, 8), {"steps": 3}, *asked[3:])
+    assert drew[-1] == range(3, 8)
+    with pytest.raises(EvaluationError, match="no model 'other'"):
+        drawn_samples("other", *asked[1:])
 
 
 def test_a_network_of_the_user_gives_distances_of_its_name(tmp_path):
@@ -128,9 +227,6 @@ def test_a_network_of_the_user_gives_distances_of_its_name(tmp_path):
 
         def forward(self, colours: torch.Tensor) -> torch.Tensor:
             return self.layer(colours)
-
-    from benchmarks.evaluation.cache import Cache
-    from benchmarks.evaluation.reading import read_pairs
 
     pairs = read_pairs(str(folder_of(tmp_path / "some", range(5))))
     for width in (7, 2048):

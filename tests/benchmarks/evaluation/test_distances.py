@@ -88,6 +88,16 @@ def test_the_interval_of_a_frechet_distance_is_wider_where_slices_are_of_few_pat
     assert by_patient.high - by_patient.low > 2 * (by_slice.high - by_slice.low)
 
 
+def test_a_frechet_distance_of_a_patient_or_a_picture_alone_has_no_interval():
+    random = np.random.default_rng(8)
+    one, other = random.normal(size=(2, 6, 3))
+    assert np.isnan(frechet(one[:1], other))
+    for groups in (np.zeros(6, np.int64), np.array([0, 1, 1, 1, 1, 1])):
+        found = frechet_between(one, other, groups, own(6))
+        assert found.value > 0
+        assert np.isnan(found.low)
+
+
 def test_coverage_tells_lost_modes_from_strange_ones():
     random = np.random.default_rng(7)
     modes = random.normal(size=(60, 4)), random.normal(20, 1, (60, 4))

@@ -1,5 +1,6 @@
 """Copies and memories are found, and what is neither is not."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,10 +9,15 @@ import torch
 from tiny_families import SIZE, tiny_family
 from torch import Tensor
 
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.measure_privacy import OTHER_DATA, _membership, _models
 from benchmarks.evaluation.membership import by_features, by_loss, can_be_attacked, seen
 from benchmarks.evaluation.neighbours import closeness, nearest
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
+from benchmarks.evaluation.report import Section
+from benchmarks.evaluation.sides import Sides
 from serving.sampling.solvers import Schedule
+from training.checkpoint import save_checkpoint
 from training.data.classes import LESION
 
 
@@ -115,6 +121,27 @@ def test_every_family_can_be_attacked(name):
     found = seen(family, smooth(3, 0, size=SIZE), draws=2)
     assert np.isfinite([found.loss, found.band, found.unlike]).all()
     assert (found.loss > 0).all()
+
+
+def test_models_have_names_of_their_own_and_say_if_they_learnt_from_other_files(tmp_path):
+    family = tiny_family("pig")
+    for place in "ab":
+        folder = tmp_path / place / "run"
+        save_checkpoint(folder, family, family.state_dict(), {"preset_name": "small", "step": 7, "data_digest": place})
+    train, held_out = (smooth(6, seed, name, SIZE) for seed, name in enumerate(("train", "other")))
+    train = replace(train, facts={"files_sha256": "a"})
+    sides = Sides(train, held_out, held_out, True)
+    models = _models([tmp_path / "a/run", tmp_path / "b/run"], sides)
+    assert list(models) == ["pig (run)", f"pig ({tmp_path / 'b/run'})"]
+    section = Section("Privacy")
+    for name, model in models.items():
+        _membership(section, sides, name, *model, 0, Cache(tmp_path / "cache"))
+    assert [OTHER_DATA in line for line in section.warnings if "other files" in line] == [True]
+    assert next(line for line in section.warnings if OTHER_DATA in line).startswith(f"pig ({tmp_path}")
+    with pytest.raises(EvaluationError, match="was given twice"):
+        _models([tmp_path / "a/run"] * 3, sides)
+    with pytest.raises(EvaluationError, match="pig was trained on 32 pixels"):
+        _models([tmp_path / "a/run"], replace(sides, train=smooth(6, 0)))
 
 
 def test_other_sizes_and_models_without_a_loss_are_refused():

@@ -1,6 +1,7 @@
 """Pairs are the same whatever they are stored as, and what cannot be compared is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from benchmarks.evaluation.pairs import (
     check_apart,
     drawn_by_patient,
     halves_by_patient,
+    together,
 )
 from benchmarks.evaluation.reading import read_pairs
+from benchmarks.evaluation.sides import _named_alike
 from serving.bundle import Output
 from serving.sample_set import Samples
 from serving.writers.layouts import make_layout
@@ -48,6 +51,11 @@ def test_samples_are_the_same_in_all_layouts(tmp_path: Path, labels, spacing):
         assert pairs.labels == labels
         assert pairs.knows_patients
         assert pairs.described()["empty_masks"] == 1
+        assert pairs.in_mm == (spacing is not None)
+        if spacing is not None:
+            assert pairs.spacing.tolist() == [list(spacing)] * 3
+            halved = read_pairs(str(tmp_path / folder), SIZE // 2)
+            assert halved.spacing.tolist() == [[2 * side for side in spacing]] * 3
     assert read_pairs(str(tmp_path / "out")).facts["drawn_by"]["bundle"] == "b" * 64
 
 
@@ -79,6 +87,8 @@ def test_slices_of_volumes_belong_to_their_patients(tmp_path: Path):
     assert pairs.images.min() == 0
     assert pairs.images.max() == 1
     assert pairs.masks[0, 5:8, 3:6].all()  # rows are y, of which there are 16, and two are put above
+    assert pairs.spacing.tolist() == [[1, 1]] * 6
+    assert any("does not name the classes of its masks" in line for line in pairs.warnings)
 
 
 def test_an_expression_finds_patients(tmp_path: Path):
@@ -97,6 +107,56 @@ def test_an_expression_finds_patients(tmp_path: Path):
         read_pairs(str(tmp_path), SIZE, patient="P")
 
 
+def test_a_voxel_that_stands_for_an_unknown_one_is_no_millimetre(tmp_path: Path):
+    write_samples(samples(LESION, None), tmp_path / "out", layouts=[make_layout("nifti")])
+    assert not read_pairs(str(tmp_path / "out/nifti")).in_mm
+
+
+def test_hearts_have_the_pixels_that_training_gives_them():
+    assert read_pairs("phantom:1", 32, labels=HEART).spacing.tolist() == [[5, 5]]
+    assert not read_pairs("phantom:1", 32).in_mm
+
+
+def test_arrays_without_seeds_are_no_samples_and_nothing_is_known_of_their_patients(tmp_path: Path):
+    np.savez(tmp_path / "pairs.npz", **samples(LESION, None).arrays, mask_labels=np.array(LESION))
+    pairs = read_pairs(str(tmp_path))
+    assert not pairs.knows_patients
+    assert "nothing is known of its patients" in pairs.warnings[-1]
+
+
+def test_what_models_say_of_samples_is_read_even_if_several_drew_them(tmp_path: Path):
+    drawn = samples(LESION, None)
+    drawn.provenance[1] |= {"model": "other", "notices": ["A copy."]}
+    drawn.provenance[2] |= {"stages": [{"notices": ["Of a stage."], "unfinished": "step 5 of 9"}]}
+    write_samples(drawn, tmp_path / "out", layouts=[make_layout("nifti")])
+    for folder in ("out", "out/nifti"):
+        facts = read_pairs(str(tmp_path / folder)).facts
+        assert facts["drawn_by"] is None
+        assert facts["notices"] == ["A copy.", "Of a stage."]
+        assert facts["unfinished"] == ["step 5 of 9"]
+
+
+def test_parts_of_other_meaning_are_refused(tmp_path: Path):
+    (tmp_path / "index.json").write_text("{}")
+    arrays = {**samples(HEART, None).arrays, "seed": np.arange(3)}
+    np.savez(tmp_path / "part-000000.npz", **arrays, mask_labels=np.array(HEART))
+    np.savez(tmp_path / "part-000001.npz", **arrays, mask_labels=np.array(HEART[::-1]))
+    with pytest.raises(EvaluationError, match=r"part-000001\.npz of .* hold other arrays, classes"):
+        read_pairs(str(tmp_path))
+
+
+def test_classes_that_one_side_does_not_name_are_those_of_the_others():
+    one, other = _named_alike(pairs("ab", labels=()), pairs("cd"))
+    assert one.labels == other.labels == LESION
+    one, other = _named_alike(*(pairs(who, labels=()) for who in ("ab", "cd")))
+    assert one.labels == other.labels == ("background", "class 1")
+
+
+def test_files_of_the_same_name_are_not_of_the_same_patient_where_nobody_says_so():
+    one, other = (replace(pairs("ab", seed), knows_patients=seed == 0) for seed in (0, 1))
+    assert together(one, other).patient_count == 4
+
+
 def test_samples_have_no_split(tmp_path: Path):
     write_samples(samples(LESION, None), tmp_path / "out")
     with pytest.raises(EvaluationError, match="--train"):
@@ -108,7 +168,7 @@ def test_samples_have_no_split(tmp_path: Path):
     [
         ({"image": np.full((3, 1, SIZE, SIZE), 2, np.float32)}, "must be from 0 to 1"),
         ({"mask": np.zeros((3, 1, SIZE, 8), np.uint8)}, "they must be"),
-        ({"mask": None}, "no pairs that can be read"),
+        ({"image": None}, "has no image; it has mask"),
     ],
 )
 def test_arrays_that_are_no_pairs_are_refused(tmp_path: Path, changed, message):

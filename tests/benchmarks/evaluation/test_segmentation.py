@@ -1,9 +1,12 @@
 """Segmentation whose figures are known, and samples whose masks were dealt to other pictures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.measure_utility import _tables
 from benchmarks.evaluation.pairs import Pairs
 from benchmarks.evaluation.segmentation import Recipe, scores
 from benchmarks.evaluation.utility import ALONE, REAL, SHUFFLED, gained, predictions, scored, shuffled, trainings
@@ -29,6 +32,25 @@ def test_a_shifted_square(shift):
     assert figures["IoU"] == pytest.approx(overlap / (2 - overlap))
     assert figures["precision"] == figures["recall"] == pytest.approx(overlap)
     assert 0 < figures["ASD"] < shift
+
+
+def test_distances_are_in_mm_where_the_pixels_are_known():
+    true = np.stack([square(8, 8)] * 4)
+    predicted = np.stack([square(8, 11), square(11, 8), np.zeros((SIZE, SIZE), np.uint8), square(8, 11)])
+    spacing = np.array([[2.0, 0.5]] * 3 + [[1.0, 1.0]])
+    (found,) = scores(predicted, true, 2, spacing)
+    assert found.figures["HD95"] == pytest.approx([1.5, 6, np.hypot(SIZE * 2, SIZE * 0.5), 3])
+    (in_pixels,), (doubled,) = scores(predicted, true, 2), scores(predicted, true, 2, np.full((4, 2), 2.0))
+    assert doubled.figures["ASD"] == pytest.approx(2 * in_pixels.figures["ASD"])
+    patients = ("a", "b", "c", "d")
+    pairs = Pairs("some", true.astype(np.float32), true, LESION, patients, patients, True, spacing=spacing)
+    (of_class,) = scored([predicted], pairs, 2)
+    assert of_class.figures["HD95"].value == pytest.approx(found.figures["HD95"].mean())
+    row = next(trainings(pairs, pairs, (), 0))
+    for known, unit in ((spacing, "mm"), (None, "pixels"), (np.full((4, 2), np.nan), "pixels")):
+        table, _ = _tables(replace(pairs, spacing=known), "lesion", [row], [of_class], 1, 0)
+        assert table.columns[5:7] == [f"HD95 ({unit})", f"ASD ({unit})"]
+        assert f"HD95 and ASD are in {unit}" in table.note
 
 
 def test_what_is_missed_or_invented_counts_and_what_is_rightly_absent_has_no_figure():

@@ -1,5 +1,7 @@
 """Figures of masks whose shapes are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ pytest.importorskip("skimage")
 
 from benchmarks.evaluation.pairs import Pairs
 from benchmarks.evaluation.shapes import absent, compared, features_of
-from benchmarks.evaluation.similarity import likeness, partners, scales_for
+from benchmarks.evaluation.similarity import likeness, of_other_patients, partners, scales_for
 from training.data.classes import HEART, LESION
 
 ROWS, COLUMNS = np.indices((64, 64)) + 0.5
@@ -85,6 +87,15 @@ def test_pictures_of_the_same_mask_are_compared_once():
     noise = likeness(real.at([0, 1]), of(masks[[0, 1]], real.images[[0, 1]] + 0.1))
     assert noise["PSNR"] == pytest.approx([20, 20], abs=1e-3)
     assert [len(scales_for(size)) for size in (32, 64, 128, 256)] == [2, 3, 4, 4]
+
+
+def test_the_floor_of_likeness_is_of_other_patients():
+    masks = np.stack([disc(32, 32, 6)] * 5)
+    some = replace(of(masks), patients=("a", "a", "a", "b", "c"))
+    rows, partners = of_other_patients(some)
+    assert len(rows) >= 4
+    assert (some.groups[rows] != some.groups[partners]).all()
+    assert not len(of_other_patients(replace(some, patients=("a",) * 5))[0])
 
 
 def test_lpips_is_0_of_a_picture_and_itself_and_names_weights_that_are_none(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.evaluation.neighbours import median_of
 from benchmarks.evaluation.statistics import auc, auc_of, caught, compare, holm, jackknife, mean_of, share_of
 
 
@@ -24,27 +25,15 @@ def test_cliffs_delta_has_its_sign_and_an_interval_that_holds_it():
 
 
 def test_holm_adjusts_the_papers_table_to_six():
-    p = [
-        0.0156,
-        0.9084,
-        1.35e-40,
-        0.1112,
-        1.35e-40,
-        0.0132,
-        0.1,
-        1.75e-6,
-        0.3682,
-        0.0022,
-        0.5,
-        0.4,
-        8e-7,
-        0.0782,
-        0.0539,
-    ]
-    assert sum(value < 0.05 for value in p) == 7
+    lv = [0.0156, 0.9084, 1.35e-40, 0.1112, 1.35e-40]
+    rv = [0.0061, 0.1548, 1.75e-6, 0.3682, 0.0022]
+    myocardium = [0.0022, 0.1113, 8e-7, 0.0782, 0.0539]
+    p = [*lv, *rv, *myocardium]
+    assert sum(value < 0.05 for value in p) == 8
     adjusted = holm(p)
-    assert sum(value < 0.05 for value in adjusted) == 5
+    assert sum(value < 0.05 for value in adjusted) == 6
     assert adjusted[7] == pytest.approx(1.75e-6 * 12)
+    assert adjusted[5] == pytest.approx(0.0061 * 9)
     assert holm([0.04, 0.03]) == pytest.approx([0.06, 0.06])
 
 
@@ -53,6 +42,19 @@ def test_slices_of_few_patients_have_a_wide_interval():
     values = np.random.default_rng(2).normal(size=5)[patients]
     by_patient, by_slice = mean_of(values, patients), mean_of(values, own(200))
     assert by_patient.high - by_patient.low > 3 * (by_slice.high - by_slice.low)
+
+
+def test_one_patient_alone_gives_no_interval():
+    one, values = np.zeros(6, np.int64), np.arange(6.0)
+    found = [
+        mean_of(values, one),
+        auc_of(values, values, one, own(6)),
+        jackknife(lambda a, b: values[a].mean() - values[b].mean(), own(6), one),
+        median_of(values, one),
+        compare(values, values, one).delta,
+    ]
+    assert [each.value for each in found] == pytest.approx([2.5, 0.5, 0, 2, 0])
+    assert np.isnan([[each.low, each.high] for each in found]).all()
 
 
 def test_what_is_not_a_number_does_not_count():
