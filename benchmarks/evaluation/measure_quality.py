@@ -73,7 +73,8 @@ def _extractors(
 
 def segmenter_features(real: Pairs, recipe: Recipe, classes: int, seed: int) -> Extractor:
     """What the lowest level of a segmenter that was trained on these real pairs sees."""
-    identity = f"DynUNet {recipe.described()} of {classes} classes on {real.digest}, seed {seed}"
+    what = "DynUNet's lowest level, deviation of each channel"
+    identity = f"{what} {recipe.described()} of {classes} classes on {real.digest}, seed {seed}"
     network = None
 
     def extract(images: of.Floats) -> np.ndarray:

@@ -22,6 +22,7 @@ TILE = 128  # pixels at least
 GRID = 6  # tiles in a row
 GAP = 3
 BINS = 24
+NOTHING = 1e-12  # what is left of 0 by rounding
 
 Cell = Interval | float | int | str | None
 
@@ -126,6 +127,8 @@ def shown(cell: Cell) -> str:
 
 
 def _rounded(value: float) -> str:
+    if abs(value) < NOTHING:
+        return "0"
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.distances import kernel_distance
+from benchmarks.evaluation.features import noise_like, standardised
 from benchmarks.evaluation.measure_utility import _tables
 from benchmarks.evaluation.pairs import Pairs
-from benchmarks.evaluation.segmentation import Recipe, scores
+from benchmarks.evaluation.segmentation import Recipe, scores, seen_by, trained
 from benchmarks.evaluation.utility import ALONE, REAL, SHUFFLED, gained, predictions, scored, shuffled, trainings
 from training.data.classes import LESION
 
@@ -94,6 +96,14 @@ def test_masks_that_are_dealt_to_other_pictures_destroy_utility(tmp_path):
     assert found[SHUFFLED].figures["Dice"].value < 0.5
     assert gained(found[SHUFFLED], found[REAL]).high < -0.4
     assert abs(gained(found[ALONE], found[REAL]).value) < 0.1
+
+
+def test_a_segmenter_sees_noise_farther_off_than_other_patients():
+    real, other = discs(40, 0, "real"), discs(40, 1, "other")
+    network = trained(real, 2, TINY, 30, 0, "a segmenter")
+    sides = standardised(*(seen_by(network, each.images) for each in (real, other, noise_like(real, 0))))
+    floor, ceiling = (kernel_distance(sides[0], side, real.groups, real.groups).value for side in sides[1:])
+    assert ceiling > 100 * abs(floor)
 
 
 def test_what_was_trained_is_kept(tmp_path, monkeypatch):
