@@ -72,8 +72,8 @@ def _extractors(
 
 
 def segmenter_features(real: Pairs, recipe: Recipe, classes: int, seed: int) -> Extractor:
-    """What the lowest level of a segmenter that was trained on these real pairs sees."""
-    what = "DynUNet's lowest level, deviation of each channel"
+    """What a segmenter sees that was trained on these real pairs."""
+    what = "DynUNet's level above the lowest, deviation of each channel"
     identity = f"{what} {recipe.described()} of {classes} classes on {real.digest}, seed {seed}"
     network = None
 

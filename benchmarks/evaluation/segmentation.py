@@ -102,14 +102,17 @@ def segmented(network: nn.Module, images: NDArray[np.float32], batch: int = 32) 
 
 @torch.no_grad()
 def seen_by(network: nn.Module, images: NDArray[np.float32], batch: int = 32) -> NDArray[np.float64]:
-    """How much each channel of the network's lowest level varies over a picture [N, D]: its standard deviation.
+    """How much each channel of the level above the lowest varies over a picture [N, D]: its standard deviation.
 
     It is taken before the level's instance norm, which makes the mean and deviation of all pictures the same: of what
     comes after it, noise is as near to hearts as other hearts are.
     """
     features: list[Tensor] = []
-    handle = network.get_submodule("bottleneck.conv2").register_forward_hook(
-        lambda _module, _given, out: features.append(out.std((2, 3), correction=0).cpu())
+    assert isinstance(network, DynUNet)
+    handle = (
+        network.downsamples[-1]
+        .get_submodule("conv2")
+        .register_forward_hook(lambda _module, _given, out: features.append(out.std((2, 3), correction=0).cpu()))
     )
     segmented(network, images, batch)
     handle.remove()

@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from benchmarks.evaluation.cache import Cache
-from benchmarks.evaluation.distances import kernel_distance
+from benchmarks.evaluation.distances import coverage, kernel_distance
 from benchmarks.evaluation.features import noise_like, standardised
 from benchmarks.evaluation.measure_utility import _tables
 from benchmarks.evaluation.pairs import Pairs
+from benchmarks.evaluation.reading import read_pairs
 from benchmarks.evaluation.segmentation import Recipe, scores, seen_by, trained
 from benchmarks.evaluation.utility import ALONE, REAL, SHUFFLED, gained, predictions, scored, shuffled, trainings
-from training.data.classes import LESION
+from training.data.classes import HEART, LESION
 
 SIZE = 32
 TINY = Recipe(filters=(8, 16, 16), epochs=1, batch=8, learning_rate=1e-2)
@@ -98,12 +100,17 @@ def test_masks_that_are_dealt_to_other_pictures_destroy_utility(tmp_path):
     assert abs(gained(found[ALONE], found[REAL]).value) < 0.1
 
 
-def test_a_segmenter_sees_noise_farther_off_than_other_patients():
-    real, other = discs(40, 0, "real"), discs(40, 1, "other")
-    network = trained(real, 2, TINY, 30, 0, "a segmenter")
-    sides = standardised(*(seen_by(network, each.images) for each in (real, other, noise_like(real, 0))))
-    floor, ceiling = (kernel_distance(sides[0], side, real.groups, real.groups).value for side in sides[1:])
-    assert ceiling > 100 * abs(floor)
+def test_a_segmenter_sees_noise_and_blur_farther_off_than_other_hearts():
+    real, other = (read_pairs("phantom:40", 64, split, labels=HEART) for split in ("train", "validation"))
+    network = trained(real, 4, Recipe(filters=(8, 16, 32), epochs=1, batch=8), 20, 2, "a segmenter")
+    blurred = replace(other, images=ndimage.gaussian_filter(other.images, (0, 1, 1)))
+    beside = (other, blurred, noise_like(real, 0))
+    sides = standardised(*(seen_by(network, each.images) for each in (real, *beside)))
+    distances = [kernel_distance(sides[0], side, real.groups, real.groups, count=2).value for side in sides[1:]]
+    assert abs(distances[0]) < 0.3
+    assert distances[1] > 1
+    assert distances[2] > 100
+    assert coverage(sides[0], sides[3], real.groups, real.groups).precision.value == 0
 
 
 def test_what_was_trained_is_kept(tmp_path, monkeypatch):
