@@ -47,7 +47,7 @@ def _drawn(client: Client, model: str, seeds: range, solving: Mapping[str, Any],
             samples = client.sample(model, seeds=some, **solving)
             if common(samples.provenance) != made_by:
                 raise EvaluationError(f"{model} was replaced while its samples were drawn")
-            return {name: values for name, values in samples.arrays.items() if name in ("image", "mask")}
+            return samples.arrays
 
         parts.append(cache.arrays("samples", [made_by, some.start, len(some)], draw))
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -26,6 +26,7 @@ from training.data.preparation.resize import fit_classes, fit_image
 from training.data.problems import BadFileError, some
 
 NIFTI = ".nii.gz"
+MASK, SEED = "mask", "seed"  # arrays of samples
 MOMENT = re.compile(r"_(?:frame\d+|ED|ES)(?:_slice\d+)?$|_slice\d+$")  # what a patient's name ends before
 PERCENTILES = (1, 99)  # of a volume in units of its own, which become 0 and 1
 UNNAMED = "does not name the classes of its masks: only their range was checked"
@@ -84,10 +85,12 @@ def has_split(source: str) -> bool:
 
 def of_samples(samples: Samples, name: str) -> Pairs:
     """What a client drew."""
-    labels = next((output.labels for output in samples.outputs if output.name == "mask"), ())
-    spacing = next((output.spacing for output in samples.outputs if output.name == "image"), None)
+    drawn = {each: values for each, values in samples.arrays.items() if each not in samples.given or each == MASK}
+    picture = _picture(name, drawn)
+    outputs = {output.name: output for output in samples.outputs}
+    labels = outputs[MASK].labels if MASK in outputs else ()
     facts = {"layout": "drawn", **_drawn_by(samples.provenance)}
-    return _of_arrays(name, samples.arrays, labels, tuple(samples.names), facts, spacing)
+    return _of_arrays(name, drawn, labels, tuple(samples.names), facts, outputs[picture].spacing)
 
 
 def _renamed(pairs: Pairs, name: str | None, patient: str | None) -> Pairs:
@@ -120,29 +123,40 @@ def _sampled(folder: Path, files: Sequence[Path], facts: dict[str, Any]) -> Pair
         raise EvaluationError(
             f"{some(strange)} of {folder} hold other arrays, classes or spacings than {files[0].name}"
         )
-    if "image" not in held:
-        raise EvaluationError(f"{folder} has no image; it has {', '.join(parts[0])}")
     arrays = {each: np.concatenate([part[each] for part in parts]) for each in held}
-    if "seed" in arrays:
-        seeds = arrays["seed"]
+    if SEED in arrays:
+        seeds = arrays[SEED]
         names = tuple(f"seed {seed} ({row})" for row, seed in enumerate(seeds))
         facts = {"seeds": [int(seeds.min()), int(seeds.max())], **facts}
     else:  # no samples: arrays that somebody made of pictures
-        names = tuple(f"row {row}" for row in range(len(arrays["image"])))
+        names = tuple(f"row {row}" for row in range(len(arrays[_picture(str(folder), arrays)])))
     pairs = _of_arrays(str(folder), arrays, labels, names, {"layout": "samples", **facts}, spacing)
-    warnings = []
+    warnings = [*pairs.warnings]
     if pairs.has_masks and not labels:
         warnings.append(f"{folder} {UNNAMED}")
-    if "seed" not in arrays:
+    if SEED not in arrays:
         warnings.append(ONE_PATIENT_EACH)
-    return replace(pairs, warnings=tuple(warnings), knows_patients="seed" in arrays)
+    return replace(pairs, warnings=tuple(warnings), knows_patients=SEED in arrays)
 
 
 def _meaning(part: Mapping[str, NDArray[Any]]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[float, ...] | None]:
     """Which arrays a file of samples has, the classes of its masks, and the sides of a pixel in mm."""
-    held = tuple(each for each in ("image", "mask", "seed") if each in part)
+    held = tuple(each for each, values in part.items() if values.ndim == 4 or each == SEED)
     labels = tuple(map(str, part["mask_labels"].tolist())) if "mask_labels" in part else ()
-    return held, labels, tuple(part["image_spacing"].tolist()) if "image_spacing" in part else None
+    spacing = [part[f"{each}_spacing"].tolist() for each in held if f"{each}_spacing" in part]
+    return held, labels, tuple(spacing[-1]) if spacing else None
+
+
+def _picture(name: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """The last picture is what was drawn: those before it were given, as to an inversion, or are on the way to it."""
+    pictures = _pictures(arrays)
+    if not pictures:
+        raise EvaluationError(f"{name} has no image; it has {', '.join(arrays)}")
+    return pictures[-1]
+
+
+def _pictures(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
+    return [each for each, values in arrays.items() if values.ndim == 4 and values.dtype.kind == "f"]
 
 
 def _of_arrays(
@@ -153,18 +167,19 @@ def _of_arrays(
     facts: dict[str, Any],
     spacing: tuple[float, ...] | None,
 ) -> Pairs:
-    if "image" not in arrays:
-        raise EvaluationError(f"{name} has no image; it has {', '.join(arrays)}")
-    image = arrays["image"]
-    mask = arrays["mask"] if "mask" in arrays else np.zeros(image.shape, np.uint8)
+    picture, pictures = _picture(name, arrays), _pictures(arrays)
+    image = arrays[picture]
+    mask = arrays.get(MASK, np.zeros(image.shape, np.uint8))
     if image.shape != mask.shape or image.ndim != 4 or image.shape[1] != 1 or mask.dtype != np.uint8:
         shapes = f"{image.dtype} images {list(image.shape)} and {mask.dtype} masks {list(mask.shape)}"
         raise EvaluationError(f"{name} has {shapes}; they must be [N, 1, S, S], and masks uint8")
     if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
         raise EvaluationError(f"{name} has images from {image.min():g} to {image.max():g}; they must be from 0 to 1")
+    warnings = [f"{name}: of {', '.join(pictures)}, {picture} is compared"] if pictures != ["image"] else []
     sides = None if spacing is None else np.tile(np.array(spacing, np.float64), (len(image), 1))
     found = image[:, 0].astype(np.float32), mask[:, 0]
-    return Pairs(name, *found, labels, names, names, True, facts, spacing=sides, has_masks="mask" in arrays)
+    facts = {**facts, "picture": picture}
+    return Pairs(name, *found, labels, names, names, True, facts, tuple(warnings), sides, MASK in arrays)
 
 
 def _provenance_of_samples(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from live import add_model
+from tiny import write_tiny_bundle
 from tiny_families import tiny_family
 
 from benchmarks.__main__ import main
@@ -15,6 +17,8 @@ from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.drawing import drawn as drawn_samples
 from benchmarks.evaluation.pairs import EvaluationError
 from benchmarks.evaluation.reading import read_pairs
+from serving.bundle import bundle_folder
+from serving.client import LocalClient
 from training.checkpoint import save_checkpoint
 from training.data.classes import HEART
 from training.data.phantom import Phantoms
@@ -194,11 +198,10 @@ def test_what_a_changed_picture_was_is_not_taken_for_what_it_is(tmp_path):
     assert made == [4, 4, 4]
 
 
-def test_samples_that_were_drawn_are_kept(built, tmp_path, monkeypatch):
-    from serving.client import LocalClient
-
+def test_samples_that_were_drawn_are_kept(tmp_path, monkeypatch):
     cache = Cache(tmp_path / "cache")
-    asked = ("pig", range(3, 8), {"steps": 2}, built("pig"), None, cache)
+    add_model(tmp_path / "repository", "pig")
+    asked = ("pig", range(3, 8), {"steps": 2}, tmp_path / "repository", None, cache)
     first = drawn_samples(*asked)
     assert (len(first), first.facts["drawn_by"]["steps"], first.names[0]) == (5, 2, "000003")
     drew, sample = [], LocalClient.sample
@@ -212,6 +215,9 @@ def test_samples_that_were_drawn_are_kept(built, tmp_path, monkeypatch):
     assert again.digest == first.digest
     assert again.facts == first.facts
     drawn_samples("pig", range(3, 8), {"steps": 3}, *asked[3:])
+    assert drew[-1] == range(3, 8)
+    write_tiny_bundle(bundle_folder(tmp_path / "repository", "pig"), model="pig", notices=(NOTICE,))  # another one
+    assert drawn_samples(*asked).facts["notices"] == [NOTICE]
     assert drew[-1] == range(3, 8)
     with pytest.raises(EvaluationError, match="no model 'other'"):
         drawn_samples("other", *asked[1:])

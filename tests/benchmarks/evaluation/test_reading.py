@@ -16,7 +16,7 @@ from benchmarks.evaluation.pairs import (
     halves_by_patient,
     together,
 )
-from benchmarks.evaluation.reading import read_pairs
+from benchmarks.evaluation.reading import of_samples, read_pairs
 from benchmarks.evaluation.sides import _named_alike
 from serving.bundle import Output
 from serving.sample_set import Samples
@@ -115,6 +115,21 @@ def test_a_voxel_that_stands_for_an_unknown_one_is_no_millimetre(tmp_path: Path)
 def test_hearts_have_the_pixels_that_training_gives_them():
     assert read_pairs("phantom:1", 32, labels=HEART).spacing.tolist() == [[5, 5]]
     assert not read_pairs("phantom:1", 32).in_mm
+
+
+def test_of_several_pictures_the_one_that_was_drawn_is_compared(tmp_path: Path):
+    """An inversion's folder begins with the picture that it was given, which would be a perfect sample."""
+    drawn = samples(LESION, None)
+    picture = drawn.arrays["image"]
+    given, found = Output("image", "float32", (1, SIZE, SIZE), -1.0, 1.0), drawn.outputs[1]
+    outputs = (given, replace(found, name="reconstruction"))
+    inverted = Samples({"image": 2 * picture - 1, "reconstruction": picture}, drawn.provenance, outputs, ("image",))
+    write_samples(inverted, tmp_path / "out")
+    for pairs in (read_pairs(str(tmp_path / "out")), of_samples(inverted, "drawn")):
+        assert (pairs.images == picture[:, 0]).all()
+        assert not pairs.has_masks
+        assert pairs.facts["picture"] == "reconstruction"
+        assert pairs.warnings[-1].endswith("reconstruction is compared")
 
 
 def test_arrays_without_seeds_are_no_samples_and_nothing_is_known_of_their_patients(tmp_path: Path):
