@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
-from benchmarks.evaluation.statistics import Groups, Interval, jackknife, mean_of, two_sided
+from benchmarks.evaluation.statistics import Groups, Interval, jackknife, mean_of, share_of, two_sided
 
 Features = NDArray[np.float64]
 NEIGHBOURS = 5
@@ -92,17 +92,17 @@ class Coverage(NamedTuple):
 def coverage(real: Features, synthetic: Features, groups: Groups, others: Groups, seed: int = 0) -> Coverage:
     """Of features [N, D] and [M, D], with balls that reach to the fifth neighbour.
 
-    Intervals are bootstraps over patients with the balls as they are.
+    Intervals are over patients, with the balls as they are.
     """
     between = cdist(real, synthetic)
     of_real, of_synthetic = (_reach(side) for side in (real, synthetic))
     within_real = between <= of_real[:, None]
     neighbours = min(NEIGHBOURS, len(real) - 1)
     return Coverage(
-        mean_of(within_real.any(0), others, seed),
-        mean_of((between <= of_synthetic).any(1), groups, seed),
+        share_of(within_real.any(0), others, seed),
+        share_of((between <= of_synthetic).any(1), groups, seed),
         mean_of(within_real.sum(0) / neighbours, others, seed),
-        mean_of(within_real.any(1), groups, seed),
+        share_of(within_real.any(1), groups, seed),
     )
 
 

@@ -106,10 +106,14 @@ def one_sided(statistic: Callable[[Array], float], groups: Groups, seed: int = 0
 
 
 def share_of(hits: NDArray[np.bool_], groups: Groups, seed: int = 0) -> Interval:
-    """How many are, as a share: Wilson's interval where each item is its own group, else a bootstrap over groups."""
-    if len(np.unique(groups)) == len(groups):
-        found = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(LEVEL, "wilson")
-        return Interval(float(hits.mean()), float(found.low), float(found.high))
+    """How many are, as a share: Wilson's interval where each item is its own group, else a bootstrap over groups.
+
+    Where all are or none is, a bootstrap knows no other share: the interval is then Wilson's, of as many as groups.
+    """
+    number, share = len(np.unique(groups)), float(hits.mean())
+    if number == len(groups) or share in (0, 1):
+        found = stats.binomtest(round(share * number), number).proportion_ci(LEVEL, "wilson")
+        return Interval(share, float(found.low), float(found.high))
     return mean_of(hits.astype(np.float64), groups, seed)
 
 

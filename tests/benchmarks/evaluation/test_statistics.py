@@ -102,3 +102,6 @@ def test_a_share_of_none_has_an_upper_limit():
     found = share_of(np.zeros(59, bool), own(59))
     assert (found.value, found.low) == (0, 0)
     assert 0.05 < found.high < 0.08
+    of_patients = share_of(np.ones(60, bool), np.repeat(np.arange(6), 10))
+    assert of_patients.value == of_patients.high == 1
+    assert 0.5 < of_patients.low < 0.7
