@@ -75,9 +75,10 @@ def _kernel_distance(one: Features, other: Features) -> Callable[[Features, Feat
 
 
 def _within(kernel: Features, weights: Features) -> float:
-    """The mean over pairs of different items."""
+    """The mean over pairs of different items; NaN of one item alone, however often it is there."""
     squares = np.square(weights)
-    return float((weights @ kernel @ weights - squares @ np.diag(kernel)) / (weights.sum() ** 2 - squares.sum()))
+    pairs = weights.sum() ** 2 - squares.sum()
+    return float((weights @ kernel @ weights - squares @ np.diag(kernel)) / pairs) if pairs else float("nan")
 
 
 class Coverage(NamedTuple):

@@ -78,6 +78,13 @@ def test_equal_sets_have_a_kernel_distance_whose_interval_holds_0():
     assert found.low < 0 < found.high
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_bootstrap_that_draws_one_picture_alone_does_not_count():
+    few = np.random.default_rng(9).normal(size=(4, 3))
+    found = kernel_distance(few[:2], few[2:], own(2), own(2), count=50)
+    assert np.isfinite(found).all()
+
+
 def test_the_interval_of_a_frechet_distance_is_wider_where_slices_are_of_few_patients():
     random = np.random.default_rng(6)
     patients = np.repeat(np.arange(8), 25)
