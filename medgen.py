@@ -23,7 +23,10 @@ class Commands(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name in GROUPS:
-            return _group(name)
+            try:
+                return _group(name)
+            except ModuleNotFoundError as error:
+                return _absent(name, error)
         return next((_commands(package)[name] for package in OPEN if name in _commands(package)), None)
 
     def invoke(self, context: click.Context) -> object:
@@ -35,6 +38,22 @@ class Commands(click.Group):
             raise click.ClickException(
                 f"{name} needs the package {error.name}, which is not installed: pip install 'medgen[{extra}]'"
             ) from error
+
+
+def _absent(name: str, error: ModuleNotFoundError) -> click.Command:
+    """In the place of commands that need an extra, so that the others can be listed beside it."""
+
+    def refuse(rest: tuple[str, ...]) -> None:
+        raise error
+
+    return click.Command(
+        name,
+        callback=refuse,
+        params=[click.Argument(["rest"], nargs=-1, type=click.UNPROCESSED)],
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True},
+        short_help=f"Not installed: pip install 'medgen[{GROUPS[name]}]'",
+    )
 
 
 def _commands(package: str) -> Mapping[str, click.Command]:

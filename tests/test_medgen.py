@@ -35,6 +35,17 @@ def test_a_package_that_is_missing_is_named_with_the_extra_that_has_it(monkeypat
     )
 
 
+def test_commands_that_need_an_extra_are_listed_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks.__main__", None)
+    said = CliRunner().invoke(main, ["--help"])
+    assert said.exit_code == 0
+    assert "Not installed: pip install 'medgen[bench]'" in said.output
+    for arguments in (["--help"], ["latency", "--steps", "3"]):
+        result = CliRunner().invoke(main, ["benchmarks", *arguments])
+        assert result.exit_code == 1
+        assert "not installed: pip install 'medgen[bench]'" in result.output
+
+
 def test_who_comes_before_us_on_the_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_names()
     theirs = tmp_path / "training.py"

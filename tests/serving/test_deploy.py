@@ -1,0 +1,166 @@
+"""Images and manifests: without a cluster, as far as that goes. What they start is in triton/test_deployed.py."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import click
+import kubernetes_validate
+import pytest
+from click.testing import CliRunner
+from deployed import DEPLOY, DOCKERFILE, KUBERNETES, container, instructions, manifests
+from tiny import write_tiny_bundle
+
+from serving.__main__ import draw, up
+from serving.bundle import TEMPLATES, bundle_folder
+
+ROOT = DEPLOY.parents[1]
+TARGETS = ("wheel", "client", "page", "server")
+VERSION = "1.33"
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl makes the manifests")
+
+
+def validate(folder: Path) -> None:
+    for manifest in manifests(folder):
+        kubernetes_validate.validate(manifest, VERSION, strict=True)
+
+
+def lint(file: Path) -> str:
+    program = Path(sys.executable).with_name("hadolint")
+    return subprocess.run([program, "--no-color", file], capture_output=True, text=True, check=False).stdout
+
+
+def test_hadolint_finds_nothing(tmp_path: Path) -> None:
+    assert lint(DOCKERFILE) == ""
+    careless = tmp_path / "Dockerfile"
+    careless.write_text(DOCKERFILE.read_text().replace("--no-cache-dir ", ""))
+    assert "DL3042" in lint(careless)
+
+
+def test_what_is_copied_is_there() -> None:
+    copied = [rest.split()[:-1] for word, rest in instructions("wheel") if word == "COPY"]
+    assert all((ROOT / name).exists() for names in copied for name in names)
+    assert {"serving", "pyproject.toml"} <= {name for names in copied for name in names}
+
+
+@pytest.mark.parametrize("target", TARGETS[1:])
+def test_nothing_runs_as_root_and_health_is_to_be_ready(target: str) -> None:
+    of = dict(instructions(target))
+    assert of["USER"] == "10001:10001"
+    if target == "server":
+        assert "8000/v2/health/ready" in of["HEALTHCHECK"], "live is as soon as it listens"
+    assert ("HEALTHCHECK" in of) == (target != "client")
+
+
+def test_the_wheel_and_a_client_are_installed_in_an_empty_environment(tmp_path: Path) -> None:
+    """By the Dockerfile's own lines; those of other targets differ in what is in brackets."""
+    venv.create(tmp_path / "empty", with_pip=True, symlinks=True)
+    context = tmp_path / "context"
+    context.mkdir()
+    for names in (rest.split()[:-1] for word, rest in instructions("wheel") if word == "COPY"):
+        for name in names:
+            if (ROOT / name).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__", "bundle", ".bundle*")
+                shutil.copytree(ROOT / name, context / name, symlinks=True, ignore=ignored)
+            else:
+                shutil.copy(ROOT / name, context / name)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment["PATH"] = f"{tmp_path / 'empty' / 'bin'}{os.pathsep}{environment['PATH']}"
+
+    def run(line: str) -> str:
+        for folder in ("/wheels", "/opt/medgen"):
+            line = line.replace(folder, f"{tmp_path}{folder}")
+        done = subprocess.run(["sh", "-c", line], cwd=context, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    for target in ("wheel", "client"):
+        for line in (rest for word, rest in instructions(target) if word == "RUN"):
+            run(line)
+    environment["PYTHONPATH"] = f"{tmp_path}/opt/medgen"
+    listed = run("/opt/medgen/bin/medgen --help")
+    assert "draw " in listed
+    assert "Not installed: pip install 'medgen[bench]'" in listed
+    run("python3 -c 'import serving.client, pydicom, nibabel'")
+
+
+@needs_kubectl
+@pytest.mark.parametrize("folder", ["base", "gpu", "draw"])
+def test_kubernetes_takes_the_manifests(folder: str) -> None:
+    validate(KUBERNETES / folder)
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        ("deployment.yaml", "replicas: 2", "replica: 2"),
+        ("deployment.yaml", "containerPort: 8001", "containerPort: gprc"),
+        ("autoscaler.yaml", "maxReplicas: 10", "maxReplicas: ten"),
+        ("service.yaml", "targetPort: http", "targetport: http"),
+    ],
+)
+def test_typos_are_found(tmp_path: Path, file: str, right: str, wrong: str) -> None:
+    folder = shutil.copytree(KUBERNETES / "base", tmp_path / "base")
+    text = (folder / file).read_text()
+    assert right in text
+    (folder / file).write_text(text.replace(right, wrong))
+    with pytest.raises(kubernetes_validate.ValidationError):
+        validate(folder)
+
+
+@needs_kubectl
+def test_a_gpu_is_asked_for_where_it_is_wanted_alone() -> None:
+    for folder, wanted in (("base", None), ("gpu", "1")):
+        (deployment,) = [made for made in manifests(KUBERNETES / folder) if made["kind"] == "Deployment"]
+        (server,) = deployment["spec"]["template"]["spec"]["containers"]
+        assert server["resources"]["limits"].get("nvidia.com/gpu") == wanted
+
+
+@needs_kubectl
+def test_kserve_s_runtime_is_a_pod_as_kubernetes_takes_it() -> None:
+    """The kinds themselves were compared with KServe's schemas of 2026, which are too large to be kept here."""
+    runtime, service = sorted(manifests(KUBERNETES / "kserve"), key=lambda made: made["kind"], reverse=True)
+    spec = runtime["spec"]
+    assert spec.keys() == {"annotations", "supportedModelFormats", "protocolVersions", "containers", "volumes"}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "runtime"},
+        "spec": {name: spec[name] for name in ("containers", "volumes")},
+    }
+    kubernetes_validate.validate(pod, VERSION, strict=True)
+    model = service["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert [model["modelFormat"]["name"]] == [known["name"] for known in spec["supportedModelFormats"]]
+    claim = manifests(KUBERNETES / "base")
+    assert model["storageUri"].removeprefix("pvc://") in {made["metadata"]["name"] for made in claim}
+
+
+def test_the_arguments_of_all_are_those_of_up(tmp_path: Path) -> None:
+    of_image = json.loads(dict(instructions("server"))["CMD"])
+    of_kserve = container("kserve", "runtime.yaml")["args"]
+    for arguments in (of_image, of_kserve, container("base", "deployment.yaml")["args"]):
+        assert arguments[0] == "up"
+        given = up.make_context("up", [*arguments[1:], "--repository", str(tmp_path)]).params
+        assert given["host"] == "0.0.0.0"
+    with pytest.raises(click.UsageError):
+        up.make_context("up", [*of_kserve[1:], "--repository", str(tmp_path), "--grpcport", "1"])
+
+
+def test_the_pods_of_the_job_draw_the_set(tmp_path: Path) -> None:
+    repository, out = tmp_path / "models", tmp_path / "out"
+    shutil.copytree(TEMPLATES / "pig", repository / "pig", ignore=shutil.ignore_patterns("bundle", ".bundle*"))
+    write_tiny_bundle(bundle_folder(repository, "pig"), model="pig")
+    job = container("draw", "job.yaml")["args"]
+    assert job[0] == "draw"
+    changed = ["--repository", str(repository), "--out", str(out), "--count", "6", "--per-file", "2", "--shard", "2"]
+    for pod in range(2):
+        ran = CliRunner().invoke(draw, [*job[1:], *changed], env={"JOB_COMPLETION_INDEX": str(pod)})
+        assert ran.exit_code == 0, ran.output
+    checked = CliRunner().invoke(draw, ["--check", str(out)])
+    assert checked.exit_code == 0, checked.output
