@@ -33,8 +33,10 @@ from serving.triton.address import LOOPBACK, Address
 from serving.triton.errors import ServerError
 from serving.triton.installation import find_installation
 from serving.triton.keeper import Keeper
+from serving.triton.log import as_json
 from serving.triton.served_models import find_models
 from serving.triton.server import TritonServer
+from serving.triton.telemetry import METRICS, TRACES, metric_arguments, trace_arguments
 from serving.triton.version import describe, find_version, narrowed, permitted
 from serving.writers.layout import LayoutError
 from serving.writers.layouts import BESIDE_OTHERS, LAYOUTS, make_layout
@@ -81,6 +83,26 @@ def main() -> None:
     + "; ".join(f"with {api} they can {risk}" for api, risk in RISKS.items())
     + ". Repeat for more.  [default: all of these are closed]",
 )
+@click.option(
+    "--metrics-config",
+    "metric_settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help=f"Of Triton's metrics: {', '.join(METRICS)}. Repeat for more.",
+)
+@click.option(
+    "--trace-config",
+    "trace_settings",
+    metavar="[MODE,]NAME=VALUE",
+    multiple=True,
+    help=f"Of Triton's traces: {', '.join(TRACES)}. Repeat for more.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="How to say what happens: json is an object a line, with the id of the request that it is about.",
+)
 @click.option("--verbose", is_flag=True, help="Show all of Triton's log.")
 def up(
     repository: Path,
@@ -91,6 +113,9 @@ def up(
     metrics_port: int,
     accepted: str | None,
     open_apis: tuple[str, ...],
+    metric_settings: tuple[str, ...],
+    trace_settings: tuple[str, ...],
+    log_format: str,
     verbose: bool,
 ) -> None:
     """Start Triton Inference Server and keep it up; Ctrl-C or SIGTERM ends it.
@@ -99,31 +124,42 @@ def up(
     no request fails for it.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
+
+    def tell(line: str) -> None:
+        if log_format == "json":
+            click.echo(as_json(line))
+        else:
+            console.out(line)
+
     try:
         names, passed_over = find_models(repository, models)
         for name, reason in passed_over.items():
-            console.print(f"{name} is not served: {reason}")
+            tell(f"{name} is not served: {reason}")
         installation = find_installation()
         version = find_version(installation)
+        arguments = [*metric_arguments(metric_settings, version), *trace_arguments(trace_settings)]
         asked = Address(host, http_port, grpc_port, metrics_port)
         address = permitted(asked, version, accepted)
         if address != asked:
-            console.print(narrowed(asked, address, version))
+            tell(narrowed(asked, address, version))
         access = Access(open_apis)
-        with TritonServer(repository, names, address, console.out, verbose, access, installation) as server:
+        with TritonServer(repository, names, address, tell, verbose, access, installation, arguments) as server:
             keeper = Keeper(server, models)
             server.stop_on(signal.SIGINT, signal.SIGTERM)
             with console.status(f"Loading {', '.join(names)}"):
                 ready = server.wait_until_ready()
             if ready:
                 urls = address.urls()
-                console.print(f"Serving {', '.join(names)} by {describe(version)}")
-                console.print(f"HTTP http://{urls['http']}  gRPC {urls['grpc']}  metrics {urls['metrics']}/metrics")
+                tell(f"Serving {', '.join(names)} by {describe(version)}")
+                tell(f"HTTP http://{urls['http']}  gRPC {urls['grpc']}  metrics {urls['metrics']}/metrics")
                 for api in open_apis:
-                    console.print(f"Open to all who reach this server: {api}, with which they can {RISKS[api]}")
-                console.print("Ctrl-C ends it")
+                    tell(f"Open to all who reach this server: {api}, with which they can {RISKS[api]}")
+                tell("Ctrl-C ends it")
             sys.exit(keeper.wait())
     except ServerError as error:
+        if log_format == "json":
+            click.echo(as_json(str(error), "error"), err=True)
+            sys.exit(1)
         raise click.ClickException(str(error)) from None
 
 

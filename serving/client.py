@@ -6,6 +6,7 @@ import math
 import random
 import re
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -522,7 +523,11 @@ class SampleClient(Client):
             advice = "medgen export list says what is built, medgen up what is served"
             raise SamplingError(f"no model {model!r} is served at {self.url}: {advice}", 404) from None
 
-    def _send(self, model: str, columns: Arrays, parameters: dict[str, Any]) -> Callable[[], Any]:
+    def new_id(self) -> str:
+        """Of a request; with a dot, where no metrics are to be told of it alone."""
+        return f"medgen.{uuid.uuid4().hex}" if self._watch is None else self._watch.new_name()
+
+    def _send(self, model: str, columns: Arrays, parameters: dict[str, Any], request_id: str) -> Callable[[], Any]:
         """Sends one request and returns what waits for its result."""
         inputs = []
         for name, values in columns.items():
@@ -530,8 +535,7 @@ class SampleClient(Client):
             inputs[-1].set_data_from_numpy(values)
         # An HTTP client that has gone away is not noticed, nor is any by the stages of a chain.
         given: dict[str, Any] = {"parameters": parameters, "timeout": round(1e6 * min(self.timeout + 1, MOST_SECONDS))}
-        if self._watch is not None:
-            given["request_id"] = self._watch.new_name()
+        given["request_id"] = request_id
         if self.protocol == "http":
             return self._client.async_infer(model, inputs, **given).get_result
         future: Future[Any] = Future()
@@ -567,12 +571,12 @@ class SampleClient(Client):
 
 
 class _Call:
-    """A request under way; `send` sends it and returns what waits for its result."""
+    """A request under way, with an id; `send` sends it by that and returns what waits for its result."""
 
-    def __init__(self, client: SampleClient, send: Callable[[], Callable[[], Any]]) -> None:
-        self._client, self._send = client, send
+    def __init__(self, client: SampleClient, send: Callable[[str], Callable[[], Any]]) -> None:
+        self._client, self._send, self._id = client, send, client.new_id()
         self._deadline = time.monotonic() + client.timeout
-        self._result = send()
+        self._result = send(self._id)
 
     def answer(self) -> Any:
         """The result, after as many repeats as an overloaded server makes necessary; raises SamplingError."""
@@ -583,10 +587,10 @@ class _Call:
             except self._client.failures as failure:
                 error = self._client.explain(failure)
             if error.status != 503 or time.monotonic() + pause > self._deadline:
-                raise error
+                raise error.of(self._id)
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
-            self._result = self._send()
+            self._result = self._send(self._id)
 
 
 def _is_address(url: str) -> bool:

@@ -21,11 +21,17 @@ class SamplingError(RuntimeError):
 
     status is an HTTP status whatever the protocol: 400 the request is wrong, 404 there is no such model, 500 the model
     failed, 502 no server answers, 503 the server is overloaded, 504 it took too long.
+    request_id is that of the request that failed, as the server's log has it; None if none was sent.
     """
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, request_id: str | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.request_id = status, request_id
+
+    def of(self, request_id: str) -> "SamplingError":
+        """The same, of a request: its id is told where the server's log may have more to say."""
+        told = f"{self} (request {request_id})" if self.status in (500, 503, 504) else str(self)
+        return type(self)(told, self.status, request_id)
 
 
 def check_model(model: Any) -> None:

@@ -27,6 +27,7 @@ from serving.triton.metrics import Metrics
 PRIORITY = "priority_level"  # Triton keeps its own "priority" to itself
 QUEUE = "max_queue_size"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a request's id, as a label of metrics
+ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # as the log has it
 SHARED_MEMORY = "/dev/shm"
 SPARE_BYTES = 8 * 2**20
 PUBLISH_SECONDS = 1.0
@@ -58,21 +59,27 @@ class InFlight:
             "process": str(os.getpid()),  # one that is being unloaded still has its own, beside the one that follows
         }
         self._metrics, self._published, self._was_busy, self._is_dead = Metrics(labels), 0.0, False, False
+        self._durations_published = 0.0
         self._loop = Loop(bundle, engine, cost, most_waiting, self._publish)
         self._loop.start()
         threading.Thread(target=self._watch_server, args=(os.getppid(),), daemon=True).start()
 
     def submit(self, sender: Any, request: SampleRequest, priority: int, timeout: float | None, name: str = "") -> None:
-        """The sender is used once, sooner or later. name: by which the metrics tell its steps, if it is a good one."""
-        name = name if NAME.fullmatch(name) else ""
+        """The sender is used once, sooner or later. name: the request's id, by which the log tells what it failed by,
+        and the metrics its steps, if it is one for that.
+        """
+        began = time.monotonic()
 
         def answer(samples: Answer) -> None:
             arrays = samples.values() if isinstance(samples, dict) else ()
-            send(sender, self._response(samples), sum(array.nbytes for array in arrays))
+            send(sender, self._response(samples, name), sum(array.nbytes for array in arrays))
+            if isinstance(samples, dict):
+                self._metrics.durations.add(time.monotonic() - began)
 
+        told = name if NAME.fullmatch(name) else ""
         try:
             is_gone = sender.is_cancelled
-            self._loop.submit(request, answer, priority=priority, timeout=timeout, is_gone=is_gone, name=name)
+            self._loop.submit(request, answer, priority=priority, timeout=timeout, is_gone=is_gone, name=told)
         except NotServed as refusal:
             answer(refusal)
 
@@ -80,19 +87,19 @@ class InFlight:
         """Returns when all requests are answered."""
         self._loop.stop()
 
-    def _response(self, samples: Answer) -> Any:
+    def _response(self, samples: Answer, name: str) -> Any:
         if isinstance(samples, dict):
             try:
                 return self._respond(samples)
             except Exception as error:
-                return broken(error)
+                return broken(error, name)
         if isinstance(samples, ClientGone):
             return failure(str(samples), pb.TritonError.CANCELLED)
         if isinstance(samples, NotServed):
             return failure(str(samples), pb.TritonError.UNAVAILABLE)
         if isinstance(samples, DeadGpuError):
             self._is_dead = True  # once all are answered
-        return broken(samples)
+        return broken(samples, name)
 
     def _publish(self, loop: Loop) -> None:
         """Now and then, and whenever work begins or is done: a process that is killed then has told what it had."""
@@ -100,6 +107,9 @@ class InFlight:
         if now - self._published >= PUBLISH_SECONDS or is_busy != self._was_busy:
             self._published, self._was_busy = now, is_busy
             self._metrics.publish(loop, now)
+        if now - self._durations_published >= PUBLISH_SECONDS:  # many figures, for which no short request is to wait
+            self._durations_published = now
+            self._metrics.durations.publish()
         if self._is_dead:
             os._exit(1)  # no request can succeed here any more; a new process can
 
@@ -131,9 +141,10 @@ def failure(message: str, code: Any) -> Any:
     return pb.InferenceResponse(error=pb.TritonError(message, code))
 
 
-def broken(error: Exception) -> Any:
-    """For what should not have happened; the log has all of it."""
-    pb.Logger.log_error("".join(traceback.format_exception(error)))
+def broken(error: Exception, name: str = "") -> Any:
+    """For what should not have happened; the log has all of it, with the request's id if that can be written there."""
+    about = f"[request id: {name}] " if ID.fullmatch(name) else ""
+    pb.Logger.log_error(about + "".join(traceback.format_exception(error)))
     return failure(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL)
 
 

@@ -24,6 +24,8 @@ COUNTERS = {
     "network_seconds": "Seconds in the engine",
     "busy_seconds": "Seconds in which there was work",
 }
+# Upper limits, in seconds.
+BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
 OF_REQUESTS = {
     "request_done": "Steps that a request in flight has done",
     "request_steps": "Steps that a request in flight has in all",
@@ -48,6 +50,8 @@ class Metrics:
         self._requests: dict[str, _OfRequest] = {}
         self._told = dict.fromkeys(names, 0.0)
         self._last = 0.0
+
+        self.durations = _Durations(labels)
 
     def publish(self, loop: Loop, now: float) -> None:
         """Tells Triton what has changed: each metric costs a tenth of a millisecond. now: in seconds."""
@@ -81,6 +85,38 @@ class Metrics:
         yield "steps", counts.row_steps
         yield "network_seconds", loop.network_seconds
         yield "busy_seconds", counts.busy_seconds
+
+
+class _Durations:
+    """``medgen_request_seconds``: from when a request has come until it is answered with samples, as a histogram.
+
+    Its parts are counters, for Triton's own kind of histogram is not in all of its versions. For the loop's thread.
+    """
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        kind = pb.MetricFamily
+        text = "Seconds from a request's arrival to its samples"
+        named = {
+            part: kind(f"medgen_request_seconds_{part}", text, kind.COUNTER) for part in ("bucket", "sum", "count")
+        }
+        limits = [*(f"{limit:g}" for limit in BUCKETS), "+Inf"]
+        self._families = named
+        self._metrics = [
+            *(named["bucket"].Metric(labels={**labels, "le": limit}) for limit in limits),
+            named["sum"].Metric(labels=labels),
+            named["count"].Metric(labels=labels),
+        ]
+        self._new = [0.0] * len(self._metrics)
+
+    def add(self, seconds: float) -> None:
+        within = [float(seconds <= limit) for limit in BUCKETS]
+        self._new = [old + more for old, more in zip(self._new, [*within, 1.0, seconds, 1.0], strict=True)]
+
+    def publish(self) -> None:
+        for metric, more in zip(self._metrics, self._new, strict=True):
+            if more:
+                metric.increment(more)
+        self._new = [0.0] * len(self._new)
 
 
 class _OfRequest:

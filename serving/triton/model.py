@@ -92,7 +92,7 @@ class BundleModel:
             try:
                 parsed, priority = self._parsed(request)
             except Exception as error:
-                sender.send(_refusal(error), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                sender.send(_refusal(error, _id(request)), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 continue
             timeout = request.timeout() / 1e6 or None
             self.in_flight.submit(sender, parsed, priority, timeout, _id(request))
@@ -156,10 +156,10 @@ def _id(request: Any) -> str:
         return ""
 
 
-def _refusal(error: Exception) -> Any:
+def _refusal(error: Exception, name: str = "") -> Any:
     if isinstance(error, BadRequest):
         return failure(str(error), pb.TritonError.INVALID_ARG)
-    return broken(error)
+    return broken(error, name)
 
 
 def _batching(parameters: Mapping[str, Mapping[str, str]]) -> str:

@@ -57,11 +57,12 @@ class TritonServer:
         verbose: bool,
         access: Access | None = None,
         installation: Installation | None = None,
+        arguments: Iterable[str] = (),
     ) -> None:
         self.repository, self.models, self.address = repository.resolve(), list(models), address
         self.show, self._verbose = show, verbose
         self._installation = installation or find_installation()
-        self._access = access or Access()
+        self._access, self._arguments = access or Access(), tuple(arguments)
         self.control = Control(address, self._access.key, LOAD_SECONDS)
         self._region = f"medgen_{uuid.uuid4().hex[:12]}"
         self._log: deque[str] = deque(maxlen=2000)
@@ -84,6 +85,7 @@ class TritonServer:
             *(f"--load-model={name}" for name in self.models),
             *self.address.arguments(),
             *self._access.arguments(),
+            *self._arguments,
             f"--backend-config=python,shm-region-prefix-name={self._region}",
             f"--backend-config=python,stub-timeout-seconds={LOAD_SECONDS}",
         ]
