@@ -38,9 +38,9 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
         chosen = wanted if wanted in names else next(iter(names), None)
         return {model: gr.Dropdown(choices=names, value=chosen)}
 
-    def choose(name: str | None) -> dict[Any, Any]:
+    def choose(name: str | None) -> Any:
         if not name:
-            return {}
+            return gr.skip()
         try:
             with server.client() as client:
                 described = client.describe(name)
@@ -55,6 +55,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             mask_solver: _solvers(first[0] if first else None),
             mask_steps: _steps(first[0] if first else None),
             files: gr.File(value=None, visible=takes_files, label=_wanted(described)),
+            labels: _labels(described),
             count: gr.Number(visible=not takes_files),
             about: _about(described),
         }
@@ -110,8 +111,8 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
     def paint(drawn: Drawn | None, strength: float) -> Any:
         return [] if drawn is None else tiles(drawn.samples, strength)
 
-    def show(drawn: Drawn | None, chosen: gr.SelectData) -> dict[Any, Any]:
-        return {} if drawn is None else _provenance(drawn, chosen.index)
+    def show(drawn: Drawn | None, chosen: gr.SelectData) -> Any:
+        return gr.skip() if drawn is None else _provenance(drawn, chosen.index)
 
     def _provenance(drawn: Drawn, row: int) -> dict[Any, Any]:
         return {provenance: gr.JSON(value=drawn.samples.provenance[row], label=f"What made {drawn.samples.names[row]}")}
@@ -134,6 +135,9 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
                 about = gr.HTML(elem_id="about")
                 files = gr.File(
                     visible=False, file_count="multiple", file_types=[*ARRAYS, *SUFFIXES], height=140, elem_id="files"
+                )
+                labels = gr.Dropdown(
+                    [], label="Labels, which samples have in turn", multiselect=True, visible=False, elem_id="labels"
                 )
                 count = gr.Number(4, label=f"Samples, 1 to {MOST}", elem_id="count")
                 seed = gr.Textbox("0", label="First seed", max_lines=1, elem_id="seed")
@@ -165,13 +169,13 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
                 file = gr.File(label="Download", interactive=False, height=90, elem_id="file")
                 provenance = gr.JSON(label="What made it", elem_id="provenance")
 
-        asked = [model, count, seed, solver, steps, mask_solver, mask_steps, files, opacity]
+        asked = [model, count, seed, solver, steps, mask_solver, mask_steps, files, labels, opacity]
         drawing = {
             "fn": draw, "inputs": asked, "outputs": [state, gallery, legend, status, command, provenance, file, stop],
             "show_progress": "hidden", "concurrency_limit": AT_ONCE, "concurrency_id": "draw",
         }  # fmt: skip
         quiet = {"show_progress": "hidden", "queue": False}
-        fields = [solver, steps, mask_solver, mask_steps, files, count, about]
+        fields = [solver, steps, mask_solver, mask_steps, files, labels, count, about]
         page.load(look, None, [model, about])
         again.click(look, None, [model, about])
         model.change(choose, model, fields, show_progress="hidden", concurrency_limit=AT_ONCE)
@@ -209,6 +213,14 @@ def _steps(ways: Any) -> Any:
     return gr.Number(value=ways.steps, visible=True, info=f"1 to {ways.most_steps}")
 
 
+def _labels(described: Description) -> Any:
+    condition = described.condition
+    if condition is None or not condition.is_label:
+        return gr.Dropdown(choices=[], value=[], visible=False)
+    names = list(condition.labels) or [str(index) for index in range(condition.classes or 0)]
+    return gr.Dropdown(choices=names, value=names[:1], visible=True)
+
+
 def _wanted(described: Description) -> str:
     condition = described.condition
     if condition is None or condition.is_label:
@@ -223,8 +235,5 @@ def _about(described: Description) -> str:
     names = list(described.stages)
     stages = f"A chain: {' draws the mask, '.join(map(html.escape, names))} the image under it." if names[1:] else ""
     one_pass = "Draws in one pass: there are no steps." if set(described.stages.values()) == {None} else ""
-    label = ""
-    if described.condition is not None and described.condition.is_label:
-        label = "It draws under a label, for which this page has no field: medgen sample --label draws it."
-    told = " ".join(filter(None, (stages, one_pass, label)))
+    told = " ".join(filter(None, (stages, one_pass)))
     return f"<p>{told}</p>" if told else ""

@@ -17,6 +17,8 @@ def command_of(drawn: Drawn, url: str) -> str:
         words += [f"--{name.replace('_', '-')}", str(value)]
     for file in settings.files:
         words += ["--condition", file.name]
+    for label in settings.labels:
+        words += ["--label", label]
     return shlex.join([*words, "--out", stem(drawn)])
 
 

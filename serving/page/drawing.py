@@ -85,6 +85,7 @@ class Drawing:
             count,
             seed=settings.seed,
             condition=given,
+            label=settings.labels or None,
             progress=self._tell_samples,
             **settings.solving,
         )

@@ -33,13 +33,16 @@ class Server:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is to be drawn. count: None for one for each mask or picture of the files. solving: as Client.sample's."""
+    """What is to be drawn. count: None for one for each mask or picture of the files. solving: as Client.sample's.
+    labels: classes that samples have in turn, of a model that draws under one.
+    """
 
     model: str
     count: int | None
     seed: int
     solving: dict[str, Any]
     files: tuple[Path, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def read_settings(
@@ -51,6 +54,7 @@ def read_settings(
     mask_solver: str | None,
     mask_steps: float | None,
     files: Sequence[str] | None,
+    labels: Sequence[str] | None,
 ) -> Settings:
     """The page's fields; raises WrongSettingError. Steps and solvers are checked by the server."""
     if not model:
@@ -66,7 +70,7 @@ def read_settings(
         "mask_steps": whole("mask steps", mask_steps),
     }
     solving = {name: value for name, value in given.items() if value is not None}
-    return Settings(model, wanted, read_seed(seed), solving, paths)
+    return Settings(model, wanted, read_seed(seed), solving, paths, tuple(labels or ()))
 
 
 def whole(name: str, value: float | None) -> int | None:

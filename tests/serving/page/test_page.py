@@ -27,7 +27,7 @@ from serving.writers.pictures import PALETTE
 from serving.writers.sample_folder import write_samples
 
 HEARTS = pairs("hearts", "MR", HEART, (1.25, 1.5))
-NOTHING = (None, None, None, None, None)
+NOTHING = (None, None, None, None, None, None)
 
 
 def server_of(live: Live) -> Server:
@@ -54,7 +54,7 @@ def test_what_cannot_be_sent_is_named(
     model: str | None, count: float | None, seed: str, steps: float | None, said: str
 ) -> None:
     with pytest.raises(WrongSettingError, match=said):
-        read_settings(model, count, seed, "ddim", steps, None, None, None)
+        read_settings(model, count, seed, "ddim", steps, None, None, None, None)
 
 
 def test_seeds_that_a_browsers_numbers_cannot_hold_are_kept() -> None:
@@ -124,6 +124,17 @@ def test_the_command_draws_the_same_again(live: Live, tmp_path: Path, monkeypatc
     assert command[0] == "medgen"
     assert CliRunner().invoke(main, command[1:]).exit_code == 0
     assert (tmp_path / "cmr_ddpm-11" / "pairs.npz").read_bytes() == pack(drawn, "NPZ", tmp_path).read_bytes()
+
+
+def test_labels_are_in_the_command_too(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Drawing(server_of(live), Settings("tiny_label", 3, 5, {}, labels=("malignant", "normal"))).result()
+    command = shlex.split(command_of(drawn, live.url("grpc")))
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(main, command[1:]).exit_code == 0
+    assert (tmp_path / "tiny_label-5" / "pairs.npz").read_bytes() == pack(drawn, "NPZ", tmp_path).read_bytes()
+    with live.client("grpc") as client:
+        expected = client.sample("tiny_label", 3, seed=5, label=["malignant", "normal"])
+    assert np.array_equal(drawn.samples.arrays["image"], expected.arrays["image"])
 
 
 def test_files_in_the_command_are_called_what_the_visitor_calls_them() -> None:

@@ -225,6 +225,24 @@ def test_masks_and_pictures_of_ones_own(live: Live, visit: Any, tmp_path: Path) 
     assert "near copy" in page.page.inner_text("#provenance")
 
 
+def test_labels(live: Live, visit: Any) -> None:
+    page = visit("tiny_label")
+    page.wait("document.querySelector('#labels')?.innerText.includes('normal')")
+    page.fill("count", 2)
+    box = page.page.locator("#labels input")
+    box.click()
+    box.fill("malig")
+    box.press("Enter")
+    page.wait("document.querySelector('#labels').innerText.includes('malignant')")
+    box.press("Escape")
+    page.draw()
+    with live.client("grpc") as client:
+        expected = client.sample("tiny_label", 2, label=["normal", "malignant"])
+    for row, picture in enumerate(page.pictures(2)):
+        assert np.array_equal(picture[..., 0], np.array(tile(expected, row, 0.4).convert("RGB"))[..., 0])
+    assert "--label normal --label malignant" in " ".join(page.page.inner_text("#command").split())
+
+
 def test_cancel(live: Live, visit: Any) -> None:
     page = visit("tiny_gated")
     page.wait("document.querySelector('#steps input')?.value === '4'")
