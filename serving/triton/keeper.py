@@ -3,6 +3,7 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from serving.triton.control import READY
@@ -19,6 +20,8 @@ FIRST_PAUSE, LONGEST_PAUSE, QUIET_SECONDS = 1.0, 30.0, 60.0
 DEAD_POLLS = 2
 # For the requests of other models, when all must be ended.
 OTHERS_SECONDS = 5.0
+# In which Triton takes in a process that can draw, after the one before it has answered all.
+TAKEN_IN_SECONDS = 20.0
 
 
 class Keeper:
@@ -145,13 +148,39 @@ class Keeper:
 
     def _replace_processes(self, name: str) -> None:
         self._replaced += 1
+        with ThreadPoolExecutor(1) as thread:
+            load = thread.submit(self._server.control.replace_processes, name, self._repository / name, self._replaced)
+            if self._waits_for_the_dead(name, load):
+                self._restart(
+                    f"the process of model {name} that died had samples in hand of which it had not told, and which "
+                    "nobody else can answer",
+                    patience=OTHERS_SECONDS,
+                )
+                return
         try:
-            self._server.control.replace_processes(name, self._repository / name, self._replaced)
+            load.result()
             self._learn()
             self._show(f"Serving {name} again")
         except ServerError as error:
             if self._server.code() is None and not self._server.is_stopping:
                 self._restart(f"model {name} cannot be started again alone: {error}")
+
+    def _waits_for_the_dead(self, name: str, load: "Future[None]") -> bool:
+        """Triton takes a new process in when the one before it has answered all: for a dead one it waits for ever.
+
+        False once the load has ended, however it did.
+        """
+        former, able = set(self._model_of), None
+        while not wait([load], LOOK_SECONDS).done:
+            self._learn()
+            new = [pid for pid, model in self._model_of.items() if model == name and pid not in former]
+            if not new or not all(map(self._server.has_told, new)):
+                able = None
+            elif able is None:
+                able = time.monotonic()
+            elif time.monotonic() - able > TAKEN_IN_SECONDS:
+                return True
+        return False
 
     def _restart(self, reason: str, patience: float = STOP_SECONDS) -> None:
         self._show(f"{reason}. Ending tritonserver; what others have in hand has {patience:g} s")

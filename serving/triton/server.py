@@ -166,6 +166,13 @@ class TritonServer:
         except (OSError, HTTPException):
             return None
 
+    def has_told(self, pid: int) -> bool:
+        """Whether a model's process has told anything yet, which it does as soon as it can draw."""
+        try:
+            return f'process="{pid}"' in self.address.metrics_text()
+        except (OSError, HTTPException):
+            return False
+
     def _has_models(self) -> bool:
         """Whether processes of models are there, which have requests in flight for as long as they want to."""
         return any(child.state != "Z" for child in children(self._process.pid))

@@ -1,5 +1,6 @@
 """What the keeper does where the server does not do its part; no Triton is started."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ class FakeServer:
         self.failures: dict[str, str] = {}
         self.exit: int | None = None
         self.in_hand: int | None = 0
+        self.started: list[Process] = []
+        self.asked: set[int] = set()
+
+    def has_told(self, pid: int) -> bool:
+        self.asked.add(pid)
+        return True
 
     def code(self) -> int | None:
         return self.exit
@@ -132,6 +139,36 @@ def test_a_former_process_that_dies_is_not_missed(server: FakeServer, monkeypatc
     with pytest.raises(AttributeError, match="'str' object has no attribute 'state'"):  # the end
         Keeper(server).wait()
     assert server.said == []
+
+
+def test_who_waits_for_one_that_is_dead_is_ended(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It died when a request had come and before it told of it; the new process can draw, and is not taken in."""
+    states, ended = iter("SZZ"), threading.Event()
+    monkeypatch.setattr(
+        "serving.triton.keeper.children", lambda _: [Process(7, 1, 1, next(states, "Z")), *server.started]
+    )
+    monkeypatch.setattr("serving.triton.keeper.command", lambda pid: [f"/x/{STUB}", "/models/tiny/1/model.py"])
+    monkeypatch.setattr("serving.triton.keeper.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("serving.triton.keeper.TAKEN_IN_SECONDS", 0.1)
+
+    def replace(model: str, folder: Path, nonce: int) -> None:
+        server.started = [Process(8, 1, 1, "S")]
+        assert ended.wait(30), "nobody ended the server"
+        raise ServerError("tritonserver does not answer")
+
+    def end(patience: float) -> None:
+        server.done.append("end")
+        server.exit = 0
+        ended.set()
+
+    monkeypatch.setattr(server, "replace_processes", replace)
+    monkeypatch.setattr(server, "end", end)
+    Keeper(server).wait()
+    assert server.done == ["end", "clear away", "start other tiny"]
+    died, waits, _ = server.said
+    assert died.startswith("the process of model tiny has died")
+    assert waits.startswith("the process of model tiny that died had samples in hand of which it had not told")
+    assert server.asked == {8}
 
 
 def test_a_model_that_cannot_be_loaded_after_a_fall_does_not_keep_the_others_down(server: FakeServer) -> None:
