@@ -194,8 +194,9 @@ def test_requests_take_as_long_as_they_do(told: Live) -> None:
     slow = count("count") - count("bucket", le="0.5"), count("sum")
     before = count("count")
     with told.client("grpc") as client, ThreadPoolExecutor(1) as thread:
-        with told.closed("tiny_busy"):
+        with told.closed("tiny_busy") as waiting:
             call = thread.submit(client.sample, "tiny_busy", 1)
+            eventually(waiting.exists, "the request has arrived")
             time.sleep(0.7)
         call.result()
     eventually(lambda: count("count") == before + 1, "the request is counted")
