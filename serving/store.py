@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def pull(address: str, repository: Path) -> Bundle:
                     raise StoreError(f"{address} holds {copied.digest} of {copied.manifest.model}")
     except Busy as error:
         raise StoreError(str(error)) from None
-    return load_bundle(place_here)
+    return replace(copied, folder=place_here.absolute())
 
 
 def complete_chains(repository: Path, model: str) -> list[str]:

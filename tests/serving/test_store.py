@@ -63,7 +63,10 @@ def test_a_changed_byte_of_any_file_is_refused(repository: Path, bucket: str, tm
     for name, content in names.items():
         for wrong in (bytes([content[0] ^ 1]) + content[1:], content[:-1]):
             system.pipe_file(f"{address}/{name}", wrong)
-            with pytest.raises((StoreError, BundleError), match=name if name != SUMS else "onnx|SHA256SUMS"):
+            with pytest.raises(
+                (StoreError, BundleError),
+                match="SHA256SUMS|not the file" if name == SUMS else f"{address}.*{name} is not the",
+            ):
                 pull(address, tmp_path)
         system.rm_file(f"{address}/{name}")
         with pytest.raises((StoreError, BundleError), match=name):
