@@ -72,7 +72,7 @@ def pull(address: str, repository: Path) -> Bundle:
     """
     found = PLACE.fullmatch(address)
     if found is None:
-        raise StoreError(f"{address!r} does not end in /MODEL/DIGEST, 64 hexadecimal digits: push says the whole address")
+        raise StoreError(f"{address!r} does not end in /MODEL/DIGEST, 64 hexadecimal digits; push says it")
     model, digest = found["model"], found["digest"]
     place_here = bundle_folder(repository, model)
     try:
