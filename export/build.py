@@ -27,7 +27,6 @@ from serving.bundle import (
     MANIFEST,
     PARITY,
     REPOSITORY,
-    TEMPLATES,
     Bundle,
     EngineFile,
     Manifest,
@@ -42,6 +41,7 @@ from serving.bundle import (
 from serving.engines import EngineError, StepEngine, open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.folders import Busy, replacing
+from serving.repository import prepare_repository
 from training.checkpoint import check_chosen, find_checkpoint, load_model, phases_of, unfinished
 from training.family import Family
 from training.models import load_family
@@ -53,7 +53,6 @@ UNTRAINED = (
     ". So does one that predicts noise and was hardly trained: near the last timestep rounding is divided by alpha"
 )
 WEIGHTS = ".bin"  # of a graph "step.xml" they are in "step.bin"
-OWN_FILES = ("config.pbtxt", "1/model.py", "1/.gitkeep")  # of a model in a repository
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 
 
@@ -377,33 +376,3 @@ def limited(
     for kind in KINDS:
         for name, difference in figures.get(kind, {}).items():
             yield kind, name, difference, tolerance.of(kind, name, masks, descends)
-
-
-def prepare_repository(repository: Path, model: str) -> None:
-    """Give the repository the folder of a model or chain as medgen has it, if it has none yet.
-
-    Of one that is there, what is missing or cut short, as a full disk leaves it, is written again; all else is kept.
-    """
-    ours, theirs = TEMPLATES / model, repository / model
-    if not theirs.is_dir():
-        if not ours.is_dir():
-            raise BuildError(f"{ours} is missing: a model family needs its folder in model_repository")
-        with replacing(theirs) as (new,):
-            for file in OWN_FILES:
-                if (ours / file).is_file():
-                    (new / file).parent.mkdir(exist_ok=True)
-                    shutil.copyfile(ours / file, new / file)
-    for file in OWN_FILES:
-        if (ours / file).is_file() and is_cut_short(theirs / file, ours / file):
-            (theirs / file).parent.mkdir(exist_ok=True)
-            aside = (theirs / file).with_name(f".{Path(file).name}.new")
-            shutil.copyfile(ours / file, aside)
-            aside.replace(theirs / file)
-
-
-def is_cut_short(file: Path, whole: Path) -> bool:
-    """It is not there, or ends before the end."""
-    if not file.exists():
-        return True
-    content, all_of_it = file.read_bytes(), whole.read_bytes()
-    return len(content) < len(all_of_it) and all_of_it.startswith(content)

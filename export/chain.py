@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from export import BuildError, Progress, silent
-from export.build import build_all, prepare_repository, refuse_unfinished
+from export.build import build_all, refuse_unfinished
 from export.options import Options
 from serving.bundle import (
     MANIFEST,
@@ -21,6 +21,7 @@ from serving.bundle import (
 )
 from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
 from serving.folders import recover
+from serving.repository import prepare_repository
 from training.checkpoint import CheckpointError, find_checkpoint, read_config, shipped_checkpoint
 from training.models import family_names, load_family
 

@@ -1,4 +1,4 @@
-"""The commands `up`, `sample`, `draw` and `page`."""
+"""The commands `up`, `sample`, `draw`, `push`, `pull` and `page`."""
 
 import os
 import shlex
@@ -15,7 +15,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from serving.bundle import REPOSITORY
+from serving.bundle import REPOSITORY, BundleError
+from serving.chain import ChainError
 from serving.client import DEFAULT_METRICS_URL, DEFAULT_URLS, Client, LocalClient, SampleClient, SamplingError
 from serving.client_checks import Given
 from serving.condition_files import MaskFileError
@@ -28,6 +29,7 @@ from serving.progress import NowAndThen
 from serving.shards import ShardError, shard_of
 from serving.signals import terminated_as_interrupted
 from serving.step_watch import Tell
+from serving.store import StoreError, complete_chains, pull, push
 from serving.triton.access import RISKS, Access
 from serving.triton.address import LOOPBACK, Address
 from serving.triton.errors import ServerError
@@ -51,6 +53,8 @@ repository_option = click.option(
     default=REPOSITORY,
     help="Model repository.",
 )
+
+STORE_FAILURES = (BundleError, ChainError, OSError, StoreError)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -434,6 +438,40 @@ def draw(count: int | None, out: Path, layout_name: str, per_file: int, shard: s
     )
     for line in (*asked.notes, f"{out} is right if medgen draw --check {shlex.quote(str(out))} says so"):
         click.echo(line)
+
+
+@main.command("push")
+@click.argument("model")
+@click.argument("url")
+@repository_option
+@terminated_as_interrupted()
+def push_command(model: str, url: str, repository: Path) -> None:
+    """Copy MODEL's bundle to URL/MODEL/DIGEST, and say that address.
+
+    URL is a place that fsspec knows: file:///..., s3://BUCKET/... (package s3fs), gs://... (gcsfs), az://... (adlfs).
+    """
+    try:
+        click.echo(push(repository, model, url))
+    except STORE_FAILURES as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command("pull")
+@click.argument("address", metavar="URL/MODEL/DIGEST")
+@repository_option
+@terminated_as_interrupted()
+def pull_command(address: str, repository: Path) -> None:
+    """Put a bundle that was pushed into the repository, if every file of it is the one that was pushed.
+
+    The bundle that was there before is replaced at once and whole, or stays as it was.
+    """
+    try:
+        bundle = pull(address, repository)
+        click.echo(f"{bundle.folder} is {bundle.digest}")
+        for chain in complete_chains(repository, bundle.manifest.model):
+            click.echo(f"the chain {chain} has all its stages")
+    except STORE_FAILURES as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.command()

@@ -306,7 +306,7 @@ def load_bundle(folder: Path | str) -> Bundle:
         manifest = Manifest.from_json(text)
     except BundleError as error:
         raise BundleError(f"{folder}: {error}; {_remedy(folder)}") from None
-    digests = _sums(folder)
+    digests = sums_in(folder)
     for file, sha256 in digests.items():
         _check_file(folder / file, sha256)
     named = [part for engine in manifest.engines.values() for part in (engine, engine.weights) if part]
@@ -319,7 +319,7 @@ def load_bundle(folder: Path | str) -> Bundle:
     return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def sums_in(folder: Path) -> dict[str, str]:
     """The sha256 that each of a bundle's files must have, by its name."""
     lines = _read(folder / SUMS).decode("ascii", "replace").split("\n")
     found = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line, re.ASCII) for line in lines[:-1]]

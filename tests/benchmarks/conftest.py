@@ -7,9 +7,10 @@ from tiny_families import tiny_family
 
 from benchmarks.latency.contenders import Case
 from benchmarks.latency.workload import make_case
-from export.build import build, prepare_repository
+from export.build import build
 from export.chain import find_chains
 from serving.bundle import TEMPLATES
+from serving.repository import prepare_repository
 from training.checkpoint import save_checkpoint
 
 CHAINS, _ = find_chains(TEMPLATES)

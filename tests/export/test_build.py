@@ -17,7 +17,7 @@ from tiny_pig import FIELDS, SIZE, tiny_pig
 
 from export import BuildError
 from export.__main__ import main
-from export.build import build, prepare_repository
+from export.build import build
 from export.options import Options, Tolerance
 from export.parity import measure_parity
 from serving import folders
@@ -25,6 +25,7 @@ from serving.bundle import Bundle, bundle_folder, load_bundle
 from serving.client import LocalClient
 from serving.engines import open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.repository import prepare_repository
 from serving.triton.served_models import find_models
 from training.checkpoint import save_checkpoint
 

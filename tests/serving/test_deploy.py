@@ -98,7 +98,7 @@ def test_kubernetes_takes_the_manifests(folder: str) -> None:
 @pytest.mark.parametrize(
     ("file", "right", "wrong"),
     [
-        ("deployment.yaml", "replicas: 2", "replica: 2"),
+        ("deployment.yaml", "maxSurge: 1", "maxSurges: 1"),
         ("deployment.yaml", "containerPort: 8001", "containerPort: gprc"),
         ("autoscaler.yaml", "maxReplicas: 10", "maxReplicas: ten"),
         ("service.yaml", "targetPort: http", "targetport: http"),
@@ -111,6 +111,13 @@ def test_typos_are_found(tmp_path: Path, file: str, right: str, wrong: str) -> N
     (folder / file).write_text(text.replace(right, wrong))
     with pytest.raises(kubernetes_validate.ValidationError):
         validate(folder)
+
+
+@needs_kubectl
+def test_an_apply_leaves_the_autoscaler_s_number_of_servers() -> None:
+    made = {manifest["kind"]: manifest["spec"] for manifest in manifests(KUBERNETES / "base")}
+    assert "replicas" not in made["Deployment"]
+    assert made["HorizontalPodAutoscaler"]["minReplicas"] > 1
 
 
 @needs_kubectl

@@ -15,10 +15,10 @@ from benchmarks.evaluation.pairs import EvaluationError
 from benchmarks.tune import command
 from benchmarks.tune.candidates import held, labelled, same_weights
 from benchmarks.tune.drawing import Drawer
-from export.build import prepare_repository
 from export.report import facts_of
 from serving.bundle import MANIFEST, Output, Student, bundle_folder, load_bundle, seal
 from serving.client import LocalClient
+from serving.repository import prepare_repository
 from training.checkpoint import load_checkpoint, shipped_checkpoint
 
 COUNT = 64
