@@ -22,10 +22,15 @@ UNET = {"size": SIZE, "widths": [8, 16], "attention": [1], "layers": 1, "head_di
 STEPPING: dict[str, dict[str, Any]] = {
     "pig": {},
     "cmr_mask": {},
+    "ddpm": {"paired": True},
+    "seg_guided": {},
+    "controlnet": {"control_channels": 8},
     "cmr_ddpm_image": {"mask_dropout": 0.5},
     "cmr_ldm_image": {"autoencoder_widths": [8, 16], "codes": 16, "spade_channels": 8},
     "cmr_flow_image": {"control_channels": 8, "transformer_layers": 1, "resblock_updown": True},
 }
+# What PIG is compared with: nobody draws with it for its own sake, and no checkpoint is shipped.
+BASELINES = ("ddpm", "seg_guided", "controlnet")
 ONE_PASS: dict[str, dict[str, Any]] = {
     "cyclegan": {"size": SIZE, "width": 4, "blocks": 1, "critic_width": 4, "pool": 3},
     "dcgan": {"size": SIZE, "latent": 8, "widths": [16, 12, 8]},
