@@ -15,6 +15,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 NETWORKS = {
     "pig": ["guider"],  # and a generator like it
+    "ddpm": ["denoiser"],
+    "seg_guided": ["denoiser"],
+    "controlnet": ["denoiser.unet", "denoiser.control"],
     "cmr_mask": ["denoiser"],
     "cmr_ddpm_image": ["denoiser"],
     "cmr_ldm_image": ["autoencoder", "denoiser"],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,16 @@ UNET = {"size": SIZE, "widths": [8, 16], "attention": [1], "layers": 1, "head_di
 STEPPING: dict[str, dict[str, Any]] = {
     "pig": {},
     "cmr_mask": {},
+    "ddpm": {"paired": True},
+    "seg_guided": {},
+    "controlnet": {"control_channels": 8},
     "cmr_ddpm_image": {"mask_dropout": 0.5},
     "cmr_ldm_image": {"autoencoder_widths": [8, 16], "codes": 16, "spade_channels": 8},
     "cmr_flow_image": {"control_channels": 8, "transformer_layers": 1, "resblock_updown": True},
 }
+# What PIG is compared with. No checkpoint is shipped, and the networks are those of `cmr_ddpm_image` and
+# `cmr_flow_image`: with MEDGEN_ALL_GRAPHS alone they are exported in every way that those are.
+BASELINES = ("ddpm", "seg_guided", "controlnet")
 ONE_PASS: dict[str, dict[str, Any]] = {
     "cyclegan": {"size": SIZE, "width": 4, "blocks": 1, "critic_width": 4, "pool": 3},
     "dcgan": {"size": SIZE, "latent": 8, "widths": [16, 12, 8]},
@@ -66,6 +73,7 @@ IMPORTED: dict[str, dict[str, Any]] = {
 FIELDS = {name: {**UNET, "default_steps": STEPS, **fields} for name, fields in STEPPING.items()}
 FIELDS |= ONE_PASS | MADE | THROUGH | IMPORTED
 FAMILIES = family_names()
+EXPORTED = [name for name in FAMILIES if name not in BASELINES or os.environ.get("MEDGEN_ALL_GRAPHS")]
 LEARNING = [name for name in FAMILIES if name not in {*MADE, *IMPORTED}]
 
 

@@ -35,8 +35,13 @@ class Denoiser(Family):
         t = draw_timesteps(self.preset.schedule, len(data), generator).to(data.device)
         noise = torch.randn(data.shape, generator=generator).to(data.device)
         state, target = noised(self.preset.schedule, data, noise, t)
-        out = self.denoiser(state, t, *self.training_condition(batch, generator))
+        out = self.predicted(phase, state, t, batch, generator)
         return F.mse_loss(out.float(), target)
+
+    def predicted(self, phase: str, state: Tensor, t: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        """What the network that a phase trains makes of noisy states [B, C, H, W]."""
+        out: Tensor = self.denoiser(state, t, *self.training_condition(batch, generator))
+        return out
 
     def networks(self) -> dict[str, nn.Module]:
         return {"denoiser": self.denoiser}

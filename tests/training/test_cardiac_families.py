@@ -5,10 +5,11 @@ import torch
 from tiny_families import SIZE, random_batch, random_condition, random_state, tiny_family
 from torch import Tensor
 
-from training.cardiac_families import CLASSES, one_hot, without_classes
+from training.cardiac_families import CLASSES
 from training.data.classes import HEART
 from training.data.dataset import LoadedPairs
 from training.models import load_family
+from training.painters import one_hot, without_classes
 from training.unets import placed
 
 PAINTERS = ("cmr_ddpm_image", "cmr_ldm_image", "cmr_flow_image")
@@ -59,19 +60,19 @@ def test_image_models_take_what_the_mask_model_draws(preset):
 
 def test_one_hot():
     mask = torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8)[None, None]
-    assert torch.equal(one_hot(mask).argmax(1, keepdim=True), mask)
-    assert torch.equal(one_hot(mask).sum(1), torch.ones(1, 2, 2))
-    assert one_hot(mask, torch.float64).dtype == torch.float64
+    assert torch.equal(one_hot(mask, CLASSES).argmax(1, keepdim=True), mask)
+    assert torch.equal(one_hot(mask, CLASSES).sum(1), torch.ones(1, 2, 2))
+    assert one_hot(mask, CLASSES, torch.float64).dtype == torch.float64
 
 
 class TestMaskDropout:
     masks = torch.arange(CLASSES, dtype=torch.uint8).repeat(4000, 4).view(4000, 1, 4, CLASSES)
 
     def dropped(self, share: float) -> Tensor:
-        return without_classes(self.masks, share, torch.Generator().manual_seed(0))
+        return without_classes(self.masks, CLASSES, share, torch.Generator().manual_seed(0))
 
     def test_classes_of_a_sample_go_whole_and_one_by_one(self):
-        left = one_hot(self.dropped(0.3)).flatten(2).sum(2)[:, 1:]
+        left = one_hot(self.dropped(0.3), CLASSES).flatten(2).sum(2)[:, 1:]
         assert set(left.unique().tolist()) == {0, 4}
         gone = (left == 0).float()
         assert torch.allclose(gone.mean(0), torch.tensor(0.3), atol=0.03)

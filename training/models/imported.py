@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from serving.bundle import Condition, Output
 from serving.sampling.solvers import Schedule
-from training.cardiac_families import one_hot
 from training.denoiser import Denoiser
 from training.family import Batch, Preset, SteppingPreset
+from training.painters import one_hot
 
 LIBRARIES = {"diffusers": "diffusers", "monai": "monai.networks.nets"}
 DENOISERS = ("UNet2DModel", "UNet2DConditionModel", "DiffusionModelUNet")
@@ -25,7 +25,7 @@ AUTOENCODERS = ("AutoencoderKL",)
 MOST_CLASSES = 256
 Encoding = Literal["one-hot", "index", "index/255"]
 ENCODINGS: dict[str, Callable[[Tensor, int, torch.dtype], Tensor]] = {
-    "one-hot": lambda mask, classes, dtype: one_hot(mask, dtype, classes),
+    "one-hot": lambda mask, classes, dtype: one_hot(mask, classes, dtype),
     "index": lambda mask, classes, dtype: mask.to(dtype),
     "index/255": lambda mask, classes, dtype: mask.to(dtype) / 255,
 }

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from serving.bundle import Output
-from serving.sampling.solvers import Schedule
+from training.breast_families import EPSILON, V, image_output, mask_output
 from training.family import Batch, Family, Network, Preset
 from training.noising import draw_timesteps, estimate, noised
 from training.unets import UNetPreset, diffusers_unet
@@ -37,9 +36,6 @@ TIME_EMBEDDINGS: Mapping[str, Mapping[str, Any]] = {
     "ddpm": {"flip_sin_to_cos": False, "freq_shift": 1},
     "diffusers": {"flip_sin_to_cos": True, "freq_shift": 0},
 }
-
-EPSILON = Schedule(kind="linear", num_train_timesteps=1024, beta_start=1e-4, beta_end=0.02, prediction="epsilon")
-V = dataclasses.replace(EPSILON, prediction="v")
 
 # `small` predicts v (Salimans and Ho 2022, appendix D): a short run learns where things are from the noisiest states,
 # and there an estimate of the data taken from predicted noise is the network's error times a hundred.
@@ -91,11 +87,7 @@ class Pig(Family):
         self.generator = unet(preset)
         self._given: Tensor | None = None
         self.sample_shape = (2, preset.size, preset.size)
-        shape = (1, preset.size, preset.size)
-        self.outputs = (
-            Output("mask", "uint8", shape, low=0, high=1, labels=("background", "lesion")),
-            Output("image", "float32", shape, low=0.0, high=1.0, modality="MG"),
-        )
+        self.outputs = (mask_output(preset.size), image_output(preset.size))
 
     # --- one denoising step (the paper's Algorithm 2) ---
 
