@@ -1,7 +1,7 @@
 """Pictures of samples: grey levels, masks in colours, outlines, and a contact sheet."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,38 +87,57 @@ def legend(samples: Samples) -> list[tuple[str, tuple[int, ...]]]:
     return []
 
 
-def tile_of(samples: Samples, row: int, zoom: int = 1) -> Image.Image:
-    """A sample on a contact sheet: its overlay; or else its pictures side by side, as far as they are of one height."""
+def columns_of(samples: Samples, row: int, zoom: int = 1) -> dict[str, Image.Image]:
+    """What a sample is on a contact sheet: its overlay; or else its pictures, as far as they are of one height."""
     drawn = drawings(samples, row, zoom)
-    *_, last = drawn.values()
-    names = [f"{output.name}s" for output in samples.outputs if output.dtype != "uint8"]
-    greys = [drawn[name] for name in names if name in drawn]
+    name, last = [*drawn.items()][-1]
+    greys = {
+        output.name: drawn[f"{output.name}s"]
+        for output in samples.outputs
+        if output.dtype != "uint8" and f"{output.name}s" in drawn
+    }
     if "overlays" in drawn or not greys:
-        return last
-    beside = [grey for grey in greys if grey.height == greys[-1].height]
-    tile = Image.new(greys[-1].mode, (sum(grey.width for grey in beside), greys[-1].height))
-    for k, grey in enumerate(beside):
-        tile.paste(grey, (sum(other.width for other in beside[:k]), 0))
+        return {name: last}
+    height = [*greys.values()][-1].height
+    return {name: grey for name, grey in greys.items() if grey.height == height}
+
+
+def tile_of(columns: Mapping[str, Image.Image]) -> Image.Image:
+    """Pictures of one height side by side."""
+    beside = [*columns.values()]
+    tile = Image.new(beside[-1].mode, (sum(picture.width for picture in beside), beside[-1].height))
+    for k, picture in enumerate(beside):
+        tile.paste(picture, (sum(other.width for other in beside[:k]), 0))
     return tile
 
 
 def contact_sheet(samples: Samples) -> Image.Image:
-    """The first SHEET_LIMIT samples side by side, masks as outlines on pictures, each with its seed, and a legend."""
-    plain = tile_of(samples, 0)
+    """The first SHEET_LIMIT samples side by side, masks as outlines on pictures, each with its seed, and a legend.
+
+    Samples of several pictures have the names of these above.
+    """
+    names = columns_of(samples, 0)
+    plain = tile_of(names)
     zoom = max(1, round(TILE_WIDTH / min(plain.size)))
     width, height = plain.width * zoom, plain.height * zoom
-    tiles = [tile_of(samples, row, zoom) for row in range(min(len(samples), SHEET_LIMIT))]
+    tiles = [tile_of(columns_of(samples, row, zoom)) for row in range(min(len(samples), SHEET_LIMIT))]
     columns = max(1, round(math.sqrt(len(tiles) * height / width))) if width > height else math.ceil(len(tiles) ** 0.5)
     step_x, step_y = width + GAP, height + CAPTION_HEIGHT + GAP
-    whole_width, above = GAP + columns * step_x, GAP + math.ceil(len(tiles) / columns) * step_y
+    top = GAP + (CAPTION_HEIGHT if len(names) > 1 else 0)
+    whole_width, above = GAP + columns * step_x, top + math.ceil(len(tiles) / columns) * step_y
     font = ImageFont.load_default(12)
     entries, lines = _laid_out(legend(samples), whole_width - 2 * GAP, font)
     sheet = Image.new("RGB", (whole_width, above + lines * (CAPTION_HEIGHT + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for row, tile in enumerate(tiles):
-        x, y = GAP + row % columns * step_x, GAP + row // columns * step_y
+        x, y = GAP + row % columns * step_x, top + row // columns * step_y
         sheet.paste(tile.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
         draw.text((x + 2, y + height + 1), caption(samples, row), INK, font)
+    for column in range(columns if len(names) > 1 else 0):
+        x = GAP + column * step_x
+        for name, picture in names.items():
+            draw.text((x + 2, GAP + 1), f"{name}, given" if name in samples.given else name, INK, font)
+            x += picture.width * zoom
     for text, colour, left, line in entries:
         x, y = GAP + left, above + line * (CAPTION_HEIGHT + GAP)
         draw.rectangle((x, y + 2, x + SWATCH - 1, y + 1 + SWATCH), colour)

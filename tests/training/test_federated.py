@@ -15,9 +15,11 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, MessagePropKey
 from tiny_families import fields_of, random_batch
 
 from training import CheckpointError
+from training.data.dataset import LoadedPairs
+from training.federated import client
 from training.federated.channel import CHANNEL, ChannelError, check_door, check_free, listen, name_in, write_kits
 from training.federated.panel import MessageError, Question, Vote, mean_of
-from training.federated.runs import end, free_port, lost, prepared
+from training.federated.runs import end, free_port, lost, prepared, split
 from training.federated.server import SitesElsewhere
 from training.federated.shards import patient, shards
 from training.federated.site import Site, SitesHere
@@ -87,6 +89,11 @@ class TestMessages:
     def test_what_is_no_message_is_said_to_be_none(self, message: bytes) -> None:
         with pytest.raises(MessageError, match="cannot be read"):
             Vote.from_bytes(message)
+
+    def test_a_question_of_two_shapes_is_none(self) -> None:
+        asked = question()
+        with pytest.raises(MessageError, match=r"pictures of .* which must be alike"):
+            Question.from_bytes(Question(0, asked.drawn, asked.condition[:1]).to_bytes())
 
     def test_a_message_of_another_kind_is_none(self) -> None:
         with pytest.raises(MessageError, match="wanted are"):
@@ -173,6 +180,27 @@ class TestSite:
         for step in (2, 3):  # the server went back
             found = answer(again, step)
         assert torch.equal(found.gradient, expected.gradient)
+
+    def test_what_is_asked_again_is_not_learnt_again(self) -> None:
+        straight, asked_twice = Site("a", pairs(1), terms()), Site("a", pairs(1), terms())
+        messages = [question(step).to_bytes() for step in range(3)]
+        expected = [Vote.from_bytes(straight.answer(message)).gradient for message in messages]
+        for step in (0, 1, 1, 2):
+            assert torch.equal(Vote.from_bytes(asked_twice.answer(messages[step])).gradient, expected[step])
+
+    def test_a_run_begun_anew_forgets_what_was_kept_of_the_one_before(self, tmp_path: Path) -> None:
+        before = Site("a", pairs(1), terms(), tmp_path)
+        for step in range(4, 8):
+            before.answer(question(step).to_bytes())
+            before.save(step + 1)
+        anew, straight = Site("a", pairs(2), terms(), tmp_path), Site("a", pairs(2), terms())
+        for step in range(2):
+            anew.answer(question(step).to_bytes())
+            straight.answer(question(step).to_bytes())
+        anew.save(2)
+        assert [*anew.kept()] == [2]
+        again = Site("a", pairs(2), terms(), tmp_path)
+        assert torch.equal(answer(again, 2).gradient, answer(straight, 2).gradient)
 
     def test_where_it_cannot_go_back_it_says_so(self) -> None:
         site = Site("a", pairs(1), terms())
@@ -268,6 +296,14 @@ class TestShards:
     def test_patients_of_ddsm_are_known(self) -> None:
         assert patient("A_1141_1.RIGHT_MLO") == patient("A_1141_1.LEFT_CC") == "A_1141"
         assert patient("A_1141_1") == "A_1141_1"
+        names = ["Mass-Training_P_00001_LEFT_CC", "Mass-Training_P_00001_RIGHT_MLO_1", "Calc-Test_P_00001_LEFT_CC"]
+        assert {patient(name) for name in names} == {"P_00001"}
+
+    def test_names_that_tell_no_patient_are_said(self) -> None:
+        said: list[str] = []
+        names = ["A_1141_1.RIGHT_MLO", *(f"scan{k}" for k in range(3))]
+        split(LoadedPairs(names, pairs(1).images[:, 0].numpy(), None, ()), pairs(1), 2, said.append)
+        assert said[0].startswith("3 of 4 names, such as 'scan0', do not say whose the pictures are: each is taken")
 
     def test_too_few_patients(self) -> None:
         with pytest.raises(ValueError, match="--sites is 5; of the 5 patients 1 are the server's own, and 4 are left"):
@@ -430,6 +466,34 @@ class TestAway:
         os.kill(processes[1].pid, signal.SIGKILL)
         with pytest.raises(ChannelError, match="no site is left; go on with --resume"):
             panel.judge(1, asked.drawn, asked.condition)
+
+    @pytest.mark.parametrize(
+        ("now", "message"), [(None, "has been away for 1 s"), (terms(l1=1.0), "is at another run now: begin anew")]
+    )
+    def test_a_server_that_changed_while_a_site_made_ready(
+        self, now, message: str, tmp_path: Path, monkeypatch
+    ) -> None:
+        cell = SimpleNamespace(register_request_cb=lambda *_: None, start=lambda: None)
+        stubs = {"name_in": "north", "wait_for_door": None, "open_cell": cell, "close_cell": None}
+        for name, value in stubs.items():
+            monkeypatch.setattr(client, name, lambda *_, value=value: value)
+        monkeypatch.setattr(client, "join", lambda cell, session, patience, ready: now if ready else terms())
+        with pytest.raises(ChannelError, match=message):
+            client.run_site("localhost:1", tmp_path, tmp_path, lambda _: pairs(1), patience=1.0, say=lambda _: None)
+
+    def test_what_was_not_kept_is_said(self, two, monkeypatch) -> None:
+        panel, _, said, _ = two
+        asked = question()
+        panel.judge(0, asked.drawn, asked.condition)
+        panel.timeout = 0.1
+        with monkeypatch.context() as patched:
+            late = (0).to_bytes(8, "little")  # of the save before
+            patched.setattr("training.federated.server.tell", lambda *_: panel.note_saved("site-01", late))
+            panel.save(1)
+        assert said[-2:] == [
+            f"{name} has not kept what it learnt before step 1: resumed there, it goes on from earlier"
+            for name in NAMES[:2]
+        ]
 
     def test_one_that_cannot_begin_says_why(self, tmp_path: Path) -> None:
         failed, killed = (SimpleNamespace(name=name, exitcode=code) for name, code in (("site-01", 1), ("site-02", -9)))

@@ -68,7 +68,10 @@ def run_site(
         if terms is None:
             raise ChannelError(f"{address} does not answer {name}: is another process of that name there?")
         site = Site(name, open_data(terms), terms, folder, private, say)
-        join(cell, session, patience, True)
+        now = join(cell, session, patience, True)
+        if now is None:
+            raise ChannelError(f"the server at {address} has been away for {patience:g} s")
+        check_same(terms, now, address)
         say(f"{name} has joined {address} with {site.count} pictures")
         answer_all(cell, inbox, site, partial(join, cell, session), terms, address, patience, say)
     finally:
@@ -112,6 +115,11 @@ def join(cell: Any, session: str, patience: float, ready: bool) -> Terms | None:
         time.sleep(0.2)
 
 
+def check_same(terms: Terms, now: Terms, address: str) -> None:
+    if now != terms:
+        raise ChannelError(f"the server at {address} is at another run now: begin anew in another folder")
+
+
 def answer_all(
     cell: Any,
     inbox: "queue.Queue[tuple[str, bytes]]",
@@ -128,10 +136,8 @@ def answer_all(
             topic, payload = inbox.get(timeout=HEARTBEAT)
         except queue.Empty:
             now = join_again(0.0, True)
-            if now is not None and now != terms:
-                raise ChannelError(
-                    f"the server at {address} is at another run now: begin anew in another folder"
-                ) from None
+            if now is not None:
+                check_same(terms, now, address)
             away = time.monotonic() - heard
             if now is not None:
                 heard, told = time.monotonic(), False

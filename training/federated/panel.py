@@ -34,6 +34,9 @@ class Question:
     @classmethod
     def from_bytes(cls, message: bytes) -> "Question":
         tensors, numbers = _unpacked(message, ("drawn", "condition"), ("step",))
+        if tensors["drawn"].shape != tensors["condition"].shape:
+            shapes = " and ".join(str(list(tensor.shape)) for tensor in tensors.values())
+            raise MessageError(f"a question has pictures of {shapes}, which must be alike")
         return cls(int(numbers["step"]), **tensors)
 
 

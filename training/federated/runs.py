@@ -23,7 +23,7 @@ from training.federated.channel import SERVER, ChannelError, check_installed, wr
 from training.federated.client import run_site
 from training.federated.privacy import check_fields, sparse_vector_privacy
 from training.federated.server import SitesElsewhere
-from training.federated.shards import shards
+from training.federated.shards import known_patient, shards
 from training.federated.site import Site, SitesHere
 from training.federated.terms import Terms
 from training.models import load_family
@@ -148,7 +148,13 @@ def psnr(pairs: Pairs) -> float:
 def split(dataset: Any, pairs: Pairs, count: int, say: Say) -> tuple[Pairs, list[Pairs]]:
     """The server's own, and each simulated site's."""
     sizes = getattr(dataset, "sizes", None)
-    own, others = shards(names_of(dataset), sizes, count)
+    names = names_of(dataset)
+    if strange := [name for name in names if known_patient(name) is None]:
+        say(
+            f"{len(strange)} of {len(names)} names, such as {strange[0]!r}, do not say whose the pictures are: each is "
+            "taken for a patient of its own, and those of one patient may be in two parts"
+        )
+    own, others = shards(names, sizes, count)
     by = "patients, in the order of their breasts' sizes" if sizes else "patients; the sizes of breasts are not known"
     least, most = (pick(len(part) for part in others) for pick in (min, max))
     of_site = f"{least}" if least == most else f"{least} to {most}"

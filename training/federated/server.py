@@ -47,7 +47,7 @@ class SitesElsewhere:
         self.there: set[str] = set()
         self.sessions: dict[str, Any] = {}  # of sites by their names, to tell two processes of one name apart
         self.votes: dict[str, Vote] = {}
-        self.saved: set[str] = set()
+        self.saving, self.saved = b"", set[str]()
         self.step, self.shape = 0, Size()
         self.begun = self.over = False
         self.cell = open_cell(SERVER, address, kit, SERVER)
@@ -104,7 +104,8 @@ class SitesElsewhere:
 
     def note_saved(self, name: str, payload: bytes) -> None:
         with self.changed:
-            self.saved.add(name)
+            if payload == self.saving:
+                self.saved.add(name)
             self.changed.notify_all()
 
     def fails(self, name: str, _: bytes) -> None:
@@ -169,10 +170,14 @@ class SitesElsewhere:
 
     def save(self, step: int) -> None:
         with self.changed:
-            self.saved = set()
+            self.saving, self.saved = step.to_bytes(8, "little"), set()
             asked = sorted(self.there)
-        tell(self.cell, "save", asked, step.to_bytes(8, "little"))
+        tell(self.cell, "save", asked, self.saving)
         self.until(lambda: self.there.intersection(asked) <= self.saved)
+        for name in sorted(set(asked) - self.saved):
+            self.say(
+                f"{name} has not kept what it learnt up to step {step}: a run resumed there has it as it was before"
+            )
 
     def until(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self.timeout

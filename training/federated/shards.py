@@ -9,16 +9,22 @@ from itertools import pairwise
 from training.data.layouts.mini_mias import patient_of
 
 DDSM = re.compile(r"([A-Z]_\d+)_\d\.(LEFT|RIGHT)_(CC|MLO).*")  # X_CASE_1.RIGHT_MLO
+CBIS = re.compile(r"(?:Mass|Calc)-(?:Training|Test)_(P_\d{5})_(LEFT|RIGHT)_(CC|MLO).*")
 MIAS = re.compile(r"mdb\d{3}")
 SERVER_SHARE = 5  # one patient in so many is the server's own
 
 
-def patient(name: str) -> str:
-    """Whose picture a file of mini-MIAS or DDSM is, by its name; of any other name, a patient of its own."""
+def known_patient(name: str) -> str | None:
+    """Whose picture a file of mini-MIAS, DDSM or CBIS-DDSM is, by its name; None of any other name."""
     if MIAS.fullmatch(name):
         return f"mdb{patient_of(name)}"
-    found = DDSM.fullmatch(name)
-    return found[1] if found else name
+    found = DDSM.fullmatch(name) or CBIS.fullmatch(name)
+    return found[1] if found else None
+
+
+def patient(name: str) -> str:
+    """Where it is not known, a patient of its own."""
+    return known_patient(name) or name
 
 
 def shards(names: Sequence[str], sizes: Sequence[float] | None, count: int) -> tuple[list[int], list[list[int]]]:

@@ -62,6 +62,7 @@ class Site:
         self.rate = learning_rates(preset, self.optimizer, preset.steps[0]).lr_lambdas[0]  # type: ignore[attr-defined]
         self.step = 0
         self.fresh = True
+        self.asked = self.said = b""
 
     def judged(self, pictures: Tensor, condition: Tensor) -> Tensor:
         seen = torch.cat([condition, pictures], dim=1) if self.terms.preset.sees_condition else pictures
@@ -69,13 +70,15 @@ class Site:
         return scores.float()
 
     def answer(self, message: bytes) -> bytes:
-        """A question's vote.
+        """A question's vote; the same bytes again where it is asked again, as after an answer that came too late.
 
         Raises:
             MessageError: the message is no question.
             ValueError: its pictures are of another size than the run's.
             CheckpointError: a server that has gone back does so to where this site kept nothing.
         """
+        if message == self.asked and not self.fresh:
+            return self.said
         question = Question.from_bytes(message)
         size = self.terms.preset.size
         for tensor in (question.drawn, question.condition):
@@ -87,7 +90,8 @@ class Site:
         self.step, self.fresh = question.step + 1, False
         if self.private is not None:
             vote = self.private(vote)
-        return vote.to_bytes()
+        self.asked, self.said = message, vote.to_bytes()
+        return self.said
 
     def learn(self, question: Question) -> None:
         preset = self.terms.preset
@@ -118,9 +122,13 @@ class Site:
 
     def go_to(self, step: int) -> None:
         """Have what was learnt before a server's step: what a run that goes back has forgotten, a site forgets too."""
-        if self.step == step or (not self.fresh and self.step < step):  # it was away for a while
+        if not self.fresh and self.step <= step:  # if less, it was away for a while
             return
         kept = self.kept()
+        for number in [number for number in kept if number > step]:
+            kept.pop(number).unlink()  # of a run that went back, or that was begun anew
+        if self.step == step and not kept:
+            return
         there = [number for number in kept if number <= step]
         if there:
             self.load(kept[there[-1]])

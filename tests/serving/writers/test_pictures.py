@@ -2,11 +2,12 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from serving.bundle import BundleError, Condition, Output
 from serving.condition_files import MaskFileError, read_masks
@@ -102,6 +103,27 @@ def test_the_sheet_has_a_tile_for_every_sample() -> None:
     assert tuple(PALETTE[1]) in {tuple(pixel) for pixel in tile.reshape(-1, 3)}
     caption = np.asarray(one)[196:, 4:60]
     assert caption.max() > 150, "no seed is written under the tile"
+
+
+def test_columns_of_the_sheet_have_headings(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    text = ImageDraw.ImageDraw.text
+
+    def noted(draw: ImageDraw.ImageDraw, at: tuple[float, float], *args: Any) -> None:
+        written.append((at, args[0]))
+        text(draw, at, *args)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
+    drawn = pairs(3)
+    picture = drawn.outputs[1]
+    outputs = tuple(replace(picture, name=name) for name in ("image", "reconstruction", "result"))
+    arrays = {output.name: drawn.arrays["image"] for output in outputs}
+    contact_sheet(Samples(arrays, drawn.provenance, outputs, ("image",)))
+    headings = [(at, words) for at, words in written if not words.startswith("seed")]
+    assert [words for _, words in headings][:3] == ["image, given", "reconstruction", "result"]
+    (left, y), (middle, _), (right, _) = (at for at, _ in headings[:3])
+    assert middle - left == right - middle == 192
+    assert y < min(at[1] for at, words in written if words.startswith("seed")) - 192, "above the pictures"
 
 
 def test_samples_without_a_mask_or_without_a_picture_are_drawn_too() -> None:
