@@ -175,9 +175,7 @@ class SitesElsewhere:
         tell(self.cell, "save", asked, self.saving)
         self.until(lambda: self.there.intersection(asked) <= self.saved)
         for name in sorted(set(asked) - self.saved):
-            self.say(
-                f"{name} has not kept what it learnt up to step {step}: a run resumed there has it as it was before"
-            )
+            self.say(f"{name} has not kept what it learnt before step {step}: resumed there, it goes on from earlier")
 
     def until(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self.timeout
