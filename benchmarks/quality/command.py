@@ -20,11 +20,11 @@ from benchmarks.tables import wide_console
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures here."
 )
 def anatomy(samples: tuple[Path, ...], data: str, epochs: int, json_file: Path | None) -> None:
-    """Are these hearts, and do the pictures follow their masks?
+    """Are these hearts, or phantoms of breasts, and do the pictures follow their masks?
 
-    SAMPLES are folders that `serving sample` wrote. Of each, and of the data: how many masks are anatomically valid,
-    how bright the pictures are within each structure, and how well a segmentation network that saw the data's training
-    split alone finds the mask in the picture (Dice).
+    SAMPLES are folders that `serving sample` wrote. Of each, and of the data: how many are anatomically valid (of
+    breasts, with --data phantom: one mass, seen where the mask is), how bright the pictures are within each structure,
+    and how well a segmentation network that saw the data's training split alone finds the mask in the picture (Dice).
     """
     from benchmarks.quality.figures import measure
 

@@ -1,6 +1,7 @@
-"""What of samples and of the data that their models learnt is like hearts."""
+"""What of samples and of the data that their models learnt is like hearts, or like phantoms of breasts."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -10,14 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.quality.anatomy import LV, MYO, RV, faults
+from benchmarks.quality.faults import FAULTS
 from benchmarks.quality.segmenter import dice, train_segmenter
-from training.cardiac_families import CLASSES
 from training.data import DataError, open_dataset
-from training.data.classes import HEART
+from training.data.classes import HEART, LESION
 from training.data.phantom import Phantoms
 
-STRUCTURES = {"LV": LV, "MYO": MYO, "RV": RV}
 PHANTOMS = 512  # to train on, and as many others; of real slices there are about as many
 
 
@@ -26,31 +25,50 @@ def measure(samples: Sequence[Path], data: str, epochs: int) -> list[dict[str, A
 
     Raises ClickException, naming it, if a folder or the data cannot be judged.
     """
-    pairs = {str(folder): read_pairs(folder) for folder in samples}
+    pairs, labels = read_all(samples)
     if len(sizes := sorted({images.shape[-1] for images, _ in pairs.values()})) > 1:
         raise click.ClickException(f"SAMPLES are of {' and '.join(map(str, sizes))} pixels; they must be of one size")
+    if labels == LESION and data.partition(":")[0] != "phantom":
+        raise click.ClickException(
+            f"--data is {data}; of breasts only those of 'phantom' can be judged: others have no lesion, or several"
+        )
     source = f"phantom:{PHANTOMS}" if data == "phantom" else data
     try:
-        train, held_out = (open_dataset(source, sizes[0], split, labels=HEART) for split in ("train", "validation"))
+        train, held_out = (open_dataset(source, sizes[0], split, labels=labels) for split in ("train", "validation"))
     except DataError as error:
         raise click.ClickException(str(error)) from error
-    if train.labels != HEART:
+    if train.labels != labels:
         raise click.ClickException(f"--data is {data}, which shows no hearts; ACDC, M&Ms or 'phantom' is needed")
     kind = "phantoms" if isinstance(train, Phantoms) else "real"
     learnt, held_back = ([dataset[k] for k in range(len(dataset))] for dataset in (train, held_out))
-    network = train_segmenter(learnt, epochs)
+    network = train_segmenter(learnt, len(labels), epochs)
     known = {f"{kind}, trained on": stacked(learnt), f"{kind}, held out": stacked(held_back)}
-    return [{"name": name, **figures(network, *pair)} for name, pair in (known | pairs).items()]
+    return [{"name": name, **figures(network, labels, *pair)} for name, pair in (known | pairs).items()]
 
 
-def read_pairs(folder: Path) -> tuple[Tensor, Tensor]:
-    """Images float32 [N, 1, S, S] in [-1, 1] and masks uint8 [N, 1, S, S] of a folder of samples.
+def read_all(samples: Sequence[Path]) -> tuple[dict[str, tuple[Tensor, Tensor]], tuple[str, ...]]:
+    """Pairs as ``read_pairs`` gives them by the folders' names, and the classes of their masks, which all share.
+
+    Masks that do not name their classes are taken for hearts.
+    """
+    read = {str(folder): read_pairs(folder) for folder in samples}
+    kinds = {name: labels for name, (_, _, labels) in read.items()}
+    if len(set(kinds.values())) > 1:
+        (first, one), (second, other) = next((a, b) for a, b in pairwise(kinds.items()) if a[1] != b[1])
+        raise click.ClickException(
+            f"SAMPLES are of two kinds: {first} has masks of {', '.join(one)}, {second} of {', '.join(other)}"
+        )
+    return {name: (images, masks) for name, (images, masks, _) in read.items()}, next(iter(kinds.values()))
+
+
+def read_pairs(folder: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Images float32 [N, 1, S, S] in [-1, 1], masks uint8 [N, 1, S, S] and their classes, of a folder of samples.
 
     Raises ClickException naming the folder if it holds no such pairs.
     """
     try:
         with np.load(folder / "pairs.npz") as arrays:
-            images, masks, labels = arrays["image"], arrays["mask"], arrays.get("mask_labels")
+            images, masks, named = arrays["image"], arrays["mask"], arrays.get("mask_labels")
     except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise click.ClickException(f"{folder} holds no pairs of mask and image that `serving sample` wrote") from error
     if masks.dtype != np.uint8:
@@ -58,14 +76,15 @@ def read_pairs(folder: Path) -> tuple[Tensor, Tensor]:
     if images.shape != masks.shape or images.ndim != 4:
         shapes = f"images of shape {list(images.shape)} and masks of {list(masks.shape)}"
         raise click.ClickException(f"{folder} holds {shapes}; both must be [N, 1, S, S]")
-    if labels is None:
-        click.echo(f"{folder} does not name the classes of its masks: only their range was checked", err=True)
-    elif tuple(labels.tolist()) != HEART:
-        classes = f"{', '.join(labels.tolist())}; hearts have {', '.join(HEART)}"
-        raise click.ClickException(f"{folder} holds masks of {classes}")
-    if (highest := masks.max()) >= CLASSES:
-        raise click.ClickException(f"{folder} holds masks of class {highest}; hearts have 0 to {CLASSES - 1}")
-    return torch.from_numpy(images) * 2 - 1, torch.from_numpy(masks)
+    labels = HEART if named is None else tuple(named.tolist())
+    if named is None:
+        click.echo(f"{folder} does not name the classes of its masks: they are taken for {', '.join(HEART)}", err=True)
+    if labels not in FAULTS:
+        known = " or ".join(", ".join(classes) for classes in FAULTS)
+        raise click.ClickException(f"{folder} holds masks of {', '.join(labels)}; they must be of {known}")
+    if (highest := masks.max()) >= len(labels):
+        raise click.ClickException(f"{folder} holds masks of class {highest}; there are 0 to {len(labels) - 1}")
+    return torch.from_numpy(images) * 2 - 1, torch.from_numpy(masks), labels
 
 
 def stacked(items: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -73,12 +92,13 @@ def stacked(items: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.stack([item["image"] for item in items]), torch.stack([item["mask"] for item in items])
 
 
-def figures(network: torch.nn.Module, images: Tensor, masks: Tensor) -> dict[str, Any]:
+def figures(network: torch.nn.Module, labels: Sequence[str], images: Tensor, masks: Tensor) -> dict[str, Any]:
     """What the table shows of pairs as ``read_pairs`` gives them; None of a structure that no mask has."""
-    wrong = [faults(mask[0]) for mask in masks.numpy()]
     grey = (images / 2 + 0.5).numpy()
-    inside = {name: masks.numpy() == index for name, index in STRUCTURES.items()}
-    found = dict(zip(STRUCTURES, dice(network, images, masks), strict=True))
+    wrong = [FAULTS[tuple(labels)](image[0], mask[0]) for image, mask in zip(grey, masks.numpy(), strict=True)]
+    structures = labels[1:]
+    inside = {name: masks.numpy() == index for index, name in enumerate(structures, 1)}
+    found = dict(zip(structures, dice(network, len(labels), images, masks), strict=True))
     return {
         "count": len(masks),
         "valid": sum(not each for each in wrong),

@@ -1,4 +1,4 @@
-"""A network that finds the heart's structures, trained on real slices or phantoms to read what models draw."""
+"""A network that finds the structures of masks, trained on real slices or phantoms to read what models draw."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from serving.progress import NowAndThen
-from training.cardiac_families import CLASSES
 
 BATCH = 16
 LEARNING_RATE = 2e-3
 
 
-def train_segmenter(dataset: Sequence[dict[str, Tensor]], epochs: int, seed: int = 0) -> nn.Module:
-    """A residual UNet: images [B, 1, H, W] in [-1, 1] -> logits [B, 4, H, W]; the same for the same seed."""
+def train_segmenter(dataset: Sequence[dict[str, Tensor]], classes: int, epochs: int, seed: int = 0) -> nn.Module:
+    """A residual UNet: images [B, 1, H, W] in [-1, 1] -> logits [B, classes, H, W]; the same for the same seed."""
     torch.manual_seed(seed)
-    network = UNet(2, 1, CLASSES, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2, norm="BATCH")
+    network = UNet(2, 1, classes, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2, norm="BATCH")
     criterion = DiceCELoss(to_onehot_y=True, softmax=True)
     loader: DataLoader[dict[str, Tensor]] = DataLoader(
         dataset,  # type: ignore[arg-type] # a sequence is a data set, though PyTorch's types say not
@@ -50,11 +49,11 @@ def _repeated(loader: DataLoader[dict[str, Tensor]], epochs: int) -> Iterator[di
 
 
 @torch.no_grad()
-def dice(network: nn.Module, images: Tensor, masks: Tensor) -> list[float]:
-    """Dice of LV, MYO and RV: the mean over the images [N, 1, H, W] whose masks uint8 [N, 1, H, W] have them."""
+def dice(network: nn.Module, classes: int, images: Tensor, masks: Tensor) -> list[float]:
+    """Dice of each class but the background: the mean over images [N, 1, H, W] whose masks, uint8 alike, have it."""
     found = torch.cat([network(part).argmax(1, keepdim=True) for part in images.split(BATCH)])
     metric = DiceMetric(include_background=False, reduction="mean_batch")
-    metric(one_hot(found, CLASSES), one_hot(masks.long(), CLASSES))
+    metric(one_hot(found, classes), one_hot(masks.long(), classes))
     mean = metric.aggregate()
     assert isinstance(mean, Tensor)
     return mean.tolist()

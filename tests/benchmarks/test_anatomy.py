@@ -140,12 +140,12 @@ MASK, IMAGE = np.zeros((2, 1, 8, 8), np.uint8), np.zeros((2, 1, 8, 8), np.float3
         (None, "holds no pairs"),
         (b"PK damaged", "holds no pairs"),
         ({"image": IMAGE}, "holds no pairs"),
-        ({"image": IMAGE, "mask": MASK + 4}, "masks of class 4; hearts have 0 to 3"),
+        ({"image": IMAGE, "mask": MASK + 4}, "masks of class 4; there are 0 to 3"),
         ({"image": IMAGE, "mask": MASK[..., :4]}, r"images of shape [2, 1, 8, 8] and masks of [2, 1, 8, 4]"),
         ({"image": IMAGE, "mask": MASK.astype(np.int64)}, "int64 masks"),
         (
-            {"image": IMAGE, "mask": MASK, "mask_labels": np.array(["background", "lesion"])},
-            "background, lesion; hearts",
+            {"image": IMAGE, "mask": MASK, "mask_labels": np.array(["background", "cyst"])},
+            "masks of background, cyst; they must be of",
         ),
     ],
 )

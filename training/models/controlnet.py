@@ -28,7 +28,7 @@ PRESETS = {
     "small": ControlPreset(                         # 1.82 M + 0.76 M parameters
         size=64,  widths=(16, 32, 64, 96),           attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
         schedule=V,       clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
-        batch=8,  steps=(6_000, 3_000),     learning_rate=1e-3, lr_schedule="cosine",
+        batch=128, steps=(1_430, 1_170),    learning_rate=1.5e-3, lr_schedule="cosine",
         weight_decay=0.0, ema_decay=0.999,  mask_dropout=0.0, control_channels=16),
 }
 # fmt: on

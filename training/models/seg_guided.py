@@ -23,7 +23,7 @@ PRESETS = {
     "small": PainterPreset(                         # 1.82 M parameters
         size=64,  widths=(16, 32, 64, 96),           attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
         schedule=V,       clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
-        batch=8,  steps=(6_000,),   learning_rate=1e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
+        batch=128, steps=(1_460,),  learning_rate=1.5e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
         mask_dropout=0.5),
 }
 # fmt: on
