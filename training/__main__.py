@@ -85,9 +85,10 @@ def fit_command(
     from accelerate import PartialState
 
     from serving.bundle import file_digest
-    from training.federated.runs import Sites, judged, open_prior
+    from training.federated.runs import Sites, judged
     from training.fit import Run
     from training.models import load_family
+    from training.reconstructions import open_prior
 
     with failures_in_words(out):
         family = load_family(model)
@@ -107,7 +108,9 @@ def fit_command(
         digest = None if init is None else start_from(init, untrained)
         config = {"preset_name": preset, "data": data, "seed": seed, "precision": precision, "init": digest}
         elsewhere = Sites(sites, listen, certificate, site_timeout, private)
-        through = open_prior(family, prior) if family.learns_through else None
+        if family.learns_through and prior is None:
+            raise ValueError(f"{model} learns from what {family.learns_through} draws: name a checkpoint with --prior")
+        through = open_prior(prior, model) if family.learns_through and prior else None
         if through is not None:
             config |= {"learnt_through": through[1], "sites": sites, "elsewhere": listen is not None, "private": private}
             if file := getattr(chosen, "vgg16", None):

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from serving.sampling.noise import draw
+from training.checkpoint import CheckpointError, load_checkpoint, unfinished
 from training.family import Family
 from training.models.mganprior import PRESETS, MGanPrior
+from training.models.pggan import Pggan
 
 BATCH = 16
 SOLVER = "heavy_ball"
@@ -32,6 +34,25 @@ class Pairs(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"image": self.images[index], "condition": self.conditions[index]}
+
+
+def open_prior(path: Path, family: str, option: str = "--prior") -> tuple[Pggan, str]:
+    """The trained pggan that a family learns through, and the sha256 of its weights.
+
+    Raises CheckpointError, which says how far it came, if it is missing, broken, of another family, or half-trained.
+    """
+    prior, config = load_checkpoint(path)
+    if not isinstance(prior, Pggan):
+        raise CheckpointError(f"{option} {path} holds a {prior.name}; {family} learns through {Pggan.name}")
+    lacking = [f"was trained to {so_far}"] if (so_far := unfinished(prior, config)) else []
+    lacking += [f"has grown to {prior.growing}"] if prior.growing else []
+    if lacking:
+        last = prior.generator.stages - 1
+        raise CheckpointError(
+            f"{option} {path} {' and '.join(lacking)}; {family} learns through one whose training is through and which "
+            f"is fully grown, to stage {last} of {last}, faded in to 1: go on with it with fit --resume"
+        )
+    return prior, str(config["digest"])
 
 
 def reconstructions(

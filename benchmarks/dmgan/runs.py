@@ -25,7 +25,7 @@ from training.federated.site import Site, SitesHere
 from training.federated.terms import Terms
 from training.fit import Run, fit
 from training.models import load_family
-from training.reconstructions import Pairs, found_pairs
+from training.reconstructions import Pairs, found_pairs, open_prior
 
 PHANTOMS = 500  # that the prior of other data learns
 TIMED = "seconds.json"
@@ -123,12 +123,10 @@ def priors(plan: Plan, learnt: Part) -> dict[str, Prior]:
             out = plan.out / f"pggan of {name}"
             shown = learnt if name == THE_DATA else open_dataset(f"phantom:{PHANTOMS}", plan.size)
             _, seconds = trained(untrained("pggan", plan.fields(), plan.preset), shown, out, plan)
-        model, config = load_checkpoint(find_checkpoint(out))
-        if model.name != "pggan" or model.preset.size != plan.size:
-            raise CheckpointError(
-                f"{out} holds a {model.name} of {model.preset.size} pixels; wanted is a pggan of {plan.size}"
-            )
-        found[name] = model, str(config["digest"]), seconds
+        model, digest = open_prior(out, "dmgan_image", "--prior" if name == THE_DATA else f"--other-prior {name}=")
+        if model.preset.size != plan.size:
+            raise CheckpointError(f"{out} draws {model.preset.size} pixels; wanted is a pggan of {plan.size}")
+        found[name] = model, digest, seconds
     return found
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_families import FIELDS
+from tiny_families import FIELDS, tiny_family
 
 from benchmarks.__main__ import main
 from benchmarks.dmgan import paper, runs
 from benchmarks.dmgan.features import frechet, pyramid_bands
 from benchmarks.dmgan.tables import psnr
+from training.checkpoint import save_checkpoint
 from training.models import load_family
 
 
@@ -81,6 +82,17 @@ class TestCommand:
         assert {file: file.stat().st_mtime_ns for file in kept} == kept, "what is there is not trained again"
         other = CliRunner().invoke(main, [word if word != "2" else "3" for word in asked])
         assert "holds another training, or one that is not through: name another --out" in other.output
+
+    @pytest.mark.parametrize("option", ["--prior=", "--other-prior=elsewhere="])
+    def test_a_half_trained_prior_is_no_prior(self, tiny, option: str, tmp_path: Path) -> None:
+        half = tiny_family("pggan", steps=[8])
+        config = {"preset_name": "small", "step": 4, "phase": "adversarial"}
+        save_checkpoint(tmp_path / "half", half, half.state_dict(), config)
+        asked = ["dmgan", "--data", "phantom:12", "--out", str(tmp_path / "runs"), "--steps", "2"]
+        asked.append(f"{option}{tmp_path / 'half'}")
+        result = CliRunner().invoke(main, asked)
+        assert result.exit_code == 1
+        assert "was trained to step 4 of 8, in phase adversarial and has grown to stage 0 of 3" in result.output
 
     @pytest.mark.parametrize(
         ("more", "message"),

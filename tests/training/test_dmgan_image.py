@@ -1,6 +1,7 @@
 """A second generator on what a prior made of pictures."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from tiny_families import ONE_PASS, random_batch, set_options, tiny_family
 from torch import Tensor
 
 from training.__main__ import main
-from training.checkpoint import find_checkpoint, load_checkpoint
+from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from training.federated.panel import Verdict
+from training.federated.runs import open_site_data
+from training.federated.terms import Terms
 from training.models.mganprior import NOTICE
 from training.reconstructions import read_pairs, reconstructions
 from training.vgg import Vgg16Features
@@ -105,6 +108,27 @@ def test_who_draws_needs_no_vgg16(tmp_path: Path):
         family.vgg16()
 
 
+PRESET = tiny_family("dmgan_image").preset
+
+
+@pytest.fixture(
+    params=[
+        ({"step": 4, "phase": "adversarial"}, 0.5, "was trained to step 4 of 8, in phase adversarial and has grown to "
+                                                   "stage 2 of 3, faded in to 1"),
+        ({"step": 7, "phase": "adversarial"}, 0.9, "was trained to step 7 of 8, in phase adversarial"),
+        ({}, 0.7, "has grown to stage 3 of 3, faded in to 0.6"),  # of before its training was written down
+        ({}, 0.0, "has grown to stage 0 of 3, faded in to 1"),
+    ]
+)  # fmt: skip
+def half_trained(request, tmp_path: Path) -> tuple[Path, str]:
+    """A prior that is not whole, and what is to be said of it."""
+    config, grown, position = request.param
+    prior = tiny_family("pggan", steps=[8])
+    prior.grown = grown
+    save_checkpoint(tmp_path / "half", prior, prior.state_dict(), {"preset_name": "small", **config})
+    return tmp_path / "half", position
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -191,6 +215,19 @@ class TestCommand:
         )  # fmt: skip
         assert result.exit_code == 1
         assert message in result.output
+
+    def test_a_half_trained_prior_is_no_prior(self, half_trained: tuple[Path, str], tmp_path: Path):
+        folder, position = half_trained
+        message = (
+            f"--prior {folder} {position}; dmgan_image learns through one whose training is through and which is fully "
+            "grown, to stage 3 of 3, faded in to 1: go on with it with fit --resume"
+        )
+        result = self.fit(tmp_path / "run", "--prior", str(folder), "--sites", "2")
+        assert result.exit_code == 1
+        assert message in result.output
+        assert not (tmp_path / "run").exists()
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            open_site_data("phantom:4", folder, tmp_path, False, print)(Terms("dmgan_image", PRESET, 0, "digest"))
 
     def test_others_have_no_sites(self, tmp_path: Path):
         asked = ["fit", "--model", "dcgan", "--data", "phantom:4", "--out", str(tmp_path / "run"), "--sites", "2"]

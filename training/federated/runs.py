@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from training import CheckpointError
-from training.checkpoint import load_checkpoint, unfinished
 from training.data import open_dataset
 from training.data.dataset import LoadedPairs
 from training.family import Family
@@ -26,8 +24,7 @@ from training.federated.server import SitesElsewhere
 from training.federated.shards import known_patient, shards
 from training.federated.site import Site, SitesHere
 from training.federated.terms import Terms
-from training.models import load_family
-from training.reconstructions import Pairs, found_pairs, key_of, read_pairs, write_pairs
+from training.reconstructions import Pairs, found_pairs, key_of, open_prior, read_pairs, write_pairs
 
 Say = Callable[[str], object]
 PAIRS = "pairs.safetensors"
@@ -60,27 +57,6 @@ class Sites:
         if self.address and self.private:
             raise ValueError("--private is said by each site itself, with python -m training site")
         check_fields(self.private)
-
-
-def open_prior(family: type[Family], path: Path | None) -> tuple[Family, str]:
-    """The trained model that a family learns through, and the sha256 of its weights.
-
-    Raises:
-        ValueError: none is named.
-        CheckpointError: it is missing, broken, of another family, or its training was not through.
-    """
-    if path is None:
-        raise ValueError(
-            f"{family.name} learns from what {family.learns_through} draws: name a checkpoint with --prior"
-        )
-    prior, config = load_checkpoint(path)
-    if prior.name != family.learns_through:
-        raise CheckpointError(
-            f"--prior {path} holds a {prior.name}; {family.name} learns through {family.learns_through}"
-        )
-    if so_far := unfinished(prior, config):
-        raise CheckpointError(f"--prior {path} was trained to {so_far}; go on with it first")
-    return prior, str(config["digest"])
 
 
 def names_of(dataset: Any) -> list[str]:
@@ -238,7 +214,7 @@ def open_site_data(data: str, prior_path: Path, folder: Path, skip_bad: bool, sa
     """What opens a real site's pictures, and finds them again, as the terms of a server's run say."""
 
     def opened(terms: Terms) -> Pairs:
-        prior, digest = open_prior(load_family(terms.model), prior_path)
+        prior, digest = open_prior(prior_path, terms.model)
         if digest != terms.prior:
             raise ValueError(
                 f"--prior {prior_path} has the sha256 {digest[:12]}; the server's prior {terms.prior[:12]}"

@@ -123,11 +123,10 @@ class MGanPrior(Descent):
     def of(cls, prior: Family, preset: Preset, fields: Mapping[str, Any]) -> "MGanPrior":
         """The inversion through a trained prior, as a preset with some fields changed says."""
         assert isinstance(prior, Pggan)
-        if prior.position != (prior.generator.stages - 1, 1.0):
-            stage, fade = prior.position
+        if prior.growing:
             raise ValueError(
-                f"the {prior.name} has grown to stage {stage} of {prior.generator.stages - 1}, faded in to {fade:.2g}; "
-                f"{cls.name} draws with all of its layers, so it must be fully grown: train it on with --resume"
+                f"the {prior.name} has grown to {prior.growing}; {cls.name} draws with all of its layers, so it must "
+                "be fully grown: train it on with --resume"
             )
         held = {"prior": dataclasses.asdict(prior.preset), "size": prior.preset.size}
         preset = preset.replaced({**fields, **held})

@@ -91,6 +91,13 @@ class Pggan(Adversarial):
         stage = min(int((units + 1) / 2), self.generator.stages - 1)
         return stage, min(1.0, units - (2 * stage - 1)) if stage else 1.0
 
+    @property
+    def growing(self) -> str | None:
+        """How far it has grown, such as "stage 2 of 4, faded in to 0.5"; None if all stages are there."""
+        stage, fade = self.position
+        last = self.generator.stages - 1
+        return None if (stage, fade) == (last, 1.0) else f"stage {stage} of {last}, faded in to {fade:.2g}"
+
     def advance(self, phase: str) -> None:
         self.grown = min(1.0, self.grown + 1 / self.preset.steps[0])
 
