@@ -5,6 +5,7 @@ nothing is to be corrected for their number. Each is asked whether the candidate
 of its 95 % interval decides, and where both ends are on different sides of the margin the answer is "too few samples".
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,8 +18,8 @@ from benchmarks.evaluation.distances import Features, kernel_difference
 from benchmarks.evaluation.pairs import Pairs
 from benchmarks.evaluation.shapes import compared_features
 from benchmarks.evaluation.statistics import Array, Groups, Interval
-from benchmarks.quality.anatomy import faults
-from training.data.classes import HEART
+from benchmarks.quality.faults import FAULTS
+from training.data.classes import LESION
 
 Verdict = Literal["accepted", "refused", "too few samples"]
 CHANCE = 0.05  # of taking what is worse than the margin
@@ -34,7 +35,7 @@ class Limits:
     rms: of an image's grey levels, whose range is 1, from the reference's of the same seed. dice: of the two masks, at
     least. bad_rate: of samples beyond these. kernel: of the kernel distance that two halves of the
     real images may have. ks: Kolmogorov and Smirnov's D of any feature. faults:
-    how much larger the share of samples whose mask cannot be is.
+    how much larger the share of pairs that cannot be is.
     """
 
     rms: float = 0.05
@@ -166,26 +167,36 @@ def shapes(
     return Criterion("shapes", verdict, worst, limits.ks, what)
 
 
-def impossible(pairs: Pairs, features: Mapping[str, Array]) -> Bools:
-    """Whose mask cannot be: no heart, or a structure that is missing, in pieces, or half on black film."""
-    if pairs.labels == HEART:
-        return np.array([bool(faults(mask)) for mask in pairs.masks])
-    wrong = np.zeros(len(pairs), bool)
+def wrong_with(pairs: Pairs, features: Mapping[str, Array], of_phantoms: bool) -> list[list[str]]:
+    """What of each pair cannot be, as ``FAULTS`` has it of its classes.
+
+    It knows breasts as phantoms alone. Where others are learnt, a structure that is missing, in pieces, or half on
+    black film cannot be.
+    """
+    known = FAULTS.get(pairs.labels)
+    if known is not None and (of_phantoms or pairs.labels != LESION):
+        return [known(image, mask) for image, mask in zip(pairs.images, pairs.masks, strict=True)]
+    wrong: list[list[str]] = [[] for _ in range(len(pairs))]
     for name, values in features.items():
-        if name.endswith(": components"):
-            wrong |= values != 1
-        if name.endswith(": off the breast %"):
-            wrong |= values > 50
+        structure, _, feature = name.partition(": ")
+        for row, value in zip(wrong, values, strict=True):
+            if feature == "components" and value != 1:
+                row.append(f"{structure} in {value:g} pieces" if value else f"no {structure}")
+            if feature == "off the breast %" and value > 50:
+                row.append(f"{structure} off the breast")
     return wrong
 
 
-def faultless(reference: Bools, candidate: Bools, limits: Limits) -> Criterion:
+def faultless(reference: Sequence[Sequence[str]], candidate: Sequence[Sequence[str]], limits: Limits) -> Criterion:
     """The difference of two shares in the same seeds: Agresti and Min 2005, which holds where none is faulty too."""
-    more, fewer = int((candidate & ~reference).sum()), int((reference & ~candidate).sum())
-    count = len(reference) + 2
+    before, after = (np.array([bool(each) for each in wrong], bool) for wrong in (reference, candidate))
+    more, fewer = int((after & ~before).sum()), int((before & ~after).sum())
+    count = len(before) + 2
     shift = (more - fewer) / count
     spread = (max((more + fewer + 1) / count - shift**2, 0.0) / count) ** 0.5
     reach = float(stats.norm.ppf(1 - CHANCE)) * spread
-    value = Interval((more - fewer) / len(reference), shift - reach, shift + reach)
-    what = f"{int(candidate.sum())} of {len(candidate)}, the reference {int(reference.sum())}"
-    return Criterion("masks that cannot be", by_interval(value, limits.faults), value, limits.faults, what)
+    value = Interval((more - fewer) / len(before), shift - reach, shift + reach)
+    kinds = Counter(kind for each in candidate for kind in each)
+    named = f" ({', '.join(f'{kind}: {number}' for kind, number in kinds.most_common())})" if kinds else ""
+    what = f"{int(after.sum())} of {len(after)}{named}, the reference {int(before.sum())}"
+    return Criterion("pairs that cannot be", by_interval(value, limits.faults), value, limits.faults, what)

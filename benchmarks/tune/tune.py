@@ -102,6 +102,7 @@ class Judge:
         self.drawer, self.reference, self.limits, self.cache, self.seed = drawer, reference, limits, cache, seed
         self.extractors, self.lpips = extractors, lpips
         self.real = real if self._has_pictures else _as_pictures(real)
+        self.of_phantoms = real.facts.get("layout") == "phantoms"
         self._known: dict[range, _Reference] = {}
 
     @property
@@ -136,8 +137,9 @@ class Judge:
             figures[extractor.frechet_name()] = Interval(value, np.nan, np.nan)
         shapes = features_of(after)
         criteria.append(gate.shapes(known.shapes, shapes, before.groups, self.limits, self.seed))
-        impossible = gate.impossible(before, known.shapes), gate.impossible(after, shapes)
-        criteria.append(gate.faultless(*impossible, self.limits))
+        was_wrong = gate.wrong_with(before, known.shapes, self.of_phantoms)
+        is_wrong = gate.wrong_with(after, shapes, self.of_phantoms)
+        criteria.append(gate.faultless(was_wrong, is_wrong, self.limits))
         return Trial(candidate, drawn, criteria, figures, gate.together(criteria))
 
     def _figures(self, before: Pairs, after: Pairs) -> dict[str, Interval]:

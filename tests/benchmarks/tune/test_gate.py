@@ -12,6 +12,7 @@ from tiny_texture import TEXTURE
 
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.pairs import Pairs
+from benchmarks.evaluation.shapes import features_of
 from benchmarks.tune import gate
 from benchmarks.tune.candidates import Candidate, Held, ladders
 from benchmarks.tune.drawing import PART, Drawn
@@ -143,7 +144,7 @@ def test_other_shapes_and_masks_that_cannot_be_are_refused(judged, samples: Pair
     assert verdicts(judged(replace(samples, masks=swollen), solver="ddpm"))["shapes"] == "refused"
     second = samples.masks.copy()
     second[::3, :2, :2] = 1
-    assert verdicts(judged(replace(samples, masks=second), solver="ddpm"))["masks that cannot be"] == "refused"
+    assert verdicts(judged(replace(samples, masks=second), solver="ddpm"))["pairs that cannot be"] == "refused"
 
 
 def test_few_samples_say_nothing(judged, samples: Pairs) -> None:
@@ -166,7 +167,28 @@ def test_hearts_are_judged_as_hearts() -> None:
     mask[1, 4:8, 4:8] = 1
     names = ("a", "b")
     pairs = Pairs("hearts", np.zeros(mask.shape, np.float32), mask, HEART, names, names, True)
-    assert gate.impossible(pairs, {}).tolist() == [False, True]
+    assert [bool(each) for each in gate.wrong_with(pairs, {}, of_phantoms=False)] == [False, True]
+
+
+def test_breasts_are_judged_as_phantoms_where_phantoms_were_learnt(samples: Pairs) -> None:
+    """A second mass in the picture is seen there alone; without phantoms it is by the masks."""
+    few = samples.at(range(8))
+    images = few.images.copy()
+    images[0, few.masks[0] > 0] = np.median(images[0, few.masks[0] == 0])
+    faded, features = with_images(few, images), features_of(few)
+    assert gate.wrong_with(few, features, of_phantoms=True) == [[]] * 8
+    assert gate.wrong_with(faded, features, of_phantoms=True) == [["lesion not in the image"], *[[]] * 7]
+    assert gate.wrong_with(faded, features, of_phantoms=False) == [[]] * 8
+    none = replace(few, masks=few.masks * 0)
+    assert gate.wrong_with(none, features_of(none), of_phantoms=False) == [["no lesion"]] * 8
+
+
+def test_faults_are_counted_by_kind() -> None:
+    wrong = [["no lesion"], ["2 lesions", "mass without a mask"], ["2 lesions"], *[[]] * 97]
+    found = gate.faultless([[]] * 100, wrong, Limits())
+    assert found.verdict == "too few samples"
+    assert found.what == "3 of 100 (2 lesions: 2, no lesion: 1, mass without a mask: 1), the reference 0"
+    assert gate.faultless(wrong, wrong, Limits()).verdict == "accepted"
 
 
 class TestTuned:
