@@ -11,7 +11,7 @@ from tiny_openvino import write_tiny_openvino_bundle
 
 from serving.bundle import Bundle, BundleError, Condition, load_bundle
 from serving.engines import EngineError, StepEngine, open_engine, open_on_cpu, openvino, threads
-from serving.engines.openvino import SIZES, OpenVinoEngine, pieces_of
+from serving.engines.openvino import SIZES, OpenVinoEngine, rounds_of
 from serving.engines.padded import PaddedEngine
 from serving.sampling.loop import Loop
 from serving.sampling.requests import parse_request
@@ -105,15 +105,55 @@ def test_requests_in_flight_are_those_of_the_sampler(bundle):
 @pytest.mark.parametrize("share", [1, 64])
 def test_threads_stay_on_their_cores_where_all_cores_are_theirs(bundle, monkeypatch, share):
     monkeypatch.setattr(openvino, "cores", lambda _: share)
-    compiled = OpenVinoEngine(bundle)._compiled("finish", 1)
+    compiled = OpenVinoEngine(bundle)._compiled("finish", 1, 1)
     assert compiled.get_property("ENABLE_CPU_PINNING") == (share == 1)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 3, 7, 16])
-def test_rows_are_in_one_piece_each(rows):
-    pieces = list(pieces_of(rows))
-    assert [row for piece in pieces for row in range(piece.start, piece.stop)] == list(range(rows))
-    assert {piece.stop - piece.start for piece in pieces} <= {*SIZES}
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 7, 16])
+def test_rows_are_in_one_piece_each(rows, streams):
+    rounds = list(rounds_of(rows, streams))
+    assert [row for pieces in rounds for piece in pieces for row in range(piece.start, piece.stop)] == [*range(rows)]
+    sizes = [{piece.stop - piece.start for piece in pieces} for pieces in rounds]
+    assert all(len(size) == 1 and size <= {*SIZES} for size in sizes)
+    assert {len(pieces) for pieces in rounds[:-1]} <= {streams}
+
+
+class TestHalves:
+    """Of two threads each computes half of a batch."""
+
+    @pytest.fixture(autouse=True)
+    def two_threads(self, monkeypatch, one_thread) -> None:
+        monkeypatch.setattr(openvino, "threads", lambda: 2)
+
+    def test_they_are_what_one_thread_computes(self, bundle, monkeypatch):
+        engine, given = OpenVinoEngine(bundle), inputs(14)
+        halves = engine.step(*given), engine.finish(given[0])
+        assert {key[2] for key in engine._requests} == {2}
+        monkeypatch.setattr(openvino, "threads", lambda: 1)
+        alone = OpenVinoEngine(bundle)
+        expected = alone.step(*given), alone.finish(given[0])
+        assert {key[2] for key in alone._requests} == {1}
+        for found, wanted in zip((*halves[0], *halves[1].values()), (*expected[0], *expected[1].values()), strict=True):
+            assert found.tobytes() == wanted.tobytes()
+
+    def test_each_has_a_thread_and_what_is_left_over_has_both(self, bundle):
+        engine = OpenVinoEngine(bundle)
+        engine.step(*inputs(3))
+        found = {
+            (size, streams): requests[0].get_compiled_model().get_property("NUM_STREAMS")
+            for (_, size, streams), requests in engine._requests.items()
+        }
+        assert found == {(1, 2): 2, (1, 1): 1}
+
+    def test_one_that_fails_is_an_error_and_the_next_batch_is_computed(self, bundle):
+        engine, given = OpenVinoEngine(bundle), inputs(2)
+        expected = engine.step(*given)
+        wrong = (given[0][:, :1], *given[1:])
+        with pytest.raises(EngineError, match="OpenVINO failed in the step graph"):
+            engine.step(*wrong)
+        for found, wanted in zip(engine.step(*given), expected, strict=True):
+            assert found.tobytes() == wanted.tobytes()
 
 
 class TestCache:
