@@ -113,7 +113,8 @@ def quality(files: tuple[tuple[str, Path], ...], lpips: Path | None, **common: A
     """How far samples lie from real images, and whether their masks have the shapes of real ones.
 
     REAL and SYNTHETIC are folders of pairs: samples, images/ and masks/, a raw data set of nnU-Net, NIfTI files,
-    mini-MIAS, ACDC or M&Ms; REAL may be phantom:COUNT. OUT/quality.html opens without a network.
+    mini-MIAS, ACDC or M&Ms; REAL may be phantom:COUNT. Of pictures without masks, such as images/ alone, what needs
+    masks is left out. OUT/quality.html opens without a network.
     """
     with _asked("quality", common) as run:
         run.add(run.quality(files, lpips))
@@ -157,7 +158,7 @@ def report(
     with _asked("report", common) as run:
         run.add(run.quality(files, lpips))
         run.add(run.privacy(checkpoints, files, lpips) if run.sides.as_fit else run.no_privacy())
-        has_masks = run.sides.synthetic.has_masks
+        has_masks = run.sides.without_masks is None
         run.add(run.utility(seeds, others) if has_masks else run.no_utility())  # last, as it takes longest
 
 
@@ -203,11 +204,10 @@ class Run:
         return Section("Privacy", warnings=[f"Not measured: {UNKNOWN}"])
 
     def no_utility(self) -> "Section":
-        """What stands in its place where a model draws pictures alone."""
-        from benchmarks.evaluation.measure_quality import NO_MASKS
+        """What stands in its place of pictures alone."""
         from benchmarks.evaluation.report import Section
 
-        return Section("Utility", warnings=[f"Not measured: {NO_MASKS}"])
+        return Section("Utility", warnings=[f"Not measured: {self.sides.without_masks}"])
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evaluation import features as of
 from benchmarks.evaluation.cache import Cache
-from benchmarks.evaluation.features import Extractor, of_network
-from benchmarks.evaluation.measure_quality import segmenter_features
+from benchmarks.evaluation.features import Extractor
+from benchmarks.evaluation.measure_quality import NO_SEGMENTER, segmenter_features
 from benchmarks.evaluation.membership import Attack, Seen, by_features, by_loss, can_be_attacked, check_size, seen
 from benchmarks.evaluation.neighbours import PAPER_LPIPS, PAPER_NNDR, Nearest, closeness, median_of, nearest
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
@@ -100,8 +101,13 @@ def _neighbours(
     spaces: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {
         "L2 of pixels in [0, 1]": (_flat(sides.synthetic), _flat(sides.held_out), _flat(sides.train))
     }
-    extractors: list[Extractor] = [segmenter_features(sides.train, recipe, sides.classes, seed)]
-    extractors += [of_network(name, file) for name, file in files]
+    extractors: list[Extractor] = []
+    if sides.train.has_masks:
+        extractors.append(segmenter_features(sides.train, recipe, sides.classes, seed))
+    else:
+        section.warnings.append(NO_SEGMENTER)
+        extractors += [of.radiomics()] if of.has_radiomics() else []
+    extractors += [of.of_network(name, file) for name, file in files]
     for extractor in extractors:
         of_train = extractor.of(sides.train, cache)
         deviation = np.where(of_train.std(0) > 0, of_train.std(0), 1)
@@ -201,18 +207,24 @@ def _membership(
     if not can_be_attacked(family):
         section.text.append(f"{name} does not learn by denoising, so it has no loss for membership inference.")
         return
+    if family.labels and not sides.real_masks:
+        section.warnings.append(
+            f"{name}: it learnt pairs, or under masks, and the real images have no masks: its loss, and so membership "
+            "inference, is not measured"
+        )
+        return
     read, learnt = sides.train.facts.get("files_sha256"), config.get("data_digest")
     if read and learnt and read != learnt:
         section.warnings.append(f"{name}: {OTHER_DATA}")
 
-    def of(pairs: Pairs) -> Seen:
+    def seen_in(pairs: Pairs) -> Seen:
         made_of = [config["digest"], pairs.digest, seed]
         kept = cache.arrays(
             "membership", made_of, lambda: vars(seen(family, pairs, seed, what=f"{name}: {pairs.name}"))
         )
         return Seen(kept["loss"], kept["band"], kept["unlike"])
 
-    members, others = of(sides.train), of(sides.held_out)
+    members, others = seen_in(sides.train), seen_in(sides.held_out)
     whose = sides.train.groups, sides.held_out.groups
     attacks: dict[str, Attack] = {"threshold on the loss": by_loss(members, others, *whose, seed)}
     if min(sides.train.patient_count, sides.held_out.patient_count) > 1:

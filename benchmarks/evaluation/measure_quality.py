@@ -19,7 +19,7 @@ from benchmarks.evaluation.statistics import mean_of
 
 SURE_OF_FRECHET = 10  # pictures for each feature
 HISTOGRAMS = 24
-NO_MASKS = "The samples have no masks"
+NO_SEGMENTER = "the real images have no masks, so features of a segmenter that learnt them are left out"
 
 
 def quality(
@@ -37,11 +37,14 @@ def quality(
     )
     extractors = _extractors(section, reference, files, recipe, sides.classes, seed)
     _distances(section, extractors, reference, {"synthetic": synthetic, "real, other patients": other}, seed, cache)
-    if sides.synthetic.has_masks:
+    if sides.without_masks is None:
         _paired(section, sides, lpips, seed)
         _shapes(section, sides, reference, other, seed)
     else:
-        section.text.append(f"{NO_MASKS}: neither shapes nor likeness to the real image of a mask are measured.")
+        section.warnings.append(
+            f"{sides.without_masks}: not measured are shapes of masks, and PSNR, SSIM, MS-SSIM and LPIPS to the real "
+            "image of a mask"
+        )
     section.pictures += [sample_grid(sides.synthetic, seed), sample_grid(sides.train, seed)]
     section.facts |= {"seed": seed, "compared": count, "features": {each.name: each.identity for each in extractors}}
     section.facts |= sides.facts()
@@ -61,8 +64,14 @@ def _extractors(
         found.append(of.radiomics())
     else:
         section.warnings.append(of.NO_RADIOMICS)
-    found.append(segmenter_features(reference, recipe, classes, seed))
+    if reference.has_masks:
+        found.append(segmenter_features(reference, recipe, classes, seed))
+    else:
+        section.warnings.append(NO_SEGMENTER)
     found += [of.of_network(name, file) for name, file in files]
+    if not found:
+        section.warnings.append("Nothing is left to compare by, and no distance is measured: name a --features network")
+        return found
     if not any(each.is_inception for each in found):
         section.text.append(
             "There is no FID and no KID here: they are of the Inception network, which --features inception=PATH "

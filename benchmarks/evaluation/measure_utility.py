@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from benchmarks.evaluation.cache import Cache
-from benchmarks.evaluation.measure_quality import NO_MASKS
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.report import Cell, Section, Table
 from benchmarks.evaluation.segmentation import DISTANCES, METRICS, Recipe, steps_of
@@ -37,10 +36,10 @@ def utility(
 ) -> Section:
     """What the page has of it; elsewhere: of other data sets, what to train on, if anything, and what to test on.
 
-    Raises EvaluationError if the samples have no masks.
+    Raises EvaluationError if a side has no masks.
     """
-    if not sides.synthetic.has_masks:
-        raise EvaluationError(f"{NO_MASKS}: a segmenter learns nothing by them")
+    if sides.without_masks is not None:
+        raise EvaluationError(f"{sides.without_masks}: a segmenter learns nothing by pictures alone")
     section = Section("Utility", warnings=sides.warnings())
     tests = [sides.held_out, *(test for _, test in elsewhere)]
     rows = list(trainings(sides.train, sides.synthetic, RATIOS, seed))

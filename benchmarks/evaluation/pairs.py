@@ -27,8 +27,8 @@ class Pairs:
     ``labels`` names; empty if their file named none. names: one a pair. patients: of each pair, whose it is; where
     nothing is known of patients (``knows_patients`` is False), and of samples, each pair stands for itself. facts: what
     was read and decided, as JSON holds it. warnings: what of it may be wrong. spacing: float64 [N, 2], mm between rows
-    and between columns, NaN of a pair of which that is not known; None: of no pair. has_masks: False of samples of a
-    model that draws pictures alone, whose masks here are empty.
+    and between columns, NaN of a pair of which that is not known; None: of no pair. has_masks: False of pictures
+    alone, whose masks here are empty.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Folders of pairs in every layout that is read, and samples that are drawn for the purpose."""
+"""Folders of pairs, or of pictures alone, in every layout that is read, and samples drawn for the purpose."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from serving.writers.nnunet import DATASET, IMAGES, LABELS
 from serving.writers.sample_folder import PAIRS, PROVENANCE
 from training.data import DataError, open_dataset
 from training.data.classes import FIELD_OF_VIEW, HEART, LESION
-from training.data.formats.grey_image import read_grey
+from training.data.formats.grey_image import SUFFIXES, read_grey
 from training.data.formats.nifti import read_nifti
 from training.data.layouts.mini_mias import patient_of
 from training.data.listing import digest
@@ -27,6 +27,7 @@ from training.data.problems import BadFileError, some
 
 NIFTI = ".nii.gz"
 MASK, SEED = "mask", "seed"  # arrays of samples
+CUT_OUT = 128  # rows and columns of what has no size of its own
 MOMENT = re.compile(r"_(?:frame\d+|ED|ES)(?:_slice\d+)?$|_slice\d+$")  # what a patient's name ends before
 PERCENTILES = (1, 99)  # of a volume in units of its own, which become 0 and 1
 UNNAMED = "does not name the classes of its masks: only their range was checked"
@@ -43,11 +44,12 @@ def read_pairs(
     skip_bad: bool = False,
 ) -> Pairs:
     """Pairs of a folder that `serving sample` or `draw` wrote (npz), of a raw data set of nnU-Net, of NIfTI files, or
-    of what `fit` reads: images/ and masks/, mini-MIAS, ACDC, M&Ms, "phantom:COUNT".
+    of what `fit` reads: images/ and masks/ or images/ alone, mini-MIAS, ACDC, M&Ms, "phantom:COUNT".
 
     Args:
         source: the folder.
-        size: rows and columns that pictures get, by padding to a square and averaging areas; None: as they are.
+        size: rows and columns that pictures get, by padding to a square and averaging areas; None: as they are or, of
+            what `fit` cuts out, 128.
         split: "train", "validation" or "all", for what `fit` splits by patient; the others have "all" alone.
         labels: the classes of the phantoms, and the order of those of nnU-Net.
         patient: an expression that finds the patient in a pair's name: its first group, or all that it matches.
@@ -68,7 +70,7 @@ def read_pairs(
         elif cases := _nifti_cases(folder):
             found = _nifti(folder, cases)
         else:
-            return _renamed(_learnt(source, size or 128, split, labels, skip_bad), name, patient)
+            return _renamed(_learnt(source, size or _side_of(folder), split, labels, skip_bad), name, patient)
     except (BadFileError, OSError, KeyError, ValueError, BadZipFile) as error:
         raise EvaluationError(f"{source} holds no pairs that can be read: {error}") from error
     if split != "all":
@@ -213,18 +215,25 @@ def _common(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 # --- files of others ---
 
 
+def _side_of(folder: Path) -> int:
+    """The longer side of a folder's first picture."""
+    files = [file for file in sorted((folder / "images").glob("*")) if file.suffix.lower() in SUFFIXES]
+    return max(read_grey(files[0]).pixels.shape) if files else CUT_OUT
+
+
 def _learnt(source: str, size: int, split: str, labels: tuple[str, ...], skip_bad: bool) -> Pairs:
     try:
-        dataset = open_dataset(source, size, split, skip_bad, labels or LESION)
+        dataset = open_dataset(source, size, split, skip_bad, labels or LESION, masks=False)
     except DataError as error:
         raise EvaluationError(str(error)) from error
     items = [dataset[row] for row in range(len(dataset))]
     images = np.stack([item["image"].numpy()[0] for item in items]) / 2 + 0.5
-    masks = np.stack([item["mask"].numpy()[0] for item in items])
+    has_masks = all("mask" in item for item in items)
+    masks = np.stack([item["mask"].numpy()[0] for item in items]) if has_masks else np.zeros(images.shape, np.uint8)
     reading = dict(getattr(dataset, "reading", {}))
     layout = reading.get("layout", "phantoms")
     names = tuple(getattr(dataset, "names", [f"{split} phantom {row}" for row in range(len(items))]))
-    knows = layout != "pairs"
+    knows = layout not in ("pairs", "images")
     if layout == "mini-MIAS":
         patients = tuple(f"patient {patient_of(each) + 1}" for each in names)
     else:
@@ -234,7 +243,7 @@ def _learnt(source: str, size: int, split: str, labels: tuple[str, ...], skip_ba
     # Hearts are cut out alike of every file, and phantoms drawn so; of breasts each is as large as its crop.
     spacing = np.full((len(items), 2), FIELD_OF_VIEW / size) if dataset.labels == HEART else None
     found = images.astype(np.float32), masks
-    return Pairs(source, *found, dataset.labels, names, patients, knows, facts, tuple(warnings), spacing)
+    return Pairs(source, *found, dataset.labels, names, patients, knows, facts, tuple(warnings), spacing, has_masks)
 
 
 def _nnunet(folder: Path, wanted: tuple[str, ...]) -> Pairs:

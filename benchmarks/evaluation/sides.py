@@ -75,6 +75,17 @@ class Sides:
         )
 
     @property
+    def without_masks(self) -> str | None:
+        """Which sides have none, in words; None if all have."""
+        sides = {"the real images": self.real_masks, "the samples": self.synthetic.has_masks}
+        lacking = [name for name, there in sides.items() if not there]
+        return f"{' and '.join(lacking)} have no masks" if lacking else None
+
+    @property
+    def real_masks(self) -> bool:
+        return self.train.has_masks and self.held_out.has_masks
+
+    @property
     def notices(self) -> Sequence[str]:
         """What a user must know of the samples, as the models say that drew them."""
         found: Sequence[str] = self.synthetic.facts.get("notices", ())
@@ -154,6 +165,8 @@ def other_data(sources: Sequence[str], sides: Sides, asked: Asked) -> list[tuple
         else:
             train, test = None, asked.read(source, sides.train.size, "all", sides.labels, name)
         for each in filter(None, (train, test)):
+            if not each.has_masks:
+                raise EvaluationError(f"{source} has no masks, which a segmenter is trained and tested on")
             check_alike(sides.train, each)
         found.append((train, test))
     learnt = [sides.train, *(train for train, _ in found if train is not None)]

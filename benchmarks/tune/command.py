@@ -256,7 +256,10 @@ def _real(data: str | None, manifest: Any, count: int, seed: int, skip_bad: bool
         click.echo(
             f"{source} holds nothing out: where the model learnt from it, its own pictures are among the real ones"
         )
-    return drawn_by_patient(read_pairs(source, size, split, labels, name="real", skip_bad=skip_bad), count, seed)
+    pairs = read_pairs(source, size, split, labels, name="real", skip_bad=skip_bad)
+    if not pairs.has_masks:
+        raise EvaluationError(f"--data is {source}, which has no masks; the gate compares their shapes")
+    return drawn_by_patient(pairs, count, seed)
 
 
 def _extractors(files: tuple[tuple[str, Path], ...], real: "Pairs", seed: int) -> "list[Extractor]":

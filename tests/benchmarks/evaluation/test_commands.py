@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from live import add_model
+from PIL import Image
 from tiny import write_tiny_bundle
 from tiny_families import tiny_family
 
@@ -150,10 +151,59 @@ def test_pictures_without_masks_are_judged_as_pictures(tmp_path, monkeypatch):
     quality, privacy, utility = json.loads((tmp_path / "out/report.json").read_text())["sections"]
     assert [table["title"] for table in quality["tables"]] == ["By segmenter"]
     assert privacy["tables"][0]["title"] == "Nearest neighbours in the training set"
-    assert utility["warnings"] == ["Not measured: The samples have no masks"]
+    assert utility["warnings"] == ["Not measured: the samples have no masks"]
     assert not any("masks are empty" in line for line in quality["warnings"])
     assert any(NOTICE in line for line in privacy["warnings"])
     assert "have no masks" in refused("utility", "phantom:16", pictures, "--out", tmp_path / "out")
+
+
+def pictures_of(place: Path, phantoms: range) -> Path:
+    """A folder of images/ alone."""
+    (place / "images").mkdir(parents=True)
+    dataset = Phantoms(max(phantoms) + 1, SIZE, seed=5)
+    for k in phantoms:
+        grey = (dataset[k]["image"].numpy()[0] / 2 + 0.5) * 255
+        Image.fromarray(grey.round().astype(np.uint8)).save(place / "images" / f"p{k // 2}_{k}.png")
+    return place
+
+
+@pytest.mark.parametrize("radiomics", [True, False])
+def test_of_folders_of_pictures_alone_what_needs_masks_is_left_out_by_name(tmp_path, monkeypatch, radiomics):
+    if radiomics:
+        pytest.importorskip("radiomics")
+    monkeypatch.setattr(features, "has_radiomics", lambda: radiomics)
+    real, drawn = (pictures_of(tmp_path / name, span) for name, span in (("real", range(16)), ("drawn", range(16, 24))))
+    train = pictures_of(tmp_path / "train", range(24, 36))
+    for name, fields in {"ddpm": {"paired": False}, "pig": {}}.items():
+        family = tiny_family(name, **fields)
+        save_checkpoint(tmp_path / name, family, family.state_dict(), {"preset_name": "small", "step": 7, "data": "x"})
+    asked = ["report", real, drawn, "--train", train, "--patient", r"^p\d+", "--out", tmp_path / "out", "--seeds", 1]
+    run(*asked, "--checkpoint", tmp_path / "ddpm", "--checkpoint", tmp_path / "pig")
+    quality, privacy, utility = json.loads((tmp_path / "out/report.json").read_text())["sections"]
+    assert quality["facts"]["train"]["size"] == SIZE  # the pictures' own
+    assert quality["facts"]["train"]["has_masks"] is False
+    assert quality["facts"]["held out"]["patients"] == 8
+    both = "the real images and the samples have no masks"
+    assert any(line.startswith(f"{both}: not measured are shapes of masks") for line in quality["warnings"])
+    assert utility == {"title": "Utility", "text": [], "warnings": [f"Not measured: {both}"], "tables": [], "facts": {}}
+    for section in (quality, privacy):
+        assert "the real images have no masks, so features of a segmenter that learnt them are left out" in str(section)
+    assert [table["title"] for table in quality["tables"]] == (["By radiomics"] if radiomics else [])
+    assert any("Nothing is left to compare by" in line for line in quality["warnings"]) is not radiomics
+    near, inferred = privacy["tables"]
+    spaces = ["L2 of pixels in [0, 1]", *(["features: radiomics"] if radiomics else [])]
+    assert [row[0] for row in near["rows"]] == spaces
+    assert inferred["title"] == "Membership inference: ddpm (ddpm)"
+    assert any(line.startswith("pig (pig): it learnt pairs") for line in privacy["warnings"])
+    assert not any("masks are empty" in line for line in quality["warnings"])
+
+    # Masks on one side only are no reason to fail either.
+    pairs = folder_of(tmp_path / "pairs", range(40, 48))
+    run("quality", real, pairs, "--out", tmp_path / "one")
+    assert "the real images have no masks: not measured" in (tmp_path / "one/quality.html").read_text()
+    assert "have no masks: a segmenter learns nothing" in refused("utility", real, pairs, "--out", tmp_path / "one")
+    elsewhere = ("--other", real, "--out", tmp_path / "one", "--epochs", 1)
+    assert "real has no masks, which a segmenter is trained" in refused("utility", "phantom:8", pairs, *elsewhere)
 
 
 def test_another_data_set_is_neither_trained_and_tested_on_nor_another_ones_namesake(tmp_path, drawn):
