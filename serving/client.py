@@ -160,6 +160,13 @@ class Client(abc.ABC):
         """The label that a model draws under, with its classes; None if it takes none. Raises SamplingError."""
 
     @abc.abstractmethod
+    def condition(self, model: str) -> Condition | None:
+        """What a client is to give, a mask, a label or a picture; None of a model or chain that wants nothing.
+
+        Raises SamplingError.
+        """
+
+    @abc.abstractmethod
     def shapes(self, model: str) -> Shapes:
         """The arrays of one sample, a condition's too; raises SamplingError."""
 
@@ -252,15 +259,14 @@ class LocalClient(Client):
         }
 
     def picture(self, model: str) -> Condition | None:
-        condition = self._condition(model)
+        condition = self.condition(model)
         return None if condition is None or condition.classes else condition
 
     def label(self, model: str) -> Condition | None:
-        condition = self._condition(model)
+        condition = self.condition(model)
         return condition if condition is not None and condition.is_label else None
 
-    def _condition(self, model: str) -> Condition | None:
-        """What a client is to give; most chains draw their own."""
+    def condition(self, model: str) -> Condition | None:
         check_model(model)
         try:
             if chain := self._chains.get(model) or self._open_chain(model):
@@ -404,6 +410,9 @@ class SampleClient(Client):
             return _as_described(arrays, {name: name for name in names}, given)
         except BundleError as error:
             raise SamplingError(OTHER_VERSION.format(error), 500) from None
+
+    def condition(self, model: str) -> Condition | None:
+        return self.describe(model).condition
 
     def shapes(self, model: str) -> Shapes:
         check_model(model)

@@ -66,7 +66,11 @@ COMMON = (
         "--preset", default="small", show_default=True, type=click.Choice(["small", "paper"]), help="Of the segmenter."
     ),
     click.option("--epochs", type=click.IntRange(1), help="Of the segmenter.  [default: the preset's]"),
-    click.option("--model", help="Draw the samples from this model's bundle, instead of SYNTHETIC."),
+    click.option(
+        "--model",
+        help="Draw the samples from this model's bundle, instead of SYNTHETIC; under masks or pictures of the held-out "
+        "real patients, for utility of those that were trained on, if it wants such.",
+    ),
     click.option("--count", type=click.IntRange(4), help="Samples to draw.  [default: 512]"),
     click.option("--sample-seed", type=click.IntRange(0), help="Seed of the first sample.  [default: 0]"),
     click.option("--steps", type=int, help="Of the solver.  [default: the model's own]"),
@@ -186,8 +190,8 @@ class Run:
         from benchmarks.evaluation.measure_utility import utility
         from benchmarks.evaluation.sides import other_data
 
-        elsewhere = other_data(others, self.sides, self.asked)
-        return utility(self.sides, elsewhere, self.recipe, seeds, self.asked.seed, self.cache)
+        elsewhere, sides = other_data(others, self.sides, self.asked), self.sides.to_train_with(self.asked.seed)
+        return utility(sides, elsewhere, self.recipe, seeds, self.asked.seed, self.cache)
 
     def privacy(
         self, checkpoints: tuple[Path, ...], files: tuple[tuple[str, Path], ...], lpips: Path | None

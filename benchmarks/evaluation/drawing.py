@@ -1,6 +1,8 @@
 """Samples that are drawn for the purpose, here or by a server."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,47 +11,118 @@ import numpy as np
 from benchmarks.evaluation.cache import Arrays, Cache
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.reading import of_samples
+from serving.bundle import Condition
 from serving.client import Client, LocalClient, SampleClient, SamplingError
-from serving.drawn_set import common
+from serving.condition_files import Masks
+from serving.drawn_set import OF_ONE_SAMPLE, common
+from serving.picture_files import Pictures
 from serving.progress import NowAndThen
 from serving.sample_set import Samples
 
 PART = 32  # samples that are kept together: a run that is cut short loses no more
 
 
-def drawn(
-    model: str, seeds: range, solving: Mapping[str, Any], repository: Path, url: str | None, cache: Cache
-) -> Pairs:
-    """Samples of a bundle in the repository or, with a url, of the server there (gRPC).
+@dataclass(frozen=True)
+class Drawing:
+    """A bundle in the repository or, with a url, of the server there (gRPC), and how it is asked."""
 
-    One is drawn anew, whose provenance tells what makes them; of the same bundle, solver and seeds the others are kept.
+    model: str
+    seeds: range
+    solving: Mapping[str, Any]
+    repository: Path
+    url: str | None
+    cache: Cache
 
-    Raises EvaluationError if they cannot be drawn, or have no image.
+    def condition(self) -> Condition | None:
+        """What it draws under. Raises EvaluationError if there is no such model."""
+        with self._client() as client:
+            return client.condition(self.model)
+
+    def drawn(self, given: Pairs | None = None) -> Pairs:
+        """The samples; given: real pairs, whose masks or pictures a model that wants such is given in turn.
+
+        One is drawn anew, whose provenance tells what makes them; of the same bundle, solver, seeds and conditions the
+        others are kept. A model that wants a label has its classes in turn.
+
+        Raises EvaluationError if they cannot be drawn, or have no image.
+        """
+        with self._client() as client:
+            return self._drawn(client, client.condition(self.model), given)
+
+    @contextmanager
+    def _client(self) -> Iterator[Client]:
+        try:
+            with SampleClient(self.url) if self.url else LocalClient(self.repository) as client:
+                yield client
+        except SamplingError as error:
+            raise EvaluationError(str(error)) from error
+
+    def _drawn(self, client: Client, condition: Condition | None, given: Pairs | None) -> Pairs:
+        line = NowAndThen()
+
+        def sample(seeds: range) -> Samples:
+            under = self._under(condition, given, seeds)
+            return client.sample(self.model, seeds=seeds, **under, **self.solving)
+
+        first = sample(self.seeds[:1])
+        of_samples(first, self.model)
+        made_by = common(first.provenance)
+        used = given if condition is not None and not condition.is_label else None
+        parts = []
+        for start in range(0, len(self.seeds), PART):
+            line(f"{self.model}: {start} of {len(self.seeds)} samples")
+            some = self.seeds[start : start + PART]
+
+            def draw(some: range = some) -> Arrays:
+                samples = sample(some)
+                if common(samples.provenance) != made_by:
+                    raise EvaluationError(f"{self.model} was replaced while its samples were drawn")
+                return samples.arrays
+
+            # Which conditions a part has depends on the first seed too.
+            made_of = [made_by, some.start, len(some), *([used.digest, self.seeds.start] if used is not None else [])]
+            parts.append(self.cache.arrays("samples", made_of, draw))
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        of_all = {name: value for name, value in first.provenance[0].items() if name not in OF_ONE_SAMPLE}
+        provenance = [{**of_all, "seed": seed} for seed in self.seeds]
+        pairs = of_samples(Samples(arrays, provenance, first.outputs, first.given), "synthetic")
+        return pairs if condition is None else replace(pairs, facts={**pairs.facts, **_told(condition, used)})
+
+    def _under(self, condition: Condition | None, given: Pairs | None, seeds: range) -> dict[str, Any]:
+        """What the samples of these seeds are drawn under, as a client takes it."""
+        if condition is None:
+            return {}
+        turns = np.arange(len(seeds)) + seeds.start - self.seeds.start
+        if condition.is_label:
+            assert condition.classes is not None
+            return {"label": (turns % condition.classes).tolist()}
+        if given is None:
+            raise EvaluationError(f"{self.model} draws under a {condition.name}, and there is none to give it")
+        rows = turns % len(given)
+        if condition.classes is not None:
+            if not given.has_masks:
+                raise EvaluationError(f"{self.model} draws under masks; {given.name} has none")
+            sides = given.spacing[0].tolist() if given.in_mm and given.spacing is not None else None
+            spacing = None if sides is None or (given.spacing != sides).any() else (sides[0], sides[1])
+            return {"condition": Masks(given.masks[rows][:, None], given.labels, spacing)}
+        low, high = condition.limits
+        pictures = given.images[rows][:, None] * np.float32(high - low) + np.float32(low)
+        return {"condition": Pictures(pictures.clip(low, high), tuple(given.names[row] for row in rows))}
+
+
+def side_of(condition: Condition, model: str) -> int:
+    """Rows and columns of the masks or pictures that it wants.
+
+    Raises EvaluationError if they are not square or of several channels.
     """
-    client: Client
-    try:
-        with SampleClient(url) if url else LocalClient(repository) as client:
-            return _drawn(client, model, seeds, solving, cache)
-    except SamplingError as error:
-        raise EvaluationError(str(error)) from error
+    if condition.shape[0] != 1 or condition.shape[1] != condition.shape[2]:
+        raise EvaluationError(f"{model} draws under {list(condition.shape)}; there are grey squares alone to give it")
+    return condition.shape[1]
 
 
-def _drawn(client: Client, model: str, seeds: range, solving: Mapping[str, Any], cache: Cache) -> Pairs:
-    first, line = client.sample(model, seeds=seeds[:1], **solving), NowAndThen()
-    of_samples(first, model)
-    made_by = common(first.provenance)
-    parts = []
-    for start in range(0, len(seeds), PART):
-        line(f"{model}: {start} of {len(seeds)} samples")
-        some = seeds[start : start + PART]
-
-        def draw(some: range = some) -> Arrays:
-            samples = client.sample(model, seeds=some, **solving)
-            if common(samples.provenance) != made_by:
-                raise EvaluationError(f"{model} was replaced while its samples were drawn")
-            return samples.arrays
-
-        parts.append(cache.arrays("samples", [made_by, some.start, len(some)], draw))
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    provenance = [{**first.provenance[0], "seed": seed} for seed in seeds]
-    return of_samples(Samples(arrays, provenance, first.outputs), "synthetic")
+def _told(condition: Condition, used: Pairs | None) -> dict[str, Any]:
+    """What a report records of the conditions."""
+    if used is None:
+        return {"drawn_under": {"what": "label", "classes": list(condition.labels) or condition.classes}}
+    what = "picture" if condition.classes is None else "mask"
+    return {"drawn_under": {"what": what, "of": used.name, "count": len(used), "sha256": used.digest}}

@@ -37,14 +37,17 @@ def quality(
     )
     extractors = _extractors(section, reference, files, recipe, sides.classes, seed)
     _distances(section, extractors, reference, {"synthetic": synthetic, "real, other patients": other}, seed, cache)
-    if sides.without_masks is None:
+    if sides.given == "picture":
+        _like_what_went_in(section, sides, lpips, seed)
+    elif sides.without_masks is None:
         _paired(section, sides, lpips, seed)
-        _shapes(section, sides, reference, other, seed)
-    else:
+    if sides.without_masks is not None:
         section.warnings.append(
             f"{sides.without_masks}: not measured are shapes of masks, and PSNR, SSIM, MS-SSIM and LPIPS to the real "
             "image of a mask"
         )
+    elif sides.given is None:
+        _shapes(section, sides, reference, other, seed)
     section.pictures += [sample_grid(sides.synthetic, seed), sample_grid(sides.train, seed)]
     section.facts |= {"seed": seed, "compared": count, "features": {each.name: each.identity for each in extractors}}
     section.facts |= sides.facts()
@@ -155,9 +158,25 @@ def _paired(section: Section, sides: Sides, weights: Path | None, seed: int) -> 
             "Samples of an image model under real masks (sample --condition) have them."
         )
         return
-    real, synthetic = real.at(rows), sides.synthetic.at(drawn)
+    what = f"{len(rows)} samples under masks of real images ({which})"
+    title, name = "Like the real image of the same mask", "sample and the real image of its mask"
+    _likeness(section, title, name, what, real.at(rows), sides.synthetic.at(drawn), weights, seed)
+
+
+def _like_what_went_in(section: Section, sides: Sides, weights: Path | None, seed: int) -> None:
+    assert sides.under is not None
+    rows = range(min(len(sides.under), len(sides.synthetic)))  # each picture once
+    what = f"{len(rows)} samples, each drawn under a picture of {sides.under.name}"
+    title, name = "Like the picture that each was drawn under", "sample and its picture"
+    _likeness(section, title, name, what, sides.under.at(rows), sides.synthetic.at(rows), weights, seed)
+
+
+def _likeness(
+    section: Section, title: str, name: str, what: str, real: Pairs, synthetic: Pairs, weights: Path | None, seed: int
+) -> None:
+    """Of samples and real images in the same order, beside real images of different patients, and noise."""
     lpips = None if weights is None else Lpips(weights)
-    compared = [("sample and the real image of its mask", real, synthetic)]
+    compared = [(name, real, synthetic)]
     one, other = of_other_patients(real)
     if len(one):
         compared.append(("real images of different patients", real.at(one), real.at(other)))
@@ -169,14 +188,14 @@ def _paired(section: Section, sides: Sides, weights: Path | None, seed: int) -> 
         for name, side, values in found
     ]
     note = (
-        f"{len(real)} samples under masks of real images ({which}). SSIM has a Gaussian kernel of {KERNEL} pixels "
+        f"{what}. SSIM has a Gaussian kernel of {KERNEL} pixels "
         f"and a range of 1; MS-SSIM the weights {', '.join(map(str, scales_for(real.size)))}, as many scales as fit. "
     )
     if lpips is None:
         note += "LPIPS needs VGG16's weights: --lpips PATH."
     else:
         section.facts["lpips"] = f"torchvision vgg16, sha256 {lpips.digest}; heads of torchmetrics"
-    section.tables.append(Table("Like the real image of the same mask", ["", "pairs", *figures], table, note))
+    section.tables.append(Table(title, ["", "pairs", *figures], table, note))
 
 
 def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed: int) -> None:

@@ -7,6 +7,7 @@ from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.report import Cell, Section, Table
 from benchmarks.evaluation.segmentation import DISTANCES, METRICS, Recipe, steps_of
 from benchmarks.evaluation.sides import Sides
+from benchmarks.evaluation.similarity import partners
 from benchmarks.evaluation.utility import (
     RATIOS,
     REAL,
@@ -46,6 +47,11 @@ def utility(
     rows += [Training(f"real, {test.name}", own, len(own), 0) for own, test in elsewhere if own is not None]
     if not sides.as_fit:
         section.warnings.append(LEAK)
+    if len(same := partners(sides.held_out, sides.synthetic)[0]):
+        section.warnings.append(
+            f"{len(same)} pictures that are tested on have the mask of a sample: segmenters learnt these masks, and "
+            "the rows of samples are too good. Draw samples under masks of the pairs that were trained on"
+        )
     missing = [f"{ratio:g}" for ratio in RATIOS if round(ratio * len(sides.train)) > len(sides.synthetic)]
     if missing:
         section.warnings.append(

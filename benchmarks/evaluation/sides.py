@@ -1,18 +1,19 @@
 """The sides of a comparison: real pairs that were trained on, others that were not, and samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluation.cache import Cache
-from benchmarks.evaluation.drawing import drawn
+from benchmarks.evaluation.drawing import Drawing, side_of
 from benchmarks.evaluation.pairs import (
     EvaluationError,
     Pairs,
     check_alike,
     check_apart,
     check_no_picture_twice,
+    drawn_by_patient,
     halves_by_patient,
     together,
 )
@@ -56,12 +57,16 @@ class Sides:
     """train: real pairs that a generator may have learnt from. held_out: of other patients. synthetic: samples.
 
     as_fit: whether train and held_out are what `fit` and its user set apart, and not halves that were drawn here.
+    under: pairs of held_out under whose masks or pictures the samples were drawn in turn; None of others. drawing: how
+    samples were drawn; None of a folder's.
     """
 
     train: Pairs
     held_out: Pairs
     synthetic: Pairs
     as_fit: bool
+    under: Pairs | None = None
+    drawing: Drawing | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -73,6 +78,18 @@ class Sides:
         return max(
             len(self.labels), *(int(each.masks.max()) + 1 for each in (self.train, self.held_out, self.synthetic))
         )
+
+    @property
+    def given(self) -> str | None:
+        """ "mask" or "picture", what of the held-out patients the samples were drawn under; None if nothing was."""
+        return None if self.under is None else str(self.synthetic.facts["drawn_under"]["what"])
+
+    def to_train_with(self, seed: int) -> "Sides":
+        """With samples that nothing of the held-out patients went into, for those are tested on."""
+        if self.drawing is None or self.under is None:
+            return self
+        under = drawn_by_patient(self.train, len(self.drawing.seeds), seed)
+        return replace(self, synthetic=self.drawing.drawn(under), under=under)
 
     @property
     def without_masks(self) -> str | None:
@@ -102,6 +119,8 @@ class Sides:
         for each in (self.train, self.held_out, self.synthetic):
             if each.empty:
                 lines.append(f"{each.name}: {each.empty} of {len(each)} masks are empty, and counted")
+        if (under := self.synthetic.facts.get("drawn_under")) is not None:
+            lines.append(f"{self.synthetic.name}: {_said(under)}")
         if self.synthetic.facts.get("unfinished"):
             lines.append(f"{self.synthetic.name}: the model's training was not through when its bundle was built")
         lines += [f"{self.synthetic.name}: the model says of its samples: {line}" for line in self.notices]
@@ -119,9 +138,26 @@ def open_sides(asked: Asked) -> Sides:
 
     Raises EvaluationError if they cannot, or if a picture or patient is on both real sides.
     """
-    synthetic = _samples(asked)
-    size = asked.size or synthetic.size
-    labels = synthetic.labels
+    drawing, under = _drawing(asked), None
+    condition = None if drawing is None else drawing.condition()
+    if drawing is not None and condition is not None and not condition.is_label:
+        side = side_of(condition, drawing.model)
+        train, held_out, as_fit = _real_sides(asked, side, condition.labels)
+        under = drawn_by_patient(held_out, len(drawing.seeds), asked.seed)
+        synthetic = drawing.drawn(under)
+    else:
+        synthetic = _samples(asked) if drawing is None else drawing.drawn()
+        train, held_out, as_fit = _real_sides(asked, asked.size or synthetic.size, synthetic.labels)
+    if asked.model is not None and asked.size not in (None, synthetic.size):
+        raise EvaluationError(f"{asked.model} draws {synthetic.size} pixels; --size is {asked.size}")
+    train, held_out, synthetic = _named_alike(train, held_out, synthetic)
+    check_alike(train, held_out, synthetic)
+    check_apart(train, held_out)
+    return Sides(train, held_out, synthetic, as_fit, under, drawing)
+
+
+def _real_sides(asked: Asked, size: int, labels: tuple[str, ...]) -> tuple[Pairs, Pairs, bool]:
+    """What a generator may have learnt from, other patients, and whether that was set apart and not halved here."""
     as_fit = True
     if asked.train is not None and Path(asked.train).resolve() != Path(asked.real).resolve():
         held_out = asked.read(asked.real, size, "all", labels, "real, held out")
@@ -134,10 +170,7 @@ def open_sides(asked: Asked) -> Sides:
         whole = asked.read(asked.real, size, "all", labels)
         one, other = halves_by_patient(whole, asked.seed)
         train, held_out = one.at(range(len(one)), "real, one half"), other.at(range(len(other)), "real, other half")
-    train, held_out, synthetic = _named_alike(train, held_out, synthetic)
-    check_alike(train, held_out, synthetic)
-    check_apart(train, held_out)
-    return Sides(train, held_out, synthetic, as_fit)
+    return train, held_out, as_fit
 
 
 def _named_alike(*sides: Pairs) -> list[Pairs]:
@@ -183,21 +216,33 @@ def even_halves(sides: Sides, seed: int) -> tuple[Pairs, Pairs]:
     return one.at(range(len(one)), "real, one half"), other.at(range(len(other)), "real, other half")
 
 
+def _said(under: Mapping[str, Any]) -> str:
+    if under["what"] == "label":
+        return "drawn under each class that the model knows in turn, however often the real images show it"
+    given = f"drawn under {under['count']} {under['what']}s of {under['of']}, in turn"
+    if under["what"] == "mask":
+        return f"{given}: the shapes of the masks are none of the model's, and not compared"
+    return f"{given}: each is what the model makes of a real image, and its distance to real images is no new picture's"
+
+
 def _samples(asked: Asked) -> Pairs:
+    """Of a folder."""
+    assert asked.synthetic is not None
+    drawing = {"count": asked.count, "sample-seed": asked.sample_seed, "repository": asked.repository}
+    given = {"url": asked.url, **drawing, **{name.replace("_", "-"): each for name, each in asked.solving.items()}}
+    if useless := [f"--{name}" for name, value in given.items() if value is not None]:
+        raise EvaluationError(f"{', '.join(useless)} is for --model, and SYNTHETIC was given: it is drawn already")
+    return read_pairs(asked.synthetic, asked.size, name="synthetic")
+
+
+def _drawing(asked: Asked) -> Drawing | None:
+    """None if samples are there already."""
     if (asked.synthetic is None) == (asked.model is None):
         raise EvaluationError("give either SYNTHETIC, a folder of pairs, or --model, which draws them")
-    if asked.synthetic is not None:
-        drawing = {"count": asked.count, "sample-seed": asked.sample_seed, "repository": asked.repository}
-        given = {"url": asked.url, **drawing, **{name.replace("_", "-"): each for name, each in asked.solving.items()}}
-        if useless := [f"--{name}" for name, value in given.items() if value is not None]:
-            raise EvaluationError(f"{', '.join(useless)} is for --model, and SYNTHETIC was given: it is drawn already")
-        return read_pairs(asked.synthetic, asked.size, name="synthetic")
-    assert asked.model is not None
+    if asked.model is None:
+        return None
     if asked.url and asked.repository:
         raise EvaluationError("give either --url, a server's, or --repository")
     first, repository = asked.sample_seed or 0, asked.repository or Path(REPOSITORY)
     seeds = range(first, first + (asked.count or COUNT))
-    pairs = drawn(asked.model, seeds, asked.solving, repository, asked.url, asked.cache)
-    if asked.size not in (None, pairs.size):
-        raise EvaluationError(f"{asked.model} draws {pairs.size} pixels; --size is {asked.size}")
-    return pairs
+    return Drawing(asked.model, seeds, asked.solving, repository, asked.url, asked.cache)

@@ -26,6 +26,7 @@ def test_what_a_model_says_is_what_its_manifest_has(live: Live, protocol: str, m
     manifest = load_bundle(bundle_folder(live.repository, model)).manifest
     with live.client(protocol) as client:
         described = client.describe(model)
+        assert client.condition(model) == condition
     assert described.stages == {model: ways_of(manifest)}
     assert described.condition == condition
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,13 @@ from tiny_families import tiny_family
 from benchmarks.__main__ import main
 from benchmarks.evaluation import features
 from benchmarks.evaluation.cache import Cache
-from benchmarks.evaluation.drawing import drawn as drawn_samples
+from benchmarks.evaluation.drawing import Drawing
 from benchmarks.evaluation.pairs import EvaluationError
 from benchmarks.evaluation.reading import read_pairs
-from serving.bundle import bundle_folder
+from serving.bundle import Condition, bundle_folder
 from serving.client import LocalClient
 from training.checkpoint import save_checkpoint
-from training.data.classes import HEART
+from training.data.classes import HEART, LESION
 from training.data.phantom import Phantoms
 
 SIZE = 32
@@ -251,8 +252,8 @@ def test_what_a_changed_picture_was_is_not_taken_for_what_it_is(tmp_path):
 def test_samples_that_were_drawn_are_kept(tmp_path, monkeypatch):
     cache = Cache(tmp_path / "cache")
     add_model(tmp_path / "repository", "pig")
-    asked = ("pig", range(3, 8), {"steps": 2}, tmp_path / "repository", None, cache)
-    first = drawn_samples(*asked)
+    asked = Drawing("pig", range(3, 8), {"steps": 2}, tmp_path / "repository", None, cache)
+    first = asked.drawn()
     assert (len(first), first.facts["drawn_by"]["steps"], first.names[0]) == (5, 2, "000003")
     drew, sample = [], LocalClient.sample
     monkeypatch.setattr(
@@ -260,17 +261,90 @@ def test_samples_that_were_drawn_are_kept(tmp_path, monkeypatch):
         "sample",
         lambda self, *given, **asked: drew.append(asked["seeds"]) or sample(self, *given, **asked),
     )
-    again = drawn_samples(*asked)
+    again = asked.drawn()
     assert drew == [range(3, 4)]  # to see that it is the same bundle
     assert again.digest == first.digest
     assert again.facts == first.facts
-    drawn_samples("pig", range(3, 8), {"steps": 3}, *asked[3:])
+    replace(asked, solving={"steps": 3}).drawn()
     assert drew[-1] == range(3, 8)
     write_tiny_bundle(bundle_folder(tmp_path / "repository", "pig"), model="pig", notices=(NOTICE,))  # another one
-    assert drawn_samples(*asked).facts["notices"] == [NOTICE]
+    assert asked.drawn().facts["notices"] == [NOTICE]
     assert drew[-1] == range(3, 8)
     with pytest.raises(EvaluationError, match="no model 'other'"):
-        drawn_samples("other", *asked[1:])
+        replace(asked, model="other").drawn()
+
+
+MASK = Condition("mask", (1, SIZE, SIZE), 2, LESION)
+PICTURE = Condition("photo", (1, SIZE, SIZE), low=-1.0, high=3.0)
+LABEL = Condition("label", (1,), 3, ("normal", "benign", "malignant"))
+
+
+def test_samples_under_masks_are_drawn_under_those_of_held_out_patients(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "has_radiomics", lambda: False)
+    add_model(tmp_path / "repository", "seg_guided", condition=MASK, sample_shape=(1, SIZE, SIZE))
+    asked = ["report", "phantom:12", "--model", "seg_guided", "--count", 20, "--steps", 2, "--epochs", 1, "--seeds", 1]
+    asked += ["--repository", tmp_path / "repository", "--out", tmp_path / "out"]
+    run(*asked)
+    quality, _, utility = json.loads((tmp_path / "out/report.json").read_text())["sections"]
+    _, held_out = (read_pairs("phantom:12", SIZE, split) for split in ("train", "validation"))
+    given = {"what": "mask", "of": "real, held out", "count": 12, "sha256": held_out.digest}
+    assert quality["facts"]["synthetic"]["drawn_under"] == given
+    assert any("drawn under 12 masks of real, held out, in turn" in line for line in quality["warnings"])
+    assert [table["title"] for table in quality["tables"]] == ["By segmenter", "Like the real image of the same mask"]
+    assert quality["tables"][1]["rows"][0][:2] == ["sample and the real image of its mask", 12]
+
+    # What is tested on is not in what segmenters learn.
+    assert utility["facts"]["synthetic"]["drawn_under"]["of"] == "real, trained on"
+    assert not any("have the mask of a sample" in line for line in utility["warnings"])
+
+    drew, sample = [], LocalClient.sample
+    monkeypatch.setattr(
+        LocalClient,
+        "sample",
+        lambda self, *given, **asked: drew.append(asked["seeds"]) or sample(self, *given, **asked),
+    )
+    run(*asked)
+    assert drew == [range(1)] * 2
+    refused_size = refused("quality", "phantom:12", "--size", 64, *asked[2:8], *asked[-4:])
+    assert "seg_guided draws 32 pixels; --size is 64" in refused_size
+
+
+def test_masks_that_are_tested_on_and_learnt_are_told(tmp_path, drawn):
+    real = folder_of(tmp_path / "real", range(30, 40))
+    with np.load(real / "pairs.npz") as arrays:
+        pictures = np.random.default_rng(0).random(arrays["image"].shape, np.float32)
+        copied = folder_of(tmp_path / "copied", range(50, 60), image=pictures, mask=arrays["mask"])
+    run("utility", real, copied, "--train", drawn, "--out", tmp_path / "out", "--epochs", 1, "--seeds", 1)
+    (section,) = json.loads((tmp_path / "out/utility.json").read_text())["sections"]
+    assert any(
+        line.startswith("10 pictures that are tested on have the mask of a sample") for line in section["warnings"]
+    )
+
+
+def test_samples_under_pictures_are_told_from_new_ones_and_compared_with_what_went_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "has_radiomics", lambda: False)
+    options = {"condition": PICTURE, "schedule": None, "notices": (NOTICE,), "sample_shape": (1, SIZE, SIZE)}
+    add_model(tmp_path / "repository", "finder", **options)
+    asked = ["quality", "phantom:12", "--model", "finder", "--count", 9, "--epochs", 1]
+    run(*asked, "--repository", tmp_path / "repository", "--out", tmp_path / "out")
+    (quality,) = json.loads((tmp_path / "out/quality.json").read_text())["sections"]
+    assert quality["facts"]["synthetic"]["drawn_under"]["what"] == "picture"
+    assert any("each is what the model makes of a real image" in line for line in quality["warnings"])
+    assert any(NOTICE in line for line in quality["warnings"])
+    _, likeness = quality["tables"]
+    assert likeness["title"] == "Like the picture that each was drawn under"
+    assert likeness["rows"][0][:2] == ["sample and its picture", 9]
+
+
+def test_a_model_that_wants_a_label_is_given_each_in_turn(tmp_path):
+    add_model(tmp_path / "repository", "told", condition=LABEL, sample_shape=(1, SIZE, SIZE))
+    drawing = Drawing("told", range(5, 9), {"steps": 2}, tmp_path / "repository", None, Cache(tmp_path / "cache"))
+    pairs = drawing.drawn()
+    assert pairs.facts["drawn_under"] == {"what": "label", "classes": ["normal", "benign", "malignant"]}
+    with LocalClient(tmp_path / "repository") as client:
+        assert client.condition("told") == LABEL
+        expected = client.sample("told", seeds=range(5, 9), steps=2, label=[0, 1, 2, 0]).arrays["image"]
+    assert (pairs.images[:, None] == expected).all()
 
 
 def test_a_network_of_the_user_gives_distances_of_its_name(tmp_path):
