@@ -181,9 +181,10 @@ def default_sampling(manifest: Manifest) -> str:
 def tuning(tuned: Mapping[str, Any]) -> str:
     """Of `benchmarks tune`, what the default was measured to be worth."""
     reference, chosen, again = (tuned[name] for name in ("reference", "chosen", "confirmed"))
+    seconds = ", ".join(f"{name} {each:.3g}" for name, each in tuned["seconds_per_sample"].items())
     return (
-        f"{tuned['verdict']} beside {reference['solver']}, {reference['steps']} steps, "
-        f"{tuned['times_as_fast']:.3g} times as fast, on {chosen['samples']} seeds and on {again['samples']} fresh ones"
+        f"{tuned['verdict']} beside {reference['solver']}, {reference['steps']} steps, {tuned['times_as_fast']:.3g} "
+        f"times as fast, on {chosen['samples']} seeds and on {again['samples']} fresh ones; seconds a sample: {seconds}"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.evaluation.pairs import EvaluationError
 from export.build import build
 from export.options import Options
-from serving.bundle import PARITY, Bundle, BundleError, bundle_folder, load_bundle, read_json
+from serving.bundle import PARITY, Bundle, BundleError, Manifest, bundle_folder, load_bundle, read_json
 from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
 from training import CheckpointError
 from training.checkpoint import load_checkpoint, shipped_checkpoint
@@ -38,13 +38,17 @@ class Candidate:
         return f"{self.solver} {self.steps}" + (f", {self.held.label}" if self.held.label else "")
 
     @property
+    def manifest(self) -> Manifest:
+        return self.held.bundle.manifest
+
+    @property
     def is_deterministic(self) -> bool:
         return not SOLVERS[self.solver].stochastic
 
     @property
     def rows(self) -> int:
         """Evaluations of the network."""
-        schedule = self.held.bundle.manifest.schedule
+        schedule = self.manifest.schedule
         assert schedule is not None
         return len(solver_table(self.solver, schedule, self.steps))
 

@@ -1,5 +1,6 @@
 """``medgen benchmarks tune``"""
 
+import math
 import shlex
 import sys
 from dataclasses import replace
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from benchmarks.tune.tune import Answer
 
 STEPS = "64,32,20,16,12,8,6,4"
-NOT_TIMED = (
-    "seconds are those of the fastest part of each on this machine, with whatever else it did, and where samples were "
-    "kept those of the run that drew them"
+TIMED = (
+    "seconds are those of the fastest of three rounds of 16 samples in which all that is here took turns, on this "
+    "machine with whatever else it did"
 )
 
 
@@ -157,7 +158,8 @@ def _tune(
     from benchmarks.tune.candidates import Candidate, held, labelled, ladders
     from benchmarks.tune.drawing import Drawer
     from benchmarks.tune.gate import Limits
-    from benchmarks.tune.tune import Judge, published, tuned
+    from benchmarks.tune.timing import Clock, paper_sampler
+    from benchmarks.tune.tune import Judge, published, split, tuned
     from serving.bundle import bundle_folder
     from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
 
@@ -193,12 +195,12 @@ def _tune(
     real = _real(data or manifest.checkpoint.get("data"), manifest, count, seed, skip_bad)
     with Drawer(cache, real) as drawer:
         extractors = _extractors(files, real, seed)
-        judge = Judge(
-            drawer, Candidate(first, solver, most), real, extractors, limits, cache, seed,
-            None if lpips is None else Lpips(lpips),
-        )  # fmt: skip
-        answer = tuned(judge, list(ladders(bundles, solvers, steps)), seed, count, click.echo)
-    section = _section(answer, limits, real, count)
+        before = Candidate(first, solver, most)
+        judge = Judge(drawer, before, real, extractors, limits, cache, seed, None if lpips is None else Lpips(lpips))
+        clock = Clock(drawer, paper_sampler(before, asked["checkpoint"]))
+        answer = tuned(judge, list(ladders(bundles, solvers, steps)), seed, count, clock, click.echo)
+    used = split(judge, range(seed, seed + count), range(seed + count, seed + 2 * count))
+    section = _section(answer, limits, real, used)
     command = shlex.join(["medgen", "benchmarks", *sys.argv[sys.argv.index("tune") :]]) if "tune" in sys.argv else None
     written = write([section], {"command": command, "versions": versions_of(PACKAGES)}, out, "tune")
     _print([section])
@@ -277,51 +279,65 @@ def _extractors(files: tuple[tuple[str, Path], ...], real: "Pairs", seed: int) -
     return found
 
 
-def _section(answer: "Answer", limits: "Limits", real: "Pairs", count: int) -> "Section":
+def _section(answer: "Answer", limits: "Limits", real: "Pairs", used: dict[str, Any]) -> "Section":
     from dataclasses import asdict
 
     from benchmarks.evaluation.report import Cell, Section, Table, picture, sheet
     from benchmarks.evaluation.report import Picture as Shown
+    from benchmarks.latency.contenders import PAPER
     from benchmarks.tune.plot import Point, best, plot
 
-    slowest = answer.trials[0].drawn.seconds
-    front = best([(trial.drawn.seconds, trial.figures["rms"].value) for trial in answer.trials])
+    slowest = answer.trials[0].seconds
+    measure = next(iter(answer.trials[0].figures))
+    away = [trial.figures[measure].value if measure in trial.figures else math.inf for trial in answer.trials]
+    front = best([(trial.seconds, distance) for trial, distance in zip(answer.trials, away, strict=True)])
     figures = list(dict.fromkeys(name for trial in answer.trials for name in trial.figures))
     names = list(dict.fromkeys(each.name for trial in answer.trials for each in trial.criteria))
     rows: list[list[Cell]] = []
     for trial, is_best in zip(answer.trials, front, strict=True):
         by_name = {each.name: each for each in trial.criteria}
-        row: list[Cell] = [trial.candidate.name, _verdict(answer, trial), trial.count, trial.drawn.seconds]
-        row += [slowest / trial.drawn.seconds, "yes" if is_best else "no"]
+        row: list[Cell] = [trial.candidate.name, _verdict(answer, trial), trial.count, trial.seconds]
+        row += [slowest / trial.seconds, "yes" if is_best else "no"]
         row += [trial.figures.get(name) for name in figures]
         rows.append(row + [by_name[name].value if name in by_name else None for name in names])
+    for name, seconds in answer.by_hand.items():
+        blank: list[Cell] = [None] * (len(figures) + len(names))
+        rows.append([name, "not judged", None, seconds, slowest / seconds, None, *blank])
     columns = ["", "gate", "samples", "s a sample", "times as fast", "Pareto", *figures, *names]
     note = (
-        f"Beside {answer.reference.name} on the same seeds; {NOT_TIMED}. rms is the median over seeds, of grey levels "
+        f"Beside {answer.reference.name} on the same seeds; {TIMED}. rms is the median over seeds, of grey levels "
         "whose range is 1. Where a criterion has an interval its end decides. None that is marked as Pareto's is "
-        "beaten by another both in time and in rms."
+        f"beaten by another both in time and in {measure}."
     )
+    if PAPER in answer.by_hand:
+        note += f" {PAPER} is the paper's solver and steps in PyTorch, on the reference's weights."
     section = Section("Tuning", [_conclusion(answer)], [Table("Candidates", columns, rows, note)])
     told: list[list[Cell]] = [
         [trial.candidate.name, each.name, each.verdict, each.value, each.limit, each.what]
         for trial in [*answer.trials, *([answer.confirmed] if answer.confirmed else [])]
         for each in trial.criteria
     ]
+    told += [
+        [each.candidate.name, "seed by seed", "not applicable", None, None, each.unpaired]
+        for each in answer.trials
+        if each.unpaired
+    ]
     title = "Criteria" + (", the last of fresh seeds" if answer.confirmed else "")
     section.tables.append(Table(title, ["", "criterion", "verdict", "value", "limit", ""], told))
     if answer.untried:
         section.tables.append(Table("Not tried", ["", ""], [[each.name, why] for each, why in answer.untried]))
+    section.tables.append(Table("What was used for what", ["", ""], [[each, what] for each, what in used.items()]))
     chosen = answer.winner if answer.verdict == "accepted" else None
     points = [
-        Point(each.candidate.name, each.drawn.seconds, each.figures["rms"].value, each.verdict, is_best, each is chosen)
-        for each, is_best in zip(answer.trials, front, strict=True)
+        Point(each.candidate.name, each.seconds, distance, each.verdict, is_best, each is chosen)
+        for each, distance, is_best in zip(answer.trials, away, front, strict=True)
     ]
-    section.pictures.append(plot(points, f"rms to {answer.reference.name}"))
+    section.pictures.append(plot(points, f"{measure} to {answer.reference.name}" if measure == "rms" else measure))
     for trial in answer.trials:
-        pairs = trial.drawn.pairs
+        pairs = trial.drawn
         tiles = [picture(*pair) for pair in zip(pairs.images[:8], pairs.masks[:8], strict=True)]
         section.pictures.append(Shown(f"{trial.candidate.name}: the first seeds", sheet(tiles, 8)))
-    section.facts |= {"limits": asdict(limits), "real": real.described(), "verdict": answer.verdict, "count": count}
+    section.facts |= {"limits": asdict(limits), "real": real.described(), "verdict": answer.verdict, "used": used}
     section.facts |= {"trials": [trial.as_json() for trial in answer.trials], "evidence": answer.evidence}
     section.facts |= {"untried": [[each.name, why] for each, why in answer.untried]}
     return section
@@ -330,7 +346,9 @@ def _section(answer: "Answer", limits: "Limits", real: "Pairs", count: int) -> "
 def _verdict(answer: "Answer", trial: Any) -> str:
     if trial is answer.winner:
         return "chosen" if answer.verdict == "accepted" else f"accepted, then {answer.verdict}"
-    return "reference" if trial is answer.trials[0] else str(trial.verdict)
+    if trial is answer.trials[0]:
+        return "reference"
+    return "refused early" if trial.was_given_up else str(trial.verdict)
 
 
 def _conclusion(answer: "Answer") -> str:

@@ -1,9 +1,7 @@
-"""Samples of a candidate, some seeds at a time, and what each of them cost."""
+"""Samples of a candidate, some seeds at a time."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,6 @@ from serving.sample_set import Samples
 PART = 32  # samples, after which a candidate may be given up
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """seconds: a sample, in the fastest part: what else the machine does makes others slower, and none faster."""
-
-    pairs: Pairs
-    seconds: float
-
-
 class Drawer:
     """Opens each repository once; what was drawn before is taken from the cache.
 
@@ -38,7 +28,6 @@ class Drawer:
     def __init__(self, cache: Cache, given: Pairs) -> None:
         self._cache, self._given = cache, given
         self._clients: dict[Path, LocalClient] = {}
-        self._warm: set[Path] = set()
         self._stack = ExitStack()
         self._line = NowAndThen()
 
@@ -48,52 +37,37 @@ class Drawer:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def parts(self, candidate: Candidate, seeds: range) -> Iterator[Drawn]:
+    def parts(self, candidate: Candidate, seeds: range) -> Iterator[Pairs]:
         """All that was drawn so far, after each part."""
         parts: list[Pairs] = []
-        seconds = np.inf
         for first in range(0, len(seeds), PART):
             some = seeds[first : first + PART]
             self._line(f"{candidate.name}: {first} of {len(seeds)} samples")
             made_of = [candidate.held.bundle.digest, candidate.solver, candidate.steps, some.start, len(some)]
             made_of += [self._given.digest] if candidate.held.bundle.manifest.condition else []
-            arrays = self._cache.arrays("samples", made_of, lambda some=some: self._draw(candidate, some))  # type: ignore[misc]
+            arrays = self._cache.arrays("samples", made_of, lambda some=some: self._arrays(candidate, some))  # type: ignore[misc]
             parts.append(self._pairs(candidate, some, arrays))
-            if len(some) == PART or first == 0:  # a smaller one costs more a sample
-                seconds = min(seconds, float(arrays["seconds"]) / len(some))
-            yield Drawn(_joined(parts), seconds)
+            yield _joined(parts)
 
-    def all(self, candidate: Candidate, seeds: range) -> Drawn:
+    def all(self, candidate: Candidate, seeds: range) -> Pairs:
         *_, last = self.parts(candidate, seeds)
         return last
 
-    def timed(self, candidates: Sequence[Candidate], seeds: range, rounds: int = 2) -> list[float]:
-        """Seconds a sample of each, here and now: the fastest of some rounds in which they take turns."""
-        some = seeds[:PART]
-        seconds = [[float(self._draw(each, some)["seconds"]) / len(some) for each in candidates] for _ in range(rounds)]
-        return [min(each) for each in zip(*seconds, strict=True)]
-
-    def _draw(self, candidate: Candidate, seeds: range) -> Arrays:
-        client, model = self._client(candidate), candidate.held.model
-        condition = self._condition(candidate, seeds)
-        asked: dict[str, Any] = {"solver": candidate.solver, "steps": candidate.steps, "condition": condition}
+    def draw(self, candidate: Candidate, seeds: range) -> Samples:
+        """Whether they are kept already or not."""
+        asked: dict[str, Any] = {
+            "solver": candidate.solver,
+            "steps": candidate.steps,
+            "condition": self._condition(candidate, seeds),
+        }
         try:
-            self._warm_up(candidate, seeds, asked)
-            since = time.perf_counter()
-            samples = client.sample(model, seeds=seeds, **asked)
-            seconds = time.perf_counter() - since
+            return self._client(candidate).sample(candidate.held.model, seeds=seeds, **asked)
         except SamplingError as error:
             raise EvaluationError(f"{candidate.name}: {error}") from error
-        pairs = of_samples(_with_picture(samples), candidate.name)
-        return {"images": pairs.images, "masks": pairs.masks, "seconds": np.array(seconds)}
 
-    def _warm_up(self, candidate: Candidate, seeds: range, asked: dict[str, Any]) -> None:
-        """Engines are opened, and some compiled for a batch, when they are first used: that is no sample's cost."""
-        student = candidate.held.bundle.manifest.student
-        if candidate.held.repository not in self._warm:
-            few = {**asked, "steps": student.steps if student else 1}
-            self._client(candidate).sample(candidate.held.model, seeds=seeds, **few)
-            self._warm.add(candidate.held.repository)
+    def _arrays(self, candidate: Candidate, seeds: range) -> Arrays:
+        pairs = of_samples(_with_picture(self.draw(candidate, seeds)), candidate.name)
+        return {"images": pairs.images, "masks": pairs.masks}
 
     def _client(self, candidate: Candidate) -> LocalClient:
         place = candidate.held.repository

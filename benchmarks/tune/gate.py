@@ -147,8 +147,9 @@ def nearness(by: Judged, reference: Features, candidate: Features, limits: Limit
 
 
 def shapes(
-    reference: Mapping[str, Array], candidate: Mapping[str, Array], groups: Groups, limits: Limits, seed: int
-) -> Criterion:
+    reference: Mapping[str, Array], candidate: Mapping[str, Array], groups: Groups, limits: Limits, seed: int,
+    chance: float = CHANCE,
+) -> Criterion:  # fmt: skip
     """Refused by any test that Holm's correction leaves, or by a D that is beyond the limit for certain; accepted if
     for no feature a D beyond it is possible."""
     worst, verdict, what = Interval(0.0, 0.0, 0.0), "accepted", "no feature to compare"
@@ -159,7 +160,7 @@ def shapes(
         value = Interval(each.d, max(0.0, each.d - reach), min(1.0, each.d + reach))
         if value.high > worst.high:
             worst, what = value, f"largest D in {name}, p {adjusted:.2g} after Holm for {len(found)}"
-        if adjusted < CHANCE:
+        if adjusted < chance:
             return Criterion(
                 "shapes", "refused", value, limits.ks, f"{name} differs: p {adjusted:.2g} after Holm for {len(found)}"
             )
@@ -187,14 +188,16 @@ def wrong_with(pairs: Pairs, features: Mapping[str, Array], of_phantoms: bool) -
     return wrong
 
 
-def faultless(reference: Sequence[Sequence[str]], candidate: Sequence[Sequence[str]], limits: Limits) -> Criterion:
+def faultless(
+    reference: Sequence[Sequence[str]], candidate: Sequence[Sequence[str]], limits: Limits, chance: float = CHANCE
+) -> Criterion:
     """The difference of two shares in the same seeds: Agresti and Min 2005, which holds where none is faulty too."""
     before, after = (np.array([bool(each) for each in wrong], bool) for wrong in (reference, candidate))
     more, fewer = int((after & ~before).sum()), int((before & ~after).sum())
     count = len(before) + 2
     shift = (more - fewer) / count
     spread = (max((more + fewer + 1) / count - shift**2, 0.0) / count) ** 0.5
-    reach = float(stats.norm.ppf(1 - CHANCE)) * spread
+    reach = float(stats.norm.ppf(1 - chance)) * spread
     value = Interval((more - fewer) / len(before), shift - reach, shift + reach)
     kinds = Counter(kind for each in candidate for kind in each)
     named = f" ({', '.join(f'{kind}: {number}' for kind, number in kinds.most_common())})" if kinds else ""

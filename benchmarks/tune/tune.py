@@ -16,8 +16,9 @@ from benchmarks.evaluation.similarity import Lpips, likeness
 from benchmarks.evaluation.statistics import Array, Interval, around, resampled
 from benchmarks.tune import gate
 from benchmarks.tune.candidates import Candidate
-from benchmarks.tune.drawing import Drawer, Drawn, grey_of
+from benchmarks.tune.drawing import Drawer, grey_of
 from benchmarks.tune.gate import Criterion, Judged, Limits, Verdict
+from benchmarks.tune.timing import Clock
 from training.models import load_family
 
 Say = Callable[[str], object]
@@ -26,18 +27,24 @@ SMALLEST = 1e-9  # floor of a kernel distance: the reference is no farther than 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is known of a candidate after the seeds that were drawn; ``figures`` are for the table alone."""
+    """What is known of a candidate after the seeds that were drawn.
+
+    figures: for the table alone. seconds: a sample, NaN before it was timed. unpaired: why it is not compared with the
+    reference seed by seed.
+    """
 
     candidate: Candidate
-    drawn: Drawn
+    drawn: Pairs
     criteria: Sequence[Criterion]
     figures: Mapping[str, Interval]
     verdict: Verdict
     was_given_up: bool = False
+    unpaired: str = ""
+    seconds: float = float("nan")
 
     @property
     def count(self) -> int:
-        return len(self.drawn.pairs)
+        return len(self.drawn)
 
     @property
     def why(self) -> str:
@@ -45,7 +52,7 @@ class Trial:
         speaking = [each for each in self.criteria if each.verdict == self.verdict]
         if self.verdict == "accepted":
             return ""
-        early = f", given up after {self.count} samples" if self.was_given_up else ""
+        early = f", refused early after {self.count} samples" if self.was_given_up else ""
         return "; ".join(f"{each.name}: {each.what}" for each in speaking) + early
 
     def as_json(self) -> dict[str, Any]:
@@ -57,23 +64,27 @@ class Trial:
             "weights": held.bundle.manifest.checkpoint.get("digest"),
             "target": held.bundle.manifest.target["name"],
             "precision": held.bundle.manifest.precision,
-            "seconds_per_sample": self.drawn.seconds,
+            "seconds_per_sample": None if np.isnan(self.seconds) else self.seconds,
             "samples": self.count,
-            "samples_sha256": self.drawn.pairs.digest,
+            "samples_sha256": self.drawn.digest,
             "verdict": self.verdict,
+            "refused_early": self.was_given_up,
+            "not_seed_by_seed": self.unpaired or None,
             "criteria": [each.as_json() for each in self.criteria],
         }
 
 
 @dataclass
 class Answer:
-    """confirmed: the winner and its reference on seeds that nothing was chosen by; None if nobody had passed."""
+    """confirmed: the winner and its reference on seeds that nothing was chosen by; None if nobody had passed. by_hand:
+    seconds a sample of what is no candidate, by its name."""
 
     reference: Candidate
     trials: list[Trial]
     untried: list[tuple[Candidate, str]]
     winner: Trial | None = None
     confirmed: Trial | None = None
+    by_hand: Mapping[str, float] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -110,25 +121,35 @@ class Judge:
         return any(output.name == "image" for output in self.reference.held.bundle.manifest.outputs)
 
     def trial(self, candidate: Candidate, seeds: range) -> Trial:
-        known = self._reference(seeds)
+        known, unpaired = self._reference(seeds), unlike(candidate, self.reference)
         if candidate == self.reference:
-            return self._judged(candidate, known, known.drawn)
-        paired = candidate.is_deterministic and self.reference.is_deterministic
+            return self._judged(candidate, known, known.drawn, unpaired)
         for drawn in self.drawer.parts(candidate, seeds):
-            if paired and len(drawn.pairs) < len(seeds):
-                begun = known.drawn.pairs.at(range(len(drawn.pairs)))
-                bad = gate.bad_ones(begun, drawn.pairs, self.limits)
-                if gate.is_lost(bad, self.limits):
-                    found = replace(gate.one_by_one(bad, self.limits), verdict="refused")
-                    figures = self._figures(begun, drawn.pairs)
-                    return Trial(candidate, drawn, [found], figures, "refused", was_given_up=True)
-        return self._judged(candidate, known, drawn)
+            if len(drawn) < len(seeds) and (lost := self._lost(known, drawn, unpaired)):
+                figures = self._figures(known.drawn.at(range(len(drawn))), drawn, unpaired)
+                return Trial(candidate, drawn, [lost], figures, "refused", was_given_up=True, unpaired=unpaired)
+        return self._judged(candidate, known, drawn, unpaired)
 
-    def _judged(self, candidate: Candidate, known: "_Reference", drawn: Drawn) -> Trial:
-        before, after = known.drawn.pairs, drawn.pairs
-        criteria = []
-        figures = self._figures(before, after)
-        if candidate.is_deterministic and self.reference.is_deterministic:
+    def _lost(self, known: "_Reference", drawn: Pairs, unpaired: str) -> Criterion | None:
+        """What speaks so clearly against the samples so far that the rest need not be drawn."""
+        rows = range(len(drawn))
+        if not unpaired:
+            bad = gate.bad_ones(known.drawn.at(rows), drawn, self.limits)
+            if gate.is_lost(bad, self.limits):
+                return replace(gate.one_by_one(bad, self.limits), verdict="refused")
+        features = features_of(drawn)
+        before = {name: values[: len(drawn)] for name, values in known.shapes.items()}
+        wrong = gate.wrong_with(drawn, features, self.of_phantoms)
+        found = (
+            gate.shapes(before, features, np.arange(len(drawn)), self.limits, self.seed, gate.CERTAIN),
+            gate.faultless(known.wrong[: len(drawn)], wrong, self.limits, gate.CERTAIN),
+        )
+        return next((each for each in found if each.verdict == "refused"), None)
+
+    def _judged(self, candidate: Candidate, known: "_Reference", after: Pairs, unpaired: str) -> Trial:
+        before, criteria = known.drawn, []
+        figures = self._figures(before, after, unpaired)
+        if not unpaired:
             criteria.append(gate.one_by_one(gate.bad_ones(before, after, self.limits), self.limits))
         for extractor, judged, of_reference in zip(self.extractors, known.judged, known.features, strict=True):
             _, of_candidate = standardised(known.real_features[extractor.name], extractor.of(after, self.cache))
@@ -137,13 +158,14 @@ class Judge:
             figures[extractor.frechet_name()] = Interval(value, np.nan, np.nan)
         shapes = features_of(after)
         criteria.append(gate.shapes(known.shapes, shapes, before.groups, self.limits, self.seed))
-        was_wrong = gate.wrong_with(before, known.shapes, self.of_phantoms)
-        is_wrong = gate.wrong_with(after, shapes, self.of_phantoms)
-        criteria.append(gate.faultless(was_wrong, is_wrong, self.limits))
-        return Trial(candidate, drawn, criteria, figures, gate.together(criteria))
+        wrong = gate.wrong_with(after, shapes, self.of_phantoms)
+        criteria.append(gate.faultless(known.wrong, wrong, self.limits))
+        return Trial(candidate, after, criteria, figures, gate.together(criteria), unpaired=unpaired)
 
-    def _figures(self, before: Pairs, after: Pairs) -> dict[str, Interval]:
-        """Means over seeds with their bootstraps, but the median of the rms."""
+    def _figures(self, before: Pairs, after: Pairs, unpaired: str) -> dict[str, Interval]:
+        """Means over seeds with their bootstraps, but the median of the rms; nothing where seeds say nothing."""
+        if unpaired:
+            return {}
         rms, dice = gate.apart(before, after)
         figures = {"rms": _over_seeds(np.median, rms, self.seed), "Dice": _over_seeds(np.mean, dice, self.seed)}
         if self.lpips is not None:
@@ -157,7 +179,7 @@ class Judge:
             one, other = halves_by_patient(self.real, self.seed)
             for extractor in self.extractors:
                 raw = extractor.of(self.real, self.cache)
-                real, reference = standardised(raw, extractor.of(drawn.pairs, self.cache))
+                real, reference = standardised(raw, extractor.of(drawn, self.cache))
                 groups = self.real.groups
                 first, second = (real[np.isin(self.real.names, side.names)] for side in (one, other))
                 floor = kernel_distance(first, second, one.groups, other.groups, self.seed)
@@ -165,17 +187,31 @@ class Judge:
                 judged.append(Judged(extractor.name, real, groups, max(floor.high, SMALLEST)))
                 features.append(reference)
                 real_features[extractor.name] = raw
-            self._known[seeds] = _Reference(drawn, judged, features, real_features, features_of(drawn.pairs))
+            shapes = features_of(drawn)
+            wrong = gate.wrong_with(drawn, shapes, self.of_phantoms)
+            self._known[seeds] = _Reference(drawn, judged, features, real_features, shapes, wrong)
         return self._known[seeds]
 
 
 @dataclass(frozen=True)
 class _Reference:
-    drawn: Drawn
+    drawn: Pairs
     judged: Sequence[Judged]
     features: Sequence[NDArray[np.float64]]
     real_features: Mapping[str, NDArray[np.float64]]
     shapes: Mapping[str, Array]
+    wrong: Sequence[Sequence[str]]
+
+
+def unlike(candidate: Candidate, reference: Candidate) -> str:
+    """Why a seed is not the same sample of both, even were one as good as the other; "" if it is."""
+    noisy = [each.solver for each in (candidate, reference) if not each.is_deterministic]
+    if noisy:
+        return f"{' and '.join(dict.fromkeys(noisy))} draws noise on the way: a seed is another sample"
+    one, other = ([m.noise_channels, *m.sample_shape[1:]] for m in (candidate.manifest, reference.manifest))
+    if one != other:
+        return f"it begins with noise of {one}, the reference with {other}: a seed is another sample"
+    return ""
 
 
 def _over_seeds(statistic: Callable[[Array], Any], values: Array, seed: int) -> Interval:
@@ -189,19 +225,20 @@ def _as_pictures(pairs: Pairs) -> Pairs:
     return replace(pairs, images=grey_of(pairs.masks, classes))
 
 
-def tuned(judge: Judge, ladders: Sequence[Sequence[Candidate]], seed: int, count: int, say: Say) -> Answer:
+def tuned(
+    judge: Judge, ladders: Sequence[Sequence[Candidate]], seed: int, count: int, clock: Clock, say: Say
+) -> Answer:
     """The reference first; of each ladder, from the costliest down, up to the first that is not accepted.
 
     Below that nothing is tried: a fixed order that ends at the first failure needs no correction for its length. That
-    holds within one ladder; over several it is the confirmation that keeps the rate. Of those that passed the
-    fastest is drawn once more, with as many seeds that nobody has seen (a model under masks gets the same real masks
-    again). It and the reference are then timed anew, in turn, as what is in the cache may be of another day; one that
-    is no faster is refused.
+    holds within one ladder; over several it is the confirmation that keeps the rate. All that were tried are then timed
+    in turn, as what is in the cache may be of another day. Of those that passed the fastest is drawn once more, with as
+    many seeds that nobody has seen (a model under masks gets the same real masks again); one that is no faster than the
+    reference is refused.
     """
     seeds, fresh = range(seed, seed + count), range(seed + count, seed + 2 * count)
-    reference = judge.trial(judge.reference, seeds)
-    answer = Answer(judge.reference, [reference], [])
-    say(_line(reference))
+    answer = Answer(judge.reference, [judge.trial(judge.reference, seeds)], [])
+    say(_line(answer.trials[0]))
     for ladder in ladders:
         stopped = ""
         for candidate in ladder:
@@ -215,16 +252,21 @@ def tuned(judge: Judge, ladders: Sequence[Sequence[Candidate]], seed: int, count
             answer.trials.append(trial)
             if trial.verdict != "accepted":
                 stopped = f"{candidate.name} was not accepted"
-    passed = [trial for trial in answer.trials if trial.verdict == "accepted" and trial is not reference]
+    say(f"{len(answer.trials)} are timed in turn")
+    seconds, answer.by_hand = clock([trial.candidate for trial in answer.trials], seeds)
+    answer.trials = [replace(trial, seconds=each) for trial, each in zip(answer.trials, seconds, strict=True)]
+    reference, *others = answer.trials
+    passed = [trial for trial in others if trial.verdict == "accepted"]
     if passed:
-        answer.winner = min(passed, key=lambda trial: trial.drawn.seconds)
-        answer.confirmed = judge.trial(answer.winner.candidate, fresh)
-        say(f"on fresh seeds: {_line(answer.confirmed)}")
-        timed = judge.drawer.timed([judge.reference, answer.winner.candidate], fresh)
-        if not timed[1] < timed[0]:
-            slow = Criterion("time", "refused", Interval(timed[1], np.nan, np.nan), timed[0], "no faster than that")
-            answer.confirmed = replace(answer.confirmed, verdict="refused", criteria=[*answer.confirmed.criteria, slow])
-        answer.evidence = _evidence(judge, reference, answer.winner, answer.confirmed, seeds, fresh, timed)
+        answer.winner = min(passed, key=lambda trial: trial.seconds)
+        confirmed = judge.trial(answer.winner.candidate, fresh)
+        say(f"on fresh seeds: {_line(confirmed)}")
+        timed = Interval(answer.winner.seconds, np.nan, np.nan)
+        if not timed.value < reference.seconds:
+            slow = Criterion("time", "refused", timed, reference.seconds, "no faster than that")
+            confirmed = replace(confirmed, verdict="refused", criteria=[*confirmed.criteria, slow])
+        answer.confirmed = confirmed
+        answer.evidence = _evidence(judge, answer, confirmed, seeds, fresh)
     return answer
 
 
@@ -236,27 +278,33 @@ def is_no_faster(candidate: Candidate, reference: Candidate) -> bool:
 
 def _line(trial: Trial) -> str:
     why = f" ({trial.why})" if trial.why else ""
-    return f"{trial.candidate.name}: {trial.verdict}, {trial.drawn.seconds:.3g} s a sample{why}"
+    return f"{trial.candidate.name}: {trial.verdict}{why}"
 
 
-def _evidence(
-    judge: Judge,
-    reference: Trial,
-    winner: Trial,
-    confirmed: Trial,
-    seeds: range,
-    fresh: range,
-    timed: Sequence[float],
-) -> dict[str, Any]:
-    """timed: the reference's seconds per sample, and the winner's."""
+def split(judge: Judge, seeds: range, fresh: range) -> dict[str, Any]:
+    """What was used for what, as the report and the evidence have it."""
+    one, other = halves_by_patient(judge.real, judge.seed)
+    return {
+        "real pairs": f"{len(judge.real)} of {judge.real.name}, split {judge.real.facts.get('split', 'all')}",
+        "kernel distance": f"to all {len(judge.real)} of them; its floor is that of {len(one)} and {len(other)}",
+        "seeds to choose by": f"{seeds.start} to {seeds.stop - 1}, of reference and candidates",
+        "fresh seeds to confirm by": f"{fresh.start} to {fresh.stop - 1}, of reference and winner, drawn once",
+    }
+
+
+def _evidence(judge: Judge, answer: Answer, confirmed: Trial, seeds: range, fresh: range) -> dict[str, Any]:
+    reference, winner = answer.trials[0], answer.winner
+    assert winner is not None
+    seconds = {"reference": reference.seconds, "chosen": winner.seconds, **answer.by_hand}
     return {
         "verdict": confirmed.verdict,
         "reference": {key: value for key, value in reference.as_json().items() if key not in ("criteria", "verdict")},
         "chosen": winner.as_json(),
         "confirmed": confirmed.as_json(),
-        "seconds_per_sample": {"reference": timed[0], "chosen": timed[1]},
-        "times_as_fast": timed[0] / timed[1],
+        "seconds_per_sample": seconds,
+        "times_as_fast": reference.seconds / winner.seconds,
         "seeds": [[each.start, each.stop - 1] for each in (seeds, fresh)],
+        "used": split(judge, seeds, fresh),
         "limits": asdict(judge.limits),
         "features": {each.name: each.identity for each in judge.extractors},
         "real": judge.real.described(),

@@ -15,10 +15,11 @@ from benchmarks.evaluation.pairs import Pairs
 from benchmarks.evaluation.shapes import features_of
 from benchmarks.tune import gate
 from benchmarks.tune.candidates import Candidate, Held, ladders
-from benchmarks.tune.drawing import PART, Drawn
+from benchmarks.tune.drawing import PART
 from benchmarks.tune.gate import Limits, allowed_bad, together
 from benchmarks.tune.plot import best
-from benchmarks.tune.tune import Judge, Trial, tuned
+from benchmarks.tune.timing import in_turn
+from benchmarks.tune.tune import Judge, Trial, split, tuned, unlike
 from serving.bundle import load_bundle
 from training.data.classes import HEART, LESION
 from training.data.phantom import Phantoms
@@ -52,28 +53,29 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Held:
 
 
 class Kept:
-    """Draws what it was given, by the candidate's steps; counts what it was asked for."""
+    """Draws what it was given, by the candidate's steps, in parts; counts what it was asked for."""
 
-    def __init__(self, by_steps: Mapping[int, Pairs]) -> None:
-        self.by_steps, self.drawn = by_steps, dict.fromkeys(by_steps, 0)
+    def __init__(self, by_steps: Mapping[int, Pairs], part: int = PART) -> None:
+        self.by_steps, self.part, self.drawn = by_steps, part, dict.fromkeys(by_steps, 0)
 
-    def parts(self, candidate: Candidate, seeds: range) -> Iterator[Drawn]:
-        for last in [*range(seeds.start + PART, seeds.stop, PART), seeds.stop]:
+    def parts(self, candidate: Candidate, seeds: range) -> Iterator[Pairs]:
+        for last in [*range(seeds.start + self.part, seeds.stop, self.part), seeds.stop]:
             self.drawn[candidate.steps] = last - seeds.start
-            yield Drawn(self.by_steps[candidate.steps].at(range(seeds.start, last)), candidate.steps / 1000)
+            yield self.by_steps[candidate.steps].at(range(seeds.start, last))
 
-    def all(self, candidate: Candidate, seeds: range) -> Drawn:
+    def all(self, candidate: Candidate, seeds: range) -> Pairs:
         *_, last = self.parts(candidate, seeds)
         return last
 
-    def timed(self, candidates: Sequence[Candidate], seeds: range) -> list[float]:
-        return [candidate.steps / 1000 for candidate in candidates]
+
+def clock(candidates: Sequence[Candidate], seeds: range) -> tuple[list[float], dict[str, float]]:
+    return [candidate.steps / 1000 for candidate in candidates], {"by hand": 1.0}
 
 
 @pytest.fixture
 def judged(held: Held, samples: Pairs, real: Pairs, tmp_path: Path):
-    def trial(other: Pairs, count: int = COUNT, solver: str = "ddim") -> Trial:
-        drawer = Kept({64: samples, 8: other})
+    def trial(other: Pairs, count: int = COUNT, solver: str = "ddim", part: int = PART) -> Trial:
+        drawer = Kept({64: samples, 8: other}, part)
         judge = Judge(drawer, Candidate(held, "ddim", 64), real, [TEXTURE], Limits(), Cache(tmp_path), 0)  # type: ignore[arg-type]
         found = judge.trial(Candidate(held, solver, 8), range(count))
         assert found.verdict == together(found.criteria)
@@ -125,7 +127,7 @@ def test_noise_is_refused(judged, samples: Pairs) -> None:
 
 def test_a_blur_is_refused_though_no_seed_is_far(judged, samples: Pairs) -> None:
     blurred = with_images(samples, ndimage.gaussian_filter(samples.images, (0, 1.5, 1.5)))
-    trial = judged(blurred, solver="ddpm")  # is not compared seed by seed
+    trial = judged(blurred, solver="ddpm", part=COUNT)  # is not compared seed by seed
     assert "seed by seed" not in verdicts(trial)
     assert trial.verdict == "refused"
     assert verdicts(trial)["kernel distance (texture)"] == "refused"
@@ -134,17 +136,18 @@ def test_a_blur_is_refused_though_no_seed_is_far(judged, samples: Pairs) -> None
 def test_shuffled_masks_are_refused(judged, samples: Pairs) -> None:
     masks = samples.masks[np.random.default_rng(2).permutation(len(samples))]
     assert verdicts(judged(replace(samples, masks=masks)))["seed by seed"] == "refused"
-    trial = judged(replace(samples, masks=masks), solver="ddpm")
+    trial = judged(replace(samples, masks=masks), solver="ddpm", part=COUNT)
     assert verdicts(trial)["shapes"] == "refused"  # by what the masks have to do with the pictures
     assert trial.verdict == "refused"
 
 
 def test_other_shapes_and_masks_that_cannot_be_are_refused(judged, samples: Pairs) -> None:
     swollen = np.stack([ndimage.binary_dilation(mask, iterations=2) for mask in samples.masks]).astype(np.uint8)
-    assert verdicts(judged(replace(samples, masks=swollen), solver="ddpm"))["shapes"] == "refused"
+    assert verdicts(judged(replace(samples, masks=swollen), solver="ddpm", part=COUNT))["shapes"] == "refused"
     second = samples.masks.copy()
     second[::3, :2, :2] = 1
-    assert verdicts(judged(replace(samples, masks=second), solver="ddpm"))["pairs that cannot be"] == "refused"
+    trial = judged(replace(samples, masks=second), solver="ddpm", part=COUNT)
+    assert verdicts(trial)["pairs that cannot be"] == "refused"
 
 
 def test_few_samples_say_nothing(judged, samples: Pairs) -> None:
@@ -157,7 +160,33 @@ def test_few_samples_say_nothing(judged, samples: Pairs) -> None:
 def test_a_clear_loser_is_given_up(judged, samples: Pairs) -> None:
     trial = judged(with_images(samples, 1 - samples.images))
     assert (trial.verdict, trial.was_given_up, trial.count) == ("refused", True, PART)
-    assert f"given up after {PART} samples" in trial.why
+    assert f"refused early after {PART} samples" in trial.why
+
+
+def test_a_clear_loser_is_given_up_though_its_seeds_are_others(judged, samples: Pairs) -> None:
+    """By its faults or its shapes, as many samples of the first part show them."""
+    none = replace(samples, masks=samples.masks * 0)
+    trial = judged(none, solver="ddpm")
+    assert (trial.verdict, trial.was_given_up, trial.count) == ("refused", True, PART)
+    assert "seed by seed" not in verdicts(trial)
+    assert "draws noise on the way" in trial.unpaired
+    assert trial.figures == {}
+    assert trial.as_json()["not_seed_by_seed"] == trial.unpaired
+
+
+def test_the_reference_on_other_seeds_is_not_given_up(judged, samples: Pairs) -> None:
+    rolled = samples.at(np.roll(np.arange(len(samples)), COUNT))
+    trial = judged(rolled, solver="ddpm")
+    assert (trial.was_given_up, trial.count) == (False, COUNT)
+
+
+def test_another_first_noise_is_another_sample(held: Held) -> None:
+    manifest = replace(held.bundle.manifest, sample_shape=(4, 8, 8), noise_channels=4)
+    other = replace(held, bundle=replace(held.bundle, manifest=manifest))
+    one = Candidate(held, "ddim", 8)
+    assert unlike(one, Candidate(held, "dpmpp_2m", 4)) == ""
+    assert "begins with noise of [4, 8, 8]" in unlike(Candidate(other, "ddim", 8), one)
+    assert "ddpm draws noise" in unlike(one, Candidate(held, "ddpm", 8))
 
 
 def test_hearts_are_judged_as_hearts() -> None:
@@ -198,7 +227,12 @@ class TestTuned:
         drawer = Kept(by_steps)
         judge = Judge(drawer, Candidate(held, "ddim", 64), real, [TEXTURE], Limits(), Cache(folder), 0)  # type: ignore[arg-type]
         steps = [count for count in by_steps if count != 64]
-        return tuned(judge, list(ladders([held], ["ddim"], steps)), 0, count, lambda _: None), drawer
+        self.judge = judge
+        return tuned(judge, list(ladders([held], ["ddim"], steps)), 0, count, self.clock, lambda _: None), drawer
+
+    @pytest.fixture(autouse=True)
+    def timed(self) -> None:
+        self.clock = clock
 
     def test_the_fastest_that_passed_is_confirmed(self, held, samples, real, tmp_path) -> None:
         bad = with_images(samples, 1 - samples.images)
@@ -210,9 +244,16 @@ class TestTuned:
         assert drawer.drawn[4] == 0
         assert answer.evidence["seeds"] == [[0, COUNT - 1], [COUNT, 2 * COUNT - 1]]
         assert answer.evidence["times_as_fast"] == pytest.approx(4)
+        assert answer.evidence["seconds_per_sample"] == {"reference": 0.064, "chosen": 0.016, "by hand": 1.0}
+        assert [trial.seconds for trial in answer.trials] == [0.064, 0.032, 0.016, 0.008]
+        used = answer.evidence["used"]
+        assert used == split(self.judge, range(COUNT), range(COUNT, 2 * COUNT))
+        assert used["real pairs"] == f"{COUNT} of phantoms, split all"
+        assert used["kernel distance"].endswith(f"that of {COUNT // 2} and {COUNT // 2}")
+        assert used["fresh seeds to confirm by"].startswith(f"{COUNT} to {2 * COUNT - 1},")
 
-    def test_a_winner_that_is_no_faster_is_refused(self, held, samples, real, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(Kept, "timed", lambda *_: [1.0, 5.0])
+    def test_a_winner_that_is_no_faster_is_refused(self, held, samples, real, tmp_path) -> None:
+        self.clock = lambda *_: ([1.0, 5.0], {})
         answer, _ = self.answer(held, real, {64: samples, 8: samples}, tmp_path)
         assert (answer.winner.verdict, answer.verdict) == ("accepted", "refused")
         assert answer.confirmed.why == "time: no faster than that"
@@ -235,3 +276,10 @@ class TestTuned:
 
 def test_paretos_front() -> None:
     assert best([(1.0, 0.0), (0.5, 0.1), (0.6, 0.2), (0.1, 0.4), (0.1, 0.4)]) == [True, True, False, True, True]
+
+
+def test_rounds_take_turns() -> None:
+    order: list[str] = []
+    seconds = in_turn([lambda seeds, name=name: order.append(f"{name}{len(seeds)}") for name in "ab"], range(4), 3)
+    assert order == ["a4", "b4"] * 3
+    assert all(0 <= each < 1 for each in seconds)

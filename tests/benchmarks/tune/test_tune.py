@@ -14,7 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.evaluation.pairs import EvaluationError
 from benchmarks.tune import command
 from benchmarks.tune.candidates import held, labelled, same_weights
-from benchmarks.tune.drawing import Drawer
+from benchmarks.tune.timing import Clock
 from export.report import facts_of
 from serving.bundle import MANIFEST, Output, Student, bundle_folder, load_bundle, seal
 from serving.client import LocalClient
@@ -65,7 +65,7 @@ def test_pictures_alone_are_refused(tmp_path: Path) -> None:
 def test_the_fastest_that_passes_becomes_the_default(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Drawer, "timed", lambda *_: [2.0, 1.0])  # of two that are alike
+    monkeypatch.setattr(Clock, "__call__", lambda *_: ([2.0, 1.5, 1.0, 0.5], {"paper-sampler": 4.0}))
     other, out = repository_of(tmp_path / "other"), tmp_path / "out"
     before = load_bundle(changed(bundle_folder(repository, "pig")))
     better = load_bundle(changed(bundle_folder(other, "pig"), precision="bf16"))
@@ -82,11 +82,16 @@ def test_the_fastest_that_passes_becomes_the_default(
     assert (tuned["verdict"], tuned["seeds"]) == ("accepted", [[0, COUNT - 1], [COUNT, 2 * COUNT - 1]])
     assert (tuned["reference"]["bundle"], tuned["chosen"]["bundle"]) == (before.digest, better.digest)
     assert {each["verdict"] for each in tuned["confirmed"]["criteria"]} == {"accepted"}
-    assert (tuned["seconds_per_sample"], tuned["times_as_fast"]) == ({"reference": 2.0, "chosen": 1.0}, 2.0)
+    assert (tuned["seconds_per_sample"], tuned["times_as_fast"]) == (
+        {"reference": 2.0, "chosen": 1.0, "paper-sampler": 4.0},
+        2.0,
+    )
     told = dict(facts_of(after))
     assert told["default"] == "ddim, 60 steps"
     assert re.fullmatch(
-        "accepted beside ddim, 60 steps, .* times as fast, on 64 seeds and on 64 fresh ones", told["tuned"]
+        "accepted beside ddim, 60 steps, 2 times as fast, on 64 seeds and on 64 fresh ones; "
+        "seconds a sample: reference 2, chosen 1, paper-sampler 4",
+        told["tuned"],
     )
 
     with LocalClient(repository) as client:
@@ -99,9 +104,10 @@ def test_the_fastest_that_passes_becomes_the_default(
     shown = [row[:2] for row in section["tables"][0]["rows"]]
     assert shown == [
         ["ddim 60", "reference"],
-        ["ddim 2", "refused"],
+        ["ddim 2", "refused early"],
         ["ddim 60, onnx bf16", "chosen"],
-        ["ddim 2, onnx bf16", "refused"],
+        ["ddim 2, onnx bf16", "refused early"],
+        ["paper-sampler", "not judged"],
     ]
     assert section["facts"]["untried"][0] == ["ddim 1", "ddim 2 was not accepted"]
 
