@@ -27,6 +27,8 @@ TAKEN = {
     "cmr_mask": (*OF_HEARTS, "key"),
     "cmr_ddpm_image": (*OF_PAINTERS, "steps", "solver", "config"),
     "cmr_flow_image": (*OF_PAINTERS, "key"),
+    "seg_guided": ("preset", "labels", "range", "mask_encoding", "steps", "solver", "config"),
+    "controlnet": ("preset", "labels", "range", "mask_encoding", "key", "control"),
 }  # fmt: skip
 
 
@@ -64,30 +66,31 @@ def names(_context: click.Context, _parameter: click.Parameter, text: str | None
 @click.option("--as", "model",      required=True, type=click.Choice(list(TAKEN)), help="The model family.")
 @click.option("--out",              required=True, type=click.Path(path_type=Path),   help="The checkpoint's folder, a new one.")
 @click.option("--set", "fields",    multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Change a field of the preset.")
-@click.option("--preset",           help="pig, cmr_*: one of the family's presets.  [default: paper]")
+@click.option("--preset",           help="All but imported: one of the family's presets.  [default: paper]")
 @click.option("--generator",        type=click.Path(path_type=Path),                  help="pig: the file of the generator, beside SRC, the guider's.")
-@click.option("--range", "range_",  callback=numbers(float, 2), metavar="LOW,HIGH",   help="imported, cmr_*: between which values the pictures lay that the network learned from.")
+@click.option("--control",          type=click.Path(path_type=Path),                  help="controlnet: the ControlNet's file, where SRC is the UNet's alone.")
+@click.option("--range", "range_",  callback=numbers(float, 2), metavar="LOW,HIGH",   help="All but pig and cmr_mask: between which values the pictures lay that the network learned from.")
 @click.option("--spacing",          callback=numbers(float, 2, "unknown"), metavar="ROWS,COLUMNS", help="imported, cmr_*: mm between pixels, or 'unknown'.")
-@click.option("--steps",            type=click.IntRange(1),                           help="imported, cmr_ddpm_image: steps that a sample takes by default.")
-@click.option("--solver",           help="imported, cmr_ddpm_image: the default solver, instead of the authors' sampler.")
+@click.option("--steps",            type=click.IntRange(1),                           help="imported, cmr_ddpm_image, seg_guided: steps that a sample takes by default.")
+@click.option("--solver",           help="imported, cmr_ddpm_image, seg_guided: the default solver, instead of the authors' sampler.")
 @click.option("--scale",            type=float,                                       help="imported: by what latents were multiplied for training.")
 @click.option("--size",             callback=numbers(int, 2), metavar="ROWS,COLUMNS", help="imported: of what the network denoises, pictures or latents.")
-@click.option("--labels",           callback=names, metavar="NAME,NAME,...",          help="imported, cmr_*: the classes of the mask that it draws or draws under, from 0 up.")
-@click.option("--mask-encoding",    type=click.Choice(["one-hot", "index", "index/255"]), help="imported, cmr_*: in which form the network sees the mask.")
+@click.option("--labels",           callback=names, metavar="NAME,NAME,...",          help="All but pig: the classes of the mask that it draws or draws under, from 0 up.")
+@click.option("--mask-encoding",    type=click.Choice(["one-hot", "index", "index/255"]), help="All but pig and cmr_mask: in which form the network sees the mask.")
 @click.option("--classes",          callback=names, metavar="NAME,NAME,...",          help="imported: what the classes mean that the network is told, from 0 up.")
 @click.option("--modality",         type=click.Choice(["MG", "MR"]),                  help="imported: DICOM's word for the pictures.")
-@click.option("--config",           type=click.Path(path_type=Path),                  help="imported: inference.json of a lone file of MONAI's weights, or scheduler_config.json of a lone network of diffusers'.")
+@click.option("--config",           type=click.Path(path_type=Path),                  help="inference.json of a lone file of MONAI's weights, or scheduler_config.json of a lone network of diffusers'.")
 @click.option("--weights",          type=click.Path(path_type=Path),                  help="imported: the denoiser's weights in a bundle.  [default: models/model.pt]")
 @click.option("--autoencoder-weights", type=click.Path(path_type=Path),               help="imported: the autoencoder's.  [default: models/model_autoencoder.pt]")
-@click.option("--key",              help="imported, cmr_*: under which the files hold the state dict, if there is more in them.")
+@click.option("--key",              help="imported, cmr_*, controlnet: under which the files hold the state dict, if there is more in them.")
 def import_command(source: Path, model: str, out: Path, fields: dict[str, Any], **options: Any) -> None:
     """Make a checkpoint of SRC, that other people's code has written.
 
     --as imported: a pipeline's folder of diffusers', a bundle of MONAI's, or a lone network with --config. What the
     files do not say must be said.
 
-    --as cmr_...: a network of hearts in that family's layout, of MONAI GenerativeModels, diffusers or MOTFM; its classes
-    may have another order.
+    --as cmr_..., seg_guided, controlnet: a network of hearts or breasts in that family's layout, of MONAI
+    GenerativeModels, diffusers or MOTFM; its classes may have another order.
 
     --as pig: the files that PIG's authors' code writes, SRC of the guider, --generator of the other. Their networks have
     one shape: that one file was given for the other cannot be seen.
@@ -100,7 +103,7 @@ def import_command(source: Path, model: str, out: Path, fields: dict[str, Any], 
     try:
         if out.exists():
             raise CheckpointError(f"--out {out} is there already; name a new folder")
-        reader = {"imported": read_imported, "pig": read_pig}.get(model, partial(read_hearts, model))
+        reader = {"imported": read_imported, "pig": read_pig}.get(model, partial(read_under_masks, model))
         family, config = reader(source, fields, options)
         save_checkpoint(out, family, family.state_dict(), config)
     except (CheckpointError, ValueError) as error:
@@ -134,7 +137,7 @@ def read_imported(source: Path, fields: dict[str, Any], options: dict[str, Any])
     from training.imports.generic import Said, imported_family
 
     files = {name: options.pop(name) for name in ("config", "weights", "autoencoder_weights", "key")}
-    said = Said(**{name: value for name, value in options.items() if name not in TAKEN["pig"]})
+    said = Said(**{name: value for name, value in options.items() if name in TAKEN["imported"]})
     found = read_files(source, **files)
     family, origin = imported_family(found, said, fields)
     channels = family.outputs[0].shape[0]
@@ -146,13 +149,13 @@ def read_imported(source: Path, fields: dict[str, Any], options: dict[str, Any])
     return family, {"preset_name": "imported", "imported": origin}
 
 
-def read_hearts(
+def read_under_masks(
     model: str, source: Path, fields: dict[str, Any], options: dict[str, Any]
 ) -> tuple["Family", dict[str, Any]]:
     from serving.user import have_a_name
 
     have_a_name()  # MONAI asks for it
-    from training.imports.cardiac import SaidOfHearts, import_hearts
+    from training.imports.under_masks import CLASSES, SaidOfMasks, import_under_masks
 
     needed = [name for name in OF_PAINTERS if name in TAKEN[model] and name != "preset"]
     if missing := [f"--{name.replace('_', '-')}" for name in needed if options[name] is None]:
@@ -160,8 +163,9 @@ def read_hearts(
     if options["spacing"] == "unknown":
         raise CheckpointError("--spacing must be known: that of medgen's hearts is, and may be another")
     preset = options["preset"] or "paper"
-    said = SaidOfHearts(**{name: options[name] for name in (*needed, "steps", "solver")})
-    family, origin, notes = import_hearts(model, source, preset, fields, said, options["key"], options["config"])
+    said = SaidOfMasks(CLASSES[model], **{name: options[name] for name in (*needed, "steps", "solver")})
+    files = {name: options[name] for name in ("key", "config", "control")}
+    family, origin, notes = import_under_masks(model, source, preset, fields, said, **files)
     for note in notes:
         click.echo(note)
     click.echo(f"not in the files, and said: {json.dumps(origin['options'])}")

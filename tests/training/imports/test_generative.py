@@ -6,12 +6,13 @@ import warnings
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from foreign import MONAI_UNET, MONAI_VAE, SIZE, UNET, monai_bundle, shaken, states
+from monai.networks import nets as monai_nets
 from monai.networks.nets import ControlNet, DiffusionModelUNet
 
 from training.__main__ import main
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, read_config
 from training.family import Family
 from training.imports.generative import in_new_layout
 
@@ -154,6 +155,93 @@ def test_images_of_motfm(tmp_path):
     down, middle = control(noise, t, their_mask.float())
     expected = unet(noise, t, down_block_additional_residuals=down, mid_block_additional_residual=middle)
     close(family.denoiser(noise, t, mask), expected)
+
+
+BREAST = ["--labels", "background,lesion", "--range", "-1,1", "--mask-encoding"]
+
+
+def lesions() -> torch.Tensor:
+    return torch.randint(0, 2, (3, 1, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoding", ["one-hot", "index", "index/255"])
+def test_breasts_of_segmentation_guided_diffusion(tmp_path, encoding):
+    theirs = shaken(UNet2DModel(**{**UNET, "in_channels": 3 if encoding == "one-hot" else 2}))
+    theirs.save_pretrained(tmp_path / "theirs")
+    DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    config = ["--config", str(tmp_path / "scheduler/scheduler_config.json"), "--steps", "50"]
+    family = imported("seg_guided", tmp_path / "theirs", tmp_path / "run", *BREAST, encoding, *config)
+    (noise, t), mask = states(), lesions()
+    one_hot = torch.cat([mask == 0, mask == 1], dim=1).float()
+    seen = {"one-hot": one_hot, "index": mask.float(), "index/255": mask / 255}[encoding]
+    close(family.denoiser(noise, t, mask), theirs(torch.cat([noise, seen], dim=1), t).sample)
+    assert (family.name, family.labels, family.preset.default_solver) == (
+        "seg_guided",
+        ("background", "lesion"),
+        "ddim",
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("nets", [generative_nets, monai_nets], ids=["generative", "monai"])
+@pytest.mark.parametrize("files", [1, 2])
+def test_breasts_of_a_control_net(tmp_path, nets, files):
+    """As MONAI's tutorial has it: one channel of the mask, and a file for each network."""
+    options = {**UNET_OPTIONS, "in_channels": 1}
+    if nets is monai_nets:
+        options["channels"] = options.pop("num_channels")
+    unet = shaken(nets.DiffusionModelUNet(out_channels=1, **options))
+    control = shaken(nets.ControlNet(conditioning_embedding_num_channels=(8,), **options), seed=1)
+    asked = [tmp_path / "unet.pt", tmp_path / "run", *BREAST, "index"]
+    if files == 2:
+        torch.save(unet.state_dict(), tmp_path / "unet.pt")
+        torch.save(control.state_dict(), tmp_path / "control.pt")
+        asked += ["--control", str(tmp_path / "control.pt")]
+    else:
+        parts = {"unet": unet, "controlnet": control}
+        both = {f"{part}.{name}": weight for part, net in parts.items() for name, weight in net.state_dict().items()}
+        torch.save(both, tmp_path / "unet.pt")
+    schedule = {"kind": "scaled_linear", "num_train_timesteps": 1000}
+    family = imported("controlnet", *asked, **SHAPE, control_channels=8, schedule=schedule)
+    (noise, t), mask = states(), lesions()
+    down, middle = control(noise, t, mask.float())
+    expected = unet(noise, t, down_block_additional_residuals=tuple(down), mid_block_additional_residual=middle)
+    close(family.denoiser(noise, t, mask), expected)
+    assert (family.preset.schedule.kind, family.preset.schedule.prediction) == ("scaled_linear", "epsilon")
+    origin = read_config(tmp_path / "run")["imported"]
+    assert set(origin["sha256"]) == ({"weights", "control"} if files == 2 else {"weights"})
+    assert origin["options"]["mask_encoding"] == "index"
+    assert "wanted" not in origin["options"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give --labels, --range, --mask-encoding"),
+        (
+            ["--labels", "background,cyst", "--range", "-1,1", "--mask-encoding", "index"],
+            "they must be background, lesion",
+        ),
+        ([*BREAST, "one-hot"], "--mask-encoding is one-hot, of 2 channels; the network sees 1"),
+        ([*BREAST, "index", "--spacing", "1,1"], "--spacing is not for --as controlnet"),
+        (["--labels", "background,lesion", "--range", "0,1", "--mask-encoding", "index"], "which takes no ControlNet"),
+    ],
+)
+def test_what_a_control_net_of_breasts_is_not_is_refused(tmp_path, options, message):
+    new = {**UNET_OPTIONS, "channels": WIDTHS, "in_channels": 1}
+    del new["num_channels"]
+    torch.save(DiffusionModelUNet(out_channels=1, **new).state_dict(), tmp_path / "unet.pt")
+    torch.save(ControlNet(conditioning_embedding_num_channels=(8,), **new).state_dict(), tmp_path / "control.pt")
+    shape = [word for name, value in SHAPE.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    command = ["import", str(tmp_path / "unet.pt"), "--as", "controlnet", "--out", str(tmp_path / "run"), *shape]
+    result = CliRunner().invoke(main, [*command, "--control", str(tmp_path / "control.pt"), *options])
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not (tmp_path / "run").exists()
+    if not options:
+        alone = CliRunner().invoke(main, [*command, *BREAST, "index"])
+        assert "or that one alone and --control the other" in alone.output
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
-"""Generators of hearts that others have trained, in the layouts of medgen's cardiac families.
+"""Generators of masks, or of images under them, that others have trained, in the layouts of medgen's families.
 
 Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Cardiac MRI Generation" (SynCMRI): masks by
 MONAI's UNet, images by diffusers' with the mask beside them, or by MONAI's UNet and ControlNet in MOTFM's layout, one
-state dict of ``unet.`` and ``controlnet.``. Konz et al. 2024 (arXiv 2402.05210): as the second, of one channel k / 255.
+state dict of ``unet.`` and ``controlnet.``. Konz et al. 2024 (arXiv 2402.05210): as the second, of one channel k / 255;
+``seg_guided`` is that of breasts. ``controlnet`` is as the third, but of diffusion, and in two files too, as MONAI's
+tutorial of ControlNet saves them.
 
 Their classes may have another order, and lie in one channel of indices: what sees a mask is rearranged, exactly.
 """
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from training import CheckpointError
 from training.cardiac_families import spacing
-from training.data.classes import HEART
+from training.data.classes import HEART, LESION
 from training.family import Family
 from training.imports import read_pickle
 from training.imports.diffusers_folder import read_folder
@@ -27,50 +29,62 @@ from training.imports.generative import in_new_layout
 from training.imports.monai_files import state_dict
 from training.models import load_family
 
-FAMILIES = ("cmr_mask", "cmr_ddpm_image", "cmr_flow_image")
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "cmr_mask": HEART,
+    "cmr_ddpm_image": HEART,
+    "cmr_flow_image": HEART,
+    "seg_guided": LESION,
+    "controlnet": LESION,
+}
+BESIDE = ("cmr_ddpm_image", "seg_guided")  # diffusers' UNet, the mask beside the image
 LIKE_OURS = (-1.0, 1.0)
 ROUNDED = "its authors round the time that the network is told to whole timesteps; medgen does not"
 
 
 @dataclasses.dataclass(frozen=True)
-class SaidOfHearts:
-    """labels: their classes, from 0 up. range: between which values their pictures lay. spacing: mm between pixels."""
+class SaidOfMasks:
+    """wanted: the family's classes. labels: theirs, from 0 up. range: between which values their pictures lay. spacing:
+    mm between pixels; None of a family whose pixels are of any size."""
 
+    wanted: tuple[str, ...]
     labels: tuple[str, ...]
-    spacing: tuple[float, float]
+    spacing: tuple[float, float] | None = None
     range: tuple[float, float] | None = None
     mask_encoding: str | None = None
     steps: int | None = None
     solver: str | None = None
 
     def __post_init__(self) -> None:
-        if sorted(self.labels) != sorted(HEART):
+        if sorted(self.labels) != sorted(self.wanted):
             raise CheckpointError(
-                f"--labels are {', '.join(self.labels)}; they must be {', '.join(HEART)} in some order"
+                f"--labels are {', '.join(self.labels)}; they must be {', '.join(self.wanted)} in some order"
             )
         if self.range not in (None, LIKE_OURS):
             raise CheckpointError(
-                f"--range is {self.range}; pictures of the cardiac families lie between -1 and 1: use --as imported"
+                f"--range is {self.range}; pictures of medgen's own families lie between -1 and 1: use --as imported, "
+                "which takes no ControlNet"
             )
 
     @property
     def order(self) -> list[int]:
         """Their index of each of our classes."""
-        return [self.labels.index(name) for name in HEART]
+        return [self.labels.index(name) for name in self.wanted]
 
 
-def import_hearts(
+def import_under_masks(
     model: str,
     source: Path,
     preset: str,
     fields: Mapping[str, Any],
-    said: SaidOfHearts,
+    said: SaidOfMasks,
     key: str | None,
     config: Path | None,
+    control: Path | None,
 ) -> tuple[Family, dict[str, Any], tuple[str, ...]]:
     """The model, what ``config.json`` records of where it came from, and what is to be said of it.
 
     key: under which a file holds the state dict. config: scheduler_config.json of a lone network of diffusers'.
+    control: the ControlNet's file, where source is of the UNet alone.
 
     Raises:
         CheckpointError: the files are of another layout, or of another network than the preset's.
@@ -79,28 +93,33 @@ def import_hearts(
     if preset not in kind.presets:
         raise CheckpointError(f"--preset is {preset!r}; {model} has {', '.join(kind.presets)}")
     try:
-        if model == "cmr_ddpm_image":
+        if model in BESIDE:
             family, digests = painter(kind, kind.presets[preset], fields, source, config, said)
         else:
             family = kind(kind.presets[preset].replaced(fields))
             content, digest = read_pickle(source)
             digests = {"weights": digest}
             weights = state_dict(content, source, key)
+            if control is not None:
+                content, digests["control"] = read_pickle(control)
+                parts = {"unet": weights, "controlnet": state_dict(content, control, key)}
+                weights = {f"{part}.{name}": each for part, own in parts.items() for name, each in own.items()}
             load = mask_weights if model == "cmr_mask" else flow_weights
             family.load_state_dict(load(family, weights, said, source))
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     where = spacing(family.preset.size)
-    if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(said.spacing, where, strict=True)):
+    if said.spacing and not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(said.spacing, where, strict=True)):
         raise CheckpointError(
             f"--spacing is {said.spacing}; hearts of medgen's lie {where[0]:g} mm apart at this size: use --as imported"
         )
-    options = {name: value for name, value in dataclasses.asdict(said).items() if value is not None}
+    told = {name: value for name, value in dataclasses.asdict(said).items() if name != "wanted"}
+    options = {name: value for name, value in told.items() if value is not None}
     origin = {"format": model, "sha256": digests, "options": {"preset": preset, **options, "set": dict(fields)}}
     return family.eval(), origin, (ROUNDED,) if model == "cmr_flow_image" else ()
 
 
-def mask_weights(family: Family, weights: Mapping[str, Tensor], said: SaidOfHearts, file: Path) -> dict[str, Tensor]:
+def mask_weights(family: Family, weights: Mapping[str, Tensor], said: SaidOfMasks, file: Path) -> dict[str, Tensor]:
     """Of one UNet, whose states have a channel for each class."""
     wanted = family.get_submodule("denoiser.unet").state_dict()
     named = checked(in_new_layout(weights, wanted), wanted, f"{file} (see --set)")
@@ -110,11 +129,14 @@ def mask_weights(family: Family, weights: Mapping[str, Tensor], said: SaidOfHear
     return {f"denoiser.unet.{name}": tensor for name, tensor in named.items()}
 
 
-def flow_weights(family: Family, weights: Mapping[str, Tensor], said: SaidOfHearts, file: Path) -> dict[str, Tensor]:
+def flow_weights(family: Family, weights: Mapping[str, Tensor], said: SaidOfMasks, file: Path) -> dict[str, Tensor]:
     """Of a UNet and a ControlNet."""
     seen = "controlnet.controlnet_cond_embedding.conv_in.conv.weight"
     if seen not in weights:
-        raise CheckpointError(f"{file} has no {seen}; it must hold a UNet as unet. and a ControlNet as controlnet.")
+        raise CheckpointError(
+            f"{file} has no {seen}; it must hold a UNet as unet. and a ControlNet as controlnet., as MONAI names them, "
+            "or that one alone and --control the other"
+        )
     known = {**weights, seen: columns(weights[seen], said)}
     out: dict[str, Tensor] = {}
     for theirs, ours in {"unet": "denoiser.unet", "controlnet": "denoiser.control"}.items():
@@ -128,12 +150,12 @@ def flow_weights(family: Family, weights: Mapping[str, Tensor], said: SaidOfHear
 
 
 def painter(
-    kind: type[Family], base: Any, fields: Mapping[str, Any], folder: Path, config: Path | None, said: SaidOfHearts
+    kind: type[Family], base: Any, fields: Mapping[str, Any], folder: Path, config: Path | None, said: SaidOfMasks
 ) -> tuple[Family, dict[str, str]]:
     """Of diffusers' UNet on [noisy image, mask], and its scheduler."""
     found = read_folder(folder, config)
     if found.autoencoder is not None:
-        raise CheckpointError(f"{folder} has an autoencoder; cmr_ddpm_image draws pictures")
+        raise CheckpointError(f"{folder} has an autoencoder; {kind.name} draws pictures")
     theirs = found.denoiser.config
     if found.size is None or found.size[0] != found.size[1] or theirs["out_channels"] != 1:
         raise CheckpointError(f"{folder} must draw square pictures of one channel; sample_size is {found.size}")
@@ -157,7 +179,7 @@ def painter(
     for name, value in unet.config.items():
         written = theirs.get(name)
         if name != "in_channels" and not name.startswith("_") and as_list(written) != as_list(value):
-            raise CheckpointError(f"{folder}: {name} is {written!r}; cmr_ddpm_image has {value!r}: use --as imported")
+            raise CheckpointError(f"{folder}: {name} is {written!r}; {kind.name} has {value!r}: use --as imported")
     weights = dict(found.denoiser.weights)
     first = weights["conv_in.weight"]
     weights["conv_in.weight"] = torch.cat([first[:, :1], columns(first[:, 1:], said)], dim=1)
@@ -166,9 +188,9 @@ def painter(
     return family, dict(found.sha256)
 
 
-def columns(weight: Tensor, said: SaidOfHearts) -> Tensor:
+def columns(weight: Tensor, said: SaidOfMasks) -> Tensor:
     """What a convolution [out, channels, h, w] does with their mask, for one channel of each of our classes."""
-    channels = len(HEART) if said.mask_encoding == "one-hot" else 1
+    channels = len(said.wanted) if said.mask_encoding == "one-hot" else 1
     if weight.shape[1] != channels:
         raise CheckpointError(
             f"--mask-encoding is {said.mask_encoding}, of {channels} channels; the network sees {weight.shape[1]}"
