@@ -12,10 +12,10 @@ from benchmarks.evaluation.features import Extractor, noise_like, standardised
 from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, together
 from benchmarks.evaluation.report import Cell, Section, Table, histogram, sample_grid
 from benchmarks.evaluation.segmentation import Recipe, seen_by, steps_of, trained
-from benchmarks.evaluation.shapes import absent, compared, features_of
+from benchmarks.evaluation.shapes import absent, compared_features, features_of
 from benchmarks.evaluation.sides import Sides, even_halves
 from benchmarks.evaluation.similarity import KERNEL, Lpips, likeness, of_other_patients, partners, scales_for
-from benchmarks.evaluation.statistics import mean_of
+from benchmarks.evaluation.statistics import ks_interval, mean_of, share_of
 
 SURE_OF_FRECHET = 10  # pictures for each feature
 HISTOGRAMS = 24
@@ -199,49 +199,69 @@ def _likeness(
 
 
 def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed: int) -> None:
-    real = together(sides.train, sides.held_out)
-    floor = {name: found.d for name, found, _ in compared(reference, other, seed)}
+    real, synthetic = together(sides.train, sides.held_out), sides.synthetic
+    one, drawn = features_of(real), features_of(synthetic)
+    halves = features_of(reference), features_of(other)
+    floor = {
+        name: ks_interval(found.d, _whose(halves[0][name], reference), _whose(halves[1][name], other))
+        for name, found, _ in compared_features(*halves, reference.groups, seed)
+    }
     rows: list[list[Cell]] = [
         [
             name,
-            found.real_mean,
-            found.synthetic_mean,
-            found.d,
+            mean_of(one[name], real.groups, seed),
+            mean_of(drawn[name], synthetic.groups, seed),
+            ks_interval(found.d, _whose(one[name], real), _whose(drawn[name], synthetic)),
             floor.get(name),
             _p(found.p),
             _p(adjusted),
             "yes" if adjusted < 0.05 else "no",
             found.delta,
         ]
-        for name, found, adjusted in compared(real, sides.synthetic, seed)
+        for name, found, adjusted in compared_features(one, drawn, real.groups, seed)
     ]
     there = {row[0] for row in rows}
-    rows += [[name, *[None] * 8] for name in features_of(real) if name not in there]
+    rows += [[name, *[None] * 8] for name in one if name not in there]
     columns = ["", "real", "synthetic", "KS D", "D of real halves", "p", "p (Holm)", "differs", "Cliff's delta"]
     note = (
         "Means of pixels % of all pixels of a class, and of area in pixels, roundness, eccentricity and solidity of "
         "its largest component; where fewer than two masks of a side have the structure there is a dash. "
         "Delta is how much more often a synthetic value is above a real one than below it. p takes slices of a "
         "patient for independent, which they are not, so it is too small: D beside that of two halves of the real "
-        "patients, and delta's interval over patients, say more. What does not differ is not shown to be the same."
+        "patients, and delta's interval over patients, say more. What does not differ is not shown to be the same. "
+        "D's interval is Massart's, as if each patient gave one value; p-values have none."
     )
     section.tables.append(
         Table(f"Shapes of masks: {len(real)} real, {len(sides.synthetic)} synthetic", columns, rows, note)
     )
-    lacking, also = absent(real), absent(sides.synthetic)
+    lacking, also = absent(real), absent(synthetic)
     section.tables.append(
         Table(
             "Masks without a structure, which the figures above leave out",
             ["", "real", "of", "synthetic", "of"],
-            [[name, lacking[name], len(real), also.get(name, 0), len(sides.synthetic)] for name in lacking],
+            [
+                [
+                    name,
+                    share_of(lacking[name], real.groups, seed),
+                    len(real),
+                    share_of(also[name], synthetic.groups, seed),
+                    len(synthetic),
+                ]
+                for name in lacking
+            ],
+            "Shares of all masks.",
         )
     )
-    one, drawn = features_of(real), features_of(sides.synthetic)
     section.pictures += [
         histogram(name, {"real": one[name], "synthetic": drawn[name]})
         for name in list(one)[:HISTOGRAMS]
         if name in drawn
     ]
+
+
+def _whose(values: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """The patients of the pairs that have the feature."""
+    return pairs.groups[np.isfinite(values)]
 
 
 def _p(value: float) -> str:

@@ -122,7 +122,7 @@ def _tables(
         f"{test.patient_count} patients. HD95 and ASD are in {unit}{_pixel(test)}. Of "
         f"{first['pictures']} pictures, all seeds together, {first['with it']} have the {name}. Where it is missed, "
         "or found and not there, overlaps count 0 and distances the picture's diagonal; where it is rightly not "
-        "found, there is no figure."
+        "found, there is no figure. Counts are of pictures, and have no interval."
     )
     title = f"{name}, tested on {test.name}"
     spread: list[list[Cell]] = [
@@ -130,7 +130,12 @@ def _tables(
     ]
     return [
         Table(title, columns, cells, note),
-        Table(f"{title}: deviation of the {seeds} seeds' means", ["trained on", *metrics], spread),
+        Table(
+            f"{title}: deviation of the {seeds} seeds' means",
+            ["trained on", *metrics],
+            spread,
+            "What the intervals above do not hold: another training. Of so few seeds a deviation has no interval.",
+        ),
     ]
 
 

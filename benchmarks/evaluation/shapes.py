@@ -68,21 +68,19 @@ def _on_picture(image: NDArray[np.float32], inside: NDArray[np.bool_]) -> dict[s
     return {"contrast": contrast, "off the breast %": 100 * float((~tissue[inside]).mean())}
 
 
-def absent(pairs: Pairs) -> Mapping[str, int]:
-    """How many masks lack each structure."""
+def absent(pairs: Pairs) -> Mapping[str, NDArray[np.bool_]]:
+    """Which masks [N] lack each structure."""
     names = pairs.labels or tuple(f"class {k}" for k in range(int(pairs.masks.max()) + 1))
-    return {name: int((~(pairs.masks == index).any((1, 2))).sum()) for index, name in enumerate(names[1:], 1)}
-
-
-def compared(real: Pairs, synthetic: Pairs, seed: int = 0) -> Iterator[tuple[str, Compared, float]]:
-    """Each feature's comparison, and its p after Holm's correction for all of them."""
-    yield from compared_features(features_of(real), features_of(synthetic), real.groups, seed)
+    return {name: ~(pairs.masks == index).any((1, 2)) for index, name in enumerate(names[1:], 1)}
 
 
 def compared_features(
     one: Mapping[str, Array], other: Mapping[str, Array], groups: Groups, seed: int = 0
 ) -> Iterator[tuple[str, Compared, float]]:
-    """``compared``, of what ``features_of`` gave; groups: of the first side."""
+    """Each feature's comparison, of what ``features_of`` gave, and its p after Holm's correction for all of them.
+
+    groups: of the first side.
+    """
     both = {name: compare(one[name], other[name], groups, seed) for name in one if name in other}
     found = {name: each for name, each in both.items() if each is not None}
     adjusted = holm([each.p for each in found.values()])

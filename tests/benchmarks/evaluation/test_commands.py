@@ -93,6 +93,12 @@ def test_a_report_has_all_three_on_a_page_without_a_network(drawn, tmp_path, mon
     assert any("not that the model keeps its secrets" in line for line in privacy["warnings"])
     assert privacy["tables"][1]["rows"][0][0] == "threshold on the loss"
 
+    # All that is no count has an interval, or its table says why not.
+    tables = [table for section in report["sections"] for table in section["tables"]]
+    bare = {table["title"] for table in tables if any(isinstance(cell, float) for row in table["rows"] for cell in row)}
+    assert bare <= {"lesion, tested on real, held out: deviation of the 1 seeds' means"}
+    assert "has no interval" in utility["tables"][1]["note"]
+
     # What was measured is not measured again.
     for what in ("measure_quality.trained", "utility.trained", "measure_privacy.seen"):
         monkeypatch.setattr(f"benchmarks.evaluation.{what}", None)

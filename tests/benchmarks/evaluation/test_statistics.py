@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from benchmarks.evaluation.neighbours import median_of
-from benchmarks.evaluation.statistics import auc, auc_of, caught, compare, holm, jackknife, mean_of, share_of
+from benchmarks.evaluation.statistics import (
+    auc,
+    auc_of,
+    caught,
+    compare,
+    holm,
+    jackknife,
+    ks_interval,
+    mean_of,
+    share_of,
+)
 
 
 def own(count: int) -> np.ndarray:
@@ -22,6 +32,20 @@ def test_cliffs_delta_has_its_sign_and_an_interval_that_holds_it():
     found = [compare(random.normal(size=60), random.normal(1, 1, 90), own(60), seed) for seed in range(100)]
     assert np.mean([each.delta.low < 0.5205 < each.delta.high for each in found]) > 0.88  # 2 * Phi(1 / sqrt 2) - 1
     assert compare(np.array([np.nan, 1.0]), random.normal(size=9), own(2)) is None
+
+
+def test_the_interval_of_d_holds_it_however_alike_slices_are():
+    random = np.random.default_rng(3)
+    patients = np.repeat(own(12), 10)
+    held = []
+    for _ in range(100):
+        real = random.normal(size=12)[patients] + 0.01 * random.normal(size=120)
+        found = compare(real, random.normal(1, 1, 60), patients, count=2)
+        interval = ks_interval(found.d, patients, own(60))
+        held.append(interval.low <= 0.3829 <= interval.high)  # 2 Phi(1 / 2) - 1
+    assert np.mean(held) > 0.95
+    by_slice = ks_interval(found.d, own(120), own(60))
+    assert interval.high - interval.low > by_slice.high - by_slice.low
 
 
 def test_holm_adjusts_the_papers_table_to_six():
