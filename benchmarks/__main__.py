@@ -9,7 +9,7 @@ from benchmarks.gpu.command import gpu
 from benchmarks.latency.command import latency
 from benchmarks.load.command import load
 from benchmarks.quality.command import anatomy
-from benchmarks.tune.command import tune
+from benchmarks.tune.command import calibrate, tune
 
 
 class Commands(click.Group):
@@ -34,6 +34,7 @@ main.add_command(gpu)
 main.add_command(latency)
 main.add_command(load)
 main.add_command(tune)
+main.add_command(calibrate)
 for measure in (quality, utility, privacy, report):
     main.add_command(measure)
 

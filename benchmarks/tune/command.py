@@ -144,6 +144,39 @@ def tune(applies: bool, **asked: Any) -> None:
         raise click.ClickException(str(error)) from error
 
 
+@click.command("tune-calibrate")
+@click.option("--trials", default=60, show_default=True, type=click.IntRange(1), help="Of each planted candidate.")
+@click.option("--count", default=128, show_default=True, type=click.IntRange(4), help="Samples of each, as of tune.")
+@click.option("--size", default=32, show_default=True, type=click.IntRange(32), help="Rows and columns of phantoms.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+def calibrate(trials: int, count: int, size: int, seed: int) -> None:
+    """Count how often tune's gate errs.
+
+    Phantoms stand for the reference, and candidates are made of them: as good, or worse by just what the gate is to
+    refuse 19 times in 20, or by much.
+    """
+    from rich import box
+    from rich.table import Table
+
+    from benchmarks.evaluation.report import shown
+    from benchmarks.tables import wide_console
+    from benchmarks.tune.calibration import calibrated
+    from serving.progress import NowAndThen
+
+    say, rates = NowAndThen(), []
+    for done, found in enumerate(calibrated(trials, count, size, seed), 1):
+        say(f"trial {done} of {trials}")
+        rates = found
+    table = Table(box=box.SIMPLE, title=f"{trials} trials of {count} samples", title_justify="left")
+    for column in ("candidate", "is to be", "accepted", "refused", "too few samples", "share accepted"):
+        table.add_column(column)
+    for rate in rates:
+        counts = [str(rate.verdicts.get(verdict, 0)) for verdict in ("accepted", "refused", "too few samples")]
+        wanted = "refused" if rate.planted.is_worse else "accepted"
+        table.add_row(rate.planted.name, wanted, *counts, shown(rate.accepted))
+    wide_console().print(table)
+
+
 def _tune(
     applies: bool, *, model: str, out: Path, repository: Path, reference: Path | None, data: str | None,
     count: int | None, seed: int, rms: float, dice: float, margin: float, files: tuple[tuple[str, Path], ...],
@@ -156,7 +189,8 @@ def _tune(
     from benchmarks.evaluation.similarity import Lpips
     from benchmarks.tune.apply import apply
     from benchmarks.tune.candidates import Candidate, held, labelled, ladders
-    from benchmarks.tune.drawing import Drawer
+    from benchmarks.tune.comparison import Comparison
+    from benchmarks.tune.drawing import Drawer, as_pictures
     from benchmarks.tune.gate import Limits
     from benchmarks.tune.timing import Clock, paper_sampler
     from benchmarks.tune.tune import Judge, published, split, tuned
@@ -196,7 +230,9 @@ def _tune(
     with Drawer(cache, real) as drawer:
         extractors = _extractors(files, real, seed)
         before = Candidate(first, solver, most)
-        judge = Judge(drawer, before, real, extractors, limits, cache, seed, None if lpips is None else Lpips(lpips))
+        shown = real if any(output.name == "image" for output in manifest.outputs) else as_pictures(real)
+        perceptual = None if lpips is None else Lpips(lpips)
+        judge = Judge(drawer, before, Comparison(shown, extractors, limits, cache, seed, perceptual))
         clock = Clock(drawer, paper_sampler(before, asked["checkpoint"]))
         answer = tuned(judge, list(ladders(bundles, solvers, steps)), seed, count, clock, click.echo)
     used = split(judge, range(seed, seed + count), range(seed + count, seed + 2 * count))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ def _with_picture(samples: Samples) -> Samples:
     mask = samples.arrays["mask"]
     classes = max(len(samples.outputs[0].labels), 2)
     return Samples({"mask": mask, "image": grey_of(mask, classes)}, samples.provenance, samples.outputs)
+
+
+def as_pictures(pairs: Pairs) -> Pairs:
+    """Real pairs for samples that are masks alone."""
+    classes = max(len(pairs.labels), int(pairs.masks.max()) + 1, 2)
+    return replace(pairs, images=grey_of(pairs.masks, classes))
 
 
 def grey_of(mask: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:

@@ -5,24 +5,18 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.evaluation.cache import Cache
-from benchmarks.evaluation.distances import frechet, kernel_distance
-from benchmarks.evaluation.features import Extractor, standardised
 from benchmarks.evaluation.pairs import EvaluationError, Pairs, halves_by_patient
-from benchmarks.evaluation.shapes import features_of
-from benchmarks.evaluation.similarity import Lpips, likeness
-from benchmarks.evaluation.statistics import Array, Interval, around, resampled
+from benchmarks.evaluation.statistics import Interval
 from benchmarks.tune import gate
 from benchmarks.tune.candidates import Candidate
-from benchmarks.tune.drawing import Drawer, grey_of
-from benchmarks.tune.gate import Criterion, Judged, Limits, Verdict
+from benchmarks.tune.comparison import Comparison, Known
+from benchmarks.tune.drawing import Drawer
+from benchmarks.tune.gate import Criterion, Verdict
 from benchmarks.tune.timing import Clock
 from training.models import load_family
 
 Say = Callable[[str], object]
-SMALLEST = 1e-9  # floor of a kernel distance: the reference is no farther than itself whatever the floor comes to
 
 
 @dataclass(frozen=True)
@@ -104,103 +98,23 @@ def published(model: str) -> tuple[str, int]:
 
 
 class Judge:
-    """Compares candidates with the reference on the same seeds, by the limits that were stated before."""
+    """Draws candidates with the reference's seeds, and compares them with it."""
 
-    def __init__(
-        self, drawer: Drawer, reference: Candidate, real: Pairs, extractors: Sequence[Extractor], limits: Limits,
-        cache: Cache, seed: int, lpips: Lpips | None = None,
-    ) -> None:  # fmt: skip
-        self.drawer, self.reference, self.limits, self.cache, self.seed = drawer, reference, limits, cache, seed
-        self.extractors, self.lpips = extractors, lpips
-        self.real = real if self._has_pictures else _as_pictures(real)
-        self.of_phantoms = real.facts.get("layout") == "phantoms"
-        self._known: dict[range, _Reference] = {}
-
-    @property
-    def _has_pictures(self) -> bool:
-        return any(output.name == "image" for output in self.reference.held.bundle.manifest.outputs)
+    def __init__(self, drawer: Drawer, reference: Candidate, comparison: Comparison) -> None:
+        self.drawer, self.reference, self.comparison = drawer, reference, comparison
+        self._known: dict[range, Known] = {}
 
     def trial(self, candidate: Candidate, seeds: range) -> Trial:
-        known, unpaired = self._reference(seeds), unlike(candidate, self.reference)
-        if candidate == self.reference:
-            return self._judged(candidate, known, known.drawn, unpaired)
-        for drawn in self.drawer.parts(candidate, seeds):
-            if len(drawn) < len(seeds) and (lost := self._lost(known, drawn, unpaired)):
-                figures = self._figures(known.drawn.at(range(len(drawn))), drawn, unpaired)
-                return Trial(candidate, drawn, [lost], figures, "refused", was_given_up=True, unpaired=unpaired)
-        return self._judged(candidate, known, drawn, unpaired)
-
-    def _lost(self, known: "_Reference", drawn: Pairs, unpaired: str) -> Criterion | None:
-        """What speaks so clearly against the samples so far that the rest need not be drawn."""
-        rows = range(len(drawn))
-        if not unpaired:
-            bad = gate.bad_ones(known.drawn.at(rows), drawn, self.limits)
-            if gate.is_lost(bad, self.limits):
-                return replace(gate.one_by_one(bad, self.limits), verdict="refused")
-        features = features_of(drawn)
-        before = {name: values[: len(drawn)] for name, values in known.shapes.items()}
-        wrong = gate.wrong_with(drawn, features, self.of_phantoms)
-        found = (
-            gate.shapes(before, features, np.arange(len(drawn)), self.limits, self.seed, gate.CERTAIN),
-            gate.faultless(known.wrong[: len(drawn)], wrong, self.limits, gate.CERTAIN),
-        )
-        return next((each for each in found if each.verdict == "refused"), None)
-
-    def _judged(self, candidate: Candidate, known: "_Reference", after: Pairs, unpaired: str) -> Trial:
-        before, criteria = known.drawn, []
-        figures = self._figures(before, after, unpaired)
-        if not unpaired:
-            criteria.append(gate.one_by_one(gate.bad_ones(before, after, self.limits), self.limits))
-        for extractor, judged, of_reference in zip(self.extractors, known.judged, known.features, strict=True):
-            _, of_candidate = standardised(known.real_features[extractor.name], extractor.of(after, self.cache))
-            criteria.append(gate.nearness(judged, of_reference, of_candidate, self.limits, self.seed))
-            value = frechet(judged.real, of_candidate)
-            figures[extractor.frechet_name()] = Interval(value, np.nan, np.nan)
-        shapes = features_of(after)
-        criteria.append(gate.shapes(known.shapes, shapes, before.groups, self.limits, self.seed))
-        wrong = gate.wrong_with(after, shapes, self.of_phantoms)
-        criteria.append(gate.faultless(known.wrong, wrong, self.limits))
-        return Trial(candidate, after, criteria, figures, gate.together(criteria), unpaired=unpaired)
-
-    def _figures(self, before: Pairs, after: Pairs, unpaired: str) -> dict[str, Interval]:
-        """Means over seeds with their bootstraps, but the median of the rms; nothing where seeds say nothing."""
-        if unpaired:
-            return {}
-        rms, dice = gate.apart(before, after)
-        figures = {"rms": _over_seeds(np.median, rms, self.seed), "Dice": _over_seeds(np.mean, dice, self.seed)}
-        if self.lpips is not None:
-            figures["LPIPS"] = _over_seeds(np.mean, likeness(before, after, self.lpips)["LPIPS"], self.seed)
-        return figures
-
-    def _reference(self, seeds: range) -> "_Reference":
         if seeds not in self._known:
-            drawn = self.drawer.all(self.reference, seeds)
-            judged, features, real_features = [], [], {}
-            one, other = halves_by_patient(self.real, self.seed)
-            for extractor in self.extractors:
-                raw = extractor.of(self.real, self.cache)
-                real, reference = standardised(raw, extractor.of(drawn, self.cache))
-                groups = self.real.groups
-                first, second = (real[np.isin(self.real.names, side.names)] for side in (one, other))
-                floor = kernel_distance(first, second, one.groups, other.groups, self.seed)
-                # Not of the reference's own distance: the worse that is, the worse a candidate might be.
-                judged.append(Judged(extractor.name, real, groups, max(floor.high, SMALLEST)))
-                features.append(reference)
-                real_features[extractor.name] = raw
-            shapes = features_of(drawn)
-            wrong = gate.wrong_with(drawn, shapes, self.of_phantoms)
-            self._known[seeds] = _Reference(drawn, judged, features, real_features, shapes, wrong)
-        return self._known[seeds]
-
-
-@dataclass(frozen=True)
-class _Reference:
-    drawn: Pairs
-    judged: Sequence[Judged]
-    features: Sequence[NDArray[np.float64]]
-    real_features: Mapping[str, NDArray[np.float64]]
-    shapes: Mapping[str, Array]
-    wrong: Sequence[Sequence[str]]
+            self._known[seeds] = self.comparison.known(self.drawer.all(self.reference, seeds))
+        known, unpaired = self._known[seeds], unlike(candidate, self.reference)
+        drawn = known.drawn
+        for drawn in self.drawer.parts(candidate, seeds) if candidate != self.reference else ():
+            if len(drawn) < len(seeds) and (lost := self.comparison.lost(known, drawn, not unpaired)):
+                figures = self.comparison.figures(known.drawn.at(range(len(drawn))), drawn) if not unpaired else {}
+                return Trial(candidate, drawn, [lost], figures, "refused", was_given_up=True, unpaired=unpaired)
+        criteria, figures = self.comparison.criteria(known, drawn, not unpaired)
+        return Trial(candidate, drawn, criteria, figures, gate.together(criteria), unpaired=unpaired)
 
 
 def unlike(candidate: Candidate, reference: Candidate) -> str:
@@ -212,17 +126,6 @@ def unlike(candidate: Candidate, reference: Candidate) -> str:
     if one != other:
         return f"it begins with noise of {one}, the reference with {other}: a seed is another sample"
     return ""
-
-
-def _over_seeds(statistic: Callable[[Array], Any], values: Array, seed: int) -> Interval:
-    groups = np.arange(len(values))
-    drawn = [float(statistic(np.repeat(values, weights.astype(int)))) for weights in resampled(groups, seed, 200)]
-    return around(float(statistic(values)), drawn)
-
-
-def _as_pictures(pairs: Pairs) -> Pairs:
-    classes = max(len(pairs.labels), int(pairs.masks.max()) + 1, 2)
-    return replace(pairs, images=grey_of(pairs.masks, classes))
 
 
 def tuned(
@@ -283,10 +186,11 @@ def _line(trial: Trial) -> str:
 
 def split(judge: Judge, seeds: range, fresh: range) -> dict[str, Any]:
     """What was used for what, as the report and the evidence have it."""
-    one, other = halves_by_patient(judge.real, judge.seed)
+    real = judge.comparison.real
+    one, other = halves_by_patient(real, judge.comparison.seed)
     return {
-        "real pairs": f"{len(judge.real)} of {judge.real.name}, split {judge.real.facts.get('split', 'all')}",
-        "kernel distance": f"to all {len(judge.real)} of them; its floor is that of {len(one)} and {len(other)}",
+        "real pairs": f"{len(real)} of {real.name}, split {real.facts.get('split', 'all')}",
+        "kernel distance": f"to all {len(real)} of them; its floor is that of {len(one)} and {len(other)}",
         "seeds to choose by": f"{seeds.start} to {seeds.stop - 1}, of reference and candidates",
         "fresh seeds to confirm by": f"{fresh.start} to {fresh.stop - 1}, of reference and winner, drawn once",
     }
@@ -305,7 +209,7 @@ def _evidence(judge: Judge, answer: Answer, confirmed: Trial, seeds: range, fres
         "times_as_fast": reference.seconds / winner.seconds,
         "seeds": [[each.start, each.stop - 1] for each in (seeds, fresh)],
         "used": split(judge, seeds, fresh),
-        "limits": asdict(judge.limits),
-        "features": {each.name: each.identity for each in judge.extractors},
-        "real": judge.real.described(),
+        "limits": asdict(judge.comparison.limits),
+        "features": {each.name: each.identity for each in judge.comparison.extractors},
+        "real": judge.comparison.real.described(),
     }

@@ -15,6 +15,7 @@ from benchmarks.evaluation.pairs import Pairs
 from benchmarks.evaluation.shapes import features_of
 from benchmarks.tune import gate
 from benchmarks.tune.candidates import Candidate, Held, ladders
+from benchmarks.tune.comparison import Comparison
 from benchmarks.tune.drawing import PART
 from benchmarks.tune.gate import Limits, allowed_bad, together
 from benchmarks.tune.plot import best
@@ -72,11 +73,15 @@ def clock(candidates: Sequence[Candidate], seeds: range) -> tuple[list[float], d
     return [candidate.steps / 1000 for candidate in candidates], {"by hand": 1.0}
 
 
+def compared(real: Pairs, folder: Path) -> Comparison:
+    return Comparison(real, [TEXTURE], Limits(), Cache(folder), 0)
+
+
 @pytest.fixture
 def judged(held: Held, samples: Pairs, real: Pairs, tmp_path: Path):
     def trial(other: Pairs, count: int = COUNT, solver: str = "ddim", part: int = PART) -> Trial:
         drawer = Kept({64: samples, 8: other}, part)
-        judge = Judge(drawer, Candidate(held, "ddim", 64), real, [TEXTURE], Limits(), Cache(tmp_path), 0)  # type: ignore[arg-type]
+        judge = Judge(drawer, Candidate(held, "ddim", 64), compared(real, tmp_path))  # type: ignore[arg-type]
         found = judge.trial(Candidate(held, solver, 8), range(count))
         assert found.verdict == together(found.criteria)
         return found
@@ -225,7 +230,7 @@ class TestTuned:
 
     def answer(self, held: Held, real: Pairs, by_steps: dict[int, Pairs], folder: Path, count: int = COUNT):
         drawer = Kept(by_steps)
-        judge = Judge(drawer, Candidate(held, "ddim", 64), real, [TEXTURE], Limits(), Cache(folder), 0)  # type: ignore[arg-type]
+        judge = Judge(drawer, Candidate(held, "ddim", 64), compared(real, folder))  # type: ignore[arg-type]
         steps = [count for count in by_steps if count != 64]
         self.judge = judge
         return tuned(judge, list(ladders([held], ["ddim"], steps)), 0, count, self.clock, lambda _: None), drawer

@@ -1,0 +1,108 @@
+"""Samples beside those of the reference, by every criterion of the gate."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.distances import Features, frechet, kernel_distance
+from benchmarks.evaluation.features import Extractor, standardised
+from benchmarks.evaluation.pairs import Pairs, halves_by_patient
+from benchmarks.evaluation.shapes import features_of
+from benchmarks.evaluation.similarity import Lpips, likeness
+from benchmarks.evaluation.statistics import Array, Interval, around, resampled
+from benchmarks.tune import gate
+from benchmarks.tune.gate import Criterion, Judged, Limits
+
+SMALLEST = 1e-9  # floor of a kernel distance: the reference is no farther than itself whatever the floor comes to
+
+
+@dataclass(frozen=True)
+class Known:
+    """Of the reference's samples, what each candidate is compared with."""
+
+    drawn: Pairs
+    judged: Sequence[Judged]
+    features: Sequence[Features]
+    real_features: Mapping[str, Features]
+    shapes: Mapping[str, Array]
+    wrong: Sequence[Sequence[str]]
+
+
+class Comparison:
+    """By real images, and by limits that were stated before."""
+
+    def __init__(
+        self, real: Pairs, extractors: Sequence[Extractor], limits: Limits, cache: Cache, seed: int,
+        lpips: Lpips | None = None,
+    ) -> None:  # fmt: skip
+        self.real, self.extractors, self.limits, self.cache, self.seed = real, extractors, limits, cache, seed
+        self.lpips = lpips
+        self.of_phantoms = real.facts.get("layout") == "phantoms"
+
+    def known(self, drawn: Pairs) -> Known:
+        """Of the reference's samples."""
+        judged, features, real_features = [], [], {}
+        one, other = halves_by_patient(self.real, self.seed)
+        for extractor in self.extractors:
+            raw = extractor.of(self.real, self.cache)
+            real, reference = standardised(raw, extractor.of(drawn, self.cache))
+            groups = self.real.groups
+            first, second = (real[np.isin(self.real.names, side.names)] for side in (one, other))
+            floor = kernel_distance(first, second, one.groups, other.groups, self.seed)
+            # Not of the reference's own distance: the worse that is, the worse a candidate might be.
+            judged.append(Judged(extractor.name, real, groups, max(floor.high, SMALLEST)))
+            features.append(reference)
+            real_features[extractor.name] = raw
+        shapes = features_of(drawn)
+        return Known(drawn, judged, features, real_features, shapes, self._wrong(drawn, shapes))
+
+    def criteria(self, known: Known, after: Pairs, is_paired: bool) -> tuple[list[Criterion], dict[str, Interval]]:
+        """Of as many samples, whose seeds are the same samples or not; and figures for the table alone."""
+        before, criteria = known.drawn, []
+        figures = self.figures(before, after) if is_paired else {}
+        if is_paired:
+            criteria.append(gate.one_by_one(gate.bad_ones(before, after, self.limits), self.limits))
+        for extractor, judged, of_reference in zip(self.extractors, known.judged, known.features, strict=True):
+            _, of_candidate = standardised(known.real_features[extractor.name], extractor.of(after, self.cache))
+            criteria.append(gate.nearness(judged, of_reference, of_candidate, self.limits, self.seed))
+            value = frechet(judged.real, of_candidate)
+            figures[extractor.frechet_name()] = Interval(value, np.nan, np.nan)
+        shapes = features_of(after)
+        criteria.append(gate.shapes(known.shapes, shapes, before.groups, self.limits, self.seed))
+        criteria.append(gate.faultless(known.wrong, self._wrong(after, shapes), self.limits))
+        return criteria, figures
+
+    def lost(self, known: Known, drawn: Pairs, is_paired: bool) -> Criterion | None:
+        """What speaks so clearly against the first samples that the rest need not be drawn."""
+        count = len(drawn)
+        if is_paired:
+            bad = gate.bad_ones(known.drawn.at(range(count)), drawn, self.limits)
+            if gate.is_lost(bad, self.limits):
+                return replace(gate.one_by_one(bad, self.limits), verdict="refused")
+        shapes = features_of(drawn)
+        before = {name: values[:count] for name, values in known.shapes.items()}
+        found = (
+            gate.shapes(before, shapes, np.arange(count), self.limits, self.seed, gate.CERTAIN),
+            gate.faultless(known.wrong[:count], self._wrong(drawn, shapes), self.limits, gate.CERTAIN),
+        )
+        return next((each for each in found if each.verdict == "refused"), None)
+
+    def figures(self, before: Pairs, after: Pairs) -> dict[str, Interval]:
+        """Means over seeds with their bootstraps, but the median of the rms."""
+        rms, dice = gate.apart(before, after)
+        figures = {"rms": _over_seeds(np.median, rms, self.seed), "Dice": _over_seeds(np.mean, dice, self.seed)}
+        if self.lpips is not None:
+            figures["LPIPS"] = _over_seeds(np.mean, likeness(before, after, self.lpips)["LPIPS"], self.seed)
+        return figures
+
+    def _wrong(self, pairs: Pairs, shapes: Mapping[str, Array]) -> list[list[str]]:
+        return gate.wrong_with(pairs, shapes, self.of_phantoms)
+
+
+def _over_seeds(statistic: Callable[[Array], Any], values: Array, seed: int) -> Interval:
+    groups = np.arange(len(values))
+    drawn = [float(statistic(np.repeat(values, weights.astype(int)))) for weights in resampled(groups, seed, 200)]
+    return around(float(statistic(values)), drawn)
