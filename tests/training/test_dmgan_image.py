@@ -60,6 +60,15 @@ def test_its_gradient_is_the_panels_and_that_of_l1():
     assert loss.item() == pytest.approx(0.5 + 10 * measures["l1"].item())
 
 
+def test_no_site_is_asked_of_pictures_that_are_none():
+    family = tiny_family("dmgan_image")
+    family.panel = Told()
+    torch.nn.init.constant_(next(family.generator.parameters()), float("nan"))
+    with pytest.raises(FloatingPointError, match="the generator draws NaN or infinity at step 0; the last checkpoint"):
+        loss_of(family)
+    assert not family.panel.asked
+
+
 def test_dropout_is_on_while_it_learns_and_draws_from_the_runs_generator_alone():
     family = tiny_family("dmgan_image").train()
     family.panel = Told()

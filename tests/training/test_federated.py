@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +21,8 @@ from training.data.dataset import LoadedPairs
 from training.federated import client
 from training.federated.channel import CHANNEL, ChannelError, check_door, check_free, listen, name_in, write_kits
 from training.federated.panel import MessageError, Question, Vote, mean_of
-from training.federated.runs import end, free_port, lost, prepared, split
-from training.federated.server import SitesElsewhere
+from training.federated.runs import end, free_port, lost, prepared, recorded, split
+from training.federated.server import STRIKES, SitesElsewhere
 from training.federated.shards import patient, shards
 from training.federated.site import Site, SitesHere
 from training.federated.terms import Terms
@@ -94,6 +96,15 @@ class TestMessages:
         asked = question()
         with pytest.raises(MessageError, match=r"pictures of .* which must be alike"):
             Question.from_bytes(Question(0, asked.drawn, asked.condition[:1]).to_bytes())
+
+    def test_a_question_that_would_spoil_a_discriminator_is_none(self) -> None:
+        spoilt = torch.full((1, 1, SIZE, SIZE), math.nan)
+        site = Site("a", pairs(1), terms())
+        with pytest.raises(MessageError, match="a question holds NaN or infinity"):
+            site.answer(Question(0, spoilt, spoilt).to_bytes())
+        assert site.fresh
+        with pytest.raises(MessageError, match="a: a vote holds NaN or infinity"):
+            SitesHere({"a": Site("a", Pairs(spoilt, spoilt), terms())}).judge(0, question().drawn, question().condition)
 
     def test_a_message_of_another_kind_is_none(self) -> None:
         with pytest.raises(MessageError, match="wanted are"):
@@ -216,15 +227,17 @@ class TestSite:
         with pytest.raises(CheckpointError, match="is of another run than the server's"):
             Site("a", pairs(1), terms(l1=1.0), tmp_path).answer(question(1).to_bytes())
 
-    @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
-    def test_a_damaged_checkpoint_is_named(self, damage: bytes | None, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("damage", [b"", b"nonsense", None, math.nan])
+    def test_a_damaged_checkpoint_is_named(self, damage: bytes | float | None, tmp_path: Path) -> None:
         site = Site("a", pairs(1), terms(), tmp_path)
         site.answer(question().to_bytes())
+        if isinstance(damage, float):
+            torch.nn.init.constant_(next(site.critic.parameters()), damage)
         site.save(1)
         (file,) = tmp_path.glob("*.pt")
         if damage is None:
             torch.save({"terms": terms().digest, "critic": {}, "optimizer": {}}, file)
-        else:
+        elif isinstance(damage, bytes):
             file.write_bytes(damage)
         with pytest.raises(CheckpointError, match=f"{file.name} is damaged: remove it"):
             Site("a", pairs(1), terms(), tmp_path).answer(question(1).to_bytes())
@@ -433,6 +446,47 @@ class TestAway:
         end([again])
         assert "goes on from step 1" in (folder / "site-01" / "log.txt").read_text()
 
+    def test_a_site_that_sends_nan_is_struck_out_after_three_times_and_nothing_else(self, tmp_path: Path) -> None:
+        address, said = f"localhost:{free_port()}", list[str]()
+        spoilt = Pairs(torch.full_like(pairs(1).images, math.nan), pairs(1).conditions)
+        processes = prepared(tmp_path, NAMES[:2], [spoilt, pairs(2)], "key", address, {})
+        say = recorded(said.append, tmp_path / "log.txt")
+        server, asked = tmp_path / "kits" / "server", question()
+        alone = Site("site-02", pairs(2), terms(steps=[100]))
+        gone = partial(lost, processes, tmp_path)
+        with SitesElsewhere(address, server, terms(steps=[100]), 2, 60.0, say, lost=gone) as panel:
+            for process in processes:
+                process.start()
+            step, deadline = 0, time.monotonic() + 120
+            while not panel.struck_out and time.monotonic() < deadline:
+                verdict = panel.judge(step, asked.drawn, asked.condition)
+                expected = answer(alone, step)
+                assert verdict.sites == 1
+                assert torch.equal(verdict.gradient, expected.gradient)
+                step += 1
+                while "site-01" not in panel.there | panel.struck_out and time.monotonic() < deadline:
+                    time.sleep(0.1)
+            assert step == STRIKES == 3
+            nan = "its answer is none: a vote holds NaN or infinity"
+            of_it = [line for line in said if line.startswith("site-01") and "is there" not in line]
+            assert of_it == [
+                f"site-01 is left out from step 0 on: {nan}",
+                f"site-01 is left out from step 1 on: {nan}",
+                f"site-01 is struck out at step 2, after 3 such answers: {nan}",
+            ]
+            panel.vote("site-01", Vote(step, asked.drawn, 0.5, 0.5, 1).to_bytes())
+            assert panel.judge(step, asked.drawn, asked.condition).sites == 1
+            processes[0].join(60)
+            assert processes[0].exitcode == 0
+            assert panel.gone == {"site-01"}
+            os.kill(processes[1].pid, signal.SIGKILL)
+            with pytest.raises(ChannelError, match="no site is left; go on with --resume"):
+                panel.judge(step + 1, asked.drawn, asked.condition)
+        end(processes)
+        told = (tmp_path / "site-01" / "log.txt").read_text()
+        assert "StruckOut: the server has struck this site out: 3 of its answers held NaN" in told
+        assert [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == said
+
     def test_a_slow_site_is_left_out_until_it_has_answered(self, two) -> None:
         panel, processes, said, _ = two
         asked = question()
@@ -462,7 +516,7 @@ class TestAway:
         asked = question()
         os.kill(processes[0].pid, signal.SIGKILL)
         assert panel.judge(0, asked.drawn, asked.condition).sites == 1
-        assert "1 of 2 sites are there; the others have been killed" in said
+        assert "1 of 2 sites are there; the others cannot come any more" in said
         os.kill(processes[1].pid, signal.SIGKILL)
         with pytest.raises(ChannelError, match="no site is left; go on with --resume"):
             panel.judge(1, asked.drawn, asked.condition)
@@ -497,7 +551,7 @@ class TestAway:
 
     def test_one_that_cannot_begin_says_why(self, tmp_path: Path) -> None:
         failed, killed = (SimpleNamespace(name=name, exitcode=code) for name, code in (("site-01", 1), ("site-02", -9)))
-        assert lost([killed], tmp_path) == 1
+        assert lost([killed], tmp_path) == {"site-02"}
         with pytest.raises(ChannelError, match=r"site-01 has ended: it could not begin \(.*log.txt\)"):
             lost([killed, failed], tmp_path)
         (tmp_path / "site-01").mkdir()

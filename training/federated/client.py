@@ -31,6 +31,10 @@ FAREWELL = 10.0  # seconds until a server has noticed that a site of the same na
 Say = Callable[[str], object]
 
 
+class StruckOut(ChannelError):
+    """The server takes no more votes of this site."""
+
+
 def run_site(
     address: str,
     kit: Path,
@@ -52,6 +56,7 @@ def run_site(
 
     Raises:
         ChannelError: the server is away for too long, one does not trust the other, or the run is another one now.
+        StruckOut: too many answers of this site were none.
         CheckpointError: what was kept is damaged or of another run.
         ValueError: the data do not fit.
     """
@@ -96,7 +101,7 @@ def wait_for_door(address: str, kit: Path, patience: float, say: Say) -> None:
 def join(cell: Any, session: str, patience: float, ready: bool) -> Terms | None:
     """The terms of the server's run; None if it does not answer.
 
-    Raises ChannelError if another process has this site's name, and does not go within ``FAREWELL``.
+    Raises ChannelError if another process has this site's name, and does not go within ``FAREWELL``, and StruckOut.
     """
     from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 
@@ -106,6 +111,11 @@ def join(cell: Any, session: str, patience: float, ready: bool) -> Terms | None:
         reply = cell.send_request(CHANNEL, "join", SERVER, request, timeout=HEARTBEAT, optional=True)
         if reply.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK:
             told = json.loads(bytes(reply.payload))
+            if "struck_out" in told:
+                raise StruckOut(
+                    f"the server has struck this site out: {told['struck_out']} of its answers held NaN or made no sense. "
+                    "See what its pictures are, and remove its newest checkpoint; it may join when the server is resumed"
+                )
             if "refused" not in told:
                 return Terms.from_json(told["terms"])
             if time.monotonic() > began + FAREWELL:

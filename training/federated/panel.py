@@ -37,6 +37,8 @@ class Question:
         if tensors["drawn"].shape != tensors["condition"].shape:
             shapes = " and ".join(str(list(tensor.shape)) for tensor in tensors.values())
             raise MessageError(f"a question has pictures of {shapes}, which must be alike")
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise MessageError("a question holds NaN or infinity")
         return cls(int(numbers["step"]), **tensors)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from training.data import open_dataset
 from training.data.dataset import LoadedPairs
 from training.family import Family
 from training.federated.channel import SERVER, ChannelError, check_installed, write_kits
-from training.federated.client import run_site
+from training.federated.client import StruckOut, run_site
 from training.federated.privacy import check_fields, sparse_vector_privacy
 from training.federated.server import SitesElsewhere
 from training.federated.shards import known_patient, shards
@@ -105,7 +106,7 @@ def judged(
                     terms,
                     sites.count,
                     sites.timeout,
-                    say,
+                    recorded(say, out / "sites" / "log.txt"),
                     lambda: bool(family.stops),
                     lambda: lost(processes, out / "sites"),
                 )
@@ -113,6 +114,18 @@ def judged(
             for process in processes:
                 process.start()
         yield pairs
+
+
+def recorded(say: Say, file: Path) -> Say:
+    """Say, and keep it with its time: who was there when decides what a run has learnt."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+
+    def both(line: str) -> None:
+        say(line)
+        with file.open("a") as log:
+            log.write(f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} {line}\n")
+
+    return both
 
 
 def psnr(pairs: Pairs) -> float:
@@ -183,19 +196,19 @@ def simulated_site(address: str, kit: Path, folder: Path, private: Mapping[str, 
             run_site(address, kit, folder, open_data, noisy, PATIENCE, lambda line: print(line, file=log))
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=log)
-            failed = True
+            failed = not isinstance(error, StruckOut)  # the others go on, and the server has said it
     os._exit(failed)  # all is written; the libraries under FLARE take seconds to clear up
 
 
-def lost(processes: Sequence[Any], folder: Path) -> int:
-    """How many simulated sites have been killed; raises ChannelError if one has ended for a reason of its own."""
+def lost(processes: Sequence[Any], folder: Path) -> set[str]:
+    """The simulated sites that have been killed; raises ChannelError if one has ended for a reason of its own."""
     ended = [process for process in processes if process.exitcode is not None]
     for process in ended:
         if process.exitcode > 0:
             log = folder / process.name / "log.txt"
             lines = log.read_text().splitlines() if log.is_file() else []
             raise ChannelError(f"{process.name} has ended: {lines[-1] if lines else 'it could not begin'} ({log})")
-    return len(ended)
+    return {process.name for process in ended}
 
 
 def end(processes: Sequence[Any], patience: float = 5.0) -> None:

@@ -3,7 +3,8 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from training.federated.terms import Terms
 
 REMINDER = 30.0  # seconds between lines that say who is waited for
 PATIENCE = 0.5  # seconds between looks at whether somebody wants the run to stop
+STRIKES = 3  # answers that are none, after which a site has no vote any more
 
 
 class SitesElsewhere:
@@ -23,8 +25,9 @@ class SitesElsewhere:
 
     address: HOST:PORT to listen at. kit: the server's. expected: sites that must have joined before the first step.
     timeout: seconds after which a site is left out of a step; it is asked again once it has been heard of.
-    stopped: whether the run is to stop; asked while there is nobody to go on with. lost: how many of the expected sites
-    can never come; asked then too, and may raise.
+    stopped: whether the run is to stop; asked while there is nobody to go on with. lost: the expected sites that can
+    never come; asked then too, and may raise. One that answers NaN or nonsense is left out as one that is late, and the
+    ``STRIKES``th time for as long as this server runs.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class SitesElsewhere:
         timeout: float = 60.0,
         say: Callable[[str], object] = print,
         stopped: Callable[[], bool] = lambda: False,
-        lost: Callable[[], int] = lambda: 0,
+        lost: Callable[[], Set[str]] = frozenset,
     ) -> None:
         if name_in(kit, SERVER) != SERVER:
             raise ChannelError(f"{kit} is no server's kit")
@@ -47,6 +50,7 @@ class SitesElsewhere:
         self.there: set[str] = set()
         self.sessions: dict[str, Any] = {}  # of sites by their names, to tell two processes of one name apart
         self.votes: dict[str, Vote] = {}
+        self.strikes: Counter[str] = Counter()
         self.saving, self.saved = b"", set[str]()
         self.step, self.shape = 0, Size()
         self.begun = self.over = False
@@ -75,6 +79,8 @@ class SitesElsewhere:
     def join(self, name: str, payload: bytes) -> bytes:
         told = json.loads(payload)
         with self.changed:
+            if name in self.struck_out:
+                return json.dumps({"struck_out": STRIKES}).encode()
             if name in self.there and self.sessions.get(name) != told.get("session"):
                 return json.dumps({"refused": f"a site called {name} is there already"}).encode()
             if told.get("ready"):
@@ -84,7 +90,7 @@ class SitesElsewhere:
 
     def arrived(self, name: str) -> None:
         with self.changed:
-            if name not in self.there:
+            if name not in self.there | self.struck_out:
                 self.there.add(name)
                 self.say(f"{name} is there" if not self.begun else f"{name} is there, from step {self.step} on")
             self.changed.notify_all()
@@ -95,12 +101,28 @@ class SitesElsewhere:
             if vote.step == self.step and vote.gradient.shape != self.shape:
                 raise MessageError(f"a gradient of {list(vote.gradient.shape)}, not {list(self.shape)}")
         except MessageError as error:
-            self.left_out(name, f"its answer is none: {error}")
+            self.strike(name, f"its answer is none: {error}")
             return
         with self.changed:
             if vote.step == self.step and name in self.there:
                 self.votes[name] = vote
         self.arrived(name)  # one that answers late is asked again
+
+    def strike(self, name: str, why: str) -> None:
+        with self.changed:
+            if name in self.struck_out:
+                return
+            self.strikes[name] += 1
+            if name in self.struck_out:
+                self.there.discard(name)
+                self.say(f"{name} is struck out at step {self.step}, after {STRIKES} such answers: {why}")
+                self.changed.notify_all()
+            else:
+                self.left_out(name, why)
+
+    @property
+    def struck_out(self) -> set[str]:
+        return {name for name, count in self.strikes.items() if count >= STRIKES}
 
     def note_saved(self, name: str, payload: bytes) -> None:
         with self.changed:
@@ -131,7 +153,7 @@ class SitesElsewhere:
         """
         told = 0.0
         with self.changed:
-            while len(self.there) < min(count, can_come := self.expected - self.lost()) or not self.there:
+            while len(self.there) < min(count, can_come := self.expected - len(self.gone)) or not self.there:
                 if can_come <= 0:
                     raise ChannelError("no site is left; go on with --resume")
                 if time.monotonic() > told:
@@ -141,7 +163,11 @@ class SitesElsewhere:
                 if self.stopped():
                     raise WaitedInVain
             if len(self.there) < count:
-                self.say(f"{len(self.there)} of {count} sites are there; the others have been killed")
+                self.say(f"{len(self.there)} of {count} sites are there; the others cannot come any more")
+
+    @property
+    def gone(self) -> set[str]:
+        return self.struck_out | self.lost()
 
     def judge(self, step: int, drawn: Tensor, condition: Tensor) -> Verdict:
         if not self.begun:

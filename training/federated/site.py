@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from training import CheckpointError
 from training.adversarial import OBJECTIVES, gradient_of
-from training.federated.panel import Question, Verdict, Vote, mean_of
+from training.federated.panel import MessageError, Question, Verdict, Vote, mean_of
 from training.federated.terms import Terms
 from training.fit import Shuffled, learning_rates
 from training.state_dict import read_published
@@ -176,6 +176,8 @@ class Site:
         try:
             self.critic.load_state_dict(critic)
             self.optimizer.load_state_dict(optimizer)
+            if not all(weight.isfinite().all() for weight in self.critic.parameters()):
+                raise ValueError("NaN or infinity")
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(damaged) from error
         self.step, self.fresh = int(file.stem), False
@@ -191,7 +193,12 @@ class SitesHere:
 
     def judge(self, step: int, drawn: Tensor, condition: Tensor) -> Verdict:
         message = Question(step, drawn, condition).to_bytes()
-        votes = {name: Vote.from_bytes(site.answer(message)) for name, site in self.sites.items()}
+        votes = {}
+        for name, site in self.sites.items():
+            try:
+                votes[name] = Vote.from_bytes(site.answer(message))
+            except MessageError as error:
+                raise MessageError(f"{name}: {error}") from error
         return mean_of(votes, self.site_weights)
 
     def save(self, step: int) -> None:

@@ -145,6 +145,10 @@ class DmGanImage(Adversarial):
         with torch.random.fork_rng():  # dropout draws from the global generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             drawn = self.generator(condition)
+        if not drawn.isfinite().all():  # no site is to be blamed
+            raise FloatingPointError(
+                f"the generator draws NaN or infinity at step {int(self.drawn_already)}; the last checkpoint is good"
+            )
         verdict = self.panel.judge(int(self.drawn_already), drawn.detach(), condition)
         deceiving = (drawn * verdict.gradient.to(drawn)).sum()  # its gradient by ``drawn`` is the sites'
         deceiving = deceiving + (verdict.deceiving - deceiving.detach())
