@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +129,7 @@ def fit_command(
             return judged(untrained, dataset, *through, elsewhere, out, seed, click.echo)
 
         run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every)
-        train(untrained, data, run, resume, skip_bad, learning)
+        train(untrained, data, run, resume, skip_bad, learning, {"sites"} if listen else set())
 
 
 @main.command("distill")
@@ -226,8 +226,12 @@ def train(
     resume: bool,
     skip_bad: bool,
     learning: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
+    may_change: Set[str] = frozenset(),
 ) -> None:
-    """Open the data, see that a run that is resumed is as it was, and fit; learning: of the data what is learnt from."""
+    """Open the data, see that a run that is resumed is as it was, and fit.
+
+    learning: of the data what is learnt from. may_change: what of the config is not the run's for ever.
+    """
     from accelerate import PartialState
 
     from training.checkpoint import find_checkpoint, read_config, with_defaults
@@ -245,6 +249,10 @@ def train(
         before = read_config(find_checkpoint(run.out))
         if before.get("model") == untrained.name:
             before["preset"] = with_defaults(preset, before.get("preset", {}))
+        for name in sorted(may_change):
+            if before.get(name) != now[name]:
+                click.echo(f"{name}: {now[name]} from here on; it was {before.get(name)}")
+                before[name] = now[name]
         check_unchanged(before, json.loads(json.dumps(now)))
     dataset: LoadedPairs | Phantoms | Unpaired
     if untrained.unpaired:

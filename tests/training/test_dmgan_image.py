@@ -13,10 +13,10 @@ from torch import Tensor
 from training.__main__ import main
 from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from training.federated.panel import Verdict
-from training.federated.runs import open_site_data
+from training.federated.runs import end, free_port, open_site_data, prepared
 from training.federated.terms import Terms
 from training.models.mganprior import NOTICE
-from training.reconstructions import read_pairs, reconstructions
+from training.reconstructions import Pairs, read_pairs, reconstructions
 from training.vgg import Vgg16Features
 
 
@@ -201,6 +201,29 @@ class TestCommand:
         assert find_checkpoint(tmp_path / "run").name == "00000002"
         row = (tmp_path / "run" / "log.csv").read_text().splitlines()[-1].split(",")
         assert row[5] == "-1.000000", "sites that add noise do not say what their discriminators lose"
+
+    def test_a_run_of_fewer_sites_is_another_run_unless_they_are_real(self, prior: Path, tmp_path: Path):
+        asked = ("--prior", str(prior), "--sites")
+        assert self.fit(tmp_path / "run", *asked, "2").exit_code == 0
+        fewer = self.fit(tmp_path / "run", *asked, "1", "--resume")
+        assert fewer.exit_code == 1
+        assert "--resume goes on with the run as it was: its sites is 2, not 1" in fewer.output
+        address, names = f"localhost:{free_port()}", ["north", "south"]
+        batch = random_batch(4)
+        share = Pairs(batch["image"], batch["condition"])
+        processes = prepared(tmp_path / "sites", names, [share, share], "key", address, {})
+        for process in processes:
+            process.start()
+        real = ("--listen", address, "--certificate", str(tmp_path / "sites" / "kits" / "server"))
+        both = self.fit(tmp_path / "real", *asked, "2", *real)
+        end(processes)
+        assert both.exit_code == 0, both.output
+        log = (tmp_path / "real" / "sites" / "log.txt").read_text()
+        assert {line.split()[2] for line in log.splitlines() if line.endswith("is there")} == {*names}
+        elsewhere = ("--listen", f"localhost:{free_port()}", *real[2:])
+        one = self.fit(tmp_path / "real", *asked, "1", *elsewhere, "--resume")
+        assert one.exit_code == 0, one.output
+        assert "sites: 1 from here on; it was 2" in one.output
 
     @pytest.mark.parametrize(
         ("more", "message"),

@@ -4,8 +4,12 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
+import socket
+import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,8 +221,59 @@ class TestSite:
         site = Site("a", pairs(1), terms())
         for step in (4, 5):
             site.answer(question(step).to_bytes())
-        with pytest.raises(CheckpointError, match="goes back to step 3, and this site has kept nothing of before it"):
+        with pytest.raises(CheckpointError, match=r"a cannot go back to the server's step 3: it has kept nothing"):
             site.answer(question(3).to_bytes())
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_a_server_that_goes_back_beyond_what_is_kept_destroys_nothing(self, restarted: bool, tmp_path: Path):
+        site = Site("a", pairs(1), terms(), tmp_path)
+        for step in (8, 9):
+            site.answer(question(step).to_bytes())
+            site.save(step + 1)
+        if restarted:
+            site = Site("a", pairs(1), terms(), tmp_path)
+        with pytest.raises(CheckpointError, match=r"to the server's step 4: it has kept only steps 9, 10\. Resume"):
+            site.answer(question(4).to_bytes())
+        assert [*site.kept()] == [9, 10]
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_a_server_that_goes_back_meets_the_site_of_then(self, restarted: bool, tmp_path: Path):
+        straight, halting = (Site("a", pairs(1), terms(), tmp_path / name) for name in ("straight", "halting"))
+        for step in range(6):
+            halting.answer(question(step).to_bytes())
+            halting.save(step + 1)
+        if restarted:
+            halting = Site("a", pairs(1), terms(), tmp_path / "halting")
+        for step in range(5):
+            expected = answer(straight, step)
+        assert torch.equal(answer(halting, 4).gradient, expected.gradient)
+        assert [*halting.kept()] == [4], "what the run has forgotten, the site forgets"
+        assert halting.behind is None
+
+    def test_a_site_that_is_older_than_the_server_says_so(self, tmp_path: Path):
+        said: list[str] = []
+        answer(old := Site("a", pairs(1), terms(), tmp_path), 0)
+        old.save(1)
+        behind = Site("a", pairs(1), terms(), tmp_path, say=said.append)
+        answer(behind, 4)
+        assert behind.behind == 1
+        assert said == ["the server is at step 4: a has kept nothing of step 4 and goes on from step 1"]
+        answer(behind, 7)
+        assert said[1] == "a has missed 2 steps, up to the server's step 7"
+        answer(new := Site("b", pairs(2), terms(), say=said.append), 4)
+        assert new.behind == 0
+        assert said[2].endswith("b has kept nothing of step 4 and goes on from the beginning")
+
+    @pytest.mark.parametrize("step", [0, 1, 9])
+    def test_checkpoints_of_another_run_are_left_alone(self, step: int, tmp_path: Path):
+        site = Site("a", pairs(1), terms(), tmp_path)
+        for number in (0, 4, 9):
+            site.answer(question(number).to_bytes())
+            site.save(number + 1)
+        files = {file: file.read_bytes() for file in tmp_path.glob("*.pt")}
+        with pytest.raises(CheckpointError, match="is of another run than the server's: name another folder"):
+            Site("a", pairs(1), terms(l1=1.0), tmp_path).answer(question(step).to_bytes())
+        assert {file: file.read_bytes() for file in tmp_path.glob("*.pt")} == files
 
     def test_a_checkpoint_of_another_run_is_refused(self, tmp_path: Path) -> None:
         site = Site("a", pairs(1), terms(), tmp_path)
@@ -285,6 +340,19 @@ def test_a_server_that_dies_goes_on_to_the_same_weights(kept: bool, tmp_path: Pa
         torch.load(tmp_path / run / "site-01" / "00000005.pt", weights_only=True) for run in ("straight", "halting")
     ]
     assert all(torch.equal(ends[0]["critic"][name], ends[1]["critic"][name]) for name in ends[0]["critic"])
+
+
+def test_a_server_resumed_from_a_checkpoint_before_its_last_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    def fitted(resume: bool) -> bytes:
+        family = generator()
+        sites = {name: Site(name, pairs(seed), terms(), tmp_path / name) for seed, name in enumerate(NAMES[:2])}
+        family.panel = SitesHere(sites)
+        run = Run(tmp_path / "run", {"preset_name": "small"}, seed=3, checkpoint_every=2)
+        return (fit(family, pairs(8, 6), run, resume) / "model.safetensors").read_bytes()
+
+    straight = fitted(False)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000005")
+    assert fitted(True) == straight
 
 
 class TestShards:
@@ -444,7 +512,9 @@ class TestAway:
             time.sleep(0.1)
         assert panel.judge(2, asked.drawn, asked.condition).sites == 2
         end([again])
-        assert "goes on from step 1" in (folder / "site-01" / "log.txt").read_text()
+        behind = "site-01 has kept nothing of step 2 and goes on from step 1"
+        assert f"the server is at step 2: {behind}" in (folder / "site-01" / "log.txt").read_text()
+        assert behind in said
 
     def test_a_site_that_sends_nan_is_struck_out_after_three_times_and_nothing_else(self, tmp_path: Path) -> None:
         address, said = f"localhost:{free_port()}", list[str]()
@@ -586,6 +656,49 @@ class TestCertificates:
         (tmp_path / "north" / "client.key").write_bytes((tmp_path / "south" / "client.key").read_bytes())
         with pytest.raises(ChannelError, match="north holds no certificates and key that fit"):
             check_door("localhost:1", tmp_path / "north")
+
+    def test_what_is_no_kit_is_said(self, tmp_path: Path) -> None:
+        ours, theirs = (tmp_path / name for name in ("ours", "theirs"))
+        for folder in (ours, theirs):
+            write_kits(folder, "localhost", ["north"])
+        for role, kit in (("server", ours / "server"), ("client", ours / "north")):
+            with pytest.raises(ChannelError, match=r"has no .*: it must be a kit that"):
+                name_in(kit, "client" if role == "server" else "server")
+            (kit / "rootCA.pem").write_bytes((theirs / "server" / "rootCA.pem").read_bytes())
+            with pytest.raises(
+                ChannelError, match=rf"{role}.crt is not signed by .*rootCA.pem: both must be of one kit"
+            ):
+                name_in(kit, role)
+            (kit / f"{role}.crt").write_bytes(b"nothing")
+            with pytest.raises(ChannelError, match=rf"{role}.crt is no certificate: "):
+                name_in(kit, role)
+        kit, other = theirs / "north", theirs / "server"
+        (kit / "client.key").write_bytes((other / "server.key").read_bytes())
+        with pytest.raises(ChannelError, match="north holds no certificates and key that fit"):
+            name_in(kit, "client")
+
+    def test_certificates_that_have_expired_are_said_at_both_ends(self, tmp_path: Path, monkeypatch) -> None:
+        write_kits(tmp_path, "localhost", ["north"])
+        shutil.move(tmp_path / "server", tmp_path / "good")
+        monkeypatch.setattr("training.federated.channel.VALID_DAYS", 0)
+        write_kits(tmp_path, "localhost", ["south"])
+        for kit, role in (("south", "client"), ("server", "server")):
+            with pytest.raises(ChannelError, match=rf"{role}.crt is valid from .* and here it is .* ask for a new kit"):
+                name_in(tmp_path / kit, role)
+        with pytest.raises(ChannelError, match=r"server.crt is valid from"):
+            SitesElsewhere("localhost:1", tmp_path / "server", terms(), 1)
+        address = f"localhost:{free_port()}"
+        panel = SitesElsewhere(address, tmp_path / "good", terms(), 1, say=lambda _: None)
+        with panel, pytest.raises(ChannelError, match=r"not take the certificate in .*south \(.*CERTIFICATE_EXPIRED\)"):
+            client.wait_for_door(address, tmp_path / "south", 30.0, lambda _: None)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # FLARE's would not begin
+        context.load_cert_chain(tmp_path / "server" / "server.crt", tmp_path / "server" / "server.key")
+        with socket.create_server(("localhost", 0)) as door, ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: context.wrap_socket(door.accept()[0], server_side=True))
+            with pytest.raises(
+                ChannelError, match=r"a certificate that is not valid today .*: the server needs a new kit"
+            ):
+                check_door(f"localhost:{door.getsockname()[1]}", tmp_path / "north")
 
     def test_strangers_are_not_let_in(self, tmp_path: Path) -> None:
         ours, theirs = (tmp_path / name for name in ("ours", "theirs"))

@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ CHANNEL = "medgen"
 SERVER = "server"
 AUTHORITY = "authority"
 VALID_DAYS = 3650
+MOMENT = "%Y-%m-%d %H:%M"
+NOT_YET_VALID, EXPIRED = 9, 10  # OpenSSL's codes
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}")
 MISSING = "sites need NVIDIA FLARE: pip install 'medgen[federated]'"
 
@@ -82,15 +85,49 @@ def _write_kit(folder: Path, files: dict[str, bytes]) -> None:
 def name_in(kit: Path, role: str) -> str:
     """Who a kit says its holder is; ``role`` is "server" or "client"."""
     check_installed()
+    from cryptography.exceptions import InvalidSignature
     from nvflare.lighter import utils
 
     for file in ("rootCA.pem", f"{role}.crt", f"{role}.key"):
         if not (kit / file).is_file():
             raise ChannelError(f"{kit} has no {file}: it must be a kit that python -m training certificates wrote")
+    authority, own = (valid_certificate(kit / file) for file in ("rootCA.pem", f"{role}.crt"))
     try:
-        return str(utils.cert_to_dict(utils.load_crt(str(kit / f"{role}.crt")))["subject"]["commonName"])
-    except (KeyError, ValueError) as error:
-        raise ChannelError(f"{kit / role}.crt is no certificate: {error}") from error
+        own.verify_directly_issued_by(authority)
+    except (InvalidSignature, TypeError, ValueError):
+        raise ChannelError(f"{kit / role}.crt is not signed by {kit / 'rootCA.pem'}: both must be of one kit") from None
+    credentials(kit, role)
+    names = utils.cert_to_dict(own)["subject"]
+    if "commonName" not in names:
+        raise ChannelError(f"{kit / role}.crt names nobody")
+    return str(names["commonName"])
+
+
+def valid_certificate(file: Path) -> Any:
+    """Raises ChannelError if a file holds none, or one that is not valid today."""
+    from nvflare.lighter import utils
+
+    try:
+        certificate = utils.load_crt(str(file))
+    except ValueError as error:
+        raise ChannelError(f"{file} is no certificate: {error}") from error
+    since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not since <= (now := datetime.now(timezone.utc)) < until:
+        raise ChannelError(
+            f"{file} is valid from {since:{MOMENT}} to {until:{MOMENT}}, and here it is {now:{MOMENT}} UTC: ask for a "
+            "new kit, or set this machine's clock"
+        )
+    return certificate
+
+
+def credentials(kit: Path, role: str) -> ssl.SSLContext:
+    """What an end of a connection shows and whom it trusts; raises ChannelError if a kit's parts do not fit."""
+    try:
+        context = ssl.create_default_context(cafile=str(kit / "rootCA.pem"))
+        context.load_cert_chain(kit / f"{role}.crt", kit / f"{role}.key")
+    except ssl.SSLError as error:
+        raise ChannelError(f"{kit} holds no certificates and key that fit ({error.reason or error})") from None
+    return context
 
 
 def open_cell(name: str, address: str, kit: Path, role: str) -> Any:
@@ -162,11 +199,7 @@ def check_free(address: str) -> None:
 def check_door(address: str, kit: Path) -> bool:
     """Whether a server listens at an address; raises ChannelError if one of the two does not trust the other."""
     host, port = host_and_port(address)
-    try:
-        context = ssl.create_default_context(cafile=str(kit / "rootCA.pem"))
-        context.load_cert_chain(kit / "client.crt", kit / "client.key")
-    except ssl.SSLError as error:
-        raise ChannelError(f"{kit} holds no certificates and key that fit ({error.reason or error})") from None
+    context = credentials(kit, "client")
     context.check_hostname = False  # FLARE looks at the name in the certificate, which is "server"
     try:
         with (
@@ -182,6 +215,11 @@ def check_door(address: str, kit: Path) -> bool:
                 secure.recv(1)  # a refused certificate is said after the handshake
         return True
     except ssl.SSLCertVerificationError as error:
+        if error.verify_code in (NOT_YET_VALID, EXPIRED):
+            raise ChannelError(
+                f"{address} shows a certificate that is not valid today ({error.verify_message}): the server needs a "
+                "new kit, or a machine's clock is wrong"
+            ) from None
         raise ChannelError(
             f"{address} shows a certificate that {kit / 'rootCA.pem'} has not signed ({error.verify_message}): is it "
             "another server, or is this kit another authority's?"

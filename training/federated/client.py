@@ -31,7 +31,7 @@ FAREWELL = 10.0  # seconds until a server has noticed that a site of the same na
 Say = Callable[[str], object]
 
 
-class StruckOut(ChannelError):
+class StruckOut(ChannelError):  # noqa: N818 - it has been told
     """The server takes no more votes of this site."""
 
 
@@ -113,8 +113,8 @@ def join(cell: Any, session: str, patience: float, ready: bool) -> Terms | None:
             told = json.loads(bytes(reply.payload))
             if "struck_out" in told:
                 raise StruckOut(
-                    f"the server has struck this site out: {told['struck_out']} of its answers held NaN or made no sense. "
-                    "See what its pictures are, and remove its newest checkpoint; it may join when the server is resumed"
+                    f"the server has struck this site out: {told['struck_out']} of its answers held NaN or made no "
+                    "sense. Look at its pictures; without its newest checkpoint it may join when the server is resumed"
                 )
             if "refused" not in told:
                 return Terms.from_json(told["terms"])
@@ -162,7 +162,11 @@ def answer_all(
             while not inbox.empty() and inbox.queue[0][0] == "judge":  # too late for that one
                 topic, payload = inbox.get()
             try:
-                tell(cell, "vote", [SERVER], site.answer(payload))
+                vote = site.answer(payload)
+                if site.behind is not None:
+                    tell(cell, "behind", [SERVER], site.behind.to_bytes(8, "little"))
+                    site.behind = None
+                tell(cell, "vote", [SERVER], vote)
             except (CheckpointError, MessageError, ValueError):
                 tell(cell, "fails", [SERVER], b"")  # the reason may name files or pictures, and stays here
                 raise

@@ -197,7 +197,7 @@ def simulated_site(address: str, kit: Path, folder: Path, private: Mapping[str, 
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=log)
             failed = not isinstance(error, StruckOut)  # the others go on, and the server has said it
-    os._exit(failed)  # all is written; the libraries under FLARE take seconds to clear up
+    os._exit(failed)  # all is written; the libraries under training take seconds to clear up
 
 
 def lost(processes: Sequence[Any], folder: Path) -> set[str]:

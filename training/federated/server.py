@@ -13,6 +13,7 @@ from torch import Size, Tensor
 from training.family import WaitedInVain
 from training.federated.channel import SERVER, ChannelError, check_free, close_cell, listen, name_in, open_cell, tell
 from training.federated.panel import MessageError, Question, Verdict, Vote, mean_of
+from training.federated.site import going_on
 from training.federated.terms import Terms
 
 REMINDER = 30.0  # seconds between lines that say who is waited for
@@ -59,6 +60,7 @@ class SitesElsewhere:
             "join": self.join,
             "vote": self.vote,
             "saved": self.note_saved,
+            "behind": self.behind,
             "fails": self.fails,
         }.items():
             listen(self.cell, topic, heard)
@@ -130,6 +132,9 @@ class SitesElsewhere:
                 self.saved.add(name)
             self.changed.notify_all()
 
+    def behind(self, name: str, payload: bytes) -> None:
+        self.say(f"{name} {going_on(int.from_bytes(payload[:8], 'little'), self.step)}")
+
     def fails(self, name: str, _: bytes) -> None:
         self.left_out(name, "it has failed, and says there why")
 
@@ -158,7 +163,8 @@ class SitesElsewhere:
                     raise ChannelError("no site is left; go on with --resume")
                 if time.monotonic() > told:
                     told = time.monotonic() + REMINDER
-                    self.say(f"waiting for sites: {len(self.there)} of {count} are there")
+                    names = ", ".join(sorted(self.there)) or "nobody yet"
+                    self.say(f"waiting for sites: {len(self.there)} of {count} are there: {names}")
                 self.changed.wait(PATIENCE)
                 if self.stopped():
                     raise WaitedInVain

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ class Site:
         # Sites draw numbers of their own; a run's seed and the name decide them.
         self.seed = int.from_bytes(hashlib.sha256(f"{terms.seed}:{name}".encode()).digest()[:4], "little")
         self.objective = OBJECTIVES[preset.objective]
+        self.behind: int | None = None  # the step that it goes on from, if it has not that of the server
         self.begin()
 
     def begin(self) -> None:
@@ -75,7 +77,7 @@ class Site:
         Raises:
             MessageError: the message is no question.
             ValueError: its pictures are of another size than the run's.
-            CheckpointError: a server that has gone back does so to where this site kept nothing.
+            CheckpointError: a server has gone back to where this site kept nothing, or what it kept is of another run.
         """
         if message == self.asked and not self.fresh:
             return self.said
@@ -122,25 +124,31 @@ class Site:
 
     def go_to(self, step: int) -> None:
         """Have what was learnt before a server's step: what a run that goes back has forgotten, a site forgets too."""
-        if not self.fresh and self.step <= step:  # if less, it was away for a while
+        if not self.fresh and self.step <= step:
+            if self.step < step:
+                self.say(f"{self.name} has missed {step - self.step} steps, up to the server's step {step}")
             return
         kept = self.kept()
-        for number in [number for number in kept if number > step]:
-            kept.pop(number).unlink()  # of a run that went back, or that was begun anew
-        if self.step == step and not kept:
-            return
-        there = [number for number in kept if number <= step]
-        if there:
-            self.load(kept[there[-1]])
-            at = f"step {there[-1]}"
-        elif step == 0 or self.fresh:
-            self.begin()
-            at = "the beginning"
-        else:
+        before = [number for number in kept if number <= step]
+        if before:
+            self.load(kept[before[-1]])
+        elif step and (kept or not self.fresh):
+            steps = f"only steps {', '.join(map(str, kept))}" if kept else "nothing of before"
             raise CheckpointError(
-                f"{self.name}: the server goes back to step {step}, and this site has kept nothing of before it"
+                f"{self.name} cannot go back to the server's step {step}: it has kept {steps}. Resume the server at a "
+                "step that was kept, or begin anew in another folder"
             )
-        self.say(f"the server is at step {step}: {self.name} goes on from {at}")
+        else:
+            if kept:
+                self.read(kept[max(kept)])  # of another run, nothing is removed
+            self.begin()
+        for number in kept:
+            if number > step:
+                kept[number].unlink()  # of a run that went back, or that was begun anew
+        if self.step < step:
+            self.behind = self.step
+        if kept or step:
+            self.say(f"the server is at step {step}: {self.name} {going_on(self.step, step)}")
 
     def kept(self) -> dict[int, Path]:
         """Checkpoints by their steps, the first first."""
@@ -163,24 +171,35 @@ class Site:
         for old in list(self.kept().values())[:-KEPT]:
             old.unlink()
 
-    def load(self, file: Path) -> None:
+    def read(self, file: Path) -> Mapping[str, Any]:
         damaged = f"{file} is damaged: remove it to go on from the one before"
         try:
-            state = read_published(file)
-            of_run, critic, optimizer = state["terms"], state["critic"], state["optimizer"]
+            state: Mapping[str, Any] = read_published(file)
+            of_run = state["terms"]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(damaged) from error
         if of_run != self.terms.digest:
             raise CheckpointError(f"{file} is of another run than the server's: name another folder")
+        return state
+
+    def load(self, file: Path) -> None:
+        state = self.read(file)
         self.begin()
         try:
-            self.critic.load_state_dict(critic)
-            self.optimizer.load_state_dict(optimizer)
+            self.critic.load_state_dict(state["critic"])
+            self.optimizer.load_state_dict(state["optimizer"])
             if not all(weight.isfinite().all() for weight in self.critic.parameters()):
                 raise ValueError("NaN or infinity")
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(damaged) from error
+            raise CheckpointError(f"{file} is damaged: remove it to go on from the one before") from error
         self.step, self.fresh = int(file.stem), False
+
+
+def going_on(at: int, step: int) -> str:
+    """What a site says that has ``at``, where the server is at ``step``."""
+    if at == step:
+        return f"goes on from step {at}"
+    return f"has kept nothing of step {step} and goes on from {f'step {at}' if at else 'the beginning'}"
 
 
 class SitesHere:
