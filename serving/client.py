@@ -475,6 +475,17 @@ class SampleClient(Client):
         except self.failures as failure:
             raise self.explain(failure) from None
 
+    def check_ready(self) -> None:
+        """Raises SamplingError unless the server has loaded all of its models, and has one."""
+        try:
+            is_ready = self._client.is_server_ready(**self._limit)
+        except self.failures as failure:
+            raise self.explain(failure) from None
+        if not is_ready:
+            raise SamplingError(f"{self.url} is not ready: not all of its models can draw", 503)
+        if not self.models():
+            raise SamplingError(f"{self.url} has no model", 503)
+
     def describe(self, model: str) -> Description:
         """How a model draws, which it says beside a sample: one is drawn, of one step where it takes steps.
 

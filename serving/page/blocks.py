@@ -1,7 +1,6 @@
 """The page: its fields, and what happens when they are used."""
 
 import html
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,20 @@ import gradio as gr
 from serving.client import Description, SamplingError
 from serving.page.command_line import command_of
 from serving.page.downloads import FORMATS, pack
-from serving.page.drawing import FAILURES, CancelledError, Drawing, Drawn
+from serving.page.drawing import FAILURES, LOOK_SECONDS, CancelledError, Drawing, Drawn
 from serving.page.pictures import tiles, what_is_seen
-from serving.page.settings import LAST_SEED, MOST, Server, WrongSettingError, read_seed, read_settings, whole
+from serving.page.settings import (
+    KEPT_SECONDS,
+    LAST_SEED,
+    MOST,
+    Server,
+    WrongSettingError,
+    read_seed,
+    read_settings,
+    whole,
+)
 from serving.picture_files import ARRAYS, SUFFIXES
+from serving.sampling.ways import Ways
 from serving.writers.layout import LayoutError
 from serving.writers.npz import NameClashError
 
@@ -21,26 +30,26 @@ WARNING = (
     '<p class="synthetic"><strong>Synthetic.</strong> Every picture here is drawn by a network, or found again by one. '
     "Not for diagnosis.</p>"
 )
-AT_ONCE = 8  # visitors for whom the page draws at the same time; the server queues too
+DISABLE_TWO = "() => [0, 1].map(() => ({__type__: 'update', interactive: false}))"
 
 
 def build(server: Server, url: str, folder: Path) -> gr.Blocks:
     """url: what the server is called in commands. folder: where downloads lie."""
     under_way: dict[str, Drawing] = {}
 
-    def look(request: gr.Request) -> dict[Any, Any]:
+    def look(request: gr.Request, current: str | None) -> dict[Any, Any]:
         try:
             with server.client() as client:
                 names = client.models()
         except SamplingError as error:
             return {model: gr.Dropdown(choices=[], value=None), about: refused(error)}
-        wanted = request.query_params.get("model")
+        wanted = current or request.query_params.get("model")
         chosen = wanted if wanted in names else next(iter(names), None)
-        return {model: gr.Dropdown(choices=names, value=chosen)}
+        return {model: gr.Dropdown(choices=names, value=chosen), **choose(request, chosen)}
 
-    def choose(name: str | None) -> Any:
+    def choose(request: gr.Request, name: str | None) -> dict[Any, Any]:
         if not name:
-            return gr.skip()
+            return {about: refused("the server has no model")}
         try:
             with server.client() as client:
                 described = client.describe(name)
@@ -49,56 +58,67 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
         *first, last = described.stages.values()
         condition = described.condition
         takes_files = condition is not None and not condition.is_label
+        may_draw = gr.Button(interactive=session_of(request) not in under_way)
         return {
-            solver: _solvers(last),
-            steps: _steps(last),
-            mask_solver: _solvers(first[0] if first else None),
-            mask_steps: _steps(first[0] if first else None),
+            solver: _solvers(last, " of the image" if first else ""),
+            steps: _steps(last, " of the image" if first else ""),
+            mask_solver: _solvers(first[0] if first else None, " of the mask"),
+            mask_steps: _steps(first[0] if first else None, " of the mask"),
             files: gr.File(value=None, visible=takes_files, label=_wanted(described)),
             labels: _labels(described),
             count: gr.Number(visible=not takes_files),
             about: _about(described),
+            fields_of: name,
+            go: may_draw,
+            onward: may_draw,
         }
 
-    def draw(request: gr.Request, *fields: Any) -> Iterator[dict[Any, Any]]:
-        *asked, strength = fields
-        session = str(request.session_hash)
+    def begin(request: gr.Request, described: str | None, *fields: Any) -> dict[Any, Any]:
         stop_drawing(request)
         try:
-            drawing = Drawing(server, read_settings(*asked))
+            settings = read_settings(*fields)
+            if settings.model != described:
+                raise WrongSettingError(f"solvers and steps were not yet those of {settings.model}: draw again")
+            under_way[session_of(request)] = Drawing(server, settings)
         except (WrongSettingError, SamplingError) as error:
-            yield {status: refused(error)}
-            return
-        under_way[session] = drawing
-        yield {stop: gr.Button(interactive=True), status: said("Asking the server")}
+            return {status: refused(error)}
+        return {status: said("Asking the server"), **_drawing(True)}
+
+    def look_on(request: gr.Request, strength: float) -> dict[Any, Any]:
+        drawing = under_way.get(session_of(request))
+        if drawing is None:
+            return _drawing(False)
+        if not drawing.has_ended():
+            return {status: said(drawing.so_far())}
+        under_way.pop(session_of(request), None)
         try:
-            for text in drawing.progress():
-                yield {status: said(text)}
             drawn = drawing.result()
         except CancelledError as error:
-            yield {status: said(str(error)), stop: gr.Button(interactive=False)}
-            return
+            return {status: said(str(error)), **_drawing(False)}
         except FAILURES as error:
-            yield {status: refused(error), stop: gr.Button(interactive=False)}
-            return
-        finally:
-            drawing.cancel()
-            if under_way.get(session) is drawing:
-                del under_way[session]
-        yield {
-            stop: gr.Button(interactive=False),
+            return {status: refused(error), **_drawing(False)}
+        return {
             state: drawn,
             gallery: gr.Gallery(value=tiles(drawn.samples, strength), selected_index=None),
             legend: what_is_seen(drawn.samples),
             status: said("\n".join([f"{len(drawn.samples)} samples are drawn", *drawn.notes])),
             command: command_of(drawn, url),
             **_provenance(drawn, 0),
-            file: None,
+            file: gr.File(value=None, visible=False),
+            **_drawing(False),
         }
 
+    def _drawing(goes_on: bool) -> dict[Any, Any]:
+        may_draw, may_stop = gr.Button(interactive=not goes_on), gr.Button(interactive=goes_on)
+        return {go: may_draw, onward: may_draw, stop: may_stop, clock: gr.Timer(active=goes_on)}
+
     def stop_drawing(request: gr.Request) -> None:
-        if drawing := under_way.get(str(request.session_hash)):
+        if drawing := under_way.get(session_of(request)):
             drawing.cancel()
+
+    def leave(request: gr.Request) -> None:
+        stop_drawing(request)
+        under_way.pop(session_of(request), None)
 
     def advance(first: str, many: float | None, drawn: Drawn | None) -> dict[Any, Any]:
         """The first seed after those that are shown, or after those that would be."""
@@ -121,12 +141,14 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
         if drawn is None:
             return {status: refused("nothing is drawn yet")}
         try:
-            return {file: str(pack(drawn, kind, folder))}
+            return {file: gr.File(value=str(pack(drawn, kind, folder)), visible=True)}
         except (LayoutError, NameClashError, OSError) as error:
             return {status: refused(error)}
 
-    with gr.Blocks(title="medgen", analytics_enabled=False) as page:
-        state = gr.State(None, time_to_live=3600)
+    with gr.Blocks(title="medgen", analytics_enabled=False, delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS)) as page:
+        state = gr.State(None, time_to_live=KEPT_SECONDS)
+        fields_of = gr.State(None)
+        clock = gr.Timer(LOOK_SECONDS, active=False)
         gr.Markdown("# medgen")
         gr.HTML(WARNING)
         with gr.Row():
@@ -148,49 +170,55 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
                     solver = gr.Dropdown([], label="Solver", visible=False, elem_id="solver")
                     steps = gr.Number(label="Steps", visible=False, elem_id="steps")
                 with gr.Row():
-                    go = gr.Button("Draw", variant="primary", elem_id="go", min_width=80)
-                    onward = gr.Button("Next", elem_id="next", min_width=80)
+                    go = gr.Button("Draw", variant="primary", interactive=False, elem_id="go", min_width=80)
+                    onward = gr.Button("Next", interactive=False, elem_id="next", min_width=80)
                     stop = gr.Button("Cancel", interactive=False, elem_id="stop", min_width=80)
                 again = gr.Button("Look for models again", size="sm", elem_id="again")
             with gr.Column(scale=3, min_width=320):
                 status = gr.HTML(said(""), elem_id="status")
                 gallery = gr.Gallery(
-                    label="Samples", columns=4, format="png", object_fit="contain", elem_id="samples", height="auto",
-                    buttons=["fullscreen"], interactive=False,
+                    label="Samples", show_label=False, format="png", object_fit="contain", elem_id="samples",
+                    height="auto", buttons=["fullscreen"], interactive=False,
                 )  # fmt: skip
                 legend = gr.HTML(elem_id="legend")
                 opacity = gr.Slider(0, 1, 0.4, label="Opacity of the mask over the image", elem_id="opacity")
                 command = gr.Code(
-                    label="The same again", language="shell", elem_id="command", interactive=False, wrap_lines=True
-                )
+                    label="The same again", elem_id="command", interactive=False, wrap_lines=True,
+                    lines=1, show_line_numbers=False, buttons=["copy"],
+                )  # fmt: skip
                 with gr.Row():
                     kind = gr.Dropdown(list(FORMATS), value="NPZ", label="Format", elem_id="kind", min_width=120)
                     pack_it = gr.Button("Make a file", elem_id="save", min_width=120)
-                file = gr.File(label="Download", interactive=False, height=90, elem_id="file")
+                file = gr.File(label="Download", interactive=False, visible=False, elem_id="file")
                 provenance = gr.JSON(label="What made it", elem_id="provenance")
 
-        asked = [model, count, seed, solver, steps, mask_solver, mask_steps, files, labels, opacity]
-        drawing = {
-            "fn": draw, "inputs": asked, "outputs": [state, gallery, legend, status, command, provenance, file, stop],
-            "show_progress": "hidden", "concurrency_limit": AT_ONCE, "concurrency_id": "draw",
-        }  # fmt: skip
+        # Nothing goes through Gradio's queue: its stream to the browser loses an event that begins as another ends.
         quiet = {"show_progress": "hidden", "queue": False}
-        fields = [solver, steps, mask_solver, mask_steps, files, labels, count, about]
-        page.load(look, None, [model, about])
-        again.click(look, None, [model, about])
-        model.change(choose, model, fields, show_progress="hidden", concurrency_limit=AT_ONCE)
-        go.click(**drawing)
-        seed.submit(**drawing)
-        onward.click(advance, [seed, count, state], [seed, status], **quiet).success(**drawing)
+        fields = [solver, steps, mask_solver, mask_steps, files, labels, count, about, fields_of, go, onward]
+        asked = [fields_of, model, count, seed, solver, steps, mask_solver, mask_steps, files, labels]
+        busy = [status, go, onward, stop, clock]
+        result = [state, gallery, legend, command, provenance, file]
+        page.load(look, model, [model, *fields], **quiet)
+        again.click(look, model, [model, *fields], **quiet)
+        model.input(None, None, [go, onward], js=DISABLE_TWO)
+        model.input(choose, model, fields, trigger_mode="always_last", **quiet)
+        go.click(begin, asked, busy, **quiet)
+        seed.submit(None, js="() => document.getElementById('go').click()")
+        onward.click(advance, [seed, count, state], [seed, status], **quiet).success(begin, asked, busy, **quiet)
+        clock.tick(look_on, opacity, [*busy, *result], **quiet)
         stop.click(stop_drawing, None, None, **quiet)
-        opacity.release(paint, [state, opacity], gallery, show_progress="hidden")
-        opacity.input(paint, [state, opacity], gallery, show_progress="hidden", trigger_mode="always_last")
-        gallery.select(show, state, provenance, show_progress="hidden")
-        pack_it.click(save, [state, kind], [file, status])
-        page.unload(stop_drawing)
+        opacity.release(paint, [state, opacity], gallery, **quiet)
+        opacity.input(paint, [state, opacity], gallery, trigger_mode="always_last", **quiet)
+        gallery.select(show, state, provenance, **quiet)
+        pack_it.click(save, [state, kind], [file, status], queue=False)
+        page.unload(leave)
     for event in page.fns.values():
         event.api_visibility = "private"
-    return page.queue()
+    return page
+
+
+def session_of(request: gr.Request) -> str:
+    return str(request.session_hash)
 
 
 def said(text: str) -> str:
@@ -201,16 +229,16 @@ def refused(error: Exception | str) -> str:
     return f'<p role="alert" class="refused">{html.escape(str(error))}</p>'
 
 
-def _solvers(ways: Any) -> Any:
+def _solvers(ways: Ways | None, whose: str) -> Any:
     if ways is None:
         return gr.Dropdown(choices=[], value=None, visible=False)
-    return gr.Dropdown(choices=list(ways.solvers), value=ways.solver, visible=True)
+    return gr.Dropdown(choices=list(ways.solvers), value=ways.solver, label=f"Solver{whose}", visible=True)
 
 
-def _steps(ways: Any) -> Any:
+def _steps(ways: Ways | None, whose: str) -> Any:
     if ways is None:
         return gr.Number(value=None, visible=False)
-    return gr.Number(value=ways.steps, visible=True, info=f"1 to {ways.most_steps}")
+    return gr.Number(value=ways.steps, label=f"Steps{whose}", visible=True, info=f"1 to {ways.most_steps}")
 
 
 def _labels(described: Description) -> Any:

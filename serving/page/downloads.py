@@ -1,11 +1,14 @@
 """What is on the page as a file to take away: what `sample` writes of it."""
 
+import shutil
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
 from serving.page.command_line import stem
 from serving.page.drawing import Drawn
+from serving.page.settings import KEPT_SECONDS
 from serving.writers.layouts import make_layout
 from serving.writers.sample_folder import PAIRS, PROVENANCE, write_samples
 
@@ -16,8 +19,11 @@ FORMATS = {"NPZ": "", "PNG": "", "NIfTI": "nifti", "nnU-Net": "nnunet", "DICOM":
 def pack(drawn: Drawn, kind: str, folder: Path) -> Path:
     """One file in the folder: pairs.npz under the samples' name, or a zip with provenance.json in it.
 
-    Raises LayoutError, NameClashError and OSError.
+    What was packed there more than KEPT_SECONDS ago is removed. Raises LayoutError, NameClashError and OSError.
     """
+    for packed_before in folder.iterdir():
+        if time.time() - packed_before.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(packed_before, ignore_errors=True)
     layouts = [make_layout(FORMATS[kind])] if FORMATS[kind] else []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         written = Path(scratch) / stem(drawn)

@@ -1,7 +1,6 @@
 """Samples that are being drawn while a page looks on."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from serving.client import SamplingError
@@ -12,7 +11,8 @@ from serving.page.settings import MOST, Server, Settings
 from serving.picture_files import PictureFileError
 from serving.sample_set import Samples
 
-LOOK_SECONDS = 0.2
+LOOK_SECONDS = 0.3
+AT_ONCE = threading.BoundedSemaphore(8)  # drawings; the server has a queue too
 FAILURES = (SamplingError, MaskFileError, PictureFileError, OSError)
 
 
@@ -47,14 +47,15 @@ class Drawing:
         self._is_cancelled = True
         self._client.close()  # which ends its requests, here and in the server
 
-    def progress(self) -> Iterator[str]:
-        """In words, now and then, until it has ended."""
-        while self._thread.is_alive():
-            done, total = self._samples
-            text = f"{done} of {total} samples" if total else "Waiting for the server"
-            steps, all_steps = self._steps
-            yield f"{text}, {steps} of {all_steps} steps" if all_steps else text
-            self._thread.join(LOOK_SECONDS)
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def so_far(self) -> str:
+        """In words."""
+        done, total = self._samples
+        text = f"{done} of {total} samples" if total else "Waiting for the server"
+        steps, all_steps = self._steps
+        return f"{text}, {steps} of {all_steps} steps" if all_steps else text
 
     def result(self) -> Drawn:
         """Raises CancelledError, SamplingError, MaskFileError, PictureFileError or OSError."""
@@ -69,7 +70,8 @@ class Drawing:
 
     def _run(self) -> None:
         try:
-            self._drawn = self._draw()
+            with AT_ONCE:
+                self._drawn = self._draw()
         except Exception as failure:  # raised again where the result is taken
             self._failure = failure
         finally:

@@ -24,16 +24,19 @@ def serve(server: Server, host: str, port: int, say: Callable[[str], object]) ->
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": folder}
         import gradio
         import uvicorn
-        from fastapi import FastAPI
 
         from serving.page.blocks import build
+        from serving.page.health import with_health
 
+        theme = gradio.themes.Base(font="sans-serif", font_mono="monospace").set(
+            block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+        )
         downloads = Path(folder) / "downloads"
         downloads.mkdir()
         app = gradio.mount_gradio_app(
-            FastAPI(openapi_url=None), build(server, url, downloads), "/", footer_links=[], ssr_mode=False, pwa=False,
+            with_health(server), build(server, url, downloads), "/", footer_links=[], ssr_mode=False, pwa=False,
             enable_monitoring=False, mcp_server=False, show_error=False, css_paths=STYLE,
-            allowed_paths=[str(downloads)], theme=gradio.themes.Base(font="sans-serif", font_mono="monospace"),
+            allowed_paths=[str(downloads)], theme=theme,
         )  # fmt: skip
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GOODBYE_SECONDS)
         with _listening(host, port) as listener:

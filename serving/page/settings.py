@@ -9,6 +9,7 @@ from serving.client import SampleClient
 from serving.step_watch import Tell
 
 MOST = 64  # pictures that are looked at together; for more there is `medgen draw`
+KEPT_SECONDS = 3600  # samples, their pictures, and files that were given or are to be taken away
 LAST_SEED = 2**63 - 1
 
 

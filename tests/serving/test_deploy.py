@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from deployed import DEPLOY, DOCKERFILE, KUBERNETES, container, instructions, manifests
 from tiny import write_tiny_bundle
 
-from serving.__main__ import draw, up
+from serving.__main__ import draw, page, up
 from serving.bundle import TEMPLATES, bundle_folder
+from serving.page.health import READY
 
 ROOT = DEPLOY.parents[1]
 TARGETS = ("wheel", "client", "page", "server")
@@ -51,8 +52,8 @@ def test_what_is_copied_is_there() -> None:
 def test_nothing_runs_as_root_and_health_is_to_be_ready(target: str) -> None:
     of = dict(instructions(target))
     assert of["USER"] == "10001:10001"
-    if target == "server":
-        assert "8000/v2/health/ready" in of["HEALTHCHECK"], "live is as soon as it listens"
+    ready = {"server": "8000/v2/health/ready", "page": f"7860{READY}", "client": ""}[target]
+    assert ready in of.get("HEALTHCHECK", ""), "live is as soon as it listens"
     assert ("HEALTHCHECK" in of) == (target != "client")
 
 
@@ -89,7 +90,7 @@ def test_the_wheel_and_a_client_are_installed_in_an_empty_environment(tmp_path: 
 
 
 @needs_kubectl
-@pytest.mark.parametrize("folder", ["base", "gpu", "draw"])
+@pytest.mark.parametrize("folder", ["base", "gpu", "draw", "page"])
 def test_kubernetes_takes_the_manifests(folder: str) -> None:
     validate(KUBERNETES / folder)
 
@@ -157,6 +158,15 @@ def test_the_arguments_of_all_are_those_of_up(tmp_path: Path) -> None:
         assert given["host"] == "0.0.0.0"
     with pytest.raises(click.UsageError):
         up.make_context("up", [*of_kserve[1:], "--repository", str(tmp_path), "--grpcport", "1"])
+
+
+def test_a_page_that_cannot_draw_is_not_ready() -> None:
+    pod = container("page", "deployment.yaml")
+    given = page.make_context("page", [*pod["args"]]).params
+    services = [made for made in manifests(KUBERNETES / "base") if made["kind"] == "Service"]
+    assert given["url"] in {f"{made['metadata']['name']}:8001" for made in services}
+    assert pod["readinessProbe"]["httpGet"]["path"] == READY
+    assert "httpGet" not in pod["livenessProbe"], "a page need not start again when its server is gone"
 
 
 def test_the_pods_of_the_job_draw_the_set(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a page shows and sends, without a browser."""
 
 import html
+import os
 import shlex
 import time
 import zipfile
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from live import Live, eventually
+from live import Live, eventually, free_ports
 from PIL import Image
 from tiny_samples import HEART, pairs
 
@@ -20,7 +21,7 @@ from serving.page.command_line import command_of
 from serving.page.downloads import FORMATS, pack
 from serving.page.drawing import CancelledError, Drawing, Drawn
 from serving.page.pictures import tile, what_is_seen
-from serving.page.settings import LAST_SEED, Server, Settings, WrongSettingError, read_settings
+from serving.page.settings import KEPT_SECONDS, LAST_SEED, Server, Settings, WrongSettingError, read_settings
 from serving.sample_set import Samples
 from serving.sampling.loop import ASK_SECONDS
 from serving.writers.pictures import PALETTE
@@ -116,6 +117,14 @@ def test_a_file_to_take_away_is_what_sample_writes(tmp_path: Path) -> None:
                     assert np.array_equal(np.array(picture), np.array(tile(HEARTS, 0, 0.0))[..., 0])
 
 
+def test_files_are_not_kept_for_ever(tmp_path: Path) -> None:
+    old, new = (pack(drawn_of(HEARTS), "NPZ", tmp_path) for _ in range(2))
+    past = time.time() - KEPT_SECONDS - 1
+    os.utime(old.parent, (past, past))
+    last = pack(drawn_of(HEARTS), "NPZ", tmp_path)
+    assert {*tmp_path.rglob("*.npz")} == {new, last}
+
+
 def test_the_command_draws_the_same_again(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     solving = {"steps": 5, "solver": "ddim", "mask_steps": 3}
     drawn = Drawing(server_of(live), Settings("cmr_ddpm", 3, 11, solving)).result()
@@ -162,5 +171,19 @@ def test_who_cancels_ends_it_on_the_server_too(live: Live) -> None:
         drawing.cancel()
         with pytest.raises(CancelledError, match="Cancelled, with 0 of 16 samples drawn"):
             drawing.result()
-        time.sleep(ASK_SECONDS)
+        time.sleep(10 * ASK_SECONDS)  # until Triton has heard of it
     eventually(lambda: live.metric("medgen_rows_cancelled_total", "tiny_gated") - before == 16, "all have left")
+
+
+def test_a_page_is_ready_when_its_server_can_draw(live: Live) -> None:
+    health = pytest.importorskip("serving.page.health")
+    testing = pytest.importorskip("starlette.testclient")
+
+    def ready(server: Server) -> tuple[int, str]:
+        answer = testing.TestClient(health.with_health(server)).get(health.READY)
+        return answer.status_code, answer.text
+
+    assert ready(server_of(live)) == (200, "ready")
+    (port,) = free_ports(1)
+    gone = Server(f"127.0.0.1:{port}", None, 60.0)
+    assert ready(gone) == (503, f"no server answers at 127.0.0.1:{port}: start one with medgen up")

@@ -37,7 +37,7 @@ LOG = sys.argv.pop(1)
 sys.addaudithook(hook)
 runpy.run_module("serving", run_name="__main__")
 """
-MILLISECONDS = 20_000
+MILLISECONDS = 1000 * PATIENCE
 
 
 @dataclass
@@ -90,6 +90,12 @@ class Visit:
         box.fill(str(value))
         box.dispatch_event("change")
         box.blur()
+
+    def choose(self, model: str) -> None:
+        box = self.page.locator("#model input").first
+        box.click()
+        box.fill(model)
+        box.press("Enter")
 
     def draw(self, button: str = "#go") -> None:
         self.page.click(button)
@@ -252,3 +258,32 @@ def test_cancel(live: Live, visit: Any) -> None:
         page.wait("document.querySelector('#status').innerText.includes('0 of 4 samples')")
         page.page.click("#stop")
         page.wait("document.querySelector('#status').innerText.includes('Cancelled, with 0 of 4 samples drawn')")
+
+
+def test_no_press_is_lost(live: Live, visit: Any) -> None:
+    page = visit("tiny")
+    for turn in range(6):
+        for model in ("cmr_flow", "tiny", "cmr_ddpm")[turn % 3 :]:
+            page.choose(model)
+        page.fill("seed", 100 * turn)
+        page.page.click("#go")
+        page.wait(f"document.querySelector('#command').innerText.includes('--seed {100 * turn} ')")
+        page.page.click("#next")
+        page.wait(
+            "document.querySelector('#stop').click(), document.querySelector('#status').innerText.includes('Cancelled')"
+            f" || document.querySelector('#command').innerText.includes('--seed {100 * turn + 4} ')"
+        )
+    assert not [url for url in page.asked if "/queue/" in url], "its stream loses an event that begins as another ends"
+
+
+def test_nothing_is_drawn_by_the_fields_of_another_model(live: Live, visit: Any) -> None:
+    page = visit("tiny")
+    page.wait("document.querySelector('#go').disabled === false")
+    with live.closed("tiny_gated") as waiting:
+        page.choose("tiny_gated")
+        page.wait("document.querySelector('#go').disabled && document.querySelector('#next').disabled")
+        eventually(waiting.exists, "the model is asked how it draws")
+        page.choose("cmr_flow")
+    page.wait("document.querySelector('#mask_steps input')?.value === '4'")
+    page.draw()
+    assert "--solver euler" in " ".join(page.page.inner_text("#command").split())
