@@ -12,9 +12,11 @@ from tiny_texture import TEXTURE
 
 from benchmarks.__main__ import main
 from benchmarks.evaluation.pairs import EvaluationError
+from benchmarks.latency.contenders import Case
 from benchmarks.tune import command
-from benchmarks.tune.candidates import held, labelled, same_weights
-from benchmarks.tune.timing import Clock
+from benchmarks.tune.apply import apply
+from benchmarks.tune.candidates import Candidate, held, labelled, same_weights
+from benchmarks.tune.timing import Clock, paper_sampler
 from export.report import facts_of
 from serving.bundle import MANIFEST, Output, Student, bundle_folder, load_bundle, seal
 from serving.client import LocalClient
@@ -112,6 +114,24 @@ def test_the_fastest_that_passes_becomes_the_default(
     assert section["facts"]["untried"][0] == ["ddim 1", "ddim 2 was not accepted"]
 
 
+def test_what_fails_half_way_leaves_the_bundle_as_it_was(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is done goes into its place at once."""
+    place = bundle_folder(repository, "pig")
+    before, chosen = contents(repository), load_bundle(place)
+
+    def full(_: Path) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("benchmarks.tune.apply.seal", full)
+        with pytest.raises(OSError, match="no space left"):
+            apply(chosen, "ddim", 3, {"verdict": "accepted"}, place)
+    assert contents(repository) == before
+    after = apply(chosen, "ddim", 3, {"verdict": "accepted"}, place)
+    assert (after.manifest.default_steps, after.manifest.tuned) == (3, {"verdict": "accepted"})
+    assert list(place.parent.glob("*bundle*")) == [place]
+
+
 def test_what_did_not_pass_changes_nothing(repository: Path, tmp_path: Path) -> None:
     before = contents(repository)
     printed = run(
@@ -158,3 +178,24 @@ def test_other_weights_are_not_taken_for_the_bundles(repository: Path, tmp_path:
     other = held(repository_of(tmp_path / "other"), "pig")
     assert labelled(other, own).label == "onnx fp32 of other weights"
     assert labelled(own, own) == own
+
+
+def test_the_papers_sampler_is_timed_where_its_weights_are(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the bundle's own weights, with the seeds of the others."""
+    first = Candidate(held(repository, "pig", ""), "ddim", 4)
+    assert paper_sampler(first, None) == {}
+    shipped, opened = shipped_checkpoint("pig"), []
+
+    class Row:
+        def sample(self, seeds: list[int]) -> list[int]:
+            return seeds
+
+    def open_row(place: str, case: Case) -> Row:
+        opened.append((place.rpartition(":")[2], case.stages[0].checkpoint))
+        return Row()
+
+    monkeypatch.setattr("benchmarks.tune.timing.open_row", open_row)
+    changed(bundle_folder(repository, "pig"), checkpoint={"digest": load_checkpoint(shipped)[1]["digest"]})
+    draws = paper_sampler(Candidate(held(repository, "pig", ""), "ddim", 4), None)
+    assert draws["paper-sampler"](range(3, 5)) == [3, 4]
+    assert opened == [("PaperSampler", shipped.resolve())]
