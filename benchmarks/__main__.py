@@ -8,6 +8,7 @@ from benchmarks.evaluation.command import privacy, quality, report, utility
 from benchmarks.gpu.command import gpu
 from benchmarks.latency.command import latency
 from benchmarks.load.command import load
+from benchmarks.papers.command import papers
 from benchmarks.quality.command import anatomy
 from benchmarks.tune.command import calibrate, tune
 
@@ -33,6 +34,7 @@ main.add_command(dmgan)
 main.add_command(gpu)
 main.add_command(latency)
 main.add_command(load)
+main.add_command(papers)
 main.add_command(tune)
 main.add_command(calibrate)
 for measure in (quality, utility, privacy, report):

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
         ["benchmarks", "anatomy"],
         ["benchmarks", "gpu"],
         ["benchmarks", "latency"],
+        ["benchmarks", "papers"],
     ],
 )
 def test_it_does_not_wait_for_torch(arguments: list[str]) -> None:

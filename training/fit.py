@@ -40,7 +40,7 @@ LONG = 10.0  # seconds that a picture may take without a word
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run writes and how often; ``config`` is recorded in each checkpoint."""
+    """Where a run writes and how often; ``config`` is recorded in each checkpoint, and of 0 there are no previews."""
 
     out: Path
     config: dict[str, Any]
@@ -179,7 +179,8 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
         log = Log(run.out / "log.csv", family, step, say) if accelerator.is_main_process else None
         task = progress.add_task("", total=total, completed=step)
         piped = NowAndThen() if log and not progress.console.is_terminal else None
-        if log and state and step == total and not picture(run, step).exists():  # stopped while that was drawn
+        # stopped while that was drawn
+        if log and state and run.preview_every and step == total and not picture(run, step).exists():
             with suppress(NotDrawn):
                 save_preview(family.eval(), dataset, picture(run, step), Watched(picture(run, step), stops, say))
             if stops:
@@ -223,7 +224,8 @@ def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator:
                 progress.update(task, completed=step)
                 if piped:
                     piped(how_far(progress.tasks[task]))
-                previews = phase == family.phases[-1] and (step % run.preview_every == 0 or phase_ends)
+                last_phase = phase == family.phases[-1]
+                previews = run.preview_every and last_phase and (step % run.preview_every == 0 or phase_ends)
                 if log and previews and not stops:
                     file = picture(run, step)
                     with suppress(NotDrawn), trainer.averaged():

@@ -1,0 +1,117 @@
+"""What both papers' tables have in common: distances to real pictures, and what a segmenter learns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evaluation import features as of
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.distances import frechet_between, kernel_distance
+from benchmarks.evaluation.features import Extractor, noise_like, standardised
+from benchmarks.evaluation.measure_quality import segmenter_features
+from benchmarks.evaluation.pairs import Pairs, drawn_by_patient
+from benchmarks.evaluation.segmentation import RECIPES, Recipe, steps_of
+from benchmarks.evaluation.similarity import Lpips
+from benchmarks.evaluation.statistics import Interval, mean_of
+from benchmarks.evaluation.utility import Scored, Training, gained, predictions, scored
+from benchmarks.papers.amounts import Amounts
+
+FLOOR, CEILING = "real, other patients", "noise"
+Figure = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures by the same seed, segmenter and networks. files: networks to compare by, name and path; vgg16: weights
+    for LPIPS."""
+
+    amounts: Amounts
+    cache: Cache
+    seed: int = 0
+    files: Sequence[tuple[str, Path]] = ()
+    vgg16: Path | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        recipe = RECIPES[self.amounts.preset]
+        return replace(recipe, epochs=self.amounts.epochs or recipe.epochs)
+
+    @cached_property
+    def lpips(self) -> Lpips | None:
+        return None if self.vgg16 is None else Lpips(self.vgg16)
+
+    def extractors(self, reference: Pairs, classes: int) -> list[Extractor]:
+        found = [segmenter_features(reference, self.recipe, classes, self.seed)]
+        found += [of.radiomics()] if self.amounts.radiomics and of.has_radiomics() else []
+        return found + [of.of_network(name, file) for name, file in self.files]
+
+    def distances(
+        self, reference: Pairs, other: Pairs, sides: Mapping[str, Pairs], classes: int
+    ) -> dict[str, dict[str, Any]]:
+        """Of each side, of other real patients and of noise: "pictures", and by the name of a distance a figure."""
+        count = min(len(reference), len(other), *map(len, sides.values()))
+        reference, other = (drawn_by_patient(each, count, self.seed) for each in (reference, other))
+        sides = {name: each.at(range(count)) for name, each in sides.items()}
+        sides |= {FLOOR: other, CEILING: noise_like(reference, self.seed)}
+        rows: dict[str, dict[str, Any]] = {name: {"pictures": count} for name in sides}
+        for extractor in self.extractors(reference, classes):
+            found = [extractor.of(each, self.cache) for each in (reference, *sides.values())]
+            if not extractor.is_inception:
+                found = standardised(*found)
+            for (name, pairs), features in zip(sides.items(), found[1:], strict=True):
+                whose = reference.groups, pairs.groups
+                kernel = kernel_distance(found[0], features, *whose, self.seed)
+                frechet = frechet_between(found[0], features, *whose, self.seed)
+                rows[name] |= {extractor.kernel_name(): kernel.as_json(), extractor.frechet_name(): frechet.as_json()}
+        return rows
+
+    def utility(
+        self, rows: Sequence[Training], tests: Sequence[Pairs], classes: int
+    ) -> dict[str, dict[str, dict[str, Any]]]:
+        """By row and test set: "classes", the figures of each but the background, means over patients and seeds, and
+        "Dice", that of a patient's classes together.
+
+        The first row is what the others' Dice is compared with. All are trained for as many steps as it would be.
+        """
+        steps = steps_of(self.recipe, len(rows[0].pairs))
+        found: dict[str, dict[str, list[Scored]]] = {}
+        for row in rows:
+            by_seed = [
+                predictions(row, tests, classes, self.recipe, steps, self.seed + number, self.cache)
+                for number in range(self.amounts.seeds)
+            ]
+            found[row.name] = {
+                test.name: scored([each[place] for each in by_seed], test, classes, self.seed)
+                for place, test in enumerate(tests)
+            }
+        first = found[rows[0].name]
+        return {
+            name: {
+                test: {
+                    "classes": [
+                        _told(each, None if name == rows[0].name else gained(each, base, self.seed))
+                        for each, base in zip(of_classes, first[test], strict=True)
+                    ],
+                    "Dice": _of_patients(of_classes, self.seed).as_json(),
+                }
+                for test, of_classes in by_test.items()
+            }
+            for name, by_test in found.items()
+        }
+
+
+def _of_patients(classes: Sequence[Scored], seed: int) -> Interval:
+    values = np.stack([each.by_patient for each in classes])
+    there = np.isfinite(values)
+    sums = np.where(there, values, 0).sum(0)
+    means = np.divide(sums, there.sum(0), out=np.full(values.shape[1], np.nan), where=there.any(0))
+    return mean_of(means, np.arange(len(means)), seed)
+
+
+def _told(found: Scored, gain: Interval | None) -> dict[str, Figure]:
+    figures = {metric: value.as_json() for metric, value in found.figures.items()}
+    return figures if gain is None else {**figures, "Dice gained": gain.as_json()}

@@ -1,0 +1,166 @@
+"""The cardiac paper's Tables III to VI on a data set of ours."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evaluation.measure_privacy import FEW_PATIENTS
+from benchmarks.evaluation.membership import Seen, by_features, by_loss, seen
+from benchmarks.evaluation.neighbours import closeness, nearest
+from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, together
+from benchmarks.evaluation.shapes import TABLE_III, absent, compared_features, features_of
+from benchmarks.evaluation.similarity import likeness, of_other_patients
+from benchmarks.evaluation.statistics import mean_of
+from benchmarks.evaluation.utility import Training
+from benchmarks.papers.comparing import Figure, Judge
+from benchmarks.papers.drawing import drawn
+from benchmarks.papers.models import Model, Workshop
+from benchmarks.papers.paper import CHAINS
+from benchmarks.papers.sources import told
+from training.checkpoint import shipped_checkpoint
+from training.data.classes import HEART
+
+CLASSES = len(HEART)
+Sets = Mapping[str, tuple[Pairs, Pairs]]  # train and held out, by the name of the data set
+
+
+def measure(sets: Sets, workshop: Workshop, judge: Judge) -> dict[str, Any]:
+    """Everything that the four tables print, as JSON holds it; the generators learn the first data set's train."""
+    (name, *_) = sets
+    train, held_out = sets[name]
+    amounts = workshop.amounts
+
+    def made(model: str) -> Model:
+        return workshop.model(model, model, train, name, init=shipped_checkpoint(model) if amounts.warm else None)
+
+    of_masks = made("cmr_mask")
+    models = {chain: made(f"{chain}_image") for chain in CHAINS}
+    real = {each: _some(side, amounts.real, judge.seed) for each, (side, _) in sets.items()}
+    count = len(real[name])
+    masks = drawn(of_masks, count, judge.cache, name="cmr_mask")
+    under_held_out = {
+        chain: drawn(model, len(held_out), judge.cache, held_out, name=chain) for chain, model in models.items()
+    }
+    full = {chain: drawn(model, count, judge.cache, masks, name=f"{chain} Full-Syn") for chain, model in models.items()}
+    under_real = {
+        f"{chain} {each}-Syn": drawn(model, len(some), judge.cache, some, name=f"{chain} {each}-Syn")
+        for chain, model in models.items()
+        for each, some in real.items()
+    }
+    rows = [Training(name, real[name], count, 0)]
+    rows += [Training(each, some, len(some), 0) for each, some in real.items() if each != name]
+    rows += [Training(f"{chain} Full-Syn", pairs, 0, len(pairs)) for chain, pairs in full.items()]
+    rows += [Training(row, pairs, 0, len(pairs)) for row, pairs in under_real.items()]
+    tests = [other for _, other in sets.values()]
+    table_5 = judge.utility(rows, tests, CLASSES)
+    return {
+        "name": name,
+        "train": told(train),
+        "held_out": told(held_out),
+        "sets": {each: [told(one), told(other)] for each, (one, other) in sets.items()},
+        "size": train.size,
+        "models": {"cmr_mask": dict(of_masks.facts), **{each: dict(model.facts) for each, model in models.items()}},
+        "samplers": {
+            each: [model.family.preset.default_solver, model.family.preset.default_steps]
+            for each, model in {"cmr_mask": of_masks, **models}.items()
+        },
+        "Table III": _shapes(together(train, held_out), masks, judge.seed),
+        "Table IV": _fidelity(train, held_out, under_held_out, judge),
+        "Table V": {
+            row.name: {"real": row.real, "synthetic": row.synthetic, "tested": table_5[row.name]} for row in rows
+        },
+        "Table VI": _privacy(real[name], held_out, under_held_out, models, judge),
+    }
+
+
+def _some(pairs: Pairs, count: int | None, seed: int) -> Pairs:
+    return pairs if count is None else drawn_by_patient(pairs, count, seed)
+
+
+def _shapes(real: Pairs, masks: Pairs, seed: int) -> dict[str, Any]:
+    """Fifteen comparisons, Holm's correction for these, and how many masks lack a structure."""
+    one, other = (
+        {name: values for name, values in features_of(side).items() if name.partition(": ")[2] in TABLE_III}
+        for side in (real, masks)
+    )
+    rows = {
+        name: {
+            "real": found.real_mean,
+            "generated": found.synthetic_mean,
+            "D": found.d,
+            "p": found.p,
+            "p (Holm)": adjusted,
+            "delta": found.delta.as_json(),
+        }
+        for name, found, adjusted in compared_features(one, other, real.groups, seed)
+    }
+    lacking = {"real": dict(absent(real)), "generated": dict(absent(masks))}
+    return {"rows": rows, "real": len(real), "generated": len(masks), "absent": lacking}
+
+
+def _fidelity(train: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], judge: Judge) -> dict[str, Any]:
+    """Under masks of held-out slices, beside these; the floor is other patients."""
+    found: dict[str, Any] = judge.distances(held_out, train, samples, CLASSES)
+    for chain, pairs in samples.items():
+        found[chain] |= _alike(likeness(held_out, pairs, judge.lpips), held_out, judge.seed)
+    one, other = of_other_patients(held_out)
+    if len(one):
+        strangers = likeness(held_out.at(one), held_out.at(other), judge.lpips)
+        found["real, other patients"] |= _alike(strangers, held_out.at(one), judge.seed)
+    return found
+
+
+def _alike(values: Mapping[str, np.ndarray], whose: Pairs, seed: int) -> dict[str, Figure]:
+    return {metric: mean_of(each, whose.groups, seed).as_json() for metric, each in values.items()}
+
+
+def _privacy(
+    members: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], models: Mapping[str, Model], judge: Judge
+) -> dict[str, Any]:
+    """Nearness to what was trained on, and whether the loss tells who was."""
+    training, strangers = _flat(members), _flat(held_out)
+    rows: dict[str, Any] = {}
+    for chain, model in models.items():
+        near = nearest(_flat(samples[chain]), training)
+        others = nearest(strangers, training)
+        found = closeness(near, others, held_out.groups, judge.seed)
+        rows[chain] = {
+            "L2": found.distance.as_json(),
+            "L2 of held out": found.held_out_distance.as_json(),
+            "NNDR": found.ratio.as_json(),
+            "NNDR of held out": found.held_out_ratio.as_json(),
+            "nearer than 5 % of held out": found.nearer.as_json(),
+        }
+        if judge.lpips is not None:
+            rows[chain]["LPIPS"] = _perceived(samples[chain], members, near.row, judge).as_json()
+        rows[chain] |= _attacks(model, members, held_out, judge)
+    patients = members.patient_count, held_out.patient_count
+    return {"rows": rows, "patients": patients, "few": min(patients) < FEW_PATIENTS}
+
+
+def _attacks(model: Model, members: Pairs, held_out: Pairs, judge: Judge) -> dict[str, Any]:
+    def of(pairs: Pairs) -> Seen:
+        made_of = [model.config["digest"], pairs.digest, judge.seed]
+        kept = judge.cache.arrays("membership", made_of, lambda: vars(seen(model.family, pairs, judge.seed)))
+        return Seen(kept["loss"], kept["band"], kept["unlike"])
+
+    both, whose = (of(members), of(held_out)), (members.groups, held_out.groups)
+    loss, features = by_loss(*both, *whose, judge.seed), by_features(*both, *whose, judge.seed)
+    return {
+        "AUC": features.auc.as_json(),
+        "AUC by the loss": loss.auc.as_json(),
+        "TPR at 1 % FPR, by the loss": loss.tpr.as_json(),
+    }
+
+
+def _perceived(samples: Pairs, members: Pairs, rows: Sequence[int] | np.ndarray, judge: Judge) -> Any:
+    import torch
+
+    assert judge.lpips is not None
+    one, other = (torch.from_numpy(each)[:, None] for each in (samples.images, members.images[rows]))
+    return mean_of(judge.lpips(one, other).numpy(), np.arange(len(samples)), judge.seed)
+
+
+def _flat(pairs: Pairs) -> np.ndarray:
+    return pairs.images.reshape(len(pairs), -1)

@@ -1,0 +1,262 @@
+"""From figures, as the JSON holds them, to tables that show the paper's beside ours."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks.evaluation.report import Cell, Table, shown
+from benchmarks.evaluation.statistics import Interval
+from benchmarks.papers import paper
+from benchmarks.papers.comparing import CEILING, FLOOR
+
+Figures = Mapping[str, Any]
+TESTS = ("M&Ms", "ACDC")
+NOT_COMPARED = "Not to be compared with the paper's figures; side by side for their order alone."
+FEW = "Frechet distances of few pictures are too high: read them beside the floor. "
+
+
+def head(figures: Figures) -> str:
+    """What all tables have in common."""
+    amounts, budget = figures["amounts"], figures["budget_minutes"]
+    much = "the papers' amounts" if budget is None else f"what {budget:g} minutes of an idle core allow"
+    return (
+        f"Theirs and ours side by side. Ours: {figures['machine']}, {much} (preset {amounts['preset']}), seed "
+        f"{figures['seed']}, segmenters' seeds: {amounts['seeds']}. Found in --data: {', '.join(figures['found'])}."
+    )
+
+
+def tables(figures: Figures) -> Iterator[Table]:
+    """All that there are figures of."""
+    for each in figures["mammograms"]:
+        yield from (trained(each, "PIG's paper"), table_1(each), table_2(each))
+    if hearts := figures.get("hearts"):
+        yield trained(hearts, "the cardiac paper")
+        yield from (table_3(hearts), table_4(hearts), table_5(hearts), table_6(hearts))
+
+
+def trained(each: Figures, whose: str) -> Table:
+    rows: list[list[Cell]] = []
+    for name, facts in each["models"].items():
+        solver, steps = each["samplers"][name]
+        begun = "a checkpoint that was given" if facts["given"] else "weights that ship" if facts["begun_from"] else ""
+        size = f"{facts['parameters'] / 1e6:.2f} M"
+        seconds = facts["training_seconds"]
+        updates = " + ".join(map(str, facts["steps"]))
+        rows.append(
+            [
+                name,
+                f"{facts['size']} px",
+                size,
+                f"{updates} of {facts['batch']}",
+                "not known" if seconds is None else f"{seconds:.0f} s",
+                begun,
+                facts["learnt"],
+                f"{solver}, {steps}",
+            ]
+        )
+    learnt, held_out = each["train"], each["held_out"]
+    note = f"{of(learnt)} learnt, {of(held_out)} held out. {differs(whose)}"
+    columns = ["model", "size", "parameters", "training steps", "took", "begun from", "learnt", "drawn with"]
+    return Table(f"Ours on {each['name']}: what was trained, and on what", columns, rows, note)
+
+
+def of(side: Figures) -> str:
+    patients = side["patients"]
+    return f"{side['pairs']} pictures" + ("" if patients in (None, side["pairs"]) else f" of {patients} patients")
+
+
+def differs(whose: str) -> str:
+    if whose == "PIG's paper":
+        return "Theirs: 8,723 slices of DBT of 367 patients, 512 px, 7.13 M parameters a network; training not stated."
+    return (
+        "Theirs: ACDC and M&Ms, 128 px, 63 to 114 M parameters, 100 to 400 epochs on three RTX 6000 Ada. Of ACDC here, "
+        "patients and pixel spacing are those of the folder."
+    )
+
+
+def table_1(each: Figures) -> Table:
+    found = each["Table 1"]
+    names = distances_in(found)
+    rows: list[list[Cell]] = []
+    for name, row in found.items():
+        theirs = paper.PIG_FID.get(name)
+        ceiling = {FLOOR: "real, the other half", CEILING: CEILING}.get(name, name)
+        rows.append([ceiling, printed(theirs), *(interval(row.get(each)) for each in names), row["pictures"]])
+    note = f"Against one half of the patients; the other half is the floor, noise the ceiling. {compared(names)} "
+    return Table(
+        f"PIG's Table 1 on {each['name']}: fidelity",
+        ["", "theirs: FID", *(f"ours: {name}" for name in names), "pictures a side"],
+        rows,
+        note + paper.DOUBTS["Table 1"],
+    )
+
+
+def distances_in(found: Figures) -> list[str]:
+    known = {"pictures", "SSIM", "MS-SSIM", "PSNR", "LPIPS"}
+    return list(dict.fromkeys(name for row in found.values() for name in row if name not in known))
+
+
+def compared(names: Sequence[str]) -> str:
+    if "FID" in names:
+        return "FIDs are over other real pictures than theirs."
+    return FEW + "Ours is no FID, for there is no Inception here (--features inception=PATH). " + NOT_COMPARED
+
+
+def table_2(each: Figures) -> Table:
+    ours: Figures = each["Table 2"]
+    rows: list[list[Cell]] = []
+    for name in [*dict.fromkeys([*paper.PIG_SEGMENTATION, *ours])]:
+        theirs, row = paper.PIG_SEGMENTATION.get(name), ours.get(name)
+        cells: list[Cell] = [*map(printed, theirs or [None] * 4)]
+        if row is None:
+            rows.append([name, *cells, "not run", *[None] * 4])
+            continue
+        figures = [interval(row[metric], 100) for metric in ("Dice", "IoU", "precision", "recall")]
+        gain = interval(row["Dice gained"], 100) if "Dice gained" in row else None
+        rows.append([name, *cells, f"{row['real']} + {row['synthetic']}", *figures, gain])
+    metrics = ("Dice", "IoU", "precision", "recall")
+    columns = [
+        "trained on",
+        *(f"theirs: {name} %" for name in metrics),
+        "pairs",
+        *(f"ours: {name} %" for name in metrics),
+    ]
+    note = (
+        "Ours: one class, lesions, of held-out patients, a missed one counts 0; intervals over patients. The numbers "
+        "after a method are theirs of synthetic slices, beside some 7,000 real ones (0.15, 0.29 and 0.44 a real one); "
+        "ours are 0.5, 1 and 1.5 a real one. Theirs is five-fold cross-validation, ours one split. No latent model of "
+        f"breasts is here. {NOT_COMPARED}"
+    )
+    return Table(f"PIG's Table 2 on {each['name']}: segmentation", [*columns, "Dice gained"], rows, note)
+
+
+def table_3(hearts: Figures) -> Table:
+    found = hearts["Table III"]
+    side = hearts["size"] / paper.MASK_SIZE
+    rows: list[list[Cell]] = []
+    for name, theirs in paper.MASKS.items():
+        row = found["rows"].get(name)
+        cells: list[Cell] = [name, *map(printed, theirs)]
+        if row is None:
+            rows.append([*cells, "too few", *[None] * 5])
+            continue
+        cells += [row["real"], row["generated"], row["D"], probability(row["p"]), probability(row["p (Holm)"])]
+        rows.append([*cells, interval(row["delta"])])
+    absent, counts = found["absent"], (found["real"], found["generated"])
+    lacking = "; ".join(
+        f"{name}: {count} of {counts[0]} real, {absent['generated'][name]} of {counts[1]} generated"
+        for name, count in absent["real"].items()
+    )
+    note = (
+        f"{found['real']} real masks, {found['generated']} generated. Areas are in pixels: multiply ours by "
+        f"{1 / side**2:g} for pixels of theirs. Delta: how much more often a generated one is above a real one. Masks "
+        f"without the structure are left out: {lacking}. p takes slices of a patient for independent, which they are "
+        f"not. {paper.DOUBTS['Table III']}"
+    )
+    columns = ["", "theirs: real", "generated", "p", "ours: real", "generated", "KS D", "p", "p (Holm)", "delta"]
+    return Table(f"Table III on {hearts['name']}: shapes of masks", columns, rows, note)
+
+
+def table_4(hearts: Figures) -> Table:
+    found = hearts["Table IV"]
+    rows: list[list[Cell]] = []
+    ours = [*paper.CHAINS, FLOOR, CEILING]
+    for metric in [*dict.fromkeys([*paper.FIDELITY, *distances_in(found)])]:
+        cells = [interval(found[name].get(metric)) for name in ours]
+        if any(cell is not None for cell in cells):
+            rows.append([metric, *map(printed, paper.FIDELITY.get(metric, (None,) * 3)), *cells])
+        else:
+            rows.append([metric, *map(printed, paper.FIDELITY[metric]), *["not run"] * len(ours)])
+    columns = ["", *(f"theirs: {name}" for name in paper.CHAINS), *(f"ours: {name}" for name in ours)]
+    note = (
+        f"Samples under the masks of {found[paper.CHAINS[0]]['pictures']} held-out slices, beside these; SSIM's kernel "
+        "has 11 pixels, MS-SSIM as many scales as fit. FID and KID need --features inception=PATH, LPIPS --lpips "
+        f"PATH. {NOT_COMPARED}"
+    )
+    return Table(f"Table IV on {hearts['name']}: fidelity", columns, rows, note)
+
+
+def table_5(hearts: Figures) -> Table:
+    ours: Figures = hearts["Table V"]
+    tested = [name for name in TESTS if any(name in row["tested"] for row in ours.values())]
+    tested += [name for row in ours.values() for name in row["tested"] if name not in TESTS][:1]
+    metrics = ("Dice", "IoU", "HD95", "ASD")
+    rows: list[list[Cell]] = []
+    for name in [*dict.fromkeys([*paper.UTILITY, *ours])]:
+        theirs, row = paper.UTILITY.get(name), ours.get(name)
+        cells: list[Cell] = (
+            [name, *(printed(figure) for test in theirs for figure in test)] if theirs else [name, *[None] * 8]
+        )
+        if row is None:
+            rows.append([*cells, "not run", *[None] * (len(tested) * len(metrics))])
+            continue
+        for test in tested:
+            found = row["tested"].get(test)
+            cells += (
+                [None] * 4
+                if found is None
+                else [interval(found["Dice"]), *(mean(found["classes"], each) for each in metrics[1:])]
+            )
+        rows.append([*cells[:9], f"{row['real']} + {row['synthetic']}", *cells[9:]])
+    columns = ["trained on", *(f"theirs on {test}: {name}" for test in TESTS for name in metrics), "real + synthetic"]
+    columns += [f"ours on {test}: {name}" for test in tested for name in metrics]
+    note = (
+        "Ours: means of LV, MYO and RV without the background, the interval over patients (each structure's are in the "
+        "JSON); a missed structure counts 0, and its distance is the picture's diagonal; HD95 and ASD in mm by the "
+        "files' spacing, which may be nominal. "
+        f"{paper.DOUBTS['Table V']} {NOT_COMPARED}"
+    )
+    return Table(f"Table V on {hearts['name']}: segmentation", columns, rows, note)
+
+
+def table_6(hearts: Figures) -> Table:
+    found = hearts["Table VI"]["rows"]
+    scale = hearts["size"] / paper.MASK_SIZE
+    names = [*dict.fromkeys([*paper.PRIVACY, *(name for row in found.values() for name in row)])]
+    rows: list[list[Cell]] = [
+        [
+            name,
+            *map(printed, paper.PRIVACY.get(name, (None,) * 3)),
+            *(interval(found[chain].get(name)) if name in found[chain] else "not run" for chain in paper.CHAINS),
+        ]
+        for name in names
+    ]
+    patients, others = hearts["Table VI"]["patients"]
+    note = (
+        f"Samples under held-out masks, nearest of the training set; L2 is of {hearts['size']} px, and goes with the "
+        f"side: theirs would be {scale:g} times as far. {patients} patients are members, {others} are not"
+        + (": that the attack runs is shown, not that models keep secrets. " if hearts["Table VI"]["few"] else ". ")
+        + f"{paper.DOUBTS['Table VI']} {NOT_COMPARED}"
+    )
+    columns = ["", *(f"theirs: {name}" for name in paper.CHAINS), *(f"ours: {name}" for name in paper.CHAINS)]
+    return Table(f"Table VI on {hearts['name']}: privacy", columns, rows, note)
+
+
+def interval(told: Mapping[str, float | None] | None, times: float = 1.0) -> Interval | None:
+    """From JSON, which has no NaN."""
+    if told is None:
+        return None
+    return Interval(*(math.nan if told[end] is None else times * float(told[end] or 0) for end in Interval._fields))
+
+
+def mean(classes: Sequence[Mapping[str, Any]], metric: str) -> float:
+    """Over classes of what is known."""
+    known = [each[metric]["value"] for each in classes if each[metric]["value"] is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
+def printed(value: float | None) -> str | None:
+    """A figure of the papers with all its places."""
+    return None if value is None else f"{value:g}"
+
+
+def probability(value: float) -> str:
+    return f"{value:.1e}" if value < 0.001 else f"{value:.3f}"
+
+
+def markdown(table: Table) -> str:
+    """A table as GitHub shows it, with its note below."""
+    lines = [f"### {table.title}", "", "| " + " | ".join(table.columns) + " |"]
+    lines.append("|" + "|".join("---" if not k else "---:" for k in range(len(table.columns))) + "|")
+    lines += ["| " + " | ".join("" if cell is None else shown(cell) for cell in row) + " |" for row in table.rows]
+    return "\n".join([*lines, "", table.note, ""])

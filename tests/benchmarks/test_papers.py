@@ -1,0 +1,205 @@
+"""The tables of PIG's and the cardiac paper, and ours beside them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_families import FIELDS, tiny_family
+
+from benchmarks.__main__ import main
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.reading import read_pairs
+from benchmarks.evaluation.segmentation import Recipe
+from benchmarks.evaluation.statistics import holm
+from benchmarks.papers import amounts, comparing, drawing, hearts, mammograms, models, paper, sources, tables
+from training import CheckpointError
+from training.checkpoint import save_checkpoint
+from training.models import load_family
+
+LESIONS = ("ddpm", "seg_guided", "controlnet", "pig")
+HEARTS = ("cmr_mask", "cmr_ddpm_image", "cmr_ldm_image", "cmr_flow_image")
+TINY = amounts.Amounts("small", steps=2, batch=2, warm=True, phantoms=8, real=6, ddpm=2, ddim=2, seeds=1, epochs=1,
+                       radiomics=False)  # fmt: skip
+
+
+def drawn_by_torch(client: Any, model: models.Model, seeds: range, given: Any, asked: Mapping[str, Any]) -> Any:
+    family, preset = model.family, model.family.preset
+    generator = torch.Generator().manual_seed(seeds.start)
+    solver, steps = asked["solver"] or preset.default_solver, asked["steps"] or preset.default_steps
+    noises = [torch.randn(len(seeds), *family.sample_shape, generator=generator) for _ in range(steps + 1)]
+    under = None if given is None else torch.from_numpy(given[seeds.start : seeds.stop])
+    arrays = {"mask": given[seeds.start : seeds.stop]} if given is not None else {}
+    outputs = family.sample(noises, solver, steps, under)
+    arrays |= {output.name: found.numpy() for output, found in zip(family.outputs, outputs, strict=True)}
+    return drawing.pictures(arrays, len(seeds))
+
+
+def test_what_is_printed_of_the_papers_adds_up() -> None:
+    dice = {name: row.dice for name, row in paper.PIG_SEGMENTATION.items()}
+    assert dice["real + PIG_2048"] - dice["real + SegGuidedDif_2048"] == pytest.approx(2.24)
+    assert dice["real + PIG_2048"] - dice["real"] == pytest.approx(8.18)
+    assert paper.PIG_FID["DDIM"] - paper.PIG_FID["PIG"] == pytest.approx(15.66)
+    values = [row.p for row in paper.MASKS.values()]
+    assert (len(values), sum(p < 0.05 for p in values), sum(p < 0.05 for p in holm(values))) == (15, 8, 6)
+    for name, row in paper.MASKS.items():
+        if name.endswith("pixels %"):
+            area = paper.MASKS[name.replace("pixels %", "area")]
+            assert 100 * area.real / paper.MASK_SIZE**2 == pytest.approx(row.real, abs=0.01)
+            assert 100 * area.generated / paper.MASK_SIZE**2 != pytest.approx(row.generated, abs=0.3)
+
+
+def test_more_minutes_are_more_of_everything_and_the_same_on_every_machine() -> None:
+    assert amounts.within(15) == amounts.within(15)
+    short, long = amounts.within(5), amounts.within(30)
+    assert short.steps is not None
+    assert long.steps is not None
+    assert short.real
+    assert long.real
+    assert short.steps < long.steps
+    assert short.real < long.real
+    assert short.phantoms < long.phantoms
+    assert amounts.Amounts().preset == "paper"
+    assert amounts.Amounts().ddpm == paper.PIG_STEPS["DDPM"]
+
+
+def test_data_sets_are_found_by_what_they_hold(tmp_path: Path) -> None:
+    for name in ("mias", "acdc/patient001", "ddsm/fgt_seg"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "mias" / "Info.txt").touch()
+    (tmp_path / "mias" / "mdb001.pgm").touch()
+    (tmp_path / "acdc" / "patient001" / "patient001_frame01.nii.gz").touch()
+    (tmp_path / "acdc" / "patient001" / "patient001_frame01_gt.nii.gz").touch()
+    found = sources.found_in(tmp_path)
+    assert {*found} == {"mini-MIAS", "ACDC", "DDSM"}
+    assert [*sources.mammograms(found, 9, with_films=True).values()] == ["phantom:9", str(tmp_path / "mias")]
+    assert [*sources.mammograms(found, 9, with_films=False)] == ["phantoms"]
+    assert [*sources.hearts(found, 9)] == ["ACDC"]
+    assert [*sources.hearts({}, 9).values()] == ["phantom:9"]
+    (tmp_path / "more").mkdir()
+    with pytest.raises(sources.EvaluationError, match="holds neither"):
+        sources.found_in(tmp_path / "more")
+
+
+def test_a_table_as_markdown_and_figures_from_json() -> None:
+    told = {"value": 0.5, "low": 0.25, "high": None}
+    found = tables.interval(told, 100)
+    assert found is not None
+    assert found.value == 50
+    assert found.low == 25
+    assert np.isnan(found.high)
+    assert tables.mean([{"Dice": {"value": 0.5}}, {"Dice": {"value": None}}, {"Dice": {"value": 1.0}}], "Dice") == 0.75
+    text = tables.markdown(tables.Table("T", ["", "a"], [["row", found], ["other", None]], "why"))
+    assert text.splitlines()[2:4] == ["|  | a |", "|---|---:|"]
+    assert "| other |  |" in text
+    assert text.rstrip().endswith("why")
+
+
+def test_a_model_is_built_once_and_draws_under_the_masks_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    presets = load_family("seg_guided").presets
+    monkeypatch.setitem(presets, "small", presets["small"].replaced(FIELDS["seg_guided"]))
+    said: list[str] = []
+    workshop = models.Workshop(tmp_path, TINY, {}, 0, said.append)
+    pairs = read_pairs("phantom:5", 32, "train")
+    model = workshop.model("seg_guided", "seg_guided", pairs, "phantoms")
+    assert model.facts["steps"] == [2]
+    assert said == ["training seg_guided on phantoms: 2 steps of 2", "building seg_guided"]
+    found = drawing.drawn(model, 7, Cache(tmp_path), pairs)
+    assert (found.masks == pairs.masks[[0, 1, 2, 3, 4, 0, 1]]).all()
+    assert found.images.std() > 0
+    assert found.labels == pairs.labels
+    again = workshop.model("seg_guided", "seg_guided", pairs, "phantoms")
+    assert again.digest == model.digest
+    assert len(said) == 2
+    with pytest.raises(CheckpointError, match="holds another training: name another --out"):
+        replace(workshop, seed=1).model("seg_guided", "seg_guided", pairs, "phantoms")
+    family = tiny_family("cmr_mask")
+    save_checkpoint(tmp_path / "mine", family, family.state_dict(), {"preset_name": "small"})
+    with pytest.raises(CheckpointError, match="holds a cmr_mask; wanted is a pig"):
+        replace(workshop, given={"pig of phantoms": tmp_path / "mine"}).model("pig", "pig", pairs, "phantoms")
+
+
+class TestCommand:
+    @pytest.fixture
+    def tiny(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        for name in (*LESIONS, *HEARTS):
+            presets = load_family(name).presets
+            fields = {**FIELDS[name], "batch": 2, "default_solver": "dpmpp_2m"}
+            fields |= {"paired": False} if name == "ddpm" else {}
+            monkeypatch.setitem(presets, "small", presets["small"].replaced(fields))
+
+        def shipped(name: str) -> Path:
+            folder = tmp_path / "shipped" / name
+            if not folder.exists():
+                family = load_family(name)(load_family(name).presets["small"])
+                save_checkpoint(folder, family, family.state_dict(), {"preset_name": "small", "data": "phantom"})
+            return folder
+
+        monkeypatch.setattr(hearts, "shipped_checkpoint", shipped)
+        monkeypatch.setattr(mammograms, "shipped_checkpoint", shipped)
+        monkeypatch.setattr("benchmarks.papers.command.within", lambda minutes: TINY)
+        monkeypatch.setitem(comparing.RECIPES, "small", Recipe(filters=(4, 8, 8), batch=8))
+        # No bundles, which take long: PyTorch draws what they would.
+        monkeypatch.setattr(models.Workshop, "_built", lambda self, name, run, digest, repository: digest)
+        monkeypatch.setattr(drawing, "_draw", drawn_by_torch)
+
+    def run(self, tmp_path: Path, *more: str) -> tuple[int, str]:
+        (tmp_path / "data" / "ddsm" / "fgt_seg").mkdir(parents=True, exist_ok=True)
+        asked = ["papers", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--budget", "1", *more]
+        result = CliRunner().invoke(main, asked)
+        return result.exit_code, result.output
+
+    def test_all_tables(self, tiny: None, tmp_path: Path) -> None:
+        code, output = self.run(tmp_path)
+        assert code == 0, output
+        figures = json.loads((tmp_path / "out" / "papers.json").read_text())
+        assert str(tmp_path) not in json.dumps(figures)
+        (ours,) = figures["mammograms"]
+        assert {"DDPM", "DDIM", "PIG", "noise", "real, other patients"} < ours["Table 1"].keys()
+        assert {row["pictures"] for row in ours["Table 1"].values()} == {6}
+        assert ours["Table 2"]["real + PIG_3072"]["synthetic"] == 9
+        assert ours["Table 2"]["real"]["real"] == ours["Table 2"]["real + PIG_2048"]["real"] == 6
+        assert "LDM" not in json.dumps([*ours["Table 2"]])
+        assert ours["models"]["PIG"]["steps"] == [2, 2]
+        assert ours["models"]["PIG"]["parameters"] > 0
+        found = figures["hearts"]
+        assert found["models"]["cmr_flow"]["begun_from"]
+        assert not ours["models"]["DDPM"]["begun_from"]
+        assert {*found["Table IV"]} == {*paper.CHAINS, "real, other patients", "noise"}
+        assert found["Table IV"]["cmr_ddpm"]["SSIM"]["value"] < 1
+        assert {row["synthetic"] for row in found["Table V"].values()} == {0, 6}
+        assert len(found["Table V"]["cmr_ldm Full-Syn"]["tested"]["phantoms"]["classes"]) == 3
+        assert 0 <= found["Table VI"]["rows"]["cmr_flow"]["AUC"]["value"] <= 1
+        told = " ".join(output.split())
+        for words in ("PIG's Table 1", "31.84", "Table III", "1.35e-40", "Not to be compared", "Table VI", "0.6038"):
+            assert words in told, words
+        written = (tmp_path / "out" / "papers.md").read_text()
+        assert "| real + LDM_2048 | 56.91 |" in written
+        assert "not run" in written
+
+        trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("model.safetensors")}
+        assert len({file.parents[2] for file in trained}) == 9  # of which three have two phases
+        assert not [*(tmp_path / "out").rglob("previews")]
+        code, again = self.run(tmp_path, "--only", "hearts")
+        assert code == 0, again
+        assert {file: file.stat().st_mtime_ns for file in trained} == trained
+        assert "training cmr" not in again
+        second = json.loads((tmp_path / "out" / "papers.json").read_text())
+        assert second["hearts"] == found
+        assert not second["mammograms"]
+
+        shown = CliRunner().invoke(main, ["papers", "--show", str(tmp_path / "out" / "papers.json")])
+        assert shown.exit_code == 0
+        assert "Table VI on phantoms" in shown.output
+
+    def test_what_is_missing_is_said(self) -> None:
+        result = CliRunner().invoke(main, ["papers"])
+        assert result.exit_code == 2
+        assert "--data and --out are needed, or --show" in result.output
