@@ -14,12 +14,25 @@ from benchmarks.dmgan import paper
 from benchmarks.tables import wide_console
 from training.assignment import assignment
 
+LEARN = ("pggan", "dcgan", "cyclegan", "dmgan_image")
+LEAST = 2  # steps of a training
+
 
 def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.isdigit() and int(part) for part in parts):
         raise click.BadParameter(f"{text!r} is no list of numbers such as 1,2,10")
     return tuple(map(int, parts))
+
+
+def numbers_of(_context: click.Context, _parameter: click.Parameter, texts: Sequence[str]) -> dict[str, int]:
+    found = {}
+    for text in texts:
+        model, _, number = text.partition("=")
+        if model not in LEARN or not (number.isascii() and number.isdigit() and int(number) >= LEAST):
+            raise click.BadParameter(f"{text!r} must be MODEL=STEPS, of {', '.join(LEARN)}, {LEAST} steps or more")
+        found[model] = int(number)
+    return found
 
 
 def named_checkpoints(_context: click.Context, _parameter: click.Parameter, texts: Sequence[str]) -> dict[str, Path]:
@@ -41,7 +54,14 @@ def named_checkpoints(_context: click.Context, _parameter: click.Parameter, text
     help="Folder of the trainings; what is there is not done again.",
 )
 @click.option("--preset", default="small", show_default=True, type=click.Choice(["small", "paper"]))
-@click.option("--steps", type=click.IntRange(2), help="Of each training, instead of the presets'.")
+@click.option("--steps", type=click.IntRange(LEAST), help="Of each training, instead of the presets'.")
+@click.option(
+    "--steps-of",
+    multiple=True,
+    callback=numbers_of,
+    metavar="MODEL=STEPS",
+    help="Of pggan, dcgan, cyclegan or dmgan_image alone.",
+)
 @click.option(
     "--prior", type=click.Path(exists=True, path_type=Path), help="A pggan that learnt these data; else one is trained."
 )
@@ -83,6 +103,7 @@ def dmgan(
     out: Path,
     preset: str,
     steps: int | None,
+    steps_of: dict[str, int],
     prior: Path | None,
     others: dict[str, Path],
     sites: tuple[int, ...],
@@ -115,7 +136,7 @@ def dmgan(
     features, name = (scripted(network), network.stem) if network else (pyramid_bands, "bands of a pyramid")
     try:
         given = by_model(trained, ["dcgan", "cyclegan"])
-        plan = Plan(data, out, preset, steps, skip_bad, prior, others, given, click.echo)
+        plan = Plan(data, out, preset, steps, skip_bad, prior, others, given, click.echo, steps_of)
         figures = {**measure(plan, sites, seeds, private, features), "features": name}
     except (BuildError, CheckpointError, DataError, FloatingPointError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error

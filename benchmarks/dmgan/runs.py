@@ -4,7 +4,7 @@ import csv
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from serving.sampling.noise import draw
 from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, load_checkpoint, read_config, unfinished
 from training.data import DataError, open_dataset
+from training.data.listing import digest as listing_digest
 from training.data.unpaired import open_unpaired
 from training.family import Family
 from training.federated.privacy import sparse_vector_privacy
@@ -37,8 +38,8 @@ Prior = tuple[Family, str, float | None]
 class Plan:
     """``data`` as of fit. ``steps`` of every training, instead of the presets called ``preset``.
 
-    prior: of a trained pggan that learnt the data. others: by name, of such that learnt other data. given: of dcgan and
-    cyclegan that learnt the data, by these names.
+    steps_of: by model, instead of ``steps``. prior: of a trained pggan that learnt the data. others: by name, of such
+    that learnt other data. given: of dcgan and cyclegan that learnt the data, by these names.
     """
 
     data: str
@@ -50,9 +51,11 @@ class Plan:
     others: Mapping[str, Path]
     given: Mapping[str, Path]
     say: Callable[[str], object]
+    steps_of: Mapping[str, int] = field(default_factory=dict)
 
-    def fields(self, **others: Any) -> dict[str, Any]:
-        return ({} if self.steps is None else {"steps": [self.steps]}) | others
+    def fields(self, model: str) -> dict[str, Any]:
+        steps = self.steps_of.get(model, self.steps)
+        return {} if steps is None else {"steps": [steps]}
 
     @property
     def size(self) -> int:
@@ -60,9 +63,13 @@ class Plan:
 
 
 class Part(Dataset[dict[str, Tensor]]):
-    """Some pictures of a data set, with their names and what is known of their sizes."""
+    """Some pictures of a data set, with their names and what is known of their sizes.
 
-    def __init__(self, whole: Any, indices: list[int]) -> None:
+    cut_from: the digest of all files, of which others are held out.
+    """
+
+    def __init__(self, whole: Any, indices: list[int], cut_from: str | None = None) -> None:
+        self.cut_from = cut_from
         self.reading = dict(getattr(whole, "reading", {}))
         self.items = [{"image": whole[index]["image"]} for index in indices]
         self.names = [names_of(whole)[index] for index in indices]
@@ -83,8 +90,17 @@ def split(plan: Plan) -> tuple[Part, Part]:
         held_out = open_dataset(plan.data, plan.size, "validation", plan.skip_bad, masks=False)
     except DataError:
         own, (others,) = shards(names_of(learnt), getattr(learnt, "sizes", None), 1)
-        return Part(learnt, others), Part(learnt, own)
+        return Part(learnt, others, listing_digest(getattr(learnt, "files", {}))), Part(learnt, own)
     return Part(learnt, list(range(len(learnt)))), Part(held_out, list(range(len(held_out))))
+
+
+def check_unseen(run: Path, learnt: Part) -> None:
+    """Raises CheckpointError if a run learnt the pictures that are held out, as `fit` does where it cannot split."""
+    if learnt.cut_from and read_config(find_checkpoint(run)).get("data_digest") == learnt.cut_from:
+        raise CheckpointError(
+            f"{run} learnt all pictures of the data, those that are held out here too: do not name it, and another is "
+            "trained on the others alone (--steps-of gives it as many steps)"
+        )
 
 
 def trained(family: Family, dataset: Dataset[Any], out: Path, plan: Plan, seed: int = 0) -> tuple[Family, float]:
@@ -118,11 +134,13 @@ def priors(plan: Plan, learnt: Part) -> dict[str, Prior]:
     found: dict[str, Prior] = {}
     for name in [*(plan.others or ["phantoms"]), THE_DATA]:
         if name in given:
+            if name == THE_DATA:
+                check_unseen(given[name], learnt)
             out, seconds = given[name], seconds_in(given[name])
         else:
             out = plan.out / f"pggan of {name}"
             shown = learnt if name == THE_DATA else open_dataset(f"phantom:{PHANTOMS}", plan.size)
-            _, seconds = trained(untrained("pggan", plan.fields(), plan.preset), shown, out, plan)
+            _, seconds = trained(untrained("pggan", plan.fields("pggan"), plan.preset), shown, out, plan)
         model, digest = open_prior(out, "dmgan_image", "--prior" if name == THE_DATA else f"--other-prior {name}=")
         if model.preset.size != plan.size:
             raise CheckpointError(f"{out} draws {model.preset.size} pixels; wanted is a pggan of {plan.size}")
@@ -153,7 +171,7 @@ def refined(
 ) -> tuple[Family, float]:
     """G2 with so many discriminators; what it learns from is the same however many there are."""
     own, parts = shards(learnt.names, learnt.sizes, count)
-    family: Any = untrained("dmgan_image", plan.fields(), plan.preset, seed)
+    family: Any = untrained("dmgan_image", plan.fields("dmgan_image"), plan.preset, seed)
     terms = Terms(family.name, family.preset, seed, digest)
     noisy = sparse_vector_privacy(private) if private else None
     family.panel = SitesHere({
@@ -180,9 +198,11 @@ def drawn(family: Family, count: int) -> Tensor:
     return pictures
 
 
-def given_or_trained(name: str, dataset: Dataset[Any], plan: Plan) -> tuple[Family, float | None]:
+def given_or_trained(name: str, dataset: Any, plan: Plan) -> tuple[Family, float | None]:
+    if name in plan.given and isinstance(dataset, Part):
+        check_unseen(plan.given[name], dataset)
     if name not in plan.given:
-        return trained(untrained(name, plan.fields(), plan.preset), dataset, plan.out / name, plan)
+        return trained(untrained(name, plan.fields(name), plan.preset), dataset, plan.out / name, plan)
     model, config = load_checkpoint(plan.given[name])
     if model.preset.size != plan.size or (so_far := unfinished(model, config)):
         state = f"draws {model.preset.size} pixels" if model.preset.size != plan.size else f"was trained to {so_far}"

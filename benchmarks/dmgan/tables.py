@@ -28,7 +28,7 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that the tables print, as JSON holds it."""
     learnt, held_out = split(plan)
-    preset: Any = untrained("dmgan_image", plan.fields(), plan.preset).preset
+    preset: Any = untrained("dmgan_image", plan.fields("dmgan_image"), plan.preset).preset
     truth = torch.stack([item["image"] for item in held_out.items]) / 2 + 0.5
     real = features(truth)
     rows: dict[str, Any] = {}

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from tiny_families import FIELDS, tiny_family
 
 from benchmarks.__main__ import main
 from benchmarks.dmgan import paper, runs
 from benchmarks.dmgan.features import frechet, pyramid_bands
 from benchmarks.dmgan.tables import psnr
+from training.__main__ import main as fit_main
 from training.checkpoint import save_checkpoint
 from training.models import load_family
 
@@ -83,6 +85,24 @@ class TestCommand:
         other = CliRunner().invoke(main, [word if word != "2" else "3" for word in asked])
         assert "holds another training, or one that is not through: name another --out" in other.output
 
+    def test_what_has_learnt_the_pictures_that_are_held_out_is_refused(self, tiny, tmp_path: Path) -> None:
+        (tmp_path / "images").mkdir()
+        for k in range(10):
+            pixels = np.random.default_rng(k).integers(0, 256, (40, 40), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / f"A_000{k}_1.LEFT_CC.png")
+        fitted = ["fit", "--model", "pggan", "--data", str(tmp_path), "--steps", "3", "--out", str(tmp_path / "all")]
+        assert CliRunner().invoke(fit_main, fitted).exit_code == 0
+        asked = ["dmgan", "--data", str(tmp_path), "--out", str(tmp_path / "runs"), "--steps", "2", "--seeds", "1",
+                 "--sites", "1", "--steps-of", "pggan=3"]  # fmt: skip
+        result = CliRunner().invoke(main, [*asked, "--prior", str(tmp_path / "all")])
+        assert result.exit_code == 1
+        assert "all learnt all pictures of the data, those that are held out" in " ".join(result.output.split())
+        result = CliRunner().invoke(main, [*asked, "--json", str(tmp_path / "figures.json")])
+        assert result.exit_code == 0, result.output
+        figures = json.loads((tmp_path / "figures.json").read_text())
+        assert (figures["learnt"], figures["held_out"]) == (8, 2)
+        assert (figures["rows"]["mGANprior of the data"]["steps"], figures["sites"]["1"][0]["steps"]) == (3, 2)
+
     @pytest.mark.parametrize("option", ["--prior=", "--other-prior=elsewhere="])
     def test_a_half_trained_prior_is_no_prior(self, tiny, option: str, tmp_path: Path) -> None:
         half = tiny_family("pggan", steps=[8])
@@ -99,6 +119,7 @@ class TestCommand:
         [
             (["--sites", "1,none"], "'1,none' is no list of numbers such as 1,2,10"),
             (["--other-prior", "here"], "'here' must be NAME=DIR"),
+            (["--steps-of", "pig=4"], "'pig=4' must be MODEL=STEPS, of pggan, dcgan, cyclegan, dmgan_image, 2 steps"),
             (["--private", "volume=1"], "--private volume is unknown"),
         ],
     )
