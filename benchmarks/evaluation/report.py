@@ -18,6 +18,7 @@ from benchmarks.evaluation.statistics import Interval
 from serving.writers.pictures import overlay, to_8_bit
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+LONG = 32  # letters, beyond which a cell is a sentence
 TILE = 128  # pixels at least
 GRID = 6  # tiles in a row
 GAP = 3
@@ -35,6 +36,16 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+
+    @property
+    def words(self) -> set[int]:
+        """The columns after the first that hold sentences."""
+        return {
+            place
+            for row in self.rows
+            for place, cell in enumerate(row)
+            if place and isinstance(cell, str) and len(cell) > LONG
+        }
 
 
 @dataclass(frozen=True)

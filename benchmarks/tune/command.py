@@ -348,9 +348,12 @@ def _section(answer: "Answer", limits: "Limits", real: "Pairs", used: dict[str, 
     if PAPER in answer.by_hand:
         note += f" {PAPER} is the paper's solver and steps in PyTorch, on the reference's weights."
     section = Section("Tuning", [_conclusion(answer)], [Table("Candidates", columns, rows, note)])
+    judged = [(trial.candidate.name, trial) for trial in answer.trials]
+    if answer.confirmed:
+        judged.append((f"{answer.confirmed.candidate.name}, fresh seeds", answer.confirmed))
     told: list[list[Cell]] = [
-        [trial.candidate.name, each.name, each.verdict, each.value, each.limit, each.what]
-        for trial in [*answer.trials, *([answer.confirmed] if answer.confirmed else [])]
+        [name, each.name, each.verdict, each.value, each.limit, each.what]
+        for name, trial in judged
         for each in trial.criteria
     ]
     told += [
@@ -358,8 +361,7 @@ def _section(answer: "Answer", limits: "Limits", real: "Pairs", used: dict[str, 
         for each in answer.trials
         if each.unpaired
     ]
-    title = "Criteria" + (", the last of fresh seeds" if answer.confirmed else "")
-    section.tables.append(Table(title, ["", "criterion", "verdict", "value", "limit", ""], told))
+    section.tables.append(Table("Criteria", ["", "criterion", "verdict", "value", "limit", ""], told))
     if answer.untried:
         section.tables.append(Table("Not tried", ["", ""], [[each.name, why] for each, why in answer.untried]))
     section.tables.append(Table("What was used for what", ["", ""], [[each, what] for each, what in used.items()]))

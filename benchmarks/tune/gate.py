@@ -25,6 +25,7 @@ Verdict = Literal["accepted", "refused", "too few samples"]
 CHANCE = 0.05  # of taking what is worse than the margin
 CERTAIN = 0.01  # below it the samples drawn so far are enough to give a candidate up
 KS_SPREAD = 1.358  # of Kolmogorov's distribution the 95 % point
+KINDS = 4  # of faults that are named
 Bools = NDArray[np.bool_]
 
 
@@ -199,7 +200,9 @@ def faultless(
     spread = (max((more + fewer + 1) / count - shift**2, 0.0) / count) ** 0.5
     reach = float(stats.norm.ppf(1 - chance)) * spread
     value = Interval((more - fewer) / len(before), shift - reach, shift + reach)
-    kinds = Counter(kind for each in candidate for kind in each)
-    named = f" ({', '.join(f'{kind}: {number}' for kind, number in kinds.most_common())})" if kinds else ""
+    kinds = Counter(kind for each in candidate for kind in each).most_common()
+    told = [f"{kind}: {number}" for kind, number in kinds[:KINDS]]
+    told += [f"others: {sum(number for _, number in kinds[KINDS:])}"] if kinds[KINDS:] else []
+    named = f" ({', '.join(told)})" if told else ""
     what = f"{int(after.sum())} of {len(after)}{named}, the reference {int(before.sum())}"
     return Criterion("pairs that cannot be", by_interval(value, limits.faults), value, limits.faults, what)

@@ -102,6 +102,7 @@ def test_the_fastest_that_passes_becomes_the_default(
 
     page = (out / "tune.html").read_text()
     assert not re.search(r'(src|href)=(?!"data:)', page)
+    assert re.search(r'<td class="words">0 of 64 beyond the limits', page)
     (section,) = json.loads((out / "tune.json").read_text())["sections"]
     shown = [row[:2] for row in section["tables"][0]["rows"]]
     assert shown == [
