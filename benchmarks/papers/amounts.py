@@ -31,7 +31,7 @@ class Amounts:
 
 
 def within(minutes: float) -> Amounts:
-    """What takes about so long on one idle core: the same amounts on every machine, for figures to be made again."""
+    """Sized for so long on one idle core: the same amounts on every machine, for figures to be made again."""
     share = minutes / QUARTER
     pairs = max(16, round(64 * share))
     return Amounts(

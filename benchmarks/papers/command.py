@@ -19,7 +19,7 @@ JSON, MARKDOWN = "papers.json", "papers.md"
 @click.option("--data", type=FOLDER, help="A folder that is, or whose folders are, mini-MIAS, ACDC, M&Ms.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of models, samples and tables.")
 @click.option("--budget", type=click.FloatRange(0, min_open=True), metavar="MINUTES",
-              help="Small models, and what an idle core does in so long.  [default: the papers' sizes]")  # fmt: skip
+              help="Small models, sized for so long on one idle core.  [default: the papers' sizes]")  # fmt: skip
 @click.option("--films", is_flag=True, help="With --budget: mini-MIAS too, not phantoms alone.")
 @click.option("--checkpoint", "checkpoints", multiple=True, callback=named_checkpoints, metavar="NAME=DIR",
               help="A model that learnt these data already, as pig=RUN or 'pig of mini-MIAS=RUN'.")  # fmt: skip

@@ -18,7 +18,7 @@ FEW = "Frechet distances of few pictures are too high: read them beside the floo
 def head(figures: Figures) -> str:
     """What all tables have in common."""
     amounts, budget = figures["amounts"], figures["budget_minutes"]
-    much = "the papers' amounts" if budget is None else f"what {budget:g} minutes of an idle core allow"
+    much = "the papers' amounts" if budget is None else f"the amounts of --budget {budget:g}"
     return (
         f"Theirs and ours side by side. Ours: {figures['machine']}, {much} (preset {amounts['preset']}), seed "
         f"{figures['seed']}, segmenters' seeds: {amounts['seeds']}. Found in --data: {', '.join(figures['found'])}."
