@@ -42,14 +42,16 @@ class OpenVinoEngine(NamedGraphs):
         self._core = the_core()
         self._threads = threads()
         # Some sums are cut into as many parts as there are threads, and kernels are chosen by what the CPU can.
-        self.machine = f"{self._core.get_property('CPU', 'FULL_DEVICE_NAME')}, {self._threads} threads"
+        self._streams = STREAMS if self._threads % STREAMS == 0 else 1
+        name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        self.machine = f"{name}, {self._threads} threads in {self._streams} streams"
         if warning := lacking(self._core, manifest.precision):
             logging.getLogger(__name__).warning("%s: %s", manifest.model, warning)
         self._requests: dict[tuple[str, int, int], list[Any]] = {}
 
     def run(self, name: str, outputs: list[str], feeds: Mapping[str, NDArray | None]) -> list[NDArray]:
         rows = len(feeds["sample"])  # type: ignore[arg-type]
-        rounds = rounds_of(rows, STREAMS if self._threads % STREAMS == 0 else 1)
+        rounds = rounds_of(rows, self._streams)
         pieces = [piece for pieces in rounds for piece in self._run_round(name, outputs, feeds, pieces)]
         return pieces[0] if len(pieces) == 1 else [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
