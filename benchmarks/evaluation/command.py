@@ -224,7 +224,7 @@ def _asked(name: str, common: dict[str, Any]) -> Iterator[Run]:
     from benchmarks.evaluation.cache import versions_of
     from benchmarks.evaluation.pairs import EvaluationError
     from benchmarks.evaluation.report import write
-    from benchmarks.evaluation.sides import Asked, open_sides
+    from benchmarks.evaluation.sides import Asked, open_sides, overview
     from training import CheckpointError
 
     preset, epochs = common.pop("preset"), common.pop("epochs")
@@ -233,6 +233,7 @@ def _asked(name: str, common: dict[str, Any]) -> Iterator[Run]:
     try:
         asked = Asked(**common, solving=solving)
         run = Run(asked, open_sides(asked), preset, epochs)
+        run.add(overview(run.sides))
         yield run
         facts = (
             {"command": shlex.join(["medgen", "benchmarks", *sys.argv[sys.argv.index(name) :]])}

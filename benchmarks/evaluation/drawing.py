@@ -79,8 +79,9 @@ class Drawing:
                     raise EvaluationError(f"{self.model} was replaced while its samples were drawn")
                 return samples.arrays
 
-            # Which conditions a part has depends on the first seed too.
-            made_of = [made_by, some.start, len(some), *([used.digest, self.seeds.start] if used is not None else [])]
+            made_of = [made_by, some.start, len(some)]
+            if condition is not None:  # whose turn it is depends on the first seed of all
+                made_of += [None if used is None else used.digest, self.seeds.start]
             parts.append(self.cache.arrays("samples", made_of, draw))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         of_all = {name: value for name, value in first.provenance[0].items() if name not in OF_ONE_SAMPLE}

@@ -12,13 +12,15 @@ from benchmarks.evaluation.features import Extractor, noise_like, standardised
 from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, together
 from benchmarks.evaluation.report import Cell, Section, Table, histogram, sample_grid
 from benchmarks.evaluation.segmentation import Recipe, seen_by, steps_of, trained
-from benchmarks.evaluation.shapes import absent, compared_features, features_of
+from benchmarks.evaluation.shapes import compared_features, features_of, lacking
 from benchmarks.evaluation.sides import Sides, even_halves
 from benchmarks.evaluation.similarity import KERNEL, Lpips, likeness, of_other_patients, partners, scales_for
 from benchmarks.evaluation.statistics import ks_interval, mean_of, share_of
 
 SURE_OF_FRECHET = 10  # pictures for each feature
 HISTOGRAMS = 24
+FLOOR, CEILING = "real, other patients (floor)", "noise (ceiling)"
+UNITS = {"PSNR": "PSNR (dB)"}
 NO_SEGMENTER = "the real images have no masks, so features of a segmenter that learnt them are left out"
 
 
@@ -36,7 +38,7 @@ def quality(
         "order, is the ceiling."
     )
     extractors = _extractors(section, reference, files, recipe, sides.classes, seed)
-    _distances(section, extractors, reference, {"synthetic": synthetic, "real, other patients": other}, seed, cache)
+    _distances(section, extractors, reference, {"synthetic": synthetic, FLOOR: other}, seed, cache)
     if sides.given == "picture":
         _like_what_went_in(section, sides, lpips, seed)
     elif sides.without_masks is None:
@@ -107,7 +109,7 @@ def _distances(
     seed: int,
     cache: Cache,
 ) -> None:
-    sides = {**others, "noise": noise_like(reference, seed)}
+    sides = {**others, CEILING: noise_like(reference, seed)}
     for extractor in extractors:
         of_reference, *of_sides = (extractor.of(each, cache) for each in (reference, *sides.values()))
         if not extractor.is_inception:
@@ -179,8 +181,8 @@ def _likeness(
     compared = [(name, real, synthetic)]
     one, other = of_other_patients(real)
     if len(one):
-        compared.append(("real images of different patients", real.at(one), real.at(other)))
-    compared.append(("noise and the real image", real, noise_like(real, seed)))
+        compared.append(("real images of different patients (floor)", real.at(one), real.at(other)))
+    compared.append(("noise and the real image (worst)", real, noise_like(real, seed)))
     found = [(name, side, likeness(side, beside, lpips)) for name, side, beside in compared]
     figures = found[0][2]
     table: list[list[Cell]] = [
@@ -195,7 +197,8 @@ def _likeness(
         note += "LPIPS needs VGG16's weights: --lpips PATH."
     else:
         section.facts["lpips"] = f"torchvision vgg16, sha256 {lpips.digest}; heads of torchmetrics"
-    section.tables.append(Table(title, ["", "pairs", *figures], table, note))
+    named = [UNITS.get(metric, metric) for metric in figures]
+    section.tables.append(Table(title, ["", "pairs", *named], table, note))
 
 
 def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed: int) -> None:
@@ -234,7 +237,7 @@ def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed
     section.tables.append(
         Table(f"Shapes of masks: {len(real)} real, {len(sides.synthetic)} synthetic", columns, rows, note)
     )
-    lacking, also = absent(real), absent(synthetic)
+    without, also = lacking(real), lacking(synthetic)
     section.tables.append(
         Table(
             "Masks without a structure, which the figures above leave out",
@@ -242,12 +245,12 @@ def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed
             [
                 [
                     name,
-                    share_of(lacking[name], real.groups, seed),
+                    share_of(without[name], real.groups, seed),
                     len(real),
                     share_of(also[name], synthetic.groups, seed),
                     len(synthetic),
                 ]
-                for name in lacking
+                for name in without
             ],
             "Shares of all masks.",
         )

@@ -50,7 +50,7 @@ def utility(
     if len(same := partners(sides.held_out, sides.synthetic)[0]):
         section.warnings.append(
             f"{len(same)} pictures that are tested on have the mask of a sample: segmenters learnt these masks, and "
-            "the rows of samples are too good. Draw samples under masks of the pairs that were trained on"
+            "the rows of samples may be too good. Draw samples under masks of the pairs that were trained on"
         )
     missing = [f"{ratio:g}" for ratio in RATIOS if round(ratio * len(sides.train)) > len(sides.synthetic)]
     if missing:
@@ -128,8 +128,11 @@ def _tables(
     spread: list[list[Cell]] = [
         [row.name, *(each.spread[metric] for metric in METRICS)] for row, each in zip(rows, found, strict=True)
     ]
+    whole = Table(title, columns, cells, note)
+    if seeds < 2:
+        return [whole]
     return [
-        Table(title, columns, cells, note),
+        whole,
         Table(
             f"{title}: deviation of the {seeds} seeds' means",
             ["trained on", *metrics],

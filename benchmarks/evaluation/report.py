@@ -171,10 +171,10 @@ def histogram(title: str, values: Mapping[str, NDArray[np.float64]]) -> Picture:
     """Shares of each group of values in common bins, as an SVG with a legend; what is not finite is left out."""
     kept = {name: each[np.isfinite(each)] for name, each in values.items()}
     kept = {name: each for name, each in kept.items() if len(each)}
-    width, height, left, top, below = 300, 170, 34, 30, 22
+    width, height, left, top, below = 300, 158, 34, 18, 22
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-        f'font-size="10"><rect width="100%" height="100%" fill="white"/><text x="4" y="12">{_escaped(title)}</text>'
+        'font-size="10"><rect width="100%" height="100%" fill="white"/>'
     ]
     if kept:
         every = np.concatenate(list(kept.values()))
@@ -191,7 +191,7 @@ def histogram(title: str, values: Mapping[str, NDArray[np.float64]]) -> Picture:
             )
             parts.append(
                 f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5" {dash}/>'
-                f'<text x="{left + 88 * number}" y="24" fill="{colour}">{_escaped(name)[:16]}</text>'
+                f'<text x="{left + 88 * number}" y="12" fill="{colour}">{_escaped(name)[:16]}</text>'
             )
         base = height - below
         parts.append(

@@ -68,7 +68,12 @@ def _on_picture(image: NDArray[np.float32], inside: NDArray[np.bool_]) -> dict[s
     return {"contrast": contrast, "off the breast %": 100 * float((~tissue[inside]).mean())}
 
 
-def absent(pairs: Pairs) -> Mapping[str, NDArray[np.bool_]]:
+def absent(pairs: Pairs) -> Mapping[str, int]:
+    """How many masks lack each structure."""
+    return {name: int(where.sum()) for name, where in lacking(pairs).items()}
+
+
+def lacking(pairs: Pairs) -> Mapping[str, NDArray[np.bool_]]:
     """Which masks [N] lack each structure."""
     names = pairs.labels or tuple(f"class {k}" for k in range(int(pairs.masks.max()) + 1))
     return {name: ~(pairs.masks == index).any((1, 2)) for index, name in enumerate(names[1:], 1)}

@@ -17,7 +17,8 @@ from benchmarks.evaluation.pairs import (
     halves_by_patient,
     together,
 )
-from benchmarks.evaluation.reading import has_split, read_pairs
+from benchmarks.evaluation.reading import ONE_PATIENT_EACH, has_split, read_pairs
+from benchmarks.evaluation.report import Cell, Section, Table
 from serving.bundle import REPOSITORY
 
 FEW_PATIENTS = 30
@@ -109,14 +110,17 @@ class Sides:
         return found
 
     def warnings(self) -> list[str]:
-        lines = [line for each in (self.train, self.held_out, self.synthetic) for line in each.warnings]
+        every = (self.train, self.held_out, self.synthetic)
+        lines = [
+            f"{each.name}: {line}" if line == ONE_PATIENT_EACH else line for each in every for line in each.warnings
+        ]
         for each in (self.train, self.held_out):
             if each.knows_patients and each.patient_count < FEW_PATIENTS:
                 lines.append(
                     f"{each.name}: {each.patient_count} patients are few. Intervals over so few are too narrow, and "
                     "what is found of them need not hold for others"
                 )
-        for each in (self.train, self.held_out, self.synthetic):
+        for each in every:
             if each.empty:
                 lines.append(f"{each.name}: {each.empty} of {len(each)} masks are empty, and counted")
         if (under := self.synthetic.facts.get("drawn_under")) is not None:
@@ -179,6 +183,26 @@ def _named_alike(*sides: Pairs) -> list[Pairs]:
     named = next((each.labels for each in sides if each.labels), None)
     labels = named or ("background", *(f"class {k}" for k in range(1, number)))
     return [each if each.labels or not each.has_masks else replace(each, labels=labels) for each in sides]
+
+
+def overview(sides: Sides) -> Section:
+    """What the page begins with."""
+
+    def row(side: Pairs) -> list[Cell]:
+        drawn_by = side.facts.get("drawn_by") or {}
+        made = ", ".join(
+            f"{stage['model']} {stage['bundle'][:12]} ({stage.get('solver')}, {stage.get('steps')} steps)"
+            for stage in (drawn_by, *drawn_by.get("stages", ()))
+            if stage.get("bundle")
+        )
+        patients = side.patient_count if side.knows_patients else "not known"
+        masks = f"{side.empty} of {len(side)} empty" if side.has_masks else "none"
+        whose: Cell = "each its own" if side is sides.synthetic else patients
+        return [side.name, len(side), whose, f"{side.size} x {side.size}", masks, side.digest[:12], made or None]
+
+    columns = ["", "pictures", "patients", "pixels", "masks", "sha256", "drawn by (bundle)"]
+    rows = [row(side) for side in (sides.train, sides.held_out, sides.synthetic)]
+    return Section("What is compared", tables=[Table("Sides", columns, rows)])
 
 
 def other_data(sources: Sequence[str], sides: Sides, asked: Asked) -> list[tuple[Pairs | None, Pairs]]:

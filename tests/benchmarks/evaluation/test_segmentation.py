@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from benchmarks.evaluation.cache import Cache
@@ -12,7 +13,7 @@ from benchmarks.evaluation.features import noise_like, standardised
 from benchmarks.evaluation.measure_utility import _tables
 from benchmarks.evaluation.pairs import Pairs
 from benchmarks.evaluation.reading import read_pairs
-from benchmarks.evaluation.segmentation import Recipe, scores, seen_by, trained
+from benchmarks.evaluation.segmentation import RECIPES, Recipe, network_of, scores, seen_by, trained
 from benchmarks.evaluation.utility import ALONE, REAL, SHUFFLED, gained, predictions, scored, shuffled, trainings
 from training.data.classes import HEART, LESION
 
@@ -78,6 +79,12 @@ def discs(count: int, seed: int, name: str) -> Pairs:
     images = (0.3 + 0.4 * masks + random.normal(0, 0.05, masks.shape)).clip(0, 1).astype(np.float32)
     names = tuple(f"{name} {k}" for k in range(count))
     return Pairs(name, images, masks, LESION, names, names, True)
+
+
+def test_the_papers_segmenter_has_five_levels_and_as_many_weights_as_its_code():
+    network = network_of(RECIPES["paper"], 4)
+    assert sum(weight.numel() for weight in network.parameters()) == 7_762_084
+    assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 4, 64, 64)
 
 
 def test_masks_that_are_dealt_to_other_pictures_destroy_utility(tmp_path):

@@ -46,7 +46,7 @@ def test_a_ring_is_not_solid_and_an_absent_structure_is_counted():
     assert found["MYO: solidity"][0] < 0.6
     assert np.isnan(found["MYO: area"][1])
     assert found["MYO: components"].tolist() == [1, 0]
-    assert {name: int(lacking.sum()) for name, lacking in absent(pairs).items()} == {"LV": 2, "MYO": 1, "RV": 2}
+    assert absent(pairs) == {"LV": 2, "MYO": 1, "RV": 2}
 
 
 def test_contrast_is_of_the_tissue_around():
