@@ -95,7 +95,10 @@ def _shapes(real: Pairs, masks: Pairs, seed: int) -> dict[str, Any]:
         }
         for name, found, adjusted in compared_features(one, other, real.groups, seed)
     }
-    lacking = {"real": dict(absent(real)), "generated": dict(absent(masks))}
+    lacking = {
+        what: {name: int(np.sum(each)) for name, each in absent(side).items()}
+        for what, side in {"real": real, "generated": masks}.items()
+    }
     return {"rows": rows, "real": len(real), "generated": len(masks), "absent": lacking}
 
 
