@@ -101,7 +101,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             state: drawn,
             gallery: gr.Gallery(value=tiles(drawn.samples, strength), selected_index=None),
             legend: what_is_seen(drawn.samples),
-            status: said("\n".join([f"{len(drawn.samples)} samples are drawn", *drawn.notes])),
+            status: said(drawn.told()),
             command: command_of(drawn, url),
             **_provenance(drawn, 0),
             file: gr.File(value=None, visible=False),

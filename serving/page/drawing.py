@@ -24,6 +24,11 @@ class Drawn:
     settings: Settings
     notes: tuple[str, ...]
 
+    def told(self) -> str:
+        """How many there are, and below it the notes."""
+        count = len(self.samples)
+        return "\n".join(["1 sample is drawn" if count == 1 else f"{count} samples are drawn", *self.notes])
+
 
 class CancelledError(Exception):
     """The visitor did not want to wait."""

@@ -1,5 +1,6 @@
 """What a page shows and sends, without a browser."""
 
+import dataclasses
 import html
 import os
 import shlex
@@ -37,6 +38,13 @@ def server_of(live: Live) -> Server:
 
 def drawn_of(samples: Samples, **settings: object) -> Drawn:
     return Drawn(samples, Settings(**{"model": "hearts", "count": 2, "seed": 7, "solving": {}, **settings}), ())
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 sample is drawn"), (2, "2 samples are drawn")])
+def test_how_many_are_drawn_is_said_above_the_notes(count: int, said: str) -> None:
+    some = Samples(HEARTS.arrays, HEARTS.provenance[:count], HEARTS.outputs)
+    drawn = dataclasses.replace(drawn_of(some), notes=("the classes of an NPY are not checked",))
+    assert drawn.told() == f"{said}\nthe classes of an NPY are not checked"
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ class Visit:
         self.drawn()
 
     def drawn(self) -> None:
-        self.wait("document.querySelector('#status').innerText.includes('are drawn')")
+        self.wait("/samples? (is|are) drawn/.test(document.querySelector('#status').innerText)")
 
     def status(self) -> str:
         return str(self.page.inner_text("#status")).strip()
