@@ -222,39 +222,12 @@ def _table(rows: int, **columns: Array | float) -> Array:
 
 def ddpm(schedule: Schedule, steps: int) -> Array:
     """Ancestral sampling, the posterior of x_t' given x_t and x0: Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7."""
-    return _ddpm(_levels(schedule, _even(schedule, steps)))
-
-
-def _ddpm(k: Levels) -> Array:
+    k = _levels(schedule, _even(schedule, steps))
     beta = 1 - (k.alpha / k.next_alpha) ** 2
     a = k.alpha / k.next_alpha * (k.next_sigma / k.sigma) ** 2
     b = k.next_alpha * beta / k.sigma**2
     s = k.next_sigma / k.sigma * np.sqrt(beta)
-    return _table(len(k.t), t=k.t, p=k.p, q=k.q, a=a, b=b, s=s)
-
-
-RESTARTS = (1.25, 1.25, 0.75)  # sigma / alpha, at most, of the noise that each puts back
-
-
-def ddpm_restart(schedule: Schedule, steps: int) -> Array:
-    """``ddpm`` from T - 1 down in half of the steps, then three times noise on its sample and ``ddpm`` in a sixth.
-
-    Xu et al. 2023 (arXiv 2306.14878), algorithm 1 with intervals that end at clean data; their own steps have no noise.
-    What a network decided badly, pixel by pixel, it decides anew from states like those that it was trained on; what is
-    larger stays, as there is little noise. Of 29 masks of a heart that were broken by a pixel, one restart at 1.25 left
-    5 and two left 2; it broke 2 of 128 sound ones, and one at 0.72 none of 64. With fewer than 6 steps there is no
-    restart.
-    """
-    _check_steps(schedule, steps)
-    known = schedule.alphas_cumprod
-    ratios = np.sqrt((1 - known) / known)
-    tops = [int(np.searchsorted(ratios, level, side="right")) for level in RESTARTS]  # timesteps up to that level
-    again = min(steps // 6, *tops)
-    tables = [_ddpm(_levels(schedule, trailing(schedule.num_train_timesteps, steps - len(tops) * again)))]
-    for top in tops if again else []:
-        tables[-1][-1, [COLUMNS.index("b"), COLUMNS.index("s")]] = np.sqrt([known[top - 1], 1 - known[top - 1]])
-        tables.append(_ddpm(_levels(schedule, trailing(top, again))))
-    return np.concatenate(tables)
+    return _table(steps, t=k.t, p=k.p, q=k.q, a=a, b=b, s=s)
 
 
 def ddim(schedule: Schedule, steps: int, eta: float = 0.0) -> Array:
@@ -419,7 +392,6 @@ SOLVERS = {
     "dpmpp_3m": Solver(dpmpp_3m, ("diffusion",)),
     "ipndm": Solver(ipndm, ("diffusion",), not_for=("sample",)),
     "ddim_trailing": Solver(ddim_trailing, ("diffusion",)),
-    "ddpm_restart": Solver(ddpm_restart, ("diffusion",), stochastic=True),
     "euler": Solver(euler, ("flow",)),
     "midpoint": Solver(midpoint, ("flow",)),
     "gd": Solver(gd, ("descent",)),

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 import pytest
@@ -117,38 +117,6 @@ def test_alphas_cumprod_are_those_of_diffusers(schedule: Schedule) -> None:
 def spacing(steps: int) -> str:
     """Of 1000 timesteps."""
     return "leading" if steps > 1 and 1000 % steps == 0 else "trailing"
-
-
-@every_schedule
-@every_clip
-@pytest.mark.parametrize("steps", [6, 16, 64])
-def test_ddpm_restart_is_ddpm_of_diffusers_and_thrice_again_from_noise_on_its_sample(
-    schedule: Schedule, steps: int, clip: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sample, outs, noises = arbitrary(steps)
-    table = solver_table("ddpm_restart", schedule, steps)
-    timesteps = column(table, "t").astype(int)
-    starts = [steps - k * (steps // 6) for k in (3, 2, 1)]
-    kept = schedule.alphas_cumprod
-    tops = [np.flatnonzero(np.sqrt((1 - kept) / kept) <= ratio)[-1] for ratio in (1.25, 1.25, 0.75)]
-    assert timesteps[starts].tolist() == tops
-    scheduler = scheduler_for(DDPMScheduler, schedule, clip_sample=clip < math.inf)
-    queue = iter(noises)
-    monkeypatch.setattr(
-        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: torch.from_numpy(next(queue))
-    )
-
-    def step(out: torch.Tensor, t: int, state: torch.Tensor, i: int):
-        return scheduler.step(out, t, state)
-
-    theirs = []
-    for begin, end in pairwise([0, *starts, steps]):
-        if theirs:
-            clean, noise = (torch.from_numpy(values) for values in (theirs[-1], noises[begin - 1]))
-            sample = theirs[-1] = scheduler.add_noise(clean, noise, torch.tensor(timesteps[begin])).numpy()
-        scheduler.set_timesteps(timesteps=timesteps[begin:end].tolist())
-        theirs += diffusers_states(scheduler, sample, outs[begin:end], step)
-    assert_same(trajectory(table, sample=arbitrary(steps)[0], network=replayed(outs), clip=clip, noises=noises), theirs)
 
 
 @every_schedule
@@ -467,12 +435,11 @@ def distribution_at_the_end(name: str, schedule: Schedule, steps: int) -> tuple[
     return mean, math.sqrt(variance)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddpm_restart"])
 @pytest.mark.parametrize("schedule", SCHEDULES[:2], ids=lambda s: s.prediction)
-def test_ddpm_samples_are_distributed_like_the_data(name: str, schedule: Schedule) -> None:
+def test_ddpm_samples_are_distributed_like_the_data(schedule: Schedule) -> None:
     off_by = []
     for steps in (50, 100, 200, 1000):
-        mean, spread = distribution_at_the_end(name, schedule, steps)
+        mean, spread = distribution_at_the_end("ddpm", schedule, steps)
         off_by.append(abs(spread - SPREAD))
         assert mean == pytest.approx(MEAN, abs=0.02)
     assert off_by == sorted(off_by, reverse=True)
@@ -495,8 +462,7 @@ def test_tables_of_every_length(schedule: Schedule) -> None:
             assert np.isfinite(table.astype(np.float32)).all()
             t = column(table, "t")
             assert ((t >= 0) & (t <= last)).all()
-            if name != "ddpm_restart":
-                assert (np.diff(t) > 0).all() if schedule.process == "flow" else (np.diff(t) < 0).all()
+            assert (np.diff(t) > 0).all() if schedule.process == "flow" else (np.diff(t) < 0).all()
             assert column(table, "s").any() == (SOLVERS[name].stochastic and steps > 1)
 
 
@@ -558,7 +524,7 @@ def test_first_row_needs_no_history_and_no_row_more_than_there_is() -> None:
 
 
 def test_all_timesteps_are_used_when_as_many_steps_are_asked_for() -> None:
-    for name in set(solvers_for(SMALL)) - {"ddpm_restart"}:
+    for name in solvers_for(SMALL):
         assert column(solver_table(name, SMALL, 40), "t").tolist() == list(range(39, -1, -1))
 
 
@@ -588,20 +554,24 @@ def test_smallest_schedule_works() -> None:
 # Errors
 
 
-DIFFUSION = ["ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "ipndm", "ddim_trailing", "ddpm_restart"]
+DIFFUSION = ["ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "ipndm", "ddim_trailing"]
 
 
 def test_unknown_solver_is_named_and_the_others_listed() -> None:
     with pytest.raises(
         ValueError,
-        match=f"linear schedule must be one of {', '.join(DIFFUSION)}, not 'plms'",
+        match="linear schedule must be one of ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm, ddim_trailing, not 'plms'",
     ):
         solver_table("plms", SMALL, 8)
 
 
 @pytest.mark.parametrize(("name", "schedule"), [("euler", SMALL), ("midpoint", SMALL_V), ("ddim", SMALL_FLOW)])
 def test_solver_of_the_other_process_is_refused(name: str, schedule: Schedule) -> None:
-    allowed = "dpmpp_2m, euler, midpoint" if schedule.kind == "flow" else ", ".join(DIFFUSION)
+    allowed = (
+        "dpmpp_2m, euler, midpoint"
+        if schedule.kind == "flow"
+        else "ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm, ddim_trailing"
+    )
     with pytest.raises(ValueError, match=f"{schedule.kind} schedule must be one of {allowed}, not '{name}'"):
         solver_table(name, schedule, 8)
     with pytest.raises(ValueError, match="flow"):

@@ -204,7 +204,7 @@ def test_tables_of_every_length(spacing: str, prediction: str) -> None:
             assert np.isfinite(table.astype(np.float32)).all()
             assert len(t) == steps
             assert ((t >= 0) & (t < 40)).all()
-            assert (np.diff(t) < 0).all() or name == "ddpm_restart"
+            assert (np.diff(t) < 0).all()
     assert longest_table(schedule) == 40
 
 
