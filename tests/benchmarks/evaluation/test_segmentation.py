@@ -53,7 +53,7 @@ def test_distances_are_in_mm_where_the_pixels_are_known():
     assert of_class.figures["HD95"].value == pytest.approx(found.figures["HD95"].mean())
     row = next(trainings(pairs, pairs, (), 0))
     for known, unit in ((spacing, "mm"), (None, "pixels"), (np.full((4, 2), np.nan), "pixels")):
-        table, _ = _tables(replace(pairs, spacing=known), "lesion", [row], [of_class], 1, 0)
+        (table,) = _tables(replace(pairs, spacing=known), "lesion", [row], [of_class], 1, 0)
         assert table.columns[5:7] == [f"HD95 ({unit})", f"ASD ({unit})"]
         assert f"HD95 and ASD are in {unit}" in table.note
 
