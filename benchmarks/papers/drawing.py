@@ -1,6 +1,7 @@
 """Samples of a bundle, as it is served, some at a time and kept."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def drawn(
         line(f"{name or model.name}: {first} of {count} samples")
         some = range(first, min(first + PART, count))
         made_of = [model.digest, asked, some.start, len(some), None if masks is None else masks.digest]
-        parts.append(cache.arrays("papers", made_of, lambda some=some: _draw(client, model, some, given, asked)))  # type: ignore[misc]
+        parts.append(cache.arrays("papers", made_of, partial(_draw, client, model, some, given, asked)))
     images, of_masks = (np.concatenate([part[what] for part in parts]) for what in ("images", "masks"))
     names = tuple(f"seed {seed}" for seed in range(count))
     labels = model.family.labels or (masks.labels if masks else ())

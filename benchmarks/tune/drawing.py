@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Drawer:
             self._line(f"{candidate.name}: {first} of {len(seeds)} samples")
             made_of = [candidate.held.bundle.digest, candidate.solver, candidate.steps, some.start, len(some)]
             made_of += [self._given.digest] if candidate.held.bundle.manifest.condition else []
-            arrays = self._cache.arrays("samples", made_of, lambda some=some: self._arrays(candidate, some))  # type: ignore[misc]
+            arrays = self._cache.arrays("samples", made_of, partial(self._arrays, candidate, some))
             parts.append(self._pairs(candidate, some, arrays))
             yield _joined(parts)
 

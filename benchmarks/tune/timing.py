@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Clock:
 
     def __call__(self, candidates: Sequence[Candidate], seeds: range) -> tuple[list[float], dict[str, float]]:
         """Of each candidate, and of what is timed beside them: the fastest of some rounds in which they take turns."""
-        draws: list[Draw] = [lambda some, each=each: self._drawer.draw(each, some) for each in candidates]  # type: ignore[misc]
+        draws: list[Draw] = [partial(self._drawer.draw, each) for each in candidates]
         seconds = in_turn([*draws, *self._by_hand.values()], seeds[:BATCH], self._rounds)
         return seconds[: len(draws)], dict(zip(self._by_hand, seconds[len(draws) :], strict=True))
 

@@ -41,8 +41,8 @@ class OpenVinoEngine(NamedGraphs):
         self._bundle = bundle
         self._core = the_core()
         self._threads = threads()
-        # Some sums are cut into as many parts as there are threads, and kernels are chosen by what the CPU can.
         self._streams = STREAMS if self._threads % STREAMS == 0 else 1
+        # Some sums are cut into as many parts as a stream has threads, and kernels are chosen by what the CPU can.
         name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         self.machine = f"{name}, {self._threads} threads in {self._streams} streams"
         if warning := lacking(self._core, manifest.precision):
