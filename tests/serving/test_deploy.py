@@ -9,6 +9,8 @@ import venv
 from pathlib import Path
 
 import click
+import jsonschema
+import kserve_schema
 import kubernetes_validate
 import pytest
 from click.testing import CliRunner
@@ -131,7 +133,6 @@ def test_a_gpu_is_asked_for_where_it_is_wanted_alone() -> None:
 
 @needs_kubectl
 def test_kserve_s_runtime_is_a_pod_as_kubernetes_takes_it() -> None:
-    """The kinds themselves were compared with KServe's schemas of 2026, which are too large to be kept here."""
     runtime, service = sorted(manifests(KUBERNETES / "kserve"), key=lambda made: made["kind"], reverse=True)
     spec = runtime["spec"]
     assert spec.keys() == {"annotations", "supportedModelFormats", "protocolVersions", "containers", "volumes"}
@@ -143,10 +144,52 @@ def test_kserve_s_runtime_is_a_pod_as_kubernetes_takes_it() -> None:
     }
     kubernetes_validate.validate(pod, VERSION, strict=True)
     model = service["spec"]["predictor"]["model"]
+    assert model["protocolVersion"] in spec["protocolVersions"]
     assert model["runtime"] == runtime["metadata"]["name"]
     assert [model["modelFormat"]["name"]] == [known["name"] for known in spec["supportedModelFormats"]]
     claim = manifests(KUBERNETES / "base")
     assert model["storageUri"].removeprefix("pvc://") in {made["metadata"]["name"] for made in claim}
+
+
+def validate_kserve(folder: Path) -> None:
+    for manifest in manifests(folder):
+        kserve_schema.validate(manifest)
+        alone = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": manifest["metadata"]}
+        kubernetes_validate.validate(alone, VERSION, strict=True)
+
+
+@needs_kubectl
+def test_kserve_takes_the_manifests() -> None:
+    validate_kserve(KUBERNETES / "kserve")
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        ("runtime.yaml", "v1alpha1", "v1beta1"),
+        ("runtime.yaml", "supportedModelFormats:", "supportedModelFormat:"),
+        ("runtime.yaml", "autoSelect: true", 'autoSelect: "true"'),
+        ("runtime.yaml", "{name: medgen, version", "{version"),
+        ("runtime.yaml", "containers:", "container:"),
+        ("runtime.yaml", "sizeLimit: 1Gi", "sizeLimit: 1Gib"),
+        ("runtime.yaml", "{path: /v2/health/ready, port: 8080}", "{path: /v2/health/ready}"),
+        ("service.yaml", "InferenceService", "InferenceServices"),
+        ("service.yaml", "annotations:", "annotation:"),
+        ("service.yaml", "predictor:", "predictors:"),
+        ("service.yaml", "storageUri:", "storageURI:"),
+        ("service.yaml", "maxReplicas: 4", "maxReplicas: four"),
+        ("service.yaml", "modelFormat: {name: medgen}", "modelFormat: {version: medgen}"),
+        ("service.yaml", "maxReplicas: 4", "scaleMetric: gpu"),
+    ],
+)
+def test_typos_are_found_in_those_of_kserve(tmp_path: Path, file: str, right: str, wrong: str) -> None:
+    folder = shutil.copytree(KUBERNETES / "kserve", tmp_path / "kserve")
+    text = (folder / file).read_text()
+    assert right in text
+    (folder / file).write_text(text.replace(right, wrong, 1))
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        validate_kserve(folder)
 
 
 def test_the_arguments_of_all_are_those_of_up(tmp_path: Path) -> None:
