@@ -21,6 +21,7 @@ from serving.sampling.loop import MOST_WAITING, Answer, ClientGone, Loop, NotSer
 from serving.sampling.requests import BadRequest, SampleRequest
 from serving.sampling.scheduler import DEFAULT, FIRST, LAST
 from serving.sampling.step_cost import measure_cost
+from serving.triton.disk_watch import DiskWatch
 from serving.triton.errors import DROPPED
 from serving.triton.metrics import Metrics
 
@@ -58,7 +59,8 @@ class InFlight:
             "instance": args["model_instance_name"],
             "process": str(os.getpid()),  # one that is being unloaded still has its own, beside the one that follows
         }
-        self._metrics, self._published, self._was_busy, self._is_dead = Metrics(labels), 0.0, False, False
+        self._metrics = Metrics(labels, DiskWatch(bundle))
+        self._published, self._was_busy, self._is_dead = 0.0, False, False
         self._durations_published = 0.0
         self._loop = Loop(bundle, engine, cost, most_waiting, self._publish)
         self._loop.start()
@@ -86,6 +88,7 @@ class InFlight:
     def stop(self) -> None:
         """Returns when all requests are answered."""
         self._loop.stop()
+        del self._metrics  # else Triton tells them for as long as it runs
 
     def _response(self, samples: Answer, name: str) -> Any:
         if isinstance(samples, dict):

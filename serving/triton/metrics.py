@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import triton_python_backend_utils as pb
 
 from serving.sampling.loop import Loop
+from serving.triton.disk_watch import DiskWatch
 
 GAUGES = {
     "rows_in_flight": "Samples that have begun and are not done",
@@ -23,6 +24,7 @@ COUNTERS = {
     "steps": "Steps of samples, batched or not",
     "network_seconds": "Seconds in the engine",
     "busy_seconds": "Seconds in which there was work",
+    "behind_disk_seconds": "Seconds in which the bundle on disk was not the one that is served",
 }
 # Upper limits, in seconds.
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
@@ -38,7 +40,7 @@ class Metrics:
     Those of requests have the label ``request``, which is the request's id, and are there while it is in flight.
     """
 
-    def __init__(self, labels: Mapping[str, str]) -> None:
+    def __init__(self, labels: Mapping[str, str], disk: DiskWatch) -> None:
         family = pb.MetricFamily
         self._families = [
             *(family(f"medgen_{name}", text, family.GAUGE) for name, text in GAUGES.items()),
@@ -46,7 +48,7 @@ class Metrics:
         ]
         names = (*GAUGES, *COUNTERS)
         self._metrics = {name: one.Metric(labels=labels) for name, one in zip(names, self._families, strict=True)}
-        self._labels = dict(labels)
+        self._labels, self._disk = dict(labels), disk
         self._requests: dict[str, _OfRequest] = {}
         self._told = dict.fromkeys(names, 0.0)
         self._last = 0.0
@@ -85,6 +87,7 @@ class Metrics:
         yield "steps", counts.row_steps
         yield "network_seconds", loop.network_seconds
         yield "busy_seconds", counts.busy_seconds
+        yield "behind_disk_seconds", self._disk.seconds
 
 
 class _Durations:

@@ -176,15 +176,27 @@ def test_what_is_built_and_rebuilt_is_loaded_without_a_failed_request(kept: Live
 
 
 def test_a_rebuilt_bundle_that_cannot_be_loaded_leaves_the_one_that_is_served(kept: Live) -> None:
-    before = draw(kept, "tiny").arrays["image"]
+    def behind() -> float:
+        return kept.metric("medgen_behind_disk_seconds_total", "tiny")
+
+    before = draw(kept, "tiny")
+    eventually(lambda: behind() == 0, "only what is on disk is served")
     replace_bundle(kept.repository, "tiny", max_batch=4)
     (engine,) = (kept.repository / "tiny").rglob("step.onnx")
-    engine.write_bytes(b"half of it")
+    flipped = bytearray(engine.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    engine.write_bytes(flipped)
     eventually(lambda: "model tiny cannot be loaded; what was served before stays" in kept.said(), "it is said")
-    np.testing.assert_array_equal(draw(kept, "tiny").arrays["image"], before)
-    replace_bundle(kept.repository, "tiny", max_batch=3)
+    said_at = behind()
+    eventually(lambda: behind() > said_at + 8, "it is told for as long as it is so")
+    after = draw(kept, "tiny")
+    assert after.provenance == before.provenance
+    np.testing.assert_array_equal(after.arrays["image"], before.arrays["image"])
     said = len(kept.said())
+    replace_bundle(kept.repository, "tiny", max_batch=3)
     eventually(lambda: "Serving tiny\n" in kept.said()[said:], "the next one is loaded")
+    eventually(lambda: behind() == 0, "what is on disk is served, and nothing is told of what was")
+    assert draw(kept, "tiny").provenance != before.provenance
 
 
 def test_a_chain_is_let_go_while_its_stages_do_not_fit(kept: Live) -> None:
