@@ -23,7 +23,7 @@ from serving.sampling.scheduler import DEFAULT, FIRST, LAST
 from serving.sampling.step_cost import measure_cost
 from serving.triton.disk_watch import DiskWatch
 from serving.triton.errors import DROPPED
-from serving.triton.metrics import Metrics
+from serving.triton.metrics import Durations, Metrics, State, Teller
 
 PRIORITY = "priority_level"  # Triton keeps its own "priority" to itself
 QUEUE = "max_queue_size"
@@ -59,9 +59,8 @@ class InFlight:
             "instance": args["model_instance_name"],
             "process": str(os.getpid()),  # one that is being unloaded still has its own, beside the one that follows
         }
-        self._metrics = Metrics(labels, DiskWatch(bundle))
+        self._teller, self._durations = Teller(Metrics(labels, DiskWatch(bundle))), Durations()
         self._published, self._was_busy, self._is_dead = 0.0, False, False
-        self._durations_published = 0.0
         self._loop = Loop(bundle, engine, cost, most_waiting, self._publish)
         self._loop.start()
         threading.Thread(target=self._watch_server, args=(os.getppid(),), daemon=True).start()
@@ -76,7 +75,7 @@ class InFlight:
             arrays = samples.values() if isinstance(samples, dict) else ()
             send(sender, self._response(samples, name), sum(array.nbytes for array in arrays))
             if isinstance(samples, dict):
-                self._metrics.durations.add(time.monotonic() - began)
+                self._durations.add(time.monotonic() - began)
 
         told = name if NAME.fullmatch(name) else ""
         try:
@@ -88,7 +87,7 @@ class InFlight:
     def stop(self) -> None:
         """Returns when all requests are answered."""
         self._loop.stop()
-        del self._metrics  # else Triton tells them for as long as it runs
+        self._teller.stop(PUBLISH_SECONDS)
 
     def _response(self, samples: Answer, name: str) -> Any:
         if isinstance(samples, dict):
@@ -109,11 +108,9 @@ class InFlight:
         now, is_busy = time.monotonic(), bool(loop.rows_in_flight or loop.rows_waiting)
         if now - self._published >= PUBLISH_SECONDS or is_busy != self._was_busy:
             self._published, self._was_busy = now, is_busy
-            self._metrics.publish(loop, now)
-        if now - self._durations_published >= PUBLISH_SECONDS:  # many figures, for which no short request is to wait
-            self._durations_published = now
-            self._metrics.durations.publish()
+            self._teller.tell(State.of(loop, now, self._durations.counted))
         if self._is_dead:
+            self._teller.wait(PUBLISH_SECONDS)
             os._exit(1)  # no request can succeed here any more; a new process can
 
     def _watch_server(self, server: int) -> None:
