@@ -37,7 +37,7 @@ demo: setup
 
 # A worker that dies ends the run: with another in its place it was seen to wait for ever.
 # A test is a process on one core; what is killed, or watched while it works, has the machine to itself.
-ALONE := tests/endurance tests/serving/triton
+ALONE := tests/endurance $(patsubst %,tests/serving/triton/test_%.py,in_flight keeper server telemetry)
 
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile $(ALONE:%=--ignore=%)

@@ -1,8 +1,9 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from exported_once import exported_once, folder_of_run
 from tiny_families import tiny_family
 
 from benchmarks.latency.contenders import Case
@@ -14,6 +15,12 @@ from serving.repository import prepare_repository
 from training.checkpoint import save_checkpoint
 
 CHAINS, _ = find_chains(TEMPLATES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with exported_once(folder_of_run(tmp_path_factory)):
+        yield
 
 
 @pytest.fixture(scope="session")

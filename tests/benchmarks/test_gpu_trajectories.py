@@ -42,7 +42,7 @@ DISTANCES = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(trajectory_timing, "random_pig", lambda size: tiny_pig(size=size))
+    monkeypatch.setattr(trajectory_timing, "random_pig", of_size)
     monkeypatch.setattr(trajectory_timing, "STEPS", 2)
     monkeypatch.setattr(trajectory_timing, "ROUNDS", 1)
     monkeypatch.setattr(trajectory_timing, "FEWEST_ROUNDS", 1)
@@ -71,6 +71,11 @@ def on_cpu(monkeypatch):
 
 
 family = cache(tiny_pig)  # the same, so that its graphs are exported once
+
+
+@cache
+def of_size(size):
+    return tiny_pig(size=size)
 
 
 def work(precision="fp32", deadline=None):

@@ -1,11 +1,19 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from exported_once import exported_once, folder_of_run
 from tiny_pig import tiny_pig
 
 from export.build import build
 from serving.bundle import Bundle
 from training.checkpoint import save_checkpoint
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with exported_once(folder_of_run(tmp_path_factory)):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,44 @@
+"""What the tests themselves remember of exports is what an export would give."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from exported_once import exported_once
+from tiny_families import tiny_family
+
+from export.graphs import finish_graph
+
+
+def test_what_is_remembered_is_what_is_exported(tmp_path: Path) -> None:
+    expected = finish_graph(tiny_family("dcgan"), 19)
+    with exported_once(tmp_path / "exported"):
+        for _ in range(2):
+            found = finish_graph(tiny_family("dcgan"), 19)
+            assert found.SerializeToString() == expected.SerializeToString()
+            assert len([*(tmp_path / "exported").iterdir()]) == 1
+
+
+@pytest.mark.parametrize("other", ["weights", "preset", "opset", "precision", "fused"])
+def test_nothing_else_is_taken_for_it(other: str, tmp_path: Path, monkeypatch) -> None:
+    exports = []
+
+    def exported(module, inputs, input_names, output_names, family, opset, fused, precision):
+        exports.append((opset, fused, precision))
+        return onnx.helper.make_model(onnx.helper.make_graph([], f"{len(exports)}", [], []))
+
+    monkeypatch.setattr("export.graphs.export_graph", exported)
+    family = tiny_family("dcgan", default_steps=0)
+    with exported_once(tmp_path / "exported"):
+        finish_graph(family, 20)
+        if other == "weights":
+            with torch.no_grad():
+                next(family.parameters()).view(-1)[-1].add_(1e-6)
+        elif other == "preset":
+            family = tiny_family("dcgan", batch=3)
+        how = {"opset": {"opset": 21}, "precision": {"precision": "bf16"}, "fused": {"fused": False}}.get(other, {})
+        found = finish_graph(family, **{"opset": 20, **how})
+        assert found.graph.name == "2"
+        assert finish_graph(family, **{"opset": 20, **how}).graph.name == "2"
+    assert len(exports) == 2
