@@ -130,13 +130,17 @@ def credentials(kit: Path, role: str) -> ssl.SSLContext:
     return context
 
 
-def open_cell(name: str, address: str, kit: Path, role: str) -> Any:
-    """A FLARE cell, not started yet."""
+def open_cell(name: str, address: str, kit: Path, role: str, say: Callable[[str], object] | None = None) -> Any:
+    """A FLARE cell, not started yet; ``say`` is for a server, and is told who is not let in."""
     from nvflare.fuel.f3.cellnet.cell import Cell
 
     logging.getLogger("nvflare").setLevel(logging.CRITICAL)  # what goes wrong is said here, in one line
     files = {"ca_cert": "rootCA.pem", f"{role}_cert": f"{role}.crt", f"{role}_key": f"{role}.key"}
     credentials = {what: str(kit / file) for what, file in files.items()}
+    if say is not None:
+        from training.federated.door import watch
+
+        watch(host_and_port(address)[1], say)
     return Cell(name, f"stcp://{address}", secure=True, credentials=credentials)
 
 

@@ -55,7 +55,7 @@ class SitesElsewhere:
         self.saving, self.saved = b"", set[str]()
         self.step, self.shape = 0, Size()
         self.begun = self.over = False
-        self.cell = open_cell(SERVER, address, kit, SERVER)
+        self.cell = open_cell(SERVER, address, kit, SERVER, say)
         for topic, heard in {
             "join": self.join,
             "vote": self.vote,
