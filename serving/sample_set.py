@@ -1,7 +1,7 @@
 """Samples, whoever drew them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,12 @@ class Samples:
             times[seed] += 1
             names.append(f"{seed:06d}" if times[seed] == 1 else f"{seed:06d}_{times[seed]}")
         return names
+
+
+def notices_of(provenance: Mapping[str, Any]) -> list[str]:
+    """What a sample's model, or a chain's stages, say of it, each once."""
+    stages = provenance.get("stages", [provenance])
+    return list(dict.fromkeys(notice for facts in stages for notice in facts.get("notices", ())))
 
 
 def under(condition: Condition, given: NDArray[Any], samples: Samples) -> Samples:

@@ -10,7 +10,7 @@ from serving.client import Description, SamplingError
 from serving.page.command_line import command_of
 from serving.page.downloads import FORMATS, pack
 from serving.page.drawing import FAILURES, LOOK_SECONDS, CancelledError, Drawing, Drawn
-from serving.page.pictures import tiles, what_is_seen
+from serving.page.pictures import has_mask_over, tiles, what_is_seen
 from serving.page.settings import (
     KEPT_SECONDS,
     LAST_SEED,
@@ -27,8 +27,8 @@ from serving.writers.layout import LayoutError
 from serving.writers.npz import NameClashError
 
 WARNING = (
-    '<p class="synthetic"><strong>Synthetic.</strong> Every picture here is drawn by a network, or found again by one. '
-    "Not for diagnosis.</p>"
+    '<p class="synthetic"><strong>Synthetic.</strong> Every picture here is drawn by a network, or found again by one, '
+    "but for those that you give. Not for diagnosis.</p>"
 )
 DISABLE_TWO = "() => [0, 1].map(() => ({__type__: 'update', interactive: false}))"
 
@@ -101,6 +101,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             state: drawn,
             gallery: gr.Gallery(value=tiles(drawn.samples, strength), selected_index=None),
             legend: what_is_seen(drawn.samples),
+            opacity: gr.Slider(visible=has_mask_over(drawn.samples)),
             status: said(drawn.told()),
             command: command_of(drawn, url),
             **_provenance(drawn, 0),
@@ -197,7 +198,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
         fields = [solver, steps, mask_solver, mask_steps, files, labels, count, about, fields_of, go, onward]
         asked = [fields_of, model, count, seed, solver, steps, mask_solver, mask_steps, files, labels]
         busy = [status, go, onward, stop, clock]
-        result = [state, gallery, legend, command, provenance, file]
+        result = [state, gallery, legend, opacity, command, provenance, file]
         page.load(look, model, [model, *fields], **quiet)
         again.click(look, model, [model, *fields], **quiet)
         model.input(None, None, [go, onward], js=DISABLE_TWO)

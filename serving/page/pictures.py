@@ -5,7 +5,7 @@ import html
 import numpy as np
 from PIL import Image
 
-from serving.sample_set import Samples
+from serving.sample_set import Samples, notices_of
 from serving.writers.layout import is_mask, is_picture
 from serving.writers.pictures import PALETTE, Bytes, caption, legend, to_8_bit
 
@@ -51,10 +51,20 @@ def tiles(samples: Samples, opacity: float) -> list[tuple[Image.Image, str]]:
     return [(tile(samples, row, opacity), caption(samples, row)) for row in range(len(samples))]
 
 
+def has_mask_over(samples: Samples) -> bool:
+    """Whether a mask is blended with what was drawn."""
+    masks = [output for output in samples.outputs if is_picture(output) and is_mask(output)]
+    drawn = [output for output in samples.outputs if is_picture(output) and output.name not in samples.given]
+    return any(output.shape == masks[0].shape for output in drawn if not is_mask(output)) if masks else False
+
+
 def what_is_seen(samples: Samples) -> str:
-    """The colours of the classes, and which side is which, as HTML."""
+    """The colours of the classes, which side is which, and what the model says of its samples, as HTML."""
     pictures = [output.name for output in samples.outputs if is_picture(output) and not is_mask(output)]
-    sides = f"<p>Side by side: {html.escape(', '.join(pictures))}</p>" if len(pictures) > 1 else ""
+    named = [f"{name} (given)" if name in samples.given else name for name in pictures]
+    sides = f"<p>Side by side: {html.escape(', '.join(named))}</p>" if len(pictures) > 1 else ""
+    notices = dict.fromkeys(notice for facts in samples.provenance for notice in notices_of(facts))
+    sides += "".join(f'<p class="notice">{html.escape(notice)}</p>' for notice in notices)
     swatches = "".join(
         f'<li><span class="swatch" style="background: rgb{colour}"></span>{html.escape(label)}</li>'
         for label, colour in legend(samples)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Output
-from serving.sample_set import Samples
+from serving.sample_set import Samples, notices_of
 from serving.writers.layout import BLOCK, Layout, LayoutError, Shapes, is_mask, is_picture
 from serving.writers.npz import bytes_of_arrays, check_name
 
@@ -177,7 +177,7 @@ class _Case:
     def __init__(self, name: str, provenance: Mapping[str, Any], after_picture: bool = False) -> None:
         self._name, self._model = name, str(provenance["model"])
         self._after_picture = after_picture
-        self._said = ". ".join([OF_A_PICTURE if after_picture else NOT_A_PATIENT, *provenance.get("notices", ())])
+        self._said = ". ".join([OF_A_PICTURE if after_picture else NOT_A_PATIENT, *notices_of(provenance)])
         self._source = json.dumps(provenance, sort_keys=True)
         bundles = [str(stage.get("bundle", "")) for stage in provenance.get("stages", [provenance])]
         self._bundles = bundles

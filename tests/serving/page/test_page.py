@@ -21,7 +21,7 @@ from serving.client import SamplingError
 from serving.page.command_line import command_of
 from serving.page.downloads import FORMATS, pack
 from serving.page.drawing import CancelledError, Drawing, Drawn
-from serving.page.pictures import tile, what_is_seen
+from serving.page.pictures import has_mask_over, tile, what_is_seen
 from serving.page.settings import KEPT_SECONDS, LAST_SEED, Server, Settings, WrongSettingError, read_settings
 from serving.sample_set import Samples
 from serving.sampling.loop import ASK_SECONDS
@@ -84,12 +84,16 @@ def test_a_mask_is_mixed_with_what_is_under_it() -> None:
 def test_what_was_given_is_beside_what_was_found() -> None:
     given, found = (np.full((1, 1, 4, 6), value, np.float32) for value in (0.0, 1.0))
     outputs = tuple(Output(name, "float32", (1, 4, 6), 0.0, 1.0) for name in ("<photo>", "image"))
-    samples = Samples({"<photo>": given, "image": found}, [{"model": "m", "seed": 3}], outputs, ("<photo>",))
+    provenance = [{"model": "m", "seed": 3, "notices": ["a < b"]}]
+    samples = Samples({"<photo>": given, "image": found}, provenance, outputs, ("<photo>",))
     shown = np.array(tile(samples, 0, 0.4))
     assert shown.shape == (4, 6 + 2 + 6, 3)
     assert not shown[:, :6].any()
     assert (shown[:, 6:] == 255).all()
-    assert what_is_seen(samples) == "<p>Side by side: &lt;photo&gt;, image</p>"
+    sides, notice = "<p>Side by side: &lt;photo&gt; (given), image</p>", '<p class="notice">a &lt; b</p>'
+    assert what_is_seen(samples) == sides + notice
+    assert not has_mask_over(samples)
+    assert has_mask_over(HEARTS)
 
 
 def test_the_classes_have_names_and_colours() -> None:

@@ -225,10 +225,13 @@ def test_masks_and_pictures_of_ones_own(live: Live, visit: Any, tmp_path: Path) 
     (picture,) = page.pictures(1)
     assert picture.shape == (16, 16 + 2 + 16, 3)
     assert np.array_equal(picture[:, :16, 0], grey)
-    assert "Side by side: photo, image" in page.page.inner_text("#legend")
+    assert "Side by side: photo (given), image" in page.page.inner_text("#legend")
     assert "photo.png: 8-bit" in page.status()
     assert "--condition photo.png" in page.page.inner_text("#command").replace("\n", "")
     assert "near copy" in page.page.inner_text("#provenance")
+    assert "near copy" in page.page.inner_text("#legend")
+    assert "but for those that you give. Not for diagnosis" in page.page.inner_text(".synthetic")
+    assert page.page.locator("#opacity").is_visible()
 
 
 def test_labels(live: Live, visit: Any) -> None:
@@ -246,6 +249,7 @@ def test_labels(live: Live, visit: Any) -> None:
         expected = client.sample("tiny_label", 2, label=["normal", "malignant"])
     for row, picture in enumerate(page.pictures(2)):
         assert np.array_equal(picture[..., 0], np.array(tile(expected, row, 0.4).convert("RGB"))[..., 0])
+    assert not page.page.locator("#opacity").is_visible(), "there is no mask"
     assert "--label normal --label malignant" in " ".join(page.page.inner_text("#command").split())
 
 

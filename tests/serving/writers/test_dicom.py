@@ -102,10 +102,15 @@ def test_what_cannot_be_dicom_is_refused(heart: Samples) -> None:
         Dicom().check_outputs([replace(mask, spacing=(1.0, 1.0)), image])
 
 
-def test_what_was_drawn_after_a_picture_is_not_said_to_show_no_patient(unnamed: Samples, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_a_chain", [False, True])
+def test_what_was_drawn_after_a_picture_is_not_said_to_show_no_patient(
+    unnamed: Samples, tmp_path: Path, by_a_chain: bool
+) -> None:
     """Nor is that picture, which may be a patient's, written as a synthetic one."""
     image = unnamed.outputs[1]
     made = [{**facts, "notices": ["A near copy of what went in."]} for facts in unnamed.provenance]
+    if by_a_chain:
+        made = [{"model": "chain", "seed": facts["seed"], "stages": [facts, facts]} for facts in made]
     drawn = Samples({"found": unnamed.arrays["image"]}, made, (replace(image, name="found"),))
     condition = Condition("image", image.shape, low=image.low, high=image.high)
     Dicom().write(under(condition, unnamed.arrays["image"], drawn), tmp_path, "part")
@@ -118,5 +123,6 @@ def test_what_was_drawn_after_a_picture_is_not_said_to_show_no_patient(unnamed: 
         (equipment,) = dataset.ContributingEquipmentSequence
         for text in (dataset.PatientComments, dataset.ImageComments, equipment.ContributionDescription):
             assert "after a picture, perhaps a patient's" in text
-            assert "A near copy of what went in." in text
+            said, _, _source = text.partition("{")
+            assert said.count("A near copy of what went in.") == 1
             assert "no patient" not in text
