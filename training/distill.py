@@ -18,7 +18,7 @@ from training.family import Batch, Family
 from training.noising import levels
 
 PHASE = "distillation"
-SOLVERS = {"diffusion": "ddim_trailing", "flow": "euler"}  # of first order: their steps need no history
+SOLVERS = {"diffusion": "ddim_clipped_trailing", "flow": "euler"}  # of first order: their steps need no history
 SUBSTEPS = 4  # of a teacher that is no student itself, in one of its student's
 
 # Columns of a solver's table.
@@ -63,8 +63,8 @@ def plan(teacher: Family, config: Mapping[str, Any], steps: int, teacher_steps: 
         raise ValueError(f"{teacher.name} {does}: it has no steps that a student could take fewer of")
     if not teacher.phases:
         raise ValueError(f"{teacher.name} learns nothing here, and neither would a student of it")
-    solver = SOLVERS[str(process)]
     its_own = config.get("student")
+    solver = its_own["solver"] if its_own else SOLVERS[str(process)]
     taken = teacher_steps or (its_own["steps"] if its_own else SUBSTEPS * steps)
     if its_own and taken != its_own["steps"]:
         raise ValueError(

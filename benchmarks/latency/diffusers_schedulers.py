@@ -53,8 +53,12 @@ def ddim(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
     return one_step(kind, "ddim", schedule, clip, steps, set_alpha_to_one=schedule.ends_clean)
 
 
-def ddim_trailing(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
-    return one_step(EvenDDIM, "ddim_trailing", schedule, clip, steps)
+def ddim_clipped(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
+    return NoiseOfClipped(ddim(schedule, clip, steps))
+
+
+def ddim_clipped_trailing(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
+    return NoiseOfClipped(one_step(EvenDDIM, "ddim_clipped_trailing", schedule, clip, steps))
 
 
 def ddpm(schedule: Schedule, clip: float | None, steps: int) -> Scheduler:
@@ -111,7 +115,8 @@ def flow_dpm_solver(schedule: Schedule, clip: float | None, steps: int) -> Sched
 Maker = Callable[[Schedule, float | None, int], Scheduler]
 DIFFUSIONS: dict[str, Maker] = {
     "ddim": ddim,
-    "ddim_trailing": ddim_trailing,
+    "ddim_clipped": ddim_clipped,
+    "ddim_clipped_trailing": ddim_clipped_trailing,
     "ddpm": ddpm,
     "dpmpp_2m": dpm_solver,
 }
@@ -132,6 +137,17 @@ class FromNoise:
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor) -> Any:
         return self._scheduler.step(-model_output, next(self._theirs), sample)
+
+
+class NoiseOfClipped:
+    """diffusers' DDIM, which works out the noise again from the estimate that it clipped."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.timesteps = scheduler.timesteps
+        self._scheduler = scheduler
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor) -> Any:
+        return self._scheduler.step(model_output, timestep, sample, use_clipped_model_output=True)
 
 
 class TakingTurns:

@@ -56,7 +56,7 @@ def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 @click.option(
     "--reference", type=FOLDER, help="The repository whose bundle draws the reference.  [default: --repository]"
 )
-@click.option("--reference-solver", help="[default: the paper's]")
+@click.option("--reference-solver", help="[default: the paper's, and ddim_clipped for ddim]")
 @click.option("--reference-steps", type=click.IntRange(1), help="[default: the paper's]")
 @click.option(
     "--data",

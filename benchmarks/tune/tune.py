@@ -90,11 +90,14 @@ class Answer:
 
 
 def published(model: str) -> tuple[str, int]:
-    """The paper's solver and steps. Raises EvaluationError for a model of no paper."""
+    """The paper's solver and steps, ``ddim`` with the noise that clipping leaves: of the papers' networks, which do not
+    clip, the same. Raises EvaluationError for a model of no paper.
+    """
     found = load_family(model).sampling_of_the_paper()
     if found is None:
         raise EvaluationError(f"{model} has no preset of its paper; name --reference-solver and --reference-steps")
-    return found
+    solver, steps = found
+    return ("ddim_clipped" if solver == "ddim" else solver), steps
 
 
 class Judge:

@@ -238,19 +238,39 @@ def ddim(schedule: Schedule, steps: int, eta: float = 0.0) -> Array:
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be from 0 to 1, not {eta!r}")
-    timesteps = _even(schedule, steps)
-    following = None if schedule.spacing is None else timesteps - schedule.num_train_timesteps // steps
-    clean = 1.0 if schedule.ends_clean else float(schedule.alphas_cumprod[0])
-    return _ddim(_levels(schedule, timesteps, following, clean), eta)
+    return _ddim(_even_levels(schedule, steps), eta)
 
 
-def ddim_trailing(schedule: Schedule, steps: int) -> Array:
-    """``ddim`` from T - 1 down whatever the steps and the schedule's spacing: students are distilled so.
+def ddim_clipped(schedule: Schedule, steps: int) -> Array:
+    """``ddim``, but with the noise that the clipped estimate of the data leaves: diffusers' use_clipped_model_output.
+
+    Where a model clips, ``ddim`` gives back a part of what was cut off at every step, the more the more steps; where it
+    does not, they are the same but for rounding.
+    """
+    return _of_data(_even_levels(schedule, steps))
+
+
+def ddim_clipped_trailing(schedule: Schedule, steps: int) -> Array:
+    """``ddim_clipped`` from T - 1 down whatever the steps and the schedule's spacing: students are distilled so.
 
     Half as many steps take every other of its timesteps.
     """
     _check_steps(schedule, steps)
-    return _ddim(_levels(schedule, trailing(schedule.num_train_timesteps, steps)))
+    return _of_data(_levels(schedule, trailing(schedule.num_train_timesteps, steps)))
+
+
+def _of_data(k: Levels) -> Array:
+    """x = alpha*x0 + sigma*noise again, a level lower: x0 is the clipped estimate, noise what it leaves of x."""
+    kept = k.next_sigma / k.sigma
+    return _table(len(k.t), t=k.t, p=k.p, q=k.q, a=kept, b=k.next_alpha - kept * k.alpha)
+
+
+def _even_levels(schedule: Schedule, steps: int) -> Levels:
+    """Of ``ddim``."""
+    timesteps = _even(schedule, steps)
+    following = None if schedule.spacing is None else timesteps - schedule.num_train_timesteps // steps
+    clean = 1.0 if schedule.ends_clean else float(schedule.alphas_cumprod[0])
+    return _levels(schedule, timesteps, following, clean)
 
 
 def _ddim(k: Levels, eta: float = 0.0) -> Array:
@@ -391,7 +411,8 @@ SOLVERS = {
     "dpmpp_2m": Solver(dpmpp_2m, ("diffusion", "flow")),
     "dpmpp_3m": Solver(dpmpp_3m, ("diffusion",)),
     "ipndm": Solver(ipndm, ("diffusion",), not_for=("sample",)),
-    "ddim_trailing": Solver(ddim_trailing, ("diffusion",)),
+    "ddim_clipped": Solver(ddim_clipped, ("diffusion",)),
+    "ddim_clipped_trailing": Solver(ddim_clipped_trailing, ("diffusion",)),
     "euler": Solver(euler, ("flow",)),
     "midpoint": Solver(midpoint, ("flow",)),
     "gd": Solver(gd, ("descent",)),

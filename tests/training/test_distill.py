@@ -171,15 +171,15 @@ def distilled(teacher: Path, out: Path, *options: str) -> str:
 def run(teacher: Path) -> Path:
     out = teacher.parent / "run"
     printed = distilled(teacher, out, "--steps", "4", "--updates", "4", "--checkpoint-every", "2")
-    assert "4 steps of ddim_trailing for 16 of the teacher's, in 4 updates on phantom:4" in printed
+    assert "4 steps of ddim_clipped_trailing for 16 of the teacher's, in 4 updates on phantom:4" in printed
     return out
 
 
 def test_a_checkpoint_says_whose_student_it_is(teacher: Path, run: Path) -> None:
     family, config = load_checkpoint(run)
     digest = load_checkpoint(teacher)[1]["digest"]
-    assert config["student"] == {"teacher": digest, "teacher_steps": 16, "solver": "ddim_trailing", "steps": 4}
-    assert (family.preset.default_solver, family.preset.default_steps) == ("ddim_trailing", 4)
+    assert config["student"] == {"teacher": digest, "teacher_steps": 16, "solver": "ddim_clipped_trailing", "steps": 4}
+    assert (family.preset.default_solver, family.preset.default_steps) == ("ddim_clipped_trailing", 4)
     assert (type(family).__name__, config["license"], config["phase"]) == ("Pig", "apache-2.0", "distillation")
     assert unfinished(family, config) is None
     half_way, config = load_checkpoint(run / "checkpoints" / "00000002")
@@ -210,23 +210,25 @@ def test_another_teacher_cannot_go_on(teacher: Path, run: Path, tmp_path: Path) 
 
 def test_a_student_of_a_student_takes_half_its_steps(run: Path, tmp_path: Path) -> None:
     printed = distilled(run, tmp_path / "run", "--steps", "2", "--updates", "1")
-    assert "2 steps of ddim_trailing for 4 of the teacher's" in printed
+    assert "2 steps of ddim_clipped_trailing for 4 of the teacher's" in printed
 
 
 def test_other_steps_are_refused_with_the_reason(run: Path, tmp_path: Path) -> None:
     bundle = build("pig", run, tmp_path)
     student = bundle.manifest.student
     assert student is not None
-    assert (student.solver, student.steps) == ("ddim_trailing", 4)
+    assert (student.solver, student.steps) == ("ddim_clipped_trailing", 4)
     assert bundle.manifest.checkpoint["steps"] == {"distillation": 4}
     told = dict(facts_of(bundle))
-    assert told["default"] == "ddim_trailing, 4 steps, and no others"
+    assert told["default"] == "ddim_clipped_trailing, 4 steps, and no others"
     assert told["student"].startswith(f"of {student.teacher}, ")
     with LocalClient(tmp_path) as client:
         assert client.sample("pig", 1).arrays["image"].shape == (1, 1, SIZE, SIZE)
-        assert client.sample("pig", 1, steps=4, solver="ddim_trailing").provenance[0]["steps"] == 4
+        assert client.sample("pig", 1, steps=4, solver="ddim_clipped_trailing").provenance[0]["steps"] == 4
         for asked in ({"steps": 8}, {"solver": "ddim", "steps": 4}):
-            with pytest.raises(SamplingError, match="distilled to take 4 of ddim_trailing, and can take no") as refused:
+            with pytest.raises(
+                SamplingError, match="distilled to take 4 of ddim_clipped_trailing, and can take no"
+            ) as refused:
                 client.sample("pig", 1, **asked)
             assert refused.value.status == 400
     fields = json.loads((bundle.folder / MANIFEST).read_text())

@@ -145,11 +145,11 @@ def test_what_did_not_pass_changes_nothing(repository: Path, tmp_path: Path) -> 
 
 def test_a_student_beside_its_teacher_takes_its_own_steps(repository: Path, tmp_path: Path) -> None:
     other = repository_of(tmp_path / "student")
-    student = Student("0" * 64, 4, "ddim_trailing", 2)
-    changed(bundle_folder(other, "pig"), student=student, default_solver="ddim_trailing", default_steps=2)
+    student = Student("0" * 64, 4, "ddim_clipped_trailing", 2)
+    changed(bundle_folder(other, "pig"), student=student, default_solver="ddim_clipped_trailing", default_steps=2)
     asked = ("--out", tmp_path / "out", *ASKED, "--solver", "ddim", "--steps", 2)
     printed = run("--repository", repository, "--also", other, *asked)
-    assert "ddim_trailing 2, student of 2 onnx fp32: refused" in printed
+    assert "ddim_clipped_trailing 2, student of 2 onnx fp32: refused" in printed
     refused = run("--repository", other, *asked, fails=True)
     assert "is a student; the reference is the trained model in fp32" in refused
     assert "ddim 2: refused" not in run("--repository", other, "--reference", repository, *asked)

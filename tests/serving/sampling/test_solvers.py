@@ -379,7 +379,7 @@ def orders(errors: list[float]) -> np.ndarray:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize(
-    ("name", "order"), [("ddim", 1), ("ddim_trailing", 1), ("dpmpp_2m", 2), ("dpmpp_3m", 2), ("ipndm", 2)]
+    ("name", "order"), [("ddim", 1), ("ddim_clipped", 1), ("dpmpp_2m", 2), ("dpmpp_3m", 2), ("ipndm", 2)]
 )
 def test_diffusion_solver_has_its_order(name: str, order: int, prediction: str) -> None:
     """On the way, for the last row, from wherever the timesteps stop to clean data, is first order in every solver."""
@@ -475,13 +475,13 @@ def test_a_trajectory_begins_where_the_state_is_noise(name: str, timesteps: int)
         first = solver_table(name, schedule, steps)[0, 0]
         if schedule.process == "flow":
             assert first == 0
-        elif name in ("ddpm", "ddim") and steps > 1 and timesteps % steps == 0:
+        elif name in ("ddpm", "ddim", "ddim_clipped") and steps > 1 and timesteps % steps == 0:
             assert first == timesteps - timesteps // steps
         else:
             assert first == timesteps - 1
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim_clipped"])
 @pytest.mark.parametrize("timesteps", [1000, 1024])
 def test_a_count_that_divides_the_timesteps_takes_their_multiples(name: str, timesteps: int) -> None:
     schedule = replace(SMALL, num_train_timesteps=timesteps)
@@ -490,9 +490,19 @@ def test_a_count_that_divides_the_timesteps_takes_their_multiples(name: str, tim
         assert column(solver_table(name, schedule, steps), "t").tolist() == multiples[::-1].tolist()
 
 
+@pytest.mark.parametrize("schedule", [SMALL, SMALL_V], ids=lambda schedule: schedule.prediction)
+def test_of_what_is_not_clipped_ddim_clipped_is_ddim(schedule: Schedule) -> None:
+    network = gaussian_network(schedule)
+    for steps in (1, 3, 8, 40):
+        ends = [
+            trajectory(solver_table(name, schedule, steps), STARTS, network)[-1] for name in ("ddim", "ddim_clipped")
+        ]
+        np.testing.assert_allclose(*ends, rtol=1e-9)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
 def test_a_teacher_of_a_multiple_of_the_steps_goes_through_its_students_times(steps: int) -> None:
-    for name, schedule in (("ddim_trailing", SMALL), ("euler", SMALL_FLOW)):
+    for name, schedule in (("ddim_clipped_trailing", SMALL), ("euler", SMALL_FLOW)):
         student = column(solver_table(name, schedule, steps), "t")
         for substeps in (2, 4):
             teacher = column(solver_table(name, schedule, substeps * steps), "t")
@@ -554,24 +564,20 @@ def test_smallest_schedule_works() -> None:
 # Errors
 
 
-DIFFUSION = ["ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "ipndm", "ddim_trailing"]
+DIFFUSION = "ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm, ddim_clipped, ddim_clipped_trailing"
 
 
 def test_unknown_solver_is_named_and_the_others_listed() -> None:
     with pytest.raises(
         ValueError,
-        match="linear schedule must be one of ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm, ddim_trailing, not 'plms'",
+        match=f"linear schedule must be one of {DIFFUSION}, not 'plms'",
     ):
         solver_table("plms", SMALL, 8)
 
 
 @pytest.mark.parametrize(("name", "schedule"), [("euler", SMALL), ("midpoint", SMALL_V), ("ddim", SMALL_FLOW)])
 def test_solver_of_the_other_process_is_refused(name: str, schedule: Schedule) -> None:
-    allowed = (
-        "dpmpp_2m, euler, midpoint"
-        if schedule.kind == "flow"
-        else "ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm, ddim_trailing"
-    )
+    allowed = "dpmpp_2m, euler, midpoint" if schedule.kind == "flow" else DIFFUSION
     with pytest.raises(ValueError, match=f"{schedule.kind} schedule must be one of {allowed}, not '{name}'"):
         solver_table(name, schedule, 8)
     with pytest.raises(ValueError, match="flow"):
