@@ -133,7 +133,7 @@ def test_numbers_that_do_not_go_together_are_refused() -> None:
     pig, known = tiny_family("pig"), {"digest": "0" * 64}
     with pytest.raises(ValueError, match="--steps is 4; it must divide the teacher's 6 steps"):
         plan(pig, known, 4, 6)
-    of_eight = {**known, "student": {"steps": 8}}
+    of_eight = {**known, "student": {"solver": "ddim_clipped_trailing", "steps": 8}}
     with pytest.raises(ValueError, match="--steps is 8; it must divide the teacher's 8 steps, and be fewer"):
         plan(pig, of_eight, 8)
     with pytest.raises(ValueError, match="--teacher-steps is 16; the teacher is a student itself, and takes 8 steps"):
