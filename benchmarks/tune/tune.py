@@ -90,7 +90,7 @@ class Answer:
 
 
 def published(model: str) -> tuple[str, int]:
-    """The paper's solver and steps, ``ddim`` with the noise that clipping leaves: of the papers' networks, which do not
+    """The paper's solver and steps, ``ddim`` with the noise that clipping leaves: of PIG's own networks, which do not
     clip, the same. Raises EvaluationError for a model of no paper.
     """
     found = load_family(model).sampling_of_the_paper()
