@@ -1,6 +1,7 @@
 """Who may not come in: what the stranger hears, what the server says, and that the others go on."""
 
 import socket
+import threading
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -90,6 +91,38 @@ def test_strangers_are_told_of_and_keep_nobody_out(kits: dict[str, Path], tmp_pa
     assert len([line for line in said if "is not let in" in line]) == 5, said
     assert [line for line in said if line.startswith("north")] == ["north is there"]
     assert "the run is over: north is at step 2" in (tmp_path / "north" / "log.txt").read_text()
+
+
+def test_silent_callers_take_no_more_threads_than_are_allowed(kits: dict[str, Path], monkeypatch) -> None:
+    monkeypatch.setattr(door, "MOST_SHAKING", 3)
+    monkeypatch.setattr(door, "PATIENCE", 600.0)
+    address, said = f"localhost:{free_port()}", list[str]()
+    terms = Terms("dmgan_image", PRESET, 3, "a prior's digest")
+    north = kits["server"].with_name("north")
+
+    def is_let_in() -> bool:
+        deadline = time.monotonic() + 60
+        while not (is_in := check_door(address, north)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return is_in
+
+    def at_the_door() -> int:
+        return sum("process_request_thread" in thread.name for thread in threading.enumerate())
+
+    with ExitStack() as stack:
+        stack.enter_context(SitesElsewhere(address, kits["server"], terms, 1, 60.0, said.append))
+        assert is_let_in()
+        callers = [
+            stack.enter_context(socket.create_connection(("localhost", int(address.split(":")[1])), 60))
+            for _ in range(8)
+        ]
+        assert [caller.recv(1) for caller in callers[:5]] == [b""] * 5
+        deadline = time.monotonic() + 60
+        while (count := at_the_door()) > 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert count == 3
+        assert is_let_in()
+    assert "a caller at 127.0.0.1 is not let in: 3 others came before it had shaken hands" in said
 
 
 def test_a_flood_of_strangers_fills_no_log(monkeypatch) -> None:

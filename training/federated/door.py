@@ -4,9 +4,11 @@ FLARE's own listens as well, but shakes hands where it accepts callers: one that
 out for as long as it likes, and of those whose certificates it refuses nobody hears.
 """
 
+import socket
 import ssl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from nvflare.fuel.f3.communicator import driver_mgr, load_comm_drivers
@@ -16,6 +18,7 @@ from nvflare.fuel.f3.drivers.tcp_driver import TcpDriver, TcpStreamServer
 from training.federated.channel import EXPIRED, NOT_YET_VALID
 
 PATIENCE = 10.0  # seconds that a caller has to shake hands
+MOST_SHAKING = 64  # callers that shake hands at once: each has a thread and a file, of which checkpoints need some
 MOST_TOLD = 1000  # callers and reasons; so many are an attack, whose every line would fill the disk
 Say = Callable[[str], object]
 
@@ -35,14 +38,28 @@ class TurnedAway:
 
 
 class DoorServer(TcpStreamServer):
-    """A socket that listens; ``say`` is told of who is turned away."""
+    """A socket that listens; ``say`` is told of who is turned away.
+
+    Where more than ``MOST_SHAKING`` shake hands, the one that has for longest is turned away; a site takes
+    milliseconds.
+    """
 
     daemon_threads = True
 
     def __init__(self, driver: TcpDriver, connector: Any, say: Say) -> None:
         super().__init__(driver, connector)
         self.turned_away = TurnedAway(say)
+        self.shaking, self.changing = list[Any](), threading.Lock()
         self.socket.do_handshake_on_connect = False
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self.changing:
+            self.shaking.append(request)
+            if len(self.shaking) > MOST_SHAKING:
+                with suppress(OSError):
+                    # Not its own, which takes away what its thread is using.
+                    socket.socket.shutdown(self.shaking.pop(0), socket.SHUT_RDWR)
+        super().process_request(request, client_address)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         try:
@@ -50,9 +67,24 @@ class DoorServer(TcpStreamServer):
             request.do_handshake()
             request.settimeout(None)
         except OSError as error:
-            self.turned_away(str(client_address[0]), reason_of(error))
+            why = reason_of(error) if self.forget(request) else f"{MOST_SHAKING} others came before it had shaken hands"
+            self.turned_away(str(client_address[0]), why)
             return
+        finally:
+            self.forget(request)
         super().finish_request(request, client_address)
+
+    def forget(self, request: Any) -> bool:
+        """Whether it was still shaking hands."""
+        with self.changing:
+            was_shaking = request in self.shaking
+            if was_shaking:
+                self.shaking.remove(request)
+        return was_shaking
+
+    def shutdown_request(self, request: Any) -> None:
+        self.forget(request)  # one for which no thread could be started
+        super().shutdown_request(request)
 
 
 class Door(TcpDriver):
