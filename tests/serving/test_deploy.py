@@ -91,6 +91,15 @@ def test_the_wheel_and_a_client_are_installed_in_an_empty_environment(tmp_path: 
     run("python3 -c 'import serving.client, pydicom, nibabel'")
 
 
+def with_typo(folder: Path, place: Path, file: str, right: str, wrong: str) -> Path:
+    """A copy of manifests in which the first of what is right is wrong."""
+    copy = shutil.copytree(folder, place / folder.name)
+    text = (copy / file).read_text()
+    assert right in text
+    (copy / file).write_text(text.replace(right, wrong, 1))
+    return copy
+
+
 @needs_kubectl
 @pytest.mark.parametrize("folder", ["base", "gpu", "draw", "page"])
 def test_kubernetes_takes_the_manifests(folder: str) -> None:
@@ -108,10 +117,7 @@ def test_kubernetes_takes_the_manifests(folder: str) -> None:
     ],
 )
 def test_typos_are_found(tmp_path: Path, file: str, right: str, wrong: str) -> None:
-    folder = shutil.copytree(KUBERNETES / "base", tmp_path / "base")
-    text = (folder / file).read_text()
-    assert right in text
-    (folder / file).write_text(text.replace(right, wrong))
+    folder = with_typo(KUBERNETES / "base", tmp_path, file, right, wrong)
     with pytest.raises(kubernetes_validate.ValidationError):
         validate(folder)
 
@@ -184,10 +190,7 @@ def test_kserve_takes_the_manifests() -> None:
     ],
 )
 def test_typos_are_found_in_those_of_kserve(tmp_path: Path, file: str, right: str, wrong: str) -> None:
-    folder = shutil.copytree(KUBERNETES / "kserve", tmp_path / "kserve")
-    text = (folder / file).read_text()
-    assert right in text
-    (folder / file).write_text(text.replace(right, wrong, 1))
+    folder = with_typo(KUBERNETES / "kserve", tmp_path, file, right, wrong)
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
         validate_kserve(folder)
 

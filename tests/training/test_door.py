@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_families import fields_of, random_batch
 
 from training.federated import client, door
@@ -19,15 +18,9 @@ from training.federated.terms import Terms
 from training.models.dmgan_image import DmGanImage
 from training.reconstructions import Pairs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PRESET = DmGanImage.presets["small"].replaced({**fields_of("dmgan_image"), "batch": 2, "steps": [5]})
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -34,6 +34,8 @@ from training.fit import Run, fit
 from training.models.dmgan_image import DmGanImage
 from training.reconstructions import Pairs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 32
 TOPICS = ("join", "vote", "saved", "fails")
 NAMES = [f"site-{number:02d}" for number in range(1, 11)]
@@ -68,14 +70,6 @@ def question(step: int = 0, seed: int = 9) -> Question:
 
 def answer(site: Site, step: int) -> Vote:
     return Vote.from_bytes(site.answer(question(step).to_bytes()))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class TestMessages:
