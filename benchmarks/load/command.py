@@ -40,6 +40,11 @@ CALIBRATION_STEPS = 50
 @click.option("--seconds", default=240.0, show_default=True, type=click.FloatRange(1), help="Of arrivals at each load.")
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(1), help="Single requests while idle.")
 @click.option("--seed", default=17, show_default=True, help="Of the arrivals.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    help="Where a Prometheus can scrape the server.  [default: a free one]",
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write figures here.")
 def load(
     model: str,
@@ -48,6 +53,7 @@ def load(
     seconds: float,
     rounds: int,
     seed: int,
+    metrics_port: int | None,
     json_file: Path | None,
 ) -> None:
     """Requests that come whether or not those before are answered: in-flight batching beside whole batches.
@@ -61,7 +67,7 @@ def load(
         raise click.BadParameter(f"there is no folder {json_file.parent}", param_hint="--json")
     try:
         check(repository, model)
-        with serving_in_two_ways(repository, model) as server, progress_bar() as progress:
+        with serving_in_two_ways(repository, model, metrics_port) as server, progress_bar() as progress:
             task = progress.add_task("", total=1.0)
             parts = 2 * len(loads) + 2
 

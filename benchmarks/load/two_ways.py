@@ -56,8 +56,11 @@ class TwoWays:
 
 
 @contextmanager
-def serving_in_two_ways(repository: Path, model: str) -> Iterator[TwoWays]:
-    """Raises BundleError or ServerError if the bundle cannot be served."""
+def serving_in_two_ways(repository: Path, model: str, metrics_port: int | None = None) -> Iterator[TwoWays]:
+    """On free ports, but for a metrics_port that is given.
+
+    Raises BundleError or ServerError if the bundle cannot be served.
+    """
     bundle = load_bundle(bundle_folder(repository, model)).folder
     with TemporaryDirectory() as folder:
         for way in WAYS:
@@ -66,7 +69,8 @@ def serving_in_two_ways(repository: Path, model: str) -> Iterator[TwoWays]:
             (Path(folder) / way / "1" / "bundle").symlink_to(bundle)
             instances = "instance_group [{ kind: KIND_AUTO count: 1 }]"
             (Path(folder) / way / "config.pbtxt").write_text(f'backend: "python"\n{CONFIG[way]}\n{instances}\n')
-        address = Address("127.0.0.1", *free_ports(3))
+        http, grpc, free = free_ports(3)
+        address = Address("127.0.0.1", http, grpc, metrics_port or free)
         with TritonServer(Path(folder), WAYS, address, show=lambda line: None, verbose=False) as server:
             server.wait_until_ready()
             yield TwoWays(f"{address.host}:{address.grpc}", f"http://{address.host}:{address.metrics}/metrics")

@@ -1,11 +1,17 @@
 """``medgen benchmarks load``: arrivals, the simulation and what it shows, and a run beside Triton's own batcher."""
 
 import json
+import threading
+import time
+import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from live import free_ports
 from tiny import write_tiny_bundle
 
 from benchmarks.load.arrivals import MIX, Arrival, mean_row_steps, poisson
@@ -124,6 +130,31 @@ def test_a_run_beside_tritons_own_batcher(tmp_path):
         assert one["memory_mib"][1] > 20
     assert 0 < report["measured"][0]["network_share"] < 1
     assert {one["machine"] for one in report["simulated"]} == set(COSTS)
+
+
+def test_the_server_is_scraped_where_it_is_told(tmp_path):
+    repository = tmp_path / "repository"
+    write_tiny_bundle(bundle_folder(repository, "tiny"))
+    (port,) = free_ports(1)
+    ended = threading.Event()
+
+    def told() -> bool:
+        while not ended.is_set():
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                if b"medgen_steps_total{" in answer.read():
+                    return True
+            time.sleep(0.05)
+        return False
+
+    options = ["--model=tiny", f"--repository={repository}", "--seconds=1", "--load=0.3", "--rounds=1"]
+    with ThreadPoolExecutor(1) as thread:
+        scraped = thread.submit(told)
+        try:
+            done = CliRunner().invoke(load, [*options, f"--metrics-port={port}"], catch_exceptions=False)
+        finally:
+            ended.set()
+    assert done.exit_code == 0, done.output
+    assert scraped.result()
 
 
 @pytest.mark.parametrize(
