@@ -21,7 +21,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     try:
         return make_case(request.param, [], REPOSITORY, 4, {"steps": 8, "solver": "dpmpp_2m"})
     except (BundleError, CheckpointError, ValueError) as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # of the models, those are timed that are built here
 
 
 @pytest.fixture(params=ROWS)
@@ -36,7 +36,7 @@ def worker(row: str, case: Case) -> Iterator[Worker]:
         with Worker(ROWS[row], case) as opened:
             yield opened
     except RowNotPossibleError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # a row that this model or machine cannot have, as medgen-openvino without it
 
 
 def test_latency(benchmark: BenchmarkFixture, worker: Worker, row: str, case: Case) -> None:

@@ -41,6 +41,7 @@ def deployment() -> Deployed:
 def kserve() -> Deployed:
     server = container("kserve", "runtime.yaml")
     asked = server["readinessProbe"]["httpGet"]
+    # Where KServe asks, whatever the manifest says.
     return Deployed(server["args"], {8080, 9000}, [(asked["port"], asked["path"])])
 
 
