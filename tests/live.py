@@ -39,7 +39,7 @@ from serving.triton.model import BundleModel
 
 MODEL = Path(__file__).parents[1]
 # Beside the models: a file in a model's folder would be a change of the model to Triton.
-CLOSED, WAITING = (MODEL.with_name(f".{MODEL.name}-{name}") for name in ("closed", "waiting"))
+CLOSED, WAITING, SLOW = (MODEL.with_name(f".{MODEL.name}-{name}") for name in ("closed", "waiting", "slow"))
 
 
 class TritonPythonModel(BundleModel):
@@ -56,6 +56,8 @@ def when_open(step):
         while CLOSED.exists():
             WAITING.touch()
             time.sleep(0.005)
+        if SLOW.exists():
+            time.sleep(0.1)
         if any(row.seed == 13 for states in together for row in states.rows):
             raise RuntimeError("thirteen is too much")
         return step(flight, together)
@@ -234,6 +236,16 @@ class Live:
             yield waiting
         finally:
             closed.unlink()
+
+    @contextmanager
+    def slow(self, model: str) -> Iterator[None]:
+        """A gated model takes a tenth of a second for each step while the context lasts."""
+        slow = self.repository / f".{model}-slow"
+        slow.touch()
+        try:
+            yield
+        finally:
+            slow.unlink()
 
 
 def arguments(pid: int) -> bytes:

@@ -24,7 +24,6 @@ from serving.page.drawing import CancelledError, Drawing, Drawn
 from serving.page.pictures import has_mask_over, tile, what_is_seen
 from serving.page.settings import KEPT_SECONDS, LAST_SEED, Server, Settings, WrongSettingError, read_settings
 from serving.sample_set import Samples
-from serving.sampling.loop import ASK_SECONDS
 from serving.writers.pictures import PALETTE
 from serving.writers.sample_folder import write_samples
 
@@ -176,15 +175,19 @@ def test_what_the_server_refuses_is_said_in_its_words(live: Live) -> None:
 
 
 def test_who_cancels_ends_it_on_the_server_too(live: Live) -> None:
-    before = live.metric("medgen_rows_cancelled_total", "tiny_gated")
-    with live.closed("tiny_gated") as waiting:
-        drawing = Drawing(server_of(live), Settings("tiny_gated", 16, 0, {}))
-        eventually(waiting.exists, "the model has begun")
-        drawing.cancel()
-        with pytest.raises(CancelledError, match="Cancelled, with 0 of 16 samples drawn"):
-            drawing.result()
-        time.sleep(10 * ASK_SECONDS)  # until Triton has heard of it
-    eventually(lambda: live.metric("medgen_rows_cancelled_total", "tiny_gated") - before == 16, "all have left")
+    def since(name: str) -> float:
+        return live.metric(name, "tiny_gated") - before[name]
+
+    before = {name: live.metric(name, "tiny_gated") for name in ("exec_count", "medgen_rows_cancelled_total")}
+    with live.slow("tiny_gated"):
+        with live.closed("tiny_gated"):
+            drawing = Drawing(server_of(live), Settings("tiny_gated", 16, 0, {"steps": 1000}))
+            eventually(lambda: since("exec_count") == 2, "the model has both requests")
+            drawing.cancel()
+            with pytest.raises(CancelledError, match="Cancelled, with 0 of 16 samples drawn"):
+                drawing.result()
+        # Whenever Triton hears of it, steps are left.
+        eventually(lambda: since("medgen_rows_cancelled_total") == 16, "all have left")
 
 
 def test_a_page_is_ready_when_its_server_can_draw(live: Live) -> None:
