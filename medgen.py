@@ -29,6 +29,15 @@ class Commands(click.Group):
                 return _absent(name, error)
         return next((_commands(package)[name] for package in OPEN if name in _commands(package)), None)
 
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """click's own, which says of a misspelt command what there is."""
+        name = arguments[0]
+        if not name.startswith("-") and name not in (known := self.list_commands(context)):
+            raise click.UsageError(f"{name!r} is no command; there are {', '.join(known)}", context)
+        return super().resolve_command(context, arguments)
+
     def invoke(self, context: click.Context) -> object:
         try:
             return super().invoke(context)

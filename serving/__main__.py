@@ -36,7 +36,7 @@ from serving.triton.errors import ServerError
 from serving.triton.installation import find_installation
 from serving.triton.keeper import Keeper
 from serving.triton.log import as_json
-from serving.triton.served_models import find_models
+from serving.triton.served_models import find_models, why_not_served
 from serving.triton.server import TritonServer
 from serving.triton.telemetry import METRICS, TRACES, metric_arguments, trace_arguments
 from serving.triton.version import describe, find_version, narrowed, permitted
@@ -137,8 +137,8 @@ def up(
 
     try:
         names, passed_over = find_models(repository, models)
-        for name, reason in passed_over.items():
-            tell(f"{name} is not served: {reason}")
+        for line in why_not_served(repository, passed_over):
+            tell(line)
         installation = find_installation()
         version = find_version(installation)
         arguments = [*metric_arguments(metric_settings, version), *trace_arguments(trace_settings)]

@@ -50,6 +50,7 @@ from serving.step_watch import StepWatch, Tell
 
 DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
 DEFAULT_METRICS_URL = "127.0.0.1:8002"
+ADDRESS = "it must be HOST:PORT, with a port from 1 to 65535"
 MOST_SECONDS = 1e9
 CONFIG_SECONDS = 1.0  # for which what the server says of a model is taken as said
 # Enough that the server always has a batch waiting.
@@ -321,9 +322,9 @@ class SampleClient(Client):
             raise SamplingError(f"protocol is {protocol!r}; allowed are {' and '.join(DEFAULT_URLS)}", 400)
         self.url = (url or DEFAULT_URLS[protocol]).removeprefix(f"{protocol}://").rstrip("/")
         if not _is_address(self.url):
-            raise SamplingError(f"url is {self.url!r}; it must be HOST:PORT", 400)
+            raise SamplingError(f"url is {self.url!r}; {ADDRESS}", 400)
         if not _is_address(metrics_url):
-            raise SamplingError(f"metrics_url is {metrics_url!r}; it must be HOST:PORT", 400)
+            raise SamplingError(f"metrics_url is {metrics_url!r}; {ADDRESS}", 400)
         self.protocol, self.timeout = protocol, timeout
         self._triton: Any = import_module(f"tritonclient.{protocol}")
         # Over HTTP the connection has the limit.
@@ -616,7 +617,7 @@ class _Call:
 def _is_address(url: str) -> bool:
     try:
         place = urlsplit(f"//{url}")
-        return place.hostname is not None and place.port is not None
+        return place.hostname is not None and bool(place.port)
     except ValueError:
         return False
 

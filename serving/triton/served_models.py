@@ -2,7 +2,7 @@
 
 import py_compile
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +12,7 @@ from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
 from serving.folders import Busy, recover
 from serving.triton.errors import ServerError
 
+_NOT_BUILT = "has not been built: run"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -32,9 +33,19 @@ def find_models(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str]
     for name in wanted:
         _check_name(name)
     served, passed_over = look(repository, wanted or known)
+    if not (wanted or served) and len(passed_over) > 1 and len(_unbuilt(repository, passed_over)) == len(passed_over):
+        command = _build_command(repository, "NAME")
+        raise ServerError(f"no model in {repository} has been built: run {command}; medgen export list names them")
     if (wanted and passed_over) or not served:
         raise ServerError(next(iter(passed_over.values())))
     return served, passed_over
+
+
+def why_not_served(repository: Path, passed_over: Mapping[str, str]) -> list[str]:
+    """Lines that say it: those of which nothing is built share one."""
+    unbuilt = _unbuilt(repository, passed_over)
+    lines = [f"{name} is not served: {reason}" for name, reason in passed_over.items() if name not in unbuilt]
+    return [*lines, f"Not built, and so not served: {', '.join(unbuilt)}"] if unbuilt else lines
 
 
 def look(repository: Path, wanted: Iterable[str] = ()) -> tuple[list[str], dict[str, str]]:
@@ -75,11 +86,18 @@ def compile_code(repository: Path, model: str) -> None:
 def is_built(repository: Path, model: str) -> bool:
     """Whether the bundle is there, of a chain those of all stages; it need not be one that can be served."""
     try:
-        chain = read_chain(repository, model)
-    except ChainError:
+        stages = _stages(repository, model)
+    except ServerError:
         return False
-    stages = [stage.model for stage in chain.stages] if chain else [model]
     return all((bundle_folder(repository, stage) / MANIFEST).is_file() for stage in stages)
+
+
+def _unbuilt(repository: Path, passed_over: Mapping[str, str]) -> list[str]:
+    """Those that nothing but a build is wanting for; of a chain that has a stage there is more to say."""
+    wanting = [name for name, reason in passed_over.items() if _NOT_BUILT in reason]
+    return [
+        name for name in wanting if not any(bundle_folder(repository, s).exists() for s in _stages(repository, name))
+    ]
 
 
 def _known(repository: Path) -> list[str]:
@@ -94,8 +112,7 @@ def _check_name(model: str) -> None:
 
 def _with_stages(repository: Path, name: str) -> list[str]:
     """The model, after the stages that it has if it is a chain; raises ServerError if it cannot be served."""
-    chain = _chain(repository, name)
-    stages = [stage.model for stage in chain.stages] if chain else [name]
+    chain, stages = _chain(repository, name), _stages(repository, name)
     for stage in stages:
         try:
             recover(bundle_folder(repository, stage))
@@ -103,10 +120,16 @@ def _with_stages(repository: Path, name: str) -> list[str]:
             raise ServerError(f"the bundle of {stage} was being replaced when that was cut short: {error}") from None
         if not (bundle_folder(repository, stage) / MANIFEST).is_file():
             needed = "" if name == stage else f", which {name} needs,"
-            raise ServerError(f"model {stage}{needed} has not been built: run {_build_command(repository, name)}")
+            raise ServerError(f"model {stage}{needed} {_NOT_BUILT} {_build_command(repository, name)}")
     if chain:
         _check_chain(repository, chain)
     return [*stages, name]
+
+
+def _stages(repository: Path, model: str) -> list[str]:
+    """The model itself unless it is a chain."""
+    chain = _chain(repository, model)
+    return [stage.model for stage in chain.stages] if chain else [model]
 
 
 def _chain(repository: Path, model: str) -> Chain | None:

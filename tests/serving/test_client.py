@@ -393,8 +393,8 @@ def test_what_is_no_time_limit(timeout: float) -> None:
 def test_what_is_no_url_or_protocol() -> None:
     with pytest.raises(SamplingError, match="protocol is 'ftp'; allowed are grpc and http"):
         SampleClient(protocol="ftp")
-    for url in ("https://localhost:8000", "localhost", "localhost:http", ":8000"):
-        with pytest.raises(SamplingError, match=f"url is '{url}'; it must be HOST:PORT"):
+    for url in ("https://localhost:8000", "localhost", "localhost:http", ":8000", "localhost:99999", "localhost:0"):
+        with pytest.raises(SamplingError, match=f"url is '{url}'; it must be HOST:PORT, with a port from 1 to 65535"):
             SampleClient(url, "http")
 
 

@@ -32,7 +32,7 @@ from tiny import write_tiny_bundle
 from serving.__main__ import main
 from serving.bundle import TEMPLATES, bundle_folder
 from serving.triton.installation import find_installation
-from serving.triton.served_models import find_models
+from serving.triton.served_models import find_models, why_not_served
 from serving.writers.layouts import BESIDE_OTHERS
 
 HEADER = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 1, 1000, 1000)}"
@@ -392,6 +392,22 @@ def test_models_without_a_bundle_are_passed_over(repository: Path) -> None:
     command = f"medgen export build --model pig --repository {repository}"
     assert find_models(repository) == (["tiny"], {"pig": f"model pig has not been built: run {command}"})
     assert find_models(repository, ["tiny"]) == (["tiny"], {})
+
+
+def test_what_is_not_built_takes_one_line(tmp_path: Path) -> None:
+    add_chains(tmp_path)
+    add_model(tmp_path, "tiny")
+    add_model(tmp_path, "pig")
+    for model in ("pig", "cmr_mask", "cmr_ddpm_image", "cmr_flow_image"):
+        shutil.rmtree(bundle_folder(tmp_path, model))
+    passed_over = find_models(tmp_path)[1]
+    first, last = why_not_served(tmp_path, passed_over)
+    assert first == f"cmr_ldm is not served: {passed_over['cmr_ldm']}"
+    assert last == "Not built, and so not served: cmr_ddpm, cmr_ddpm_image, cmr_flow, cmr_flow_image, cmr_mask, pig"
+    for model in ("tiny", "cmr_ldm_image"):
+        shutil.rmtree(bundle_folder(tmp_path, model))
+    said = refused("up", "--repository", tmp_path)
+    assert f"no model in {tmp_path} has been built: run medgen export build --model NAME --repository" in said
 
 
 def test_a_chain_is_served_with_its_stages_or_not_at_all(tmp_path: Path) -> None:
