@@ -9,13 +9,14 @@ from importlib import import_module
 
 import click
 
+from serving.command_list import CommandList
 from serving.namesakes import NamesakeError
 
 GROUPS = {"benchmarks": "bench", "export": "export"}  # commands with commands of their own, and the extra they need
 OPEN = {"serving": "server", "training": "train"}  # packages whose commands are medgen's
 
 
-class Commands(click.Group):
+class Commands(CommandList):
     """Imports a package when a command of it is wanted."""
 
     def list_commands(self, context: click.Context) -> list[str]:

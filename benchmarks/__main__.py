@@ -11,9 +11,10 @@ from benchmarks.load.command import load
 from benchmarks.papers.command import papers
 from benchmarks.quality.command import anatomy
 from benchmarks.tune.command import calibrate, tune
+from serving.command_list import CommandList
 
 
-class Commands(click.Group):
+class Commands(CommandList):
     """What one command needs and is not installed does not stop the others."""
 
     def invoke(self, context: click.Context) -> object:

@@ -10,6 +10,7 @@ import click
 from export import BuildError
 from export.options import BF16_OPSET, COMPATIBILITY, OPSET, TARGETS, TOLERANCES, Options, PlanOptions
 from serving.bundle import MAX_BATCH, REPOSITORY, BundleError
+from serving.command_list import CommandList
 from serving.engines import EngineError
 from serving.folders import Busy
 from serving.progress import NowAndThen
@@ -30,7 +31,7 @@ STEP_TOLERANCES = ", ".join(f"{limits.step:g} for {name}" for name, limits in TO
 END_TOLERANCES = ", ".join(f"{limits.end_to_end:g} for {name}" for name, limits in TOLERANCES.items())
 
 
-class Commands(click.Group):
+class Commands(CommandList):
     """Every expected failure is one line on standard error and exit code 1; SIGTERM clears up as Ctrl-C does."""
 
     def invoke(self, context: click.Context) -> object:

@@ -19,6 +19,7 @@ from serving.bundle import REPOSITORY, BundleError
 from serving.chain import ChainError
 from serving.client import DEFAULT_METRICS_URL, DEFAULT_URLS, Client, LocalClient, SampleClient, SamplingError
 from serving.client_checks import Given
+from serving.command_list import CommandList
 from serving.condition_files import MaskFileError
 from serving.conditions import check_count, read_condition
 from serving.draw import digest_of, fill, in_parts
@@ -57,7 +58,7 @@ repository_option = click.option(
 STORE_FAILURES = (BundleError, ChainError, OSError, StoreError)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(cls=CommandList, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 def main() -> None:
     """Serve trained generators, and ask them for samples."""
 

@@ -12,6 +12,7 @@ LEAVES = {
     f"serving.{name}"
     for name in (
         "bundle",
+        "command_list",
         "folders",
         "pgm",
         "namesakes",

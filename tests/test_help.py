@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from medgen import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,3 +31,12 @@ def test_it_does_not_wait_for_torch(arguments: list[str]) -> None:
     assert "--help" in result.stdout
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
     assert not imported & {"torch", "onnx", "onnxruntime", "diffusers", "monai", "scipy"}
+
+
+@pytest.mark.parametrize("group", [[], ["export"], ["benchmarks"]])
+def test_a_list_of_commands_says_whole_sentences(group: list[str]) -> None:
+    said = CliRunner().invoke(main, [*group, "--help"], prog_name="medgen", terminal_width=80).output
+    listed = said.partition("Commands:\n")[2]
+    assert len(listed.splitlines()) >= 4
+    assert "..." not in listed
+    assert max(map(len, listed.splitlines())) <= 80

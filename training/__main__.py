@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 # Here and above, nothing that takes long: commands import what they need when they run.
+from serving.command_list import CommandList
 from training import CheckpointError
 from training.assignment import assignment
 from training.importing import import_command
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from training.fit import Run
 
 
-@click.group()
+@click.group(cls=CommandList)
 def main() -> None:
     """Train the generators that `export` builds and `serving` serves."""
 
