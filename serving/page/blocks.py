@@ -30,6 +30,8 @@ WARNING = (
     '<p class="synthetic"><strong>Synthetic.</strong> Every picture here is drawn by a network, or found again by one, '
     "but for those that you give. Not for diagnosis.</p>"
 )
+# What is read aloud is the change of an element that stays: Gradio replaces all inside of its own.
+READ_ALOUD = "() => document.getElementById('status').setAttribute('role', 'status')"
 DISABLE_TWO = "() => [0, 1].map(() => ({__type__: 'update', interactive: false}))"
 
 
@@ -199,6 +201,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
         asked = [fields_of, model, count, seed, solver, steps, mask_solver, mask_steps, files, labels]
         busy = [status, go, onward, stop, clock]
         result = [state, gallery, legend, opacity, command, provenance, file]
+        page.load(None, js=READ_ALOUD)
         page.load(look, model, [model, *fields], **quiet)
         again.click(look, model, [model, *fields], **quiet)
         model.input(None, None, [go, onward], js=DISABLE_TWO)
@@ -223,7 +226,7 @@ def session_of(request: gr.Request) -> str:
 
 
 def said(text: str) -> str:
-    return f'<p role="status" aria-live="polite" style="white-space: pre-line">{html.escape(text)}</p>'
+    return f'<p style="white-space: pre-line">{html.escape(text)}</p>'
 
 
 def refused(error: Exception | str) -> str:

@@ -23,5 +23,6 @@ def command_of(drawn: Drawn, url: str) -> str:
 
 
 def stem(drawn: Drawn) -> str:
-    """What its folder, and a download, is called."""
-    return f"{drawn.settings.model}-{drawn.settings.seed}"
+    """What its folder, and a download, is called: the same seed by another solver or in other steps is another."""
+    settings = drawn.settings
+    return "-".join(map(str, (settings.model, settings.seed, *settings.solving.values())))

@@ -17,7 +17,7 @@ def serve(server: Server, host: str, port: int, say: Callable[[str], object]) ->
 
     Raises ModuleNotFoundError without the extra, OSError and SamplingError.
     """
-    with server.client() as client:
+    with server.client(tell=lambda done, total: None) as client:  # as it draws: both addresses are looked at
         url = client.url
     with tempfile.TemporaryDirectory(prefix="medgen-page-") as folder:
         # Read when Gradio is imported: it would ask its makers for a newer version, and tell them that it runs.

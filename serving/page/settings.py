@@ -1,5 +1,6 @@
 """What a visitor chose, as the client takes it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,10 @@ def read_settings(
 ) -> Settings:
     """The page's fields; raises WrongSettingError. Steps and solvers are checked by the server."""
     if not model:
-        raise WrongSettingError("no model is chosen")
+        raise WrongSettingError("no model is chosen; choose one of the list, or look for models again")
     paths = tuple(map(Path, files or ()))
+    if twice := [name for name, times in Counter(path.name for path in paths).items() if times > 1]:
+        raise WrongSettingError(f"several files are called {twice[0]}; rename them: samples are called by their files")
     wanted = None if paths else whole("samples", count)
     if not paths and (wanted is None or not 1 <= wanted <= MOST):
         raise WrongSettingError(f"samples is {wanted}; it must be from 1 to {MOST}: for more there is medgen draw")

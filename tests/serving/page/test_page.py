@@ -18,10 +18,11 @@ from tiny_samples import HEART, pairs
 from medgen import main
 from serving.bundle import Output
 from serving.client import SamplingError
-from serving.page.command_line import command_of
+from serving.page.command_line import command_of, stem
 from serving.page.downloads import FORMATS, pack
 from serving.page.drawing import CancelledError, Drawing, Drawn
 from serving.page.pictures import has_mask_over, tile, what_is_seen
+from serving.page.server import serve
 from serving.page.settings import KEPT_SECONDS, LAST_SEED, Server, Settings, WrongSettingError, read_settings
 from serving.sample_set import Samples
 from serving.writers.pictures import PALETTE
@@ -63,6 +64,23 @@ def test_what_cannot_be_sent_is_named(
 ) -> None:
     with pytest.raises(WrongSettingError, match=said):
         read_settings(model, count, seed, "ddim", steps, None, None, None, None)
+
+
+def test_files_of_one_name_are_refused() -> None:
+    files = ["/tmp/a/mask.npy", "/tmp/b/mask.npy"]
+    with pytest.raises(WrongSettingError, match=r"several files are called mask\.npy"):
+        read_settings("pig", None, "0", None, None, None, None, files, None)
+
+
+def test_other_steps_have_another_name() -> None:
+    names = {stem(drawn_of(HEARTS, solving=solving)) for solving in ({}, {"steps": 4}, {"solver": "ddim", "steps": 4})}
+    assert names == {"hearts-7", "hearts-7-4", "hearts-7-ddim-4"}
+
+
+@pytest.mark.parametrize("server", [Server("nonsense", None, 1.0), Server(None, "nonsense", 1.0)])
+def test_what_is_no_address_is_said_at_the_start(server: Server) -> None:
+    with pytest.raises(SamplingError, match="url is 'nonsense'"):
+        serve(server, "127.0.0.1", 0, print)
 
 
 def test_seeds_that_a_browsers_numbers_cannot_hold_are_kept() -> None:
@@ -143,7 +161,7 @@ def test_the_command_draws_the_same_again(live: Live, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert command[0] == "medgen"
     assert CliRunner().invoke(main, command[1:]).exit_code == 0
-    assert (tmp_path / "cmr_ddpm-11" / "pairs.npz").read_bytes() == pack(drawn, "NPZ", tmp_path).read_bytes()
+    assert (tmp_path / stem(drawn) / "pairs.npz").read_bytes() == pack(drawn, "NPZ", tmp_path).read_bytes()
 
 
 def test_labels_are_in_the_command_too(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +169,7 @@ def test_labels_are_in_the_command_too(live: Live, tmp_path: Path, monkeypatch: 
     command = shlex.split(command_of(drawn, live.url("grpc")))
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(main, command[1:]).exit_code == 0
-    assert (tmp_path / "tiny_label-5" / "pairs.npz").read_bytes() == pack(drawn, "NPZ", tmp_path).read_bytes()
+    assert (tmp_path / stem(drawn) / "pairs.npz").read_bytes() == pack(drawn, "NPZ", tmp_path).read_bytes()
     with live.client("grpc") as client:
         expected = client.sample("tiny_label", 3, seed=5, label=["malignant", "normal"])
     assert np.array_equal(drawn.samples.arrays["image"], expected.arrays["image"])

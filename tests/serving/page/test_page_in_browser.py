@@ -97,6 +97,13 @@ class Visit:
         box.fill(model)
         box.press("Enter")
 
+    def tab_to(self, selector: str) -> None:
+        for _ in range(60):
+            if self.page.evaluate(f"document.activeElement.matches('{selector}, {selector} *')"):
+                return
+            self.page.keyboard.press("Tab")
+        pytest.fail(f"{selector} is not reached")
+
     def draw(self, button: str = "#go") -> None:
         self.page.click(button)
         self.drawn()
@@ -173,20 +180,13 @@ def test_what_is_refused_is_said_in_the_servers_words(live: Live, visit: Any) ->
     page.page.click("#go")
     page.page.wait_for_selector("#status [role=alert]")
     assert page.status() == str(theirs.value)
+    assert page.page.get_attribute("#status", "role") == "status"  # what changes in it is read aloud
 
 
 def test_the_keyboard_is_enough(visit: Any) -> None:
     page = visit("tiny")
     page.wait("document.querySelector('#steps input')?.value === '4'")
-    keyboard = page.page.keyboard
-
-    def tab_to(selector: str) -> None:
-        for _ in range(60):
-            if page.page.evaluate(f"document.activeElement.matches('{selector}, {selector} *')"):
-                return
-            keyboard.press("Tab")
-        pytest.fail(f"{selector} is not reached")
-
+    keyboard, tab_to = page.page.keyboard, page.tab_to
     tab_to("#model")
     keyboard.press("Control+A")
     keyboard.type("cmr_flow")
@@ -198,10 +198,20 @@ def test_the_keyboard_is_enough(visit: Any) -> None:
     tab_to("#go")
     keyboard.press("Enter")
     page.drawn()
+    before = page.pictures(4)
     tab_to("#samples button")
     keyboard.press("Enter")
     assert "seed 12" in page.page.inner_text("#samples")
     assert all(name in page.page.inner_text("#legend") for name in ("LV", "MYO", "RV"))
+    keyboard.press("Escape")
+    tab_to("#opacity input[type=range]")
+    for _ in range(5):
+        keyboard.press("ArrowRight")
+    page.wait("document.querySelector('#opacity input[type=range]').value > 0.4")
+    eventually(lambda: not all(map(np.array_equal, before, page.pictures(4))), "the masks are seen better")
+    tab_to("#save")
+    keyboard.press("Enter")
+    page.page.wait_for_selector("#file a[download]")
 
 
 def test_a_phone_is_wide_enough(visit: Any) -> None:
@@ -260,7 +270,8 @@ def test_cancel(live: Live, visit: Any) -> None:
         page.page.click("#go")
         eventually(waiting.exists, "the model has begun")
         page.wait("document.querySelector('#status').innerText.includes('0 of 4 samples')")
-        page.page.click("#stop")
+        page.tab_to("#stop")
+        page.page.keyboard.press("Enter")
         page.wait("document.querySelector('#status').innerText.includes('Cancelled, with 0 of 4 samples drawn')")
 
 
