@@ -208,6 +208,11 @@ class Live:
         eventually(lambda: found() != [], "tritonserver has been started")
         return found()[0]
 
+    def region(self) -> str:
+        """What the names of its shared memory begin with, and those of no other server."""
+        (prefix,) = re.findall(rb"shm-region-prefix-name=(\w+)", arguments(self.tritonserver()))
+        return str(prefix, "ascii")
+
     def process_of(self, model: str) -> int:
         """The process of a model, the newest if there are two for a moment."""
 

@@ -5,7 +5,6 @@ import random
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
@@ -361,8 +360,12 @@ def test_without_a_gpu_there_is_one_instance_on_the_cpu(live: Live) -> None:
     assert (group["kind"], group["count"], group.get("gpus", [])) == ("KIND_CPU", 1, [])
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("medgen_*")}
+def shared_memory(region: str) -> list[Path]:
+    return [*Path("/dev/shm").glob(f"{region}*")]
+
+
+def assert_is_freed(region: str) -> None:
+    eventually(lambda: not shared_memory(region), "the shared memory is freed")
 
 
 @pytest.fixture(scope="module")
@@ -372,37 +375,31 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository
 
 
-@pytest.fixture
-def nothing_left() -> Iterator[None]:
-    before = shared_memory()
-    yield
-    eventually(lambda: shared_memory() <= before, "the shared memory is freed")
-
-
-@pytest.mark.usefixtures("nothing_left")
 def test_a_signal_ends_everything(single: Path) -> None:
     with running(single) as live:
-        group = live.tritonserver()
+        group, region = live.tritonserver(), live.region()
         assert len(processes(group)) >= 2
+        assert shared_memory(region)
         live.process.send_signal(signal.SIGTERM)
         assert live.process.wait(PATIENCE) == 0
         assert processes(group) == []
+    assert_is_freed(region)
 
 
-@pytest.mark.usefixtures("nothing_left")
 def test_a_signal_while_the_models_load_ends_everything(single: Path) -> None:
     live = start(single)
-    group = live.tritonserver()
+    group, region = live.tritonserver(), live.region()
     live.process.send_signal(signal.SIGTERM)
     live.process.wait(PATIENCE)
     assert live.said() == ""
     eventually(lambda: processes(group) == [], "the server is gone")
+    assert_is_freed(region)
 
 
-@pytest.mark.usefixtures("nothing_left")
 def test_the_server_does_not_outlive_the_one_who_started_it(single: Path) -> None:
     with running(single) as live:
-        group = live.tritonserver()
+        group, region = live.tritonserver(), live.region()
         live.process.kill()
         live.process.wait()
         eventually(lambda: processes(group) == [], "the server and its models are gone")
+    assert_is_freed(region)
