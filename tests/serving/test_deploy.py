@@ -141,7 +141,7 @@ def test_a_gpu_is_asked_for_where_it_is_wanted_alone() -> None:
 def test_kserve_s_runtime_is_a_pod_as_kubernetes_takes_it() -> None:
     runtime, service = sorted(manifests(KUBERNETES / "kserve"), key=lambda made: made["kind"], reverse=True)
     spec = runtime["spec"]
-    assert spec.keys() == {"annotations", "supportedModelFormats", "protocolVersions", "containers", "volumes"}
+    assert spec.keys() == {"labels", "supportedModelFormats", "protocolVersions", "containers", "volumes"}
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
