@@ -1,5 +1,6 @@
 """A trained family -> the step and finish graphs as ONNX, batch dynamic."""
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -78,7 +79,26 @@ def finish_graph(family: Family, opset: int = OPSET, fused: bool = True, precisi
     """The last state, sample float32 [B, C, H, W], and the condition where there is one -> the family's outputs."""
     names = [output.name for output in family.outputs]
     state = torch.randn(2, *family.sample_shape)
-    return export_graph(Finish(family), [state], ("sample",), names, family, opset, fused, precision)
+    finish = Finish(without_networks(family, state))
+    return export_graph(finish, [state], ("sample",), names, family, opset, fused, precision)
+
+
+def without_networks(family: Family, state: Tensor) -> Family:
+    """The family, without its networks if it finishes without them: what is exported takes time for every weight."""
+    bare = copy.copy(family)
+    bare._modules = {}
+    try:
+        bare.finish(state, *example_condition(family))
+    except AttributeError:
+        return family
+    return bare
+
+
+def example_condition(family: Family) -> tuple[Tensor, ...]:
+    """Two conditions, if it has any."""
+    if family.condition is None:
+        return ()
+    return (torch.zeros(2, *family.condition.shape, dtype=getattr(torch, family.condition.dtype)),)
 
 
 def export_graph(
@@ -92,14 +112,12 @@ def export_graph(
     precision: str,
 ) -> onnx.ModelProto:
     """Export with a dynamic batch, and check the result."""
+    example = (*inputs, *example_condition(family))
     if family.condition is not None:
-        dtype = getattr(torch, family.condition.dtype)
-        inputs = [*inputs, torch.zeros(2, *family.condition.shape, dtype=dtype)]
         input_names = (*input_names, "condition")
-    example = tuple(inputs)
-    shapes: Any = (tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),)
+    shapes: Any = (tuple({0: torch.export.Dim.DYNAMIC} for _ in example),)
     module.eval()
-    with quiet():
+    with quiet(), frozen(module):
         if fused:
             module, _ = fuse(module, example, shapes)
         if precision in DTYPES:
@@ -132,6 +150,18 @@ def forget_origins(model: onnx.ModelProto) -> None:
     for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """While it lasts no weight learns; tracing operators of ``kernels`` takes longer where their way back is noted."""
+    learning = [weight for weight in module.parameters() if weight.requires_grad]
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
 @contextmanager

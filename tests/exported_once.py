@@ -1,5 +1,6 @@
 """Graphs that a run of the tests exports once: exporting takes longer than all that is done with a graph afterwards."""
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import onnx
 import pytest
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from export import graphs
 from training.family import Family
@@ -24,8 +26,9 @@ def folder_of_run(factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def exported_once(folder: Path) -> Iterator[None]:
     """Graphs that are in the folder are read, and others are put there once they have been exported."""
-    export = graphs.export_graph
+    export, fuse = graphs.export_graph, graphs.fuse
     folder.mkdir(exist_ok=True)
+    traces: dict[str, tuple[GraphModule, dict[str, int]]] = {}
 
     def exported(module: nn.Module, inputs: list[Tensor], *names_family_and_options: Any) -> onnx.ModelProto:
         file = folder / f"{key_of(module, inputs, *names_family_and_options)}.onnx"
@@ -36,7 +39,15 @@ def exported_once(folder: Path) -> Iterator[None]:
             aside.replace(file)
         return onnx.load(file)
 
+    def fused(module: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> tuple[GraphModule, dict[str, int]]:
+        """A graph's first trace, which is the same in each precision."""
+        key = key_of(module, [*example], module.family, None, None, None)
+        if key not in traces:
+            traces[key] = fuse(module, example, shapes)
+        return copy.deepcopy(traces[key])
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "fuse", fused)
         patch.setattr(graphs, "export_graph", exported)
         yield
 

@@ -12,12 +12,20 @@ from export.graphs import finish_graph
 
 
 def test_what_is_remembered_is_what_is_exported(tmp_path: Path) -> None:
-    expected = finish_graph(tiny_family("dcgan"), 19)
+    """Of one family in two precisions, which share a trace, and of other weights, which do not."""
+    family, other = tiny_family("dcgan"), tiny_family("dcgan")
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    asked = [(family, "fp16"), (family, "bf16"), (other, "bf16")]
+
+    def graphs() -> list[bytes]:
+        return [finish_graph(one, 22, precision=precision).SerializeToString() for one, precision in asked]
+
+    expected = graphs()
     with exported_once(tmp_path / "exported"):
         for _ in range(2):
-            found = finish_graph(tiny_family("dcgan"), 19)
-            assert found.SerializeToString() == expected.SerializeToString()
-            assert len([*(tmp_path / "exported").iterdir()]) == 1
+            assert graphs() == expected
+            assert len([*(tmp_path / "exported").iterdir()]) == len({*expected}) == 3
 
 
 @pytest.mark.parametrize("other", ["weights", "preset", "opset", "precision", "fused"])

@@ -28,4 +28,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Its bundle, in a repository of its own."""
-    return build("pig", checkpoint, tmp_path_factory.mktemp("repository"))
+    with exported_once(folder_of_run(tmp_path_factory)):  # which is made before what a module has
+        return build("pig", checkpoint, tmp_path_factory.mktemp("repository"))
