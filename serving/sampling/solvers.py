@@ -323,6 +323,49 @@ def _dpmpp(k: Levels, order: int) -> Array:
     return _table(steps, t=k.t, p=k.p, q=k.q, a=k.next_sigma / k.sigma, b=b, m=1, d1=d1, d2=d2)
 
 
+def unipc(schedule: Schedule, steps: int) -> Array:
+    """UniPC-3: Zhao et al. 2023 (arXiv 2302.04867), UniP-3 and UniC-3 of the data with B2(h).
+
+    Fourth order; of a flow, whose log(alpha / sigma) has no beginning, second. Each row first corrects the state that
+    it was given by what the network says of it, and steps on from there. Timesteps are those of ``dpmpp_2m``.
+    """
+    k = _flow_levels(schedule, steps) if schedule.process == "flow" else _levels(schedule, _for_dpmpp(schedule, steps))
+    with np.errstate(divide="ignore"):
+        log_snr = np.append(np.log(k.alpha / k.sigma), np.inf)  # of a flow, -inf to begin with
+    first = int(np.isinf(log_snr[0]))  # the row before which nothing can be interpolated
+    weights = np.zeros((steps, HISTORY + 1))  # of x0, h1, h2 and h3
+    predicted = np.zeros(0)  # of the row before
+    for i in range(steps):
+        if i > first:
+            order = len(predicted)
+            corrected = _interpolated(log_snr[i - 1], log_snr[i], log_snr[i - np.arange(order + 1)])
+            corrected[1:] -= predicted
+            weights[i, : order + 1] += k.alpha[i] * k.next_sigma[i] / k.sigma[i] * corrected
+        order = max(1, min(HISTORY, steps - i, i - first + 1))
+        predicted = _interpolated(log_snr[i], log_snr[i + 1], log_snr[i - np.arange(order)])
+        weights[i, :order] += k.next_alpha[i] * predicted
+    b, d1, d2, d3 = weights.T
+    return _table(steps, t=k.t, p=k.p, q=k.q, a=k.next_sigma / k.sigma, b=b, m=1, d1=d1, d2=d2, d3=d3)
+
+
+PLACES, SHARES = (np.polynomial.legendre.leggauss(16) + np.array([[1.0], [0.0]])) / 2  # Gauss's, of 0 to 1
+
+
+def _interpolated(here: float, there: float, known: Array) -> Array:
+    """Weights of data estimates ``known`` in the integral of exp(s - there) times their polynomial, from here to there.
+
+    All are log(alpha / sigma). Of two, the slope has the weight of the paper's B2(h), half that of the mean.
+    """
+    h = there - here
+    mean = -np.expm1(-h)
+    if len(known) == 1:
+        return np.array([mean])
+    moments = [SHARES @ (h * np.exp(h * (PLACES - 1)) * PLACES**power) for power in range(len(known))]
+    if len(known) == 2:
+        moments[1] = mean / 2
+    return np.linalg.solve(np.vander((known - here) / h, increasing=True).T, moments)
+
+
 ADAMS_BASHFORTH = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
 
 
@@ -410,6 +453,7 @@ SOLVERS = {
     "ddim": Solver(ddim, ("diffusion",)),
     "dpmpp_2m": Solver(dpmpp_2m, ("diffusion", "flow")),
     "dpmpp_3m": Solver(dpmpp_3m, ("diffusion",)),
+    "unipc": Solver(unipc, ("diffusion", "flow")),
     "ipndm": Solver(ipndm, ("diffusion",), not_for=("sample",)),
     "ddim_clipped": Solver(ddim_clipped, ("diffusion",)),
     "ddim_clipped_trailing": Solver(ddim_clipped_trailing, ("diffusion",)),

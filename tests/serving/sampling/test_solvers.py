@@ -10,7 +10,13 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from benchmarks.latency.diffusers_schedulers import EvenDDIM
 from serving.sampling.solvers import COLUMNS, HISTORY, SOLVERS, Schedule, ddim, longest_table, solver_table, solvers_for
@@ -183,6 +189,29 @@ def test_dpmpp_is_that_of_diffusers(schedule: Schedule, steps: int, clip: float,
     assert_same(trajectory(table, sample, replayed(outs), clip), theirs)
 
 
+class ClippedUniPC(UniPCMultistepScheduler):
+    """diffusers clips no x0 here; this one does."""
+
+    def convert_model_output(self, *args: object, **options: object) -> torch.Tensor:
+        return super().convert_model_output(*args, **options).clamp(-1, 1)
+
+
+@every_schedule
+@every_clip
+@pytest.mark.parametrize("steps", [*STEPS, 200])
+def test_unipc_is_that_of_diffusers(schedule: Schedule, steps: int, clip: float) -> None:
+    sample, outs, _ = arbitrary(steps)
+    kind = ClippedUniPC if clip < math.inf else UniPCMultistepScheduler
+    scheduler = scheduler_for(kind, schedule, solver_order=3)
+    table = solver_table("unipc", schedule, steps)
+    scheduler.set_timesteps(steps)
+    scheduler.timesteps = torch.from_numpy(column(table, "t").astype(int))
+    alphas_cumprod = scheduler.alphas_cumprod[scheduler.timesteps]
+    scheduler.sigmas = torch.cat([((1 - alphas_cumprod) / alphas_cumprod).sqrt(), torch.zeros(1)])
+    theirs = diffusers_states(scheduler, sample, outs, lambda out, t, state, i: scheduler.step(out, t, state))
+    assert_same(trajectory(table, sample, replayed(outs), clip), theirs)
+
+
 @every_clip
 @every_steps
 def test_dpmpp_of_a_flow_is_that_of_diffusers(steps: int, clip: float) -> None:
@@ -256,7 +285,7 @@ def test_ipndm_is_ddim_while_the_outputs_stay_the_same(schedule: Schedule, steps
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s.kind}-{s.prediction}")
 @pytest.mark.parametrize("steps", [2, 5, 12, 20])
-@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "ipndm"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "unipc", "ipndm"])
 def test_timesteps_are_even_in_log_snr(name: str, schedule: Schedule, steps: int) -> None:
     t = column(solver_table(name, schedule, steps), "t").astype(int)
     log_snr = np.log(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod))
@@ -379,7 +408,7 @@ def orders(errors: list[float]) -> np.ndarray:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize(
-    ("name", "order"), [("ddim", 1), ("ddim_clipped", 1), ("dpmpp_2m", 2), ("dpmpp_3m", 2), ("ipndm", 2)]
+    ("name", "order"), [("ddim", 1), ("ddim_clipped", 1), ("dpmpp_2m", 2), ("dpmpp_3m", 2), ("unipc", 4), ("ipndm", 2)]
 )
 def test_diffusion_solver_has_its_order(name: str, order: int, prediction: str) -> None:
     """On the way, for the last row, from wherever the timesteps stop to clean data, is first order in every solver."""
@@ -409,11 +438,17 @@ def test_third_estimate_of_dpmpp_pays() -> None:
     assert error_on_the_way("dpmpp_3m", schedule, 256) < error_on_the_way("dpmpp_2m", schedule, 256) / 2.5
 
 
+@pytest.mark.parametrize("schedule", [fine_schedule("epsilon"), FLOW], ids=lambda s: s.kind)
+@pytest.mark.parametrize("steps", [32, 64, 128])
+def test_correcting_pays(schedule: Schedule, steps: int) -> None:
+    assert error_on_the_way("unipc", schedule, steps) < error_on_the_way("dpmpp_2m", schedule, steps) / 5
+
+
 @pytest.mark.parametrize(
     ("name", "prediction"),
     [
-        *product(("ddim", "dpmpp_2m", "dpmpp_3m", "ipndm"), ("epsilon", "v")),
-        *product(("euler", "midpoint", "dpmpp_2m"), ["velocity"]),
+        *product(("ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm"), ("epsilon", "v")),
+        *product(("euler", "midpoint", "dpmpp_2m", "unipc"), ["velocity"]),
     ],
 )
 def test_samples_approach_the_exact_ones(name: str, prediction: str) -> None:
@@ -564,7 +599,7 @@ def test_smallest_schedule_works() -> None:
 # Errors
 
 
-DIFFUSION = "ddpm, ddim, dpmpp_2m, dpmpp_3m, ipndm, ddim_clipped, ddim_clipped_trailing"
+DIFFUSION = "ddpm, ddim, dpmpp_2m, dpmpp_3m, unipc, ipndm, ddim_clipped, ddim_clipped_trailing"
 
 
 def test_unknown_solver_is_named_and_the_others_listed() -> None:
@@ -577,7 +612,7 @@ def test_unknown_solver_is_named_and_the_others_listed() -> None:
 
 @pytest.mark.parametrize(("name", "schedule"), [("euler", SMALL), ("midpoint", SMALL_V), ("ddim", SMALL_FLOW)])
 def test_solver_of_the_other_process_is_refused(name: str, schedule: Schedule) -> None:
-    allowed = "dpmpp_2m, euler, midpoint" if schedule.kind == "flow" else DIFFUSION
+    allowed = "dpmpp_2m, unipc, euler, midpoint" if schedule.kind == "flow" else DIFFUSION
     with pytest.raises(ValueError, match=f"{schedule.kind} schedule must be one of {allowed}, not '{name}'"):
         solver_table(name, schedule, 8)
     with pytest.raises(ValueError, match="flow"):
