@@ -14,7 +14,7 @@ from training.imports.found import Sampling, refuse_unknown
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 OURS = ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
-# They take other steps than any of medgen's solvers, from the same networks.
+# They take other steps than any of medgen's solvers, from the same networks; UniPC does but for UNIPC.
 OTHERS = (
     "PNDMScheduler",
     "EulerDiscreteScheduler",
@@ -24,12 +24,13 @@ OTHERS = (
     "DEISMultistepScheduler",
     "UniPCMultistepScheduler",
 )
+UNIPC = {"solver_order": 3, "solver_type": "bh2", "predict_x0": True, "disable_corrector": [], "solver_p": None}
 # What a setting must be, in as far as the scheduler has it.
 AS_IS: Mapping[str, tuple[Any, ...]] = {
     "thresholding": (False,),
     "variance_type": ("fixed_small", "fixed_small_log", None),
     "algorithm_type": ("dpmsolver++",),
-    "solver_type": ("midpoint",),
+    "solver_type": ("midpoint", "bh2"),
     "lower_order_final": (True,),
     "solver_order": (2, 3),
     "final_sigmas_type": ("zero",),
@@ -64,7 +65,8 @@ def from_diffusers(written: Mapping[str, Any], where: str) -> Sampling:
         noise |= {"beta_start": config["beta_start"], "beta_end": config["beta_end"]}
     if noise.get("kind") not in KINDS:
         noise |= {"kind": "betas", "betas": tuple(scheduler.betas.double().tolist())}
-    if name in OTHERS:
+    is_unipc = name == "UniPCMultistepScheduler" and all(config[key] == value for key, value in UNIPC.items())
+    if name in OTHERS and not is_unipc:
         if config.get("timestep_type", "discrete") != "discrete":
             raise CheckpointError(f"{where}: timestep_type is {config['timestep_type']!r}; medgen has 'discrete' alone")
         unheeded = [key for key in ("timestep_spacing", "steps_offset") if given.get(key)]
@@ -81,7 +83,8 @@ def from_diffusers(written: Mapping[str, Any], where: str) -> Sampling:
     if not torch.allclose(torch.from_numpy(schedule.alphas_cumprod).float(), scheduler.alphas_cumprod, 5e-3, 1e-6):
         raise CheckpointError(f"{where}: this diffusers makes other betas of it than medgen")
     clips = config.get("clip_sample", False)
-    solver = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim"}.get(name) or f"dpmpp_{config['solver_order']}m"
+    solver = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "UniPCMultistepScheduler": "unipc"}.get(name)
+    solver = solver or f"dpmpp_{config['solver_order']}m"
     return Sampling(schedule, float(config["clip_sample_range"]) if clips else None, solver)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from monai.networks.schedulers import DDIMScheduler as MonaiDDIM
 from monai.networks.schedulers import DDPMScheduler as MonaiDDPM
 
@@ -154,17 +154,25 @@ def test_ddpm_is_diffusers(schedule: Schedule, spacing: str, steps: int, monkeyp
 @not_sigmoid
 @every_spacing
 @pytest.mark.parametrize("steps", [1, 7, 50])
-@pytest.mark.parametrize("order", [2, 3])
-def test_dpmpp_is_diffusers(schedule: Schedule, spacing: str, steps: int, order: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "order"),
+    [
+        ("dpmpp_2m", DPMSolverMultistepScheduler, 2),
+        ("dpmpp_3m", DPMSolverMultistepScheduler, 3),
+        ("unipc", UniPCMultistepScheduler, 3),
+    ],
+)
+def test_multistep_is_diffusers(
+    schedule: Schedule, spacing: str, steps: int, name: str, kind: type, order: int
+) -> None:
     chosen = replace(schedule, spacing=spacing)
     options = {"timestep_spacing": spacing, "solver_order": order}
-    library = in_float64(DPMSolverMultistepScheduler(**diffusers_options(schedule), **options), schedule)
+    library = in_float64(kind(**diffusers_options(schedule), **options), schedule)
     library.set_timesteps(steps)
     kept = library.alphas_cumprod[library.timesteps]
     exact = torch.cat([((1 - kept) / kept).sqrt(), torch.zeros(1)])
     torch.testing.assert_close(library.sigmas, exact.float())
     library.sigmas = exact
-    name = f"dpmpp_{order}m"
     assert t_of(name, chosen, steps) == library.timesteps.tolist()
     np.testing.assert_allclose(
         ours(name, chosen, steps), theirs(library, schedule, steps), atol=1e-5

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
 from foreign import MONAI_SCHEDULER, MONAI_UNET, SIZE, diffusers_pipeline, monai_bundle, shaken, states
 from monai.networks.schedulers import DDIMScheduler as MonaiDDIM
 from torch import Tensor
@@ -106,6 +112,7 @@ class TestDiffusers:
         [
             (DDPMScheduler(timestep_spacing="trailing", beta_schedule="squaredcos_cap_v2"), "ddpm", "trailing"),
             (DPMSolverMultistepScheduler(solver_order=3), "dpmpp_3m", "linspace"),
+            (UniPCMultistepScheduler(solver_order=3, timestep_spacing="trailing"), "unipc", "trailing"),
         ],
     )
     def test_other_schedulers(self, tmp_path, scheduler, solver, spacing):
