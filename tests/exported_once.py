@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,12 @@ def exported_once(folder: Path) -> Iterator[None]:
         patch.setattr(graphs, "fuse", fused)
         patch.setattr(graphs, "export_graph", exported)
         yield
+
+
+def sharing(folder: Path, function: Callable[..., Any], *given: Any) -> Any:
+    """The function, in a process of its own where it is told to be: there too graphs are exported once."""
+    with exported_once(folder):
+        return function(*given)
 
 
 def key_of(module: nn.Module, inputs: list[Tensor], *names_family_and_options: Any) -> str:

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from exported_once import folder_of_run, sharing
 
 from benchmarks.latency.autograd import Adam, Sgd, SgdInBf16
+from benchmarks.latency.bundles import export_bundles
 from benchmarks.latency.contenders import NotPossibleError
 from benchmarks.latency.masks import discs
 from benchmarks.latency.processes import Round
@@ -59,7 +62,9 @@ def test_other_loops_draw_it_too(case_of, row):
     ("row", "target", "most"),
     [(OnOnnxRuntime, "onnx", 1e-4), (OnOpenVino, "openvino", 1e-4), (OnOpenVinoInBf16, "openvino", 0.2)],
 )
-def test_bundles_are_built_for_other_engines_and_not_kept(case_of, row, target, most):
+def test_bundles_are_built_for_other_engines_and_not_kept(case_of, row, target, most, monkeypatch, tmp_path_factory):
+    shared = partial(sharing, folder_of_run(tmp_path_factory), export_bundles)
+    monkeypatch.setattr("benchmarks.latency.with_medgen.export_bundles", shared)
     case = case_of("cmr_ldm_image")
     with closing(row(case)) as opened:
         (sampler,) = opened.samplers.values()
