@@ -64,6 +64,7 @@ HTTP_STATUS = {
     "DEADLINE_EXCEEDED": 504,
 }
 BESIDE_PROVENANCE = ("outputs", "condition", "ways")  # what a server adds to it for clients
+ENDING = "Server exiting"  # what Triton says of itself while it is being ended
 OTHER_VERSION = "the server's medgen is of another version than this one: {}"
 # What Triton says before the reason: the place in a chain, and the request's id.
 PREFIXES = re.compile(r"^(in ensemble '[^']*', )?(\[request id: [^\]]*\] )?")
@@ -301,7 +302,8 @@ class SampleClient(Client):
 
     url: HOST:PORT, the server's default port on this machine unless given. protocol: "grpc" or "http".
     timeout: seconds that one request (at most the model's max_batch samples) may take, repeats included: a server that
-    is overloaded is asked again, with growing pauses. The server gives a request up a second later.
+    is overloaded is asked again, with growing pauses, and so is, by a new connection, whichever took the place of one
+    that is being ended. The server gives a request up a second later.
     steps: called about once a second, by another thread, with (steps done, steps in all) of the requests that the
     server is at, as its metrics say; metrics_url is their HOST:PORT.
     For one thread; close it, or use it as a context.
@@ -335,16 +337,21 @@ class SampleClient(Client):
             hub = import_module("gevent").get_hub()
             # Raised again where they are awaited; not to be printed too.
             hub.NOT_ERROR = tuple({*hub.NOT_ERROR, *self.failures})
-        self._client = self._triton.InferenceServerClient(self.url, **self._connection())
+        self._connect()
         self._configs: dict[str, tuple[float, ModelConfig]] = {}  # and when they were told
         self._watch = None if steps is None else StepWatch(metrics_url, steps)
         self._labels: dict[str, Condition] = {}
 
-    def _connection(self) -> dict[str, Any]:
+    def _connect(self) -> None:
+        """Opens a connection; the one before, if any, is closed when the last answer by it has come."""
+        self._client, self.has_answered = self._triton.InferenceServerClient(self.url, **self._options()), False
+
+    def _options(self) -> dict[str, Any]:
         if self.protocol == "http":
             return {"concurrency": IN_FLIGHT, "network_timeout": self.timeout}
         # As over HTTP, no proxy is asked; a server that is not up yet is tried again soon.
         options = {"enable_http_proxy": 0, "max_reconnect_backoff_ms": 1000}
+        options["use_local_subchannel_pool"] = 1  # else a new channel goes by the connection of an old one
         sizes = {"max_send_message_length": -1, "max_receive_message_length": -1}
         return {"channel_args": [(f"grpc.{name}", value) for name, value in {**options, **sizes}.items()]}
 
@@ -532,15 +539,17 @@ class SampleClient(Client):
         return config
 
     def _asked_config(self, model: str) -> ModelConfig:
-        try:
+        def ask() -> ModelConfig:
             if self.protocol == "http":
                 fields = self._client.get_model_config(model)
                 return json_format.ParseDict(fields, ModelConfig(), ignore_unknown_fields=True)
             return self._client.get_model_config(model, **self._limit).config
-        except self.failures as failure:
-            error = self.explain(failure)
+
+        try:
+            return _Call(self, lambda _: ask, is_named=False).answer()
+        except SamplingError as error:
             if error.status != 404:
-                raise error from None
+                raise
             advice = "medgen export list says what is built, medgen up what is served"
             raise SamplingError(f"no model {model!r} is served at {self.url}: {advice}", 404) from None
 
@@ -580,9 +589,33 @@ class SampleClient(Client):
             status, message = 504 if isinstance(failure, TimeoutError) else 503, str(failure)
         if status == 504:
             return SamplingError(f"{self.url} did not answer within {self.timeout:g} s", status)
-        if status == 503 and not self._holds(self._client.is_server_live):
-            return SamplingError(f"no server answers at {self.url}: start one with medgen up", 502)
+        if status in (404, 503):
+            try:
+                is_live, why = self._client.is_server_live(**self._limit), ""
+            except self.failures as unlike:
+                is_live, why = False, str(unlike)
+            if ENDING in why:
+                self._connect()
+                return SamplingError(f"the server at {self.url} is being ended", 503)
+            if not is_live:
+                return SamplingError(f"no server answers at {self.url}: start one with medgen up", 502)
         return SamplingError(message, status)
+
+    @property
+    def connection(self) -> object:
+        """The one by which requests are sent from now on."""
+        return self._client
+
+    def moves_on(self, connection: object) -> bool:
+        """Whether what failed by a connection is to be asked by another, which is open then.
+
+        Behind one that has brought answers the server may have been ended, and another may have taken its place.
+        """
+        if connection is self._client:
+            if not self.has_answered:
+                return False
+            self._connect()
+        return True
 
     def _holds(self, question: Callable[..., bool], *arguments: str) -> bool:
         try:
@@ -592,26 +625,37 @@ class SampleClient(Client):
 
 
 class _Call:
-    """A request under way, with an id; `send` sends it by that and returns what waits for its result."""
+    """A request under way; `send` sends it by its id, "" if it is not named, and returns what waits for its result."""
 
-    def __init__(self, client: SampleClient, send: Callable[[str], Callable[[], Any]]) -> None:
-        self._client, self._send, self._id = client, send, client.new_id()
+    def __init__(self, client: SampleClient, send: Callable[[str], Callable[[], Any]], is_named: bool = True) -> None:
+        self._client, self._send, self._id = client, send, client.new_id() if is_named else ""
         self._deadline = time.monotonic() + client.timeout
-        self._result = send(self._id)
+        self._ask()
+
+    def _ask(self) -> None:
+        self._connection, self._result = self._client.connection, self._send(self._id)
 
     def answer(self) -> Any:
-        """The result, after as many repeats as an overloaded server makes necessary; raises SamplingError."""
+        """The result, after as many repeats as are necessary; raises SamplingError.
+
+        A request that is asked again has the same samples, so it does not matter what became of the first.
+        """
         pause = SHORTEST_PAUSE
         while True:
             try:
-                return self._result()
+                result = self._result()
+                self._client.has_answered |= self._connection is self._client.connection
+                return result
             except self._client.failures as failure:
                 error = self._client.explain(failure)
-            if error.status != 503 or time.monotonic() + pause > self._deadline:
-                raise error.of(self._id)
+            may_succeed = error.status == 503 or (
+                error.status in (404, 502) and self._client.moves_on(self._connection)
+            )
+            if not may_succeed or time.monotonic() + pause > self._deadline:
+                raise error.of(self._id) if self._id else error
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
-            self._result = self._send(self._id)
+            self._ask()
 
 
 def _is_address(url: str) -> bool:

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
@@ -37,6 +38,7 @@ UNLOAD_SECONDS = 5.0
 
 _IN_HAND = re.compile(r'^medgen_rows_(?:in_flight|waiting)\{[^}]*process="(\d+)"[^}]*\} (\S+)$', re.MULTILINE)
 _UNLOADING = "All models are stopped, unloading models"
+_UNLOADED = re.compile(r"successfully unloaded '([^']+)'")
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 
 
@@ -93,6 +95,7 @@ class TritonServer:
             compile_code(self.repository, model)
         self.is_ready = False
         self._is_unloading = False
+        self._unloaded: set[str] = set()
         self._all_answered: float | None = None
         self._ending: float | None = None
         self._starts += 1
@@ -147,7 +150,8 @@ class TritonServer:
         code = self._process.poll()
         if code is None and self._ending is not None and time.monotonic() - self._ending > STOP_SECONDS:
             self._process.kill()  # what a process had that was killed is never answered
-        if self._all_answered is None and code is None and self._is_unloading and not self._has_models():
+        has_answered = self._is_unloading or self._unloaded.issuperset(self.models)
+        if self._all_answered is None and code is None and has_answered and not self._has_models():
             self._all_answered = time.monotonic()
         if self._all_answered is None:
             return code
@@ -208,11 +212,26 @@ class TritonServer:
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """Passes the signal on; requests under way have 30 seconds to finish. A second call ends the server at once."""
-        if self.is_ready and not self.is_stopping:
-            self.show("Stopping; requests under way have 30 seconds")
         self._ending = self._ending or time.monotonic()
-        self._process.send_signal(signal.SIGKILL if self.is_stopping else signal_number)
+        if self.is_stopping:
+            self._process.kill()
+        elif self.is_ready:
+            self.show("Stopping; requests under way have 30 seconds")
+            threading.Thread(target=self._finish, args=(signal_number,), daemon=True).start()
+        else:
+            self._process.send_signal(signal_number)
         self.is_stopping = True
+
+    def _finish(self, signal_number: int) -> None:
+        """Takes no more requests, then passes the signal on.
+
+        Triton itself goes on answering clients that keep an HTTP connection, and when its 30 seconds are over it drops
+        what it then has, or crashes at that.
+        """
+        with suppress(ServerError):
+            for model in reversed(self.models):  # chains are behind their stages
+                self.control.unload(model)
+        self._process.send_signal(signal_number)
 
     def stop_on(self, *signals: signal.Signals) -> None:
         """From now on these signals, sent to this process, stop the server. Main thread only."""
@@ -233,6 +252,8 @@ class TritonServer:
                 line = self._plain.show(line.rstrip())
                 self._log.append(line)
                 self._is_unloading = self._is_unloading or _UNLOADING in line
+                if self.is_stopping and (unloaded := _UNLOADED.search(line)):
+                    self._unloaded.add(unloaded[1])
                 worth_showing = line.startswith(DROPPED) if self.is_stopping else is_worth_showing(line)
                 if self._verbose or (self.is_ready and worth_showing):
                     self.show(line)
