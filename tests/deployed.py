@@ -19,6 +19,19 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(made.stdout))
 
 
+FOLDERS = sorted(folder.name for folder in KUBERNETES.iterdir())
+
+
+def pod(manifest: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]] | None:
+    """(labels, spec) of the pods that are made of a manifest, if any are."""
+    spec = manifest["spec"]
+    if manifest["kind"] == "ServingRuntime":
+        return spec.get("labels", {}), spec
+    if "template" in spec:
+        return spec["template"].get("metadata", {}).get("labels", {}), spec["template"]["spec"]
+    return None
+
+
 def container(folder: str, file: str) -> dict[str, Any]:
     """The only one of a manifest that is not patched."""
     spec = yaml.safe_load((KUBERNETES / folder / file).read_text())["spec"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from deployed import DEPLOY, KUBERNETES, manifests
+from deployed import DEPLOY, FOLDERS, KUBERNETES, manifests, pod
 
 MONITORING = DEPLOY / "monitoring"
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool evaluates the rules")
@@ -54,19 +54,9 @@ def test_the_autoscaler_has_its_own_namespace_s_figure_from_the_adapter(
     promtool("test", "rules", made)
 
 
-def pods(manifest: dict[str, Any]) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """(labels, containers) of the pods that are made of it."""
-    spec = manifest["spec"]
-    if manifest["kind"] == "ServingRuntime":
-        return spec.get("labels", {}), spec["containers"]
-    if "template" in spec:
-        return spec["template"].get("metadata", {}).get("labels", {}), spec["template"]["spec"]["containers"]
-    return {}, []
-
-
 def as_prometheus_finds(name: str, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """The targets of kubernetes_sd_configs with the role pod: one for each port."""
-    labels, containers = pods(manifest)
+    labels, spec = pod(manifest) or ({}, {"containers": []})
     of_pod = {
         f"__meta_kubernetes_pod_label_{key.translate(str.maketrans('./-', '___'))}": labels[key] for key in labels
     }
@@ -80,17 +70,16 @@ def as_prometheus_finds(name: str, manifest: dict[str, Any]) -> list[dict[str, A
                 **of_pod,
             },
         }
-        for container in containers
+        for container in spec["containers"]
         for port in container.get("ports", [])
     ]
 
 
 @needs_promtool
 @needs_kubectl
-@pytest.mark.parametrize(("folder", "servers"), [("base", 1), ("kserve", 1), ("page", 0), ("draw", 0)])
-def test_servers_alone_are_scraped_and_under_the_job_that_the_rules_ask_for(
-    tmp_path: Path, folder: str, servers: int
-) -> None:
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_servers_alone_are_scraped_and_under_the_job_that_the_rules_ask_for(tmp_path: Path, folder: str) -> None:
+    servers = {"base": 1, "gpu": 1, "kserve": 1}.get(folder, 0)
     config = read(MONITORING / "prometheus-kubernetes.yml")
     (job,) = config["scrape_configs"]
     # Debian's Prometheus is built without what asks a cluster.

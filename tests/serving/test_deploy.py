@@ -7,19 +7,23 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import click
 import jsonschema
 import kserve_schema
 import kubernetes_validate
 import pytest
+import yaml
 from click.testing import CliRunner
-from deployed import DEPLOY, DOCKERFILE, KUBERNETES, container, instructions, manifests
+from deployed import DEPLOY, DOCKERFILE, FOLDERS, KUBERNETES, container, instructions, manifests, pod
 from tiny import write_tiny_bundle
 
-from serving.__main__ import draw, page, up
+from serving.__main__ import draw, page, pull_command, up
 from serving.bundle import TEMPLATES, bundle_folder
 from serving.page.health import READY
+from serving.store import push
+from serving.triton.served_models import find_models
 
 ROOT = DEPLOY.parents[1]
 TARGETS = ("wheel", "client", "page", "server")
@@ -93,7 +97,7 @@ def test_the_wheel_and_a_client_are_installed_in_an_empty_environment(tmp_path: 
 
 def with_typo(folder: Path, place: Path, file: str, right: str, wrong: str) -> Path:
     """A copy of manifests in which the first of what is right is wrong."""
-    copy = shutil.copytree(folder, place / folder.name)
+    copy = shutil.copytree(folder.parent, place / "kubernetes") / folder.name
     text = (copy / file).read_text()
     assert right in text
     (copy / file).write_text(text.replace(right, wrong, 1))
@@ -101,25 +105,106 @@ def with_typo(folder: Path, place: Path, file: str, right: str, wrong: str) -> P
 
 
 @needs_kubectl
-@pytest.mark.parametrize("folder", ["base", "gpu", "draw", "page"])
+@pytest.mark.parametrize("folder", sorted({*FOLDERS} - {"kserve"}))
 def test_kubernetes_takes_the_manifests(folder: str) -> None:
     validate(KUBERNETES / folder)
 
 
 @needs_kubectl
 @pytest.mark.parametrize(
-    ("file", "right", "wrong"),
+    ("folder", "file", "right", "wrong"),
     [
-        ("deployment.yaml", "maxSurge: 1", "maxSurges: 1"),
-        ("deployment.yaml", "containerPort: 8001", "containerPort: gprc"),
-        ("autoscaler.yaml", "maxReplicas: 10", "maxReplicas: ten"),
-        ("service.yaml", "targetPort: http", "targetport: http"),
+        ("base", "deployment.yaml", "maxSurge: 1", "maxSurges: 1"),
+        ("base", "deployment.yaml", "containerPort: 8001", "containerPort: gprc"),
+        ("base", "autoscaler.yaml", "maxReplicas: 10", "maxReplicas: ten"),
+        ("base", "service.yaml", "targetPort: http", "targetport: http"),
+        ("base", "disruptions.yaml", "maxUnavailable: 1", "maxUnavailables: 1"),
+        ("bundles", "claim.yaml", "accessModes:", "accessMode:"),
+        ("draw", "job.yaml", "completions: 16", "completion: 16"),
+        ("drawn", "claim.yaml", "requests:", "request:"),
+        ("gpu", "kustomization.yaml", "maxSurge: 0", "maxSurges: 0"),
+        ("page", "deployment.yaml", "sizeLimit: 4Gi", "sizeLimits: 4Gi"),
+        ("pull", "job.yaml", "optional: true", "optional: yes please"),
     ],
 )
-def test_typos_are_found(tmp_path: Path, file: str, right: str, wrong: str) -> None:
-    folder = with_typo(KUBERNETES / "base", tmp_path, file, right, wrong)
+def test_typos_are_found(tmp_path: Path, folder: str, file: str, right: str, wrong: str) -> None:
+    copy = with_typo(KUBERNETES / folder, tmp_path, file, right, wrong)
     with pytest.raises(kubernetes_validate.ValidationError):
-        validate(folder)
+        validate(copy)
+
+
+@needs_kubectl
+def test_each_folder_has_a_typo_that_is_found() -> None:
+    """So that none is passed over in silence."""
+    (planted,) = [mark for mark in test_typos_are_found.pytestmark if mark.name == "parametrize"]
+    assert {folder for folder, *_ in planted.args[1]} == {*FOLDERS} - {"kserve"}
+
+
+def every_pod() -> dict[str, dict[str, Any]]:
+    made = ((folder, manifest, pod(manifest)) for folder in FOLDERS for manifest in manifests(KUBERNETES / folder))
+    return {f"{folder} {manifest['kind']}": found[1] for folder, manifest, found in made if found}
+
+
+@needs_kubectl
+def test_pod_security_s_strictest_standard_admits_every_pod() -> None:
+    """The fields that `restricted` asks for, and a root that nobody can write to."""
+    pods = every_pod()
+    assert {"base Deployment", "draw Job", "kserve ServingRuntime", "page Deployment", "pull Job"} <= pods.keys()
+    for name, spec in pods.items():
+        for one in spec["containers"]:
+            asked = {**spec.get("securityContext", {}), **one["securityContext"]}
+            assert asked["runAsNonRoot"] is True, name
+            assert asked["runAsUser"] > 0, name
+            assert asked["seccompProfile"] == {"type": "RuntimeDefault"}, name
+            assert asked["allowPrivilegeEscalation"] is False, name
+            assert asked["capabilities"] == {"drop": ["ALL"]}, name
+            assert asked["readOnlyRootFilesystem"] is True, name
+            written = {mount["name"]: mount["mountPath"] for mount in one["volumeMounts"]}
+            room = [written.get(volume["name"]) for volume in spec["volumes"] if "emptyDir" in volume]
+            assert "/tmp" in room, name
+        assert {kind for volume in spec["volumes"] for kind in volume} <= {"name", "emptyDir", "persistentVolumeClaim"}
+        assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}, name
+        if name != "kserve ServingRuntime":  # which has no such field; its service has
+            assert spec["automountServiceAccountToken"] is False, name
+    (service,) = [made for made in manifests(KUBERNETES / "kserve") if made["kind"] == "InferenceService"]
+    assert service["spec"]["predictor"]["automountServiceAccountToken"] is False
+
+
+def test_what_images_cache_is_where_a_pod_has_room() -> None:
+    for target in TARGETS[1:]:
+        assert "XDG_CACHE_HOME=/tmp/" in dict(instructions(target))["ENV"]
+
+
+@needs_kubectl
+def test_a_model_computes_with_as_many_threads_as_its_pod_has_processors() -> None:
+    """Which serving.engines.threads reads from the limit."""
+    for name, spec in every_pod().items():
+        for one in spec["containers"]:
+            if one["image"].startswith("medgen-server:"):
+                assert one["resources"]["limits"]["cpu"] == one["resources"]["requests"]["cpu"], name
+                assert int(one["resources"]["limits"]["cpu"]) >= 1, name
+
+
+@needs_kubectl
+def test_every_claim_is_declared() -> None:
+    every = [made for folder in FOLDERS for made in manifests(KUBERNETES / folder)]
+    declared = {made["metadata"]["name"] for made in every if made["kind"] == "PersistentVolumeClaim"}
+    volumes = [volume for spec in every_pod().values() for volume in spec["volumes"]]
+    claimed = {volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume}
+    assert claimed == declared == {"medgen-bundles", "medgen-samples"}
+
+
+@needs_kubectl
+def test_to_delete_what_runs_deletes_no_bundle_and_no_sample() -> None:
+    kept = {folder for folder in FOLDERS for made in manifests(KUBERNETES / folder) if "Claim" in made["kind"]}
+    assert kept == {"bundles", "drawn"}
+
+
+@needs_kubectl
+def test_nothing_names_a_namespace_so_that_two_versions_can_stand_in_two() -> None:
+    assert not [
+        made for folder in FOLDERS for made in manifests(KUBERNETES / folder) if "namespace" in made["metadata"]
+    ]
 
 
 @needs_kubectl
@@ -135,6 +220,9 @@ def test_a_gpu_is_asked_for_where_it_is_wanted_alone() -> None:
         (deployment,) = [made for made in manifests(KUBERNETES / folder) if made["kind"] == "Deployment"]
         (server,) = deployment["spec"]["template"]["spec"]["containers"]
         assert server["resources"]["limits"].get("nvidia.com/gpu") == wanted
+        surge = deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+        assert bool(surge) == (wanted is None), "a GPU that nobody uses is rare"
+        assert server["image"].endswith("-gpu") == (wanted is not None), "another image computes on it"
 
 
 @needs_kubectl
@@ -153,7 +241,7 @@ def test_kserve_s_runtime_is_a_pod_as_kubernetes_takes_it() -> None:
     assert model["protocolVersion"] in spec["protocolVersions"]
     assert model["runtime"] == runtime["metadata"]["name"]
     assert [model["modelFormat"]["name"]] == [known["name"] for known in spec["supportedModelFormats"]]
-    claim = manifests(KUBERNETES / "base")
+    claim = manifests(KUBERNETES / "bundles")
     assert model["storageUri"].removeprefix("pvc://") in {made["metadata"]["name"] for made in claim}
 
 
@@ -221,9 +309,29 @@ def test_the_pods_of_the_job_draw_the_set(tmp_path: Path) -> None:
     write_tiny_bundle(bundle_folder(repository, "pig"), model="pig")
     job = container("draw", "job.yaml")["args"]
     assert job[0] == "draw"
-    changed = ["--repository", str(repository), "--out", str(out), "--count", "6", "--per-file", "2", "--shard", "2"]
-    for pod in range(2):
-        ran = CliRunner().invoke(draw, [*job[1:], *changed], env={"JOB_COMPLETION_INDEX": str(pod)})
+    pods = yaml.safe_load((KUBERNETES / "draw" / "job.yaml").read_text())["spec"]["completions"]
+    shards = int(job[job.index("--shard") + 1])
+    assert shards == pods
+    # A file a shard, so that one that is not drawn is missed.
+    changed = ["--repository", str(repository), "--out", str(out), "--count", str(2 * shards), "--per-file", "2"]
+    for one in range(pods):
+        ran = CliRunner().invoke(draw, [*job[1:], *changed], env={"JOB_COMPLETION_INDEX": str(one)})
         assert ran.exit_code == 0, ran.output
     checked = CliRunner().invoke(draw, ["--check", str(out)])
     assert checked.exit_code == 0, checked.output
+
+
+def test_a_pulled_bundle_is_what_servers_look_for(tmp_path: Path) -> None:
+    shutil.copytree(TEMPLATES / "pig", tmp_path / "built" / "pig", ignore=shutil.ignore_patterns("bundle", ".bundle*"))
+    write_tiny_bundle(bundle_folder(tmp_path / "built", "pig"), model="pig")
+    job, server = container("pull", "job.yaml"), container("base", "deployment.yaml")
+    command, address, *options = job["args"]
+    assert command == "pull"
+    (where,) = [mount for mount in job["volumeMounts"] if mount["name"] == "bundles"]
+    assert options == ["--repository", where["mountPath"]] == server["args"][1:3]
+    assert address.endswith("/bundles/pig/DIGEST")
+    address = push(tmp_path / "built", "pig", f"file://{tmp_path}/bundles")
+    (tmp_path / "models").mkdir()
+    ran = CliRunner().invoke(pull_command, [address, "--repository", str(tmp_path / "models")])
+    assert ran.exit_code == 0, ran.output
+    assert find_models(tmp_path / "models", ()) == (["pig"], {})
