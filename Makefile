@@ -35,6 +35,7 @@ demo: setup
 	wait $$client; }; \
 	draw pig demo/pig && draw cmr_flow demo/hearts
 	@echo "Open demo/pig/sheet.png and demo/hearts/sheet.png"
+	@echo 'To draw others in a browser: . .venv/bin/activate; medgen up & medgen page; kill $$!'
 
 # A worker that dies ends the run: with another in its place it was seen to wait for ever.
 # A test is a process on one core. What is killed, or watched while it works, mostly waits; whenever it does not, the

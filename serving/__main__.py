@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -498,7 +498,8 @@ def page(url: str | None, metrics_url: str | None, timeout: float, host: str, po
     try:
         from serving.page.server import serve
 
-        serve(Server(url, metrics_url, timeout), host, port, click.echo)
+        with suppress(KeyboardInterrupt):  # which is how it is to end
+            serve(Server(url, metrics_url, timeout), host, port, click.echo)
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "serving":
             raise

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+import socket
 import time
 import uuid
 from collections import deque
@@ -49,9 +50,11 @@ from serving.sampling.ways import Ways
 from serving.step_watch import StepWatch, Tell
 
 DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
+NAMES = {"grpc": "gRPC", "http": "HTTP"}
 DEFAULT_METRICS_URL = "127.0.0.1:8002"
 ADDRESS = "it must be HOST:PORT, with a port from 1 to 65535"
 MOST_SECONDS = 1e9
+LISTENING_SECONDS = 2.0  # in which a port that is open is found to be
 CONFIG_SECONDS = 1.0  # for which what the server says of a model is taken as said
 # Enough that the server always has a batch waiting.
 IN_FLIGHT = 4
@@ -550,8 +553,8 @@ class SampleClient(Client):
         except SamplingError as error:
             if error.status != 404:
                 raise
-            advice = "medgen export list says what is built, medgen up what is served"
-            raise SamplingError(f"no model {model!r} is served at {self.url}: {advice}", 404) from None
+            served = ", ".join(self.models()) or "none"
+            raise SamplingError(f"no model {model!r} is served at {self.url}; served are {served}", 404) from None
 
     def new_id(self) -> str:
         """Of a request; with a dot, where no metrics are to be told of it alone."""
@@ -598,7 +601,7 @@ class SampleClient(Client):
                 self._connect()
                 return SamplingError(f"the server at {self.url} is being ended", 503)
             if not is_live:
-                return SamplingError(f"no server answers at {self.url}: start one with medgen up", 502)
+                return self._no_server()
         return SamplingError(message, status)
 
     @property
@@ -616,6 +619,15 @@ class SampleClient(Client):
                 return False
             self._connect()
         return True
+
+    def _no_server(self) -> SamplingError:
+        place = urlsplit(f"//{self.url}")
+        try:
+            socket.create_connection((place.hostname, place.port), LISTENING_SECONDS).close()
+        except OSError:
+            return SamplingError(f"no server answers at {self.url}: start one with medgen up", 502)
+        why = f"what listens at {self.url} does not answer by {NAMES[self.protocol]}"
+        return SamplingError(f"{why}: medgen up says which of its ports does", 502)
 
     def _holds(self, question: Callable[..., bool], *arguments: str) -> bool:
         try:

@@ -15,6 +15,7 @@ from serving.page.settings import (
     KEPT_SECONDS,
     LAST_SEED,
     MOST,
+    Limits,
     Server,
     WrongSettingError,
     read_seed,
@@ -32,6 +33,7 @@ WARNING = (
 )
 # What is read aloud is the change of an element that stays: Gradio replaces all inside of its own.
 READ_ALOUD = "() => document.getElementById('status').setAttribute('role', 'status')"
+HINT = "Draw shows samples here. A seed gives the same sample every time."
 DISABLE_TWO = "() => [0, 1].map(() => ({__type__: 'update', interactive: false}))"
 
 
@@ -70,17 +72,16 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             labels: _labels(described),
             count: gr.Number(visible=not takes_files),
             about: _about(described),
-            fields_of: name,
+            fields_of: Limits(name, _most(last), _most(first[0] if first else None)),
             go: may_draw,
             onward: may_draw,
         }
 
-    def begin(request: gr.Request, described: str | None, *fields: Any) -> dict[Any, Any]:
+    def begin(request: gr.Request, limits: Limits | None, *fields: Any) -> dict[Any, Any]:
         stop_drawing(request)
         try:
             settings = read_settings(*fields)
-            if settings.model != described:
-                raise WrongSettingError(f"solvers and steps were not yet those of {settings.model}: draw again")
+            (limits or Limits("", None, None)).check(settings)
             under_way[session_of(request)] = Drawing(server, settings)
         except (WrongSettingError, SamplingError) as error:
             return {status: refused(error)}
@@ -101,6 +102,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             return {status: refused(error), **_drawing(False)}
         return {
             state: drawn,
+            shown: gr.Column(visible=True),
             gallery: gr.Gallery(value=tiles(drawn.samples, strength), selected_index=None),
             legend: what_is_seen(drawn.samples),
             opacity: gr.Slider(visible=has_mask_over(drawn.samples)),
@@ -178,29 +180,30 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
                     stop = gr.Button("Cancel", interactive=False, elem_id="stop", min_width=80)
                 again = gr.Button("Look for models again", size="sm", elem_id="again")
             with gr.Column(scale=3, min_width=320):
-                status = gr.HTML(said(""), elem_id="status")
-                gallery = gr.Gallery(
-                    label="Samples", show_label=False, format="png", object_fit="contain", elem_id="samples",
-                    height="auto", buttons=["fullscreen"], interactive=False,
-                )  # fmt: skip
-                legend = gr.HTML(elem_id="legend")
-                opacity = gr.Slider(0, 1, 0.4, label="Opacity of the mask over the image", elem_id="opacity")
-                command = gr.Code(
-                    label="The same again", elem_id="command", interactive=False, wrap_lines=True,
-                    lines=1, show_line_numbers=False, buttons=["copy"],
-                )  # fmt: skip
-                with gr.Row():
-                    kind = gr.Dropdown(list(FORMATS), value="NPZ", label="Format", elem_id="kind", min_width=120)
-                    pack_it = gr.Button("Make a file", elem_id="save", min_width=120)
-                file = gr.File(label="Download", interactive=False, visible=False, elem_id="file")
-                provenance = gr.JSON(label="What made it", elem_id="provenance")
+                status = gr.HTML(said(HINT), elem_id="status")
+                with gr.Column(visible=False) as shown:
+                    gallery = gr.Gallery(
+                        label="Samples", show_label=False, format="png", object_fit="contain", elem_id="samples",
+                        height="auto", buttons=["fullscreen"], interactive=False,
+                    )  # fmt: skip
+                    legend = gr.HTML(elem_id="legend")
+                    opacity = gr.Slider(0, 1, 0.4, label="Opacity of the mask over the image", elem_id="opacity")
+                    command = gr.Code(
+                        label="The command that draws the same again", elem_id="command", interactive=False,
+                        wrap_lines=True, lines=1, show_line_numbers=False, buttons=["copy"],
+                    )  # fmt: skip
+                    with gr.Row():
+                        kind = gr.Dropdown(list(FORMATS), value="NPZ", label="Format", elem_id="kind", min_width=120)
+                        pack_it = gr.Button("Make a file", elem_id="save", min_width=120)
+                    file = gr.File(label="Download", interactive=False, visible=False, elem_id="file")
+                    provenance = gr.JSON(label="What made it", elem_id="provenance")
 
         # Nothing goes through Gradio's queue: its stream to the browser loses an event that begins as another ends.
         quiet = {"show_progress": "hidden", "queue": False}
         fields = [solver, steps, mask_solver, mask_steps, files, labels, count, about, fields_of, go, onward]
         asked = [fields_of, model, count, seed, solver, steps, mask_solver, mask_steps, files, labels]
         busy = [status, go, onward, stop, clock]
-        result = [state, gallery, legend, opacity, command, provenance, file]
+        result = [state, shown, gallery, legend, opacity, command, provenance, file]
         page.load(None, js=READ_ALOUD)
         page.load(look, model, [model, *fields], **quiet)
         again.click(look, model, [model, *fields], **quiet)
@@ -237,6 +240,10 @@ def _solvers(ways: Ways | None, whose: str) -> Any:
     if ways is None:
         return gr.Dropdown(choices=[], value=None, visible=False)
     return gr.Dropdown(choices=list(ways.solvers), value=ways.solver, label=f"Solver{whose}", visible=True)
+
+
+def _most(ways: Ways | None) -> int | None:
+    return None if ways is None else ways.most_steps
 
 
 def _steps(ways: Ways | None, whose: str) -> Any:

@@ -39,18 +39,18 @@ def serve(server: Server, host: str, port: int, say: Callable[[str], object]) ->
             allowed_paths=[str(downloads)], theme=theme,
         )  # fmt: skip
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GOODBYE_SECONDS)
-        with _listening(host, port) as listener:
+        with listening(host, port) as listener:
             where = f"[{host}]" if ":" in host else host
             say(f"Page: http://{where}:{listener.getsockname()[1]}  of the models at {url}")
             say("Ctrl-C ends it")
             uvicorn.Server(config).run(sockets=[listener])
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """Raises OSError, with what to do."""
     try:
         family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(place[:2], family=family)
     except OSError as error:
-        raise OSError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another with --host or --port"
-        ) from None
+        why = (error.strerror or str(error)).partition(" (while attempting")[0]  # which says host and port again
+        raise OSError(f"cannot listen on {host} port {port}: {why}; choose another with --host or --port") from None

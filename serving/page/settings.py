@@ -47,6 +47,24 @@ class Settings:
     labels: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Of the fields as they are shown: the model that they are of, and the most steps, None where there are none."""
+
+    model: str
+    steps: int | None
+    mask_steps: int | None
+
+    def check(self, settings: Settings) -> None:
+        """Raises WrongSettingError: a chain would find out only when its mask is drawn."""
+        if settings.model != self.model:
+            raise WrongSettingError(f"solvers and steps were not yet those of {settings.model}: draw again")
+        for name, most in (("steps", self.steps), ("mask_steps", self.mask_steps)):
+            value = settings.solving.get(name)
+            if value is not None and most is not None and not 1 <= value <= most:
+                raise WrongSettingError(f"{name} is {value}; it must be from 1 to {most}")
+
+
 def read_settings(
     model: str | None,
     count: float | None,
@@ -58,7 +76,7 @@ def read_settings(
     files: Sequence[str] | None,
     labels: Sequence[str] | None,
 ) -> Settings:
-    """The page's fields; raises WrongSettingError. Steps and solvers are checked by the server."""
+    """The page's fields; raises WrongSettingError. Steps are checked by Limits, solvers by the server."""
     if not model:
         raise WrongSettingError("no model is chosen; choose one of the list, or look for models again")
     paths = tuple(map(Path, files or ()))

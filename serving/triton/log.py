@@ -16,7 +16,9 @@ _LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "fatal"}
 _REQUEST = re.compile(r"\[request id: (?P<id>[^\]]+)\] ")
 _INFORMATION = re.compile(r"I\d{4} ")
 # Addresses of a crash, tables, and what every start without a GPU says.
-_NOISE = re.compile(r"\s*\d+# |Signal \(\d+\) received|\s*$|[|+]|.*(?:NVML|DCGM|CUDA driver|CudaDriverHelper)")
+_NOISE = re.compile(
+    r"\s*\d+# |Signal \(\d+\) received|\s*$|[|+]|.*(?:NVML|DCGM|CUDA driver|CudaDriverHelper|no pinned memory pool)"
+)
 
 
 def is_worth_showing(line: str) -> bool:

@@ -351,6 +351,22 @@ def test_a_failure_of_the_model_is_a_500(live: Live, protocol: str) -> None:
         assert len(client.sample("tiny_gated", 10)) == 10
 
 
+@pytest.mark.parametrize(("protocol", "spoken", "other"), [("grpc", "gRPC", "http"), ("http", "HTTP", "grpc")])
+def test_the_port_of_the_other_protocol(live: Live, protocol: str, spoken: str, other: str) -> None:
+    url = live.url(other)
+    with SampleClient(url, protocol) as client:
+        with pytest.raises(SamplingError, match=f"what listens at {url} does not answer by {spoken}") as error:
+            client.sample("tiny", 1)
+        assert error.value.status == 502
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_model_that_is_not_served_is_told_which_are(live: Live, protocol: str) -> None:
+    said = r"no model 'pgi' is served at \S+; served are .*cmr_flow, .*tiny, "
+    with live.client(protocol) as client, pytest.raises(SamplingError, match=said):
+        client.sample("pgi", 1)
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_nobody_listens(protocol: str) -> None:
     port = free_ports(1)[0]

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from serving.__main__ import main
 from serving.triton.errors import ServerError
-from serving.triton.log import as_json
+from serving.triton.log import as_json, is_worth_showing
 from serving.triton.telemetry import METRICS, TRACES, metric_arguments, trace_arguments
 
 VERSION = (2, 51, 0)
@@ -86,3 +86,9 @@ def test_a_server_that_cannot_start_says_so_as_json(tmp_path) -> None:
     told = json.loads(done.output)
     assert told["level"] == "error"
     assert str(tmp_path / "none") in told["message"]
+
+
+def test_what_every_start_without_a_gpu_says_is_not_shown() -> None:
+    line = 'W1127 18:29:51.141380 29814 pinned_memory_manager.cc:170] "failed to allocate pinned system memory: {}"'
+    assert not is_worth_showing(line.format("no pinned memory pool, falling back to non-pinned system memory"))
+    assert is_worth_showing(line.format("another reason"))
