@@ -35,6 +35,9 @@ STOP_SECONDS = 40.0
 # After the last model's process has ended, with all that it had answered, Triton waits for idle connections; and for
 # ever for a process that was killed at work.
 UNLOAD_SECONDS = 5.0
+# A gRPC client is asked to connect anew then, which loses nothing: behind an address that leads to several servers it
+# would else stay with one, whether others have been added or its own is to end.
+CONNECTION_SECONDS = 30
 
 _IN_HAND = re.compile(r'^medgen_rows_(?:in_flight|waiting)\{[^}]*process="(\d+)"[^}]*\} (\S+)$', re.MULTILINE)
 _UNLOADING = "All models are stopped, unloading models"
@@ -87,6 +90,7 @@ class TritonServer:
             *(f"--load-model={name}" for name in self.models),
             *self.address.arguments(),
             *self._access.arguments(),
+            f"--grpc-max-connection-age={1000 * CONNECTION_SECONDS}",
             *self._arguments,
             f"--backend-config=python,shm-region-prefix-name={self._region}",
             f"--backend-config=python,stub-timeout-seconds={LOAD_SECONDS}",

@@ -24,6 +24,7 @@ from serving.bundle import TEMPLATES, bundle_folder
 from serving.page.health import READY
 from serving.store import push
 from serving.triton.served_models import find_models
+from serving.triton.server import CONNECTION_SECONDS, ORPHAN_SECONDS, STOP_SECONDS
 
 ROOT = DEPLOY.parents[1]
 TARGETS = ("wheel", "client", "page", "server")
@@ -292,6 +293,15 @@ def test_the_arguments_of_all_are_those_of_up(tmp_path: Path) -> None:
         assert given["host"] == "0.0.0.0"
     with pytest.raises(click.UsageError):
         up.make_context("up", [*of_kserve[1:], "--repository", str(tmp_path), "--grpcport", "1"])
+
+
+def test_a_server_is_told_to_end_when_clients_have_gone_and_has_the_time_that_it_takes() -> None:
+    spec = yaml.safe_load((KUBERNETES / "base" / "deployment.yaml").read_text())["spec"]["template"]["spec"]
+    (server,) = spec["containers"]
+    program, seconds = server["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "sleep"
+    assert int(seconds) > 1.1 * CONNECTION_SECONDS, "gRPC takes up to a tenth more"
+    assert spec["terminationGracePeriodSeconds"] > int(seconds) + STOP_SECONDS + ORPHAN_SECONDS
 
 
 def test_a_page_that_cannot_draw_is_not_ready() -> None:

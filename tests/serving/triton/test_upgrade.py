@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from live import MAX_BATCH, PATIENCE, add_model, eventually, running
+import pytest
+from live import MAX_BATCH, PATIENCE, add_model, eventually, free_ports, running
+from tritonclient import grpc
 
 from serving.client import LocalClient, SampleClient
+from serving.triton import server
+from serving.triton.address import Address
 
 PROTOCOLS = ("grpc", "http")
 HOW = {"count": MAX_BATCH + 1, "steps": 20}  # two requests, at once
@@ -66,6 +70,42 @@ def test_no_request_is_lost(tmp_path: Path) -> None:
     assert code == 0
 
 
+def test_a_grpc_client_that_knows_nothing_of_it_moves_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the server asks it to now and then, here each second: before the old server ends it has none to ask it."""
+    repository = tmp_path / "repository"
+    add_model(repository, "tiny")
+    monkeypatch.setattr(server, "CONNECTION_SECONDS", 1)
+    tensor = grpc.InferInput("seed", [1, 1], "INT64")
+    tensor.set_data_from_numpy(np.array([[7]]))
+    with ExitStack() as stack:
+        servers = [server.TritonServer(repository, ["tiny"], address(), print, verbose=False) for _ in range(2)]
+        for one in servers:
+            assert stack.enter_context(one).wait_until_ready()
+        old, new = (one.address.grpc for one in servers)
+        led = stack.enter_context(service(old))
+        client = stack.enter_context(grpc.InferenceServerClient(led.url))
+        watching = [stack.enter_context(grpc.InferenceServerClient(f"127.0.0.1:{port}")) for port in (old, new)]
+
+        def answered() -> list[int]:
+            return [one.get_inference_statistics("tiny").model_stats[0].inference_count for one in watching]
+
+        for _ in range(20):
+            client.infer("tiny", [tensor])
+        assert answered() == [20, 0]
+        led.port = new
+
+        def has_moved() -> bool:
+            client.infer("tiny", [tensor])
+            return answered()[1] > 20
+
+        eventually(has_moved, "the new server answers")
+
+
+def address() -> Address:
+    http, grpc, metrics = free_ports(3)
+    return Address(http=http, grpc=grpc, metrics=metrics)
+
+
 class Service:
     """An address that leads new connections to `port`, and leaves those that are open where they are."""
 
@@ -83,8 +123,8 @@ class Service:
         with suppress(OSError):  # closed
             while True:
                 client = self._socket.accept()[0]
-                server = socket.create_connection(("127.0.0.1", self.port))
-                for ends in ((client, server), (server, client)):
+                behind = socket.create_connection(("127.0.0.1", self.port))
+                for ends in ((client, behind), (behind, client)):
                     threading.Thread(target=pass_on, args=ends, daemon=True).start()
 
 
