@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -64,36 +67,79 @@ def test_nothing_runs_as_root_and_health_is_to_be_ready(target: str) -> None:
     assert ("HEALTHCHECK" in of) == (target != "client")
 
 
-def test_the_wheel_and_a_client_are_installed_in_an_empty_environment(tmp_path: Path) -> None:
-    """By the Dockerfile's own lines; those of other targets differ in what is in brackets."""
-    venv.create(tmp_path / "empty", with_pip=True, symlinks=True)
-    context = tmp_path / "context"
+def lines(target: str, place: Path) -> Iterator[str]:
+    """What a target runs, with its folders in a place; its arguments are what they are if nobody says anything."""
+    of = instructions(target)
+    given = "".join(f"{rest}; " for word, rest in of if word == "ARG")
+    for line in (rest for word, rest in of if word == "RUN"):
+        line = line.replace("--no-cache-dir ", "").replace("/opt/medgen", f"{place}/{target}")
+        yield given + line.replace("/wheels", f"{place}/wheels")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel by the Dockerfile's own lines, and an empty environment, beside which targets are installed."""
+    place = tmp_path_factory.mktemp("images")
+    venv.create(place / "empty", with_pip=True, symlinks=True)
+    context = place / "context"
     context.mkdir()
-    for names in (rest.split()[:-1] for word, rest in instructions("wheel") if word == "COPY"):
+    for *names, to in (rest.split() for word, rest in instructions("wheel") if word == "COPY"):
         for name in names:
             if (ROOT / name).is_dir():
                 ignored = shutil.ignore_patterns("__pycache__", "bundle", ".bundle*")
                 shutil.copytree(ROOT / name, context / name, symlinks=True, ignore=ignored)
+            elif to == "/wheels/":
+                (place / "wheels").mkdir(exist_ok=True)
+                shutil.copy(ROOT / name, place / "wheels")
             else:
                 shutil.copy(ROOT / name, context / name)
+    for line in lines("wheel", place):
+        run_in(place, line)
+    return place
+
+
+def run_in(place: Path, line: str, target: str | None = None) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment["PATH"] = f"{tmp_path / 'empty' / 'bin'}{os.pathsep}{environment['PATH']}"
+    environment["PATH"] = f"{place / 'empty' / 'bin'}{os.pathsep}{environment['PATH']}"
+    if target:
+        environment["PYTHONPATH"] = f"{place / target}"
+    done = subprocess.run(["sh", "-c", line], cwd=place / "context", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
-    def run(line: str) -> str:
-        for folder in ("/wheels", "/opt/medgen"):
-            line = line.replace(folder, f"{tmp_path}{folder}")
-        done = subprocess.run(["sh", "-c", line], cwd=context, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
 
-    for target in ("wheel", "client"):
-        for line in (rest for word, rest in instructions(target) if word == "RUN"):
-            run(line)
-    environment["PYTHONPATH"] = f"{tmp_path}/opt/medgen"
-    listed = run("/opt/medgen/bin/medgen --help")
+def test_the_wheel_and_a_client_are_installed_in_an_empty_environment(installed: Path) -> None:
+    """By the Dockerfile's own lines; of other targets see below."""
+    for line in lines("client", installed):
+        run_in(installed, line.replace("pip install", "pip install --no-compile"))
+    # From elsewhere: the checkout's own modules would be found first.
+    listed = run_in(installed, f"cd / && {installed}/client/bin/medgen --help", "client")
     assert "draw " in listed
     assert "Not installed: pip install 'medgen[bench]'" in listed
-    run("python3 -c 'import serving.client, pydicom, nibabel'")
+    run_in(installed, "cd / && python3 -c 'import serving.client, pydicom, nibabel, fsspec'", "client")
+    found = {(one.name, one.version) for one in distributions(path=[str(installed / "client")])}
+    assert of_other_versions(found) == {"medgen"}
+
+
+def of_other_versions(found: set[tuple[str, str]]) -> set[str]:
+    """Those of (package, version) that constraints.txt does not have."""
+
+    def canonical(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    pins = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    tested = {(canonical(name), version) for name, version in pins}
+    return {canonical(name) for name, version in found if (canonical(name), version) not in tested}
+
+
+@pytest.mark.parametrize(("target", "wanted"), [("page", "gradio"), ("server", "openvino")])
+def test_what_an_image_installs_is_of_the_versions_that_were_tested(installed: Path, target: str, wanted: str) -> None:
+    """As pip says that it would, by the Dockerfile's own lines."""
+    (line,) = lines(target, installed)
+    report = run_in(installed, line.replace("pip install", "pip install --dry-run --quiet --report -"))
+    would = [one["metadata"] for one in json.loads(report)["install"]]
+    assert wanted in {one["name"] for one in would}
+    assert of_other_versions({(one["name"], one["version"]) for one in would}) == {"medgen"}
 
 
 def with_typo(folder: Path, place: Path, file: str, right: str, wrong: str) -> Path:
