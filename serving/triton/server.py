@@ -99,6 +99,7 @@ class TritonServer:
             compile_code(self.repository, model)
         self.is_ready = False
         self._is_unloading = False
+        self._let_go: set[str] = set()
         self._unloaded: set[str] = set()
         self._all_answered: float | None = None
         self._ending: float | None = None
@@ -154,14 +155,19 @@ class TritonServer:
         code = self._process.poll()
         if code is None and self._ending is not None and time.monotonic() - self._ending > STOP_SECONDS:
             self._process.kill()  # what a process had that was killed is never answered
-        has_answered = self._is_unloading or self._unloaded.issuperset(self.models)
-        if self._all_answered is None and code is None and has_answered and not self._has_models():
+        if self._all_answered is None and code is None and self._has_answered() and not self._has_models():
             self._all_answered = time.monotonic()
         if self._all_answered is None:
             return code
         if code is None and time.monotonic() - self._all_answered > UNLOAD_SECONDS:
             self._process.kill()
         return None if code is None else 0
+
+    def _has_answered(self) -> bool:
+        """Whether Triton says so: of each model that was let go before it was told to end, of the others together."""
+        if not self._unloaded.issuperset(self._let_go):
+            return False
+        return self._is_unloading or (bool(self._let_go) and self._let_go.issuperset(self.models))
 
     def _terminate(self) -> None:
         self._ending = self._ending or time.monotonic()
@@ -235,6 +241,7 @@ class TritonServer:
         with suppress(ServerError):
             for model in reversed(self.models):  # chains are behind their stages
                 self.control.unload(model)
+                self._let_go.add(model)
         self._process.send_signal(signal_number)
 
     def stop_on(self, *signals: signal.Signals) -> None:

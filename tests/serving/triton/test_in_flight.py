@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live import MAX_BATCH, PATIENCE, Live, add_model, eventually, running, start
+from live import MAX_BATCH, PATIENCE, Live, add_gated_model, add_model, eventually, running, start
 from tiny import LINEAR
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -262,6 +262,22 @@ def test_a_stop_that_must_hurry_says_what_it_dropped(tmp_path: Path) -> None:
             time.sleep(0.2)
         live.process.wait(PATIENCE)
         eventually(lambda: "has ended and dropped" in live.said(), "it says so", 20)
+
+
+def test_what_died_at_work_while_the_server_was_being_ended_was_not_answered(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    add_gated_model(repository, MODEL, queue=9)
+    with running(repository) as live, grpc.InferenceServerClient(live.url("grpc")) as client:
+        pid = live.process_of(MODEL)
+        with live.closed(MODEL) as waiting:
+            Call(client, MODEL, [1])
+            eventually(waiting.exists, "it is in its first step")
+            live.process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(1)
+            live.process.send_signal(signal.SIGTERM)  # nobody waits for it
+            assert live.process.wait(PATIENCE) != 0
 
 
 def test_settings_that_give_wrong_or_late_answers_are_refused(tmp_path: Path) -> None:
