@@ -72,7 +72,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             labels: _labels(described),
             count: gr.Number(visible=not takes_files),
             about: _about(described),
-            fields_of: Limits(name, _most(last), _most(first[0] if first else None)),
+            fields_of: Limits(name, last, first[0] if first else None),
             go: may_draw,
             onward: may_draw,
         }
@@ -242,14 +242,10 @@ def _solvers(ways: Ways | None, whose: str) -> Any:
     return gr.Dropdown(choices=list(ways.solvers), value=ways.solver, label=f"Solver{whose}", visible=True)
 
 
-def _most(ways: Ways | None) -> int | None:
-    return None if ways is None else ways.most_steps
-
-
 def _steps(ways: Ways | None, whose: str) -> Any:
     if ways is None:
         return gr.Number(value=None, visible=False)
-    return gr.Number(value=ways.steps, label=f"Steps{whose}", visible=True, info=f"1 to {ways.most_steps}")
+    return gr.Number(value=ways.steps, label=f"Steps{whose}", visible=True, info=ways.allowed_steps)
 
 
 def _labels(described: Description) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.client import SampleClient
+from serving.sampling.ways import Ways
 from serving.step_watch import Tell
 
 MOST = 64  # pictures that are looked at together; for more there is `medgen draw`
@@ -49,20 +50,20 @@ class Settings:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the fields as they are shown: the model that they are of, and the most steps, None where there are none."""
+    """Of the fields as they are shown: the model that they are of, and how it draws, None where there are no steps."""
 
     model: str
-    steps: int | None
-    mask_steps: int | None
+    steps: Ways | None
+    mask_steps: Ways | None
 
     def check(self, settings: Settings) -> None:
         """Raises WrongSettingError: a chain would find out only when its mask is drawn."""
         if settings.model != self.model:
             raise WrongSettingError(f"solvers and steps were not yet those of {settings.model}: draw again")
-        for name, most in (("steps", self.steps), ("mask_steps", self.mask_steps)):
+        for name, ways in (("steps", self.steps), ("mask_steps", self.mask_steps)):
             value = settings.solving.get(name)
-            if value is not None and most is not None and not 1 <= value <= most:
-                raise WrongSettingError(f"{name} is {value}; it must be from 1 to {most}")
+            if value is not None and ways is not None and not ways.least_steps <= value <= ways.most_steps:
+                raise WrongSettingError(f"{name} is {value}; it must be {ways.allowed_steps}")
 
 
 def read_settings(

@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_samples import HEART, pairs
 
 from medgen import main
-from serving.bundle import Output
+from serving.bundle import Output, Student, bundle_folder, load_bundle
 from serving.client import SamplingError
 from serving.page.command_line import command_of, stem
 from serving.page.downloads import FORMATS, pack
@@ -26,6 +26,7 @@ from serving.page.pictures import has_mask_over, tile, what_is_seen
 from serving.page.server import listening, serve
 from serving.page.settings import KEPT_SECONDS, LAST_SEED, Limits, Server, Settings, WrongSettingError, read_settings
 from serving.sample_set import Samples
+from serving.sampling.ways import Ways, ways_of
 from serving.writers.pictures import PALETTE
 from serving.writers.sample_folder import write_samples
 
@@ -92,12 +93,23 @@ def test_what_is_no_address_is_said_at_the_start(server: Server) -> None:
     ],
 )
 def test_steps_that_a_model_has_not_are_refused(solving: dict[str, int], said: str) -> None:
-    limits = Limits("cmr_flow", 1000, 100)
+    limits = Limits("cmr_flow", Ways(("euler",), "euler", 20, 1000), Ways(("ddpm",), "ddpm", 50, 100))
     limits.check(Settings("cmr_flow", 1, 0, {"steps": 1000, "mask_steps": 100}))
     with pytest.raises(WrongSettingError, match=said):
         limits.check(Settings("cmr_flow", 1, 0, solving))
     with pytest.raises(WrongSettingError, match="were not yet those of pig"):
         limits.check(Settings("pig", 1, 0, {}))
+
+
+def test_a_student_is_shown_with_its_own_steps_alone(live: Live) -> None:
+    manifest = load_bundle(bundle_folder(live.repository, "tiny")).manifest
+    learnt = Student("0" * 64, 8, "ddim_clipped_trailing", 4)
+    ways = ways_of(dataclasses.replace(manifest, student=learnt, default_solver=learnt.solver, default_steps=4))
+    assert ways.solvers == (learnt.solver,)
+    limits = Limits("tiny", ways, None)
+    limits.check(Settings("tiny", 1, 0, {"steps": 4}))
+    with pytest.raises(WrongSettingError, match="steps is 5; it must be 4, which is all that it has learnt"):
+        limits.check(Settings("tiny", 1, 0, {"steps": 5}))
 
 
 def test_a_port_that_is_taken_is_named_once() -> None:
