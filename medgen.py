@@ -35,8 +35,9 @@ class Commands(CommandList):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """click's own, which says of a misspelt command what there is."""
         name = arguments[0]
-        if not name.startswith("-") and name not in (known := self.list_commands(context)):
-            raise click.UsageError(f"{name!r} is no command; there are {', '.join(known)}", context)
+        if not name.startswith("-") and self.get_command(context, name) is None:
+            known = ", ".join(self.list_commands(context))
+            raise click.UsageError(f"{name!r} is no command; there are {known}", context)
         return super().resolve_command(context, arguments)
 
     def invoke(self, context: click.Context) -> object:

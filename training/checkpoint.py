@@ -220,14 +220,19 @@ def pack(path: Path, out: Path) -> Path:
     return out
 
 
+def is_shipped(model: str) -> bool:
+    """Whether a checkpoint of a model comes with medgen."""
+    return any(SHIPPED.glob(f"{model}-*/config.json"))
+
+
 def shipped_checkpoint(model: str) -> Path:
     """The checkpoint of a model that comes with medgen, trained on phantoms.
 
     Raises:
         CheckpointError: there is none of this model.
     """
-    if found := sorted(SHIPPED.glob(f"{model}-*/config.json")):
-        return found[0].parent
+    if is_shipped(model):
+        return min(SHIPPED.glob(f"{model}-*/config.json")).parent
     family = load_family(model) if model in family_names() else None
     if family is not None and not family.phases and family.made_from is None:
         raise CheckpointError(
