@@ -61,7 +61,8 @@ bench: setup
 	$(PY) -m pytest benchmarks/latency
 
 phantom: setup
-	$(MEDGEN) fit --model pig --preset small --data phantom --precision bf16 --compile --out runs/phantom
+	$(MEDGEN) fit --model pig --preset small --data phantom --precision bf16 --compile --out runs/phantom \
+	--set default_solver=unipc --set default_steps=16
 	$(MEDGEN) pack runs/phantom training/checkpoints/pig-phantom
 
 HEARTS = $(MEDGEN) fit --preset small --data phantom --precision bf16 --workers 4
