@@ -30,16 +30,6 @@ class Commands(CommandList):
                 return _absent(name, error)
         return next((_commands(package)[name] for package in OPEN if name in _commands(package)), None)
 
-    def resolve_command(
-        self, context: click.Context, arguments: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """click's own, which says of a misspelt command what there is."""
-        name = arguments[0]
-        if not name.startswith("-") and self.get_command(context, name) is None:
-            known = ", ".join(self.list_commands(context))
-            raise click.UsageError(f"{name!r} is no command; there are {known}", context)
-        return super().resolve_command(context, arguments)
-
     def invoke(self, context: click.Context) -> object:
         try:
             return super().invoke(context)

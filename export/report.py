@@ -19,7 +19,7 @@ from export.parity import BATCH, measure_parity
 from export.tensorrt_parser import installed_library, read
 from serving.bundle import Bundle, BundleError, Manifest, bundle_folder, load_bundle, missing
 from serving.chain import Chain, ChainError, check_stages
-from training.checkpoint import is_shipped, load_built
+from training.checkpoint import load_built, shipped_folder
 from training.models import family_names
 
 
@@ -64,13 +64,13 @@ def print_list(repository: Path) -> None:
     Console().print(models, "", chains)
     if not repository.exists():
         notes.insert(0, f"Nothing is built yet: {missing(repository)}")
-    if shipped := ", ".join(name for name in family_names() if name not in manifests and is_shipped(name)):
+    if shipped := ", ".join(name for name in family_names() if name not in manifests and shipped_folder(name)):
         notes.append(
-            f"medgen export build --model NAME takes the checkpoint that medgen ships of {shipped}; "
-            "the others need --checkpoint"
+            f"medgen ships a checkpoint of {shipped}, which medgen export build --model NAME takes; the others need "
+            "--checkpoint"
         )
     for note in notes:
-        click.echo(f"\n{note}")
+        click.echo(f"\n{click.wrap_text(note, 80)}")
 
 
 def plain_table(*columns: str) -> Table:

@@ -220,9 +220,9 @@ def pack(path: Path, out: Path) -> Path:
     return out
 
 
-def is_shipped(model: str) -> bool:
-    """Whether a checkpoint of a model comes with medgen."""
-    return any(SHIPPED.glob(f"{model}-*/config.json"))
+def shipped_folder(model: str) -> Path | None:
+    """Where the checkpoint of a model is that comes with medgen, if there is one."""
+    return min((file.parent for file in SHIPPED.glob(f"{model}-*/config.json")), default=None)
 
 
 def shipped_checkpoint(model: str) -> Path:
@@ -231,8 +231,8 @@ def shipped_checkpoint(model: str) -> Path:
     Raises:
         CheckpointError: there is none of this model.
     """
-    if is_shipped(model):
-        return min(SHIPPED.glob(f"{model}-*/config.json")).parent
+    if folder := shipped_folder(model):
+        return folder
     family = load_family(model) if model in family_names() else None
     if family is not None and not family.phases and family.made_from is None:
         raise CheckpointError(

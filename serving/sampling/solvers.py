@@ -213,6 +213,12 @@ def _flow_levels(schedule: Schedule, steps: int) -> Levels:
     return Levels(t, alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:], p, q, u=np.ones(steps), w=-time)
 
 
+def _multistep_levels(schedule: Schedule, steps: int) -> Levels:
+    if schedule.process == "flow":
+        return _flow_levels(schedule, steps)
+    return _levels(schedule, _for_dpmpp(schedule, steps))
+
+
 def _table(rows: int, **columns: Array | float) -> Array:
     table = np.zeros((rows, len(COLUMNS)))
     for name, values in columns.items():
@@ -285,9 +291,7 @@ def dpmpp_2m(schedule: Schedule, steps: int) -> Array:
     It takes even steps of log(alpha / sigma): on a trained 64x64 PIG they left half the error in the images that even
     steps of t did, at 12 and at 20 steps. Of a flow it takes even steps of t: there the logarithm has no beginning.
     """
-    if schedule.process == "flow":
-        return _dpmpp(_flow_levels(schedule, steps), 2)
-    return _dpmpp(_levels(schedule, _for_dpmpp(schedule, steps)), 2)
+    return _dpmpp(_multistep_levels(schedule, steps), 2)
 
 
 def dpmpp_3m(schedule: Schedule, steps: int) -> Array:
@@ -296,7 +300,7 @@ def dpmpp_3m(schedule: Schedule, steps: int) -> Array:
     That code gives the second difference half the weight that Taylor's formula asks for, and so do we: the order stays
     2, at a third of the error of dpmpp_2m.
     """
-    return _dpmpp(_levels(schedule, _for_dpmpp(schedule, steps)), 3)
+    return _dpmpp(_multistep_levels(schedule, steps), 3)
 
 
 def _dpmpp(k: Levels, order: int) -> Array:
@@ -329,7 +333,7 @@ def unipc(schedule: Schedule, steps: int) -> Array:
     Fourth order; of a flow, whose log(alpha / sigma) has no beginning, second. Each row first corrects the state that
     it was given by what the network says of it, and steps on from there. Timesteps are those of ``dpmpp_2m``.
     """
-    k = _flow_levels(schedule, steps) if schedule.process == "flow" else _levels(schedule, _for_dpmpp(schedule, steps))
+    k = _multistep_levels(schedule, steps)
     with np.errstate(divide="ignore"):
         log_snr = np.append(np.log(k.alpha / k.sigma), np.inf)  # of a flow, -inf to begin with
     first = int(np.isinf(log_snr[0]))  # the row before which nothing can be interpolated

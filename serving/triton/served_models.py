@@ -86,7 +86,7 @@ def compile_code(repository: Path, model: str) -> None:
 def is_built(repository: Path, model: str) -> bool:
     """Whether the bundle is there, of a chain those of all stages; it need not be one that can be served."""
     try:
-        stages = _stages(repository, model)
+        stages = _stages(_chain(repository, model), model)
     except ServerError:
         return False
     return all((bundle_folder(repository, stage) / MANIFEST).is_file() for stage in stages)
@@ -94,10 +94,12 @@ def is_built(repository: Path, model: str) -> bool:
 
 def _unbuilt(repository: Path, passed_over: Mapping[str, str]) -> list[str]:
     """Those that nothing but a build is wanting for; of a chain that has a stage there is more to say."""
-    wanting = [name for name, reason in passed_over.items() if _NOT_BUILT in reason]
-    return [
-        name for name in wanting if not any(bundle_folder(repository, s).exists() for s in _stages(repository, name))
-    ]
+
+    def has_any(name: str) -> bool:
+        stages = _stages(_chain(repository, name), name)
+        return any(bundle_folder(repository, stage).exists() for stage in stages)
+
+    return [name for name, reason in passed_over.items() if _NOT_BUILT in reason and not has_any(name)]
 
 
 def _known(repository: Path) -> list[str]:
@@ -112,7 +114,8 @@ def _check_name(model: str) -> None:
 
 def _with_stages(repository: Path, name: str) -> list[str]:
     """The model, after the stages that it has if it is a chain; raises ServerError if it cannot be served."""
-    chain, stages = _chain(repository, name), _stages(repository, name)
+    chain = _chain(repository, name)
+    stages = _stages(chain, name)
     for stage in stages:
         try:
             recover(bundle_folder(repository, stage))
@@ -126,9 +129,8 @@ def _with_stages(repository: Path, name: str) -> list[str]:
     return [*stages, name]
 
 
-def _stages(repository: Path, model: str) -> list[str]:
+def _stages(chain: Chain | None, model: str) -> list[str]:
     """The model itself unless it is a chain."""
-    chain = _chain(repository, model)
     return [stage.model for stage in chain.stages] if chain else [model]
 
 

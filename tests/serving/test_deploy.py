@@ -341,13 +341,19 @@ def test_the_arguments_of_all_are_those_of_up(tmp_path: Path) -> None:
         up.make_context("up", [*of_kserve[1:], "--repository", str(tmp_path), "--grpcport", "1"])
 
 
-def test_a_server_is_told_to_end_when_clients_have_gone_and_has_the_time_that_it_takes() -> None:
-    spec = yaml.safe_load((KUBERNETES / "base" / "deployment.yaml").read_text())["spec"]["template"]["spec"]
-    (server,) = spec["containers"]
-    program, seconds = server["lifecycle"]["preStop"]["exec"]["command"]
+@pytest.mark.parametrize(
+    ("folder", "file", "of_pod"),
+    [("base", "deployment.yaml", "deployment.yaml"), ("kserve", "runtime.yaml", "service.yaml")],
+)
+def test_a_server_is_told_to_end_when_clients_have_gone_and_has_the_time_that_it_takes(
+    folder: str, file: str, of_pod: str
+) -> None:
+    program, seconds = container(folder, file)["lifecycle"]["preStop"]["exec"]["command"]
+    spec = yaml.safe_load((KUBERNETES / folder / of_pod).read_text())["spec"]
+    pod = spec["predictor"] if "predictor" in spec else spec["template"]["spec"]
     assert program == "sleep"
     assert int(seconds) > 1.1 * CONNECTION_SECONDS, "gRPC takes up to a tenth more"
-    assert spec["terminationGracePeriodSeconds"] > int(seconds) + STOP_SECONDS + ORPHAN_SECONDS
+    assert pod["terminationGracePeriodSeconds"] > int(seconds) + STOP_SECONDS + ORPHAN_SECONDS
 
 
 def test_a_page_that_cannot_draw_is_not_ready() -> None:

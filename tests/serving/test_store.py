@@ -92,7 +92,7 @@ def test_a_file_outside_the_bundle_is_not_written(repository: Path, bucket: str,
     address = push(repository, "pig", bucket)
     system = fsspec.filesystem("memory")
     sums = system.cat_file(f"{address}/{SUMS}")
-    for name in ("..", ".", "../x", "/tmp/x"):
+    for name in ("..", ".", "../x", "/x"):
         system.pipe_file(f"{address}/{SUMS}", sums + f"{'0' * 64}  {name}\n".encode())
         with pytest.raises((StoreError, BundleError)):
             pull(address, tmp_path)

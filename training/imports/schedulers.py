@@ -14,7 +14,7 @@ from training.imports.found import Sampling, refuse_unknown
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 OURS = ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
-# They take other steps than any of medgen's solvers, from the same networks; UniPC does but for UNIPC.
+# They take other steps than any of medgen's solvers, from the same networks; but UniPC as in UNIPC takes ``unipc``'s.
 OTHERS = (
     "PNDMScheduler",
     "EulerDiscreteScheduler",
@@ -83,8 +83,8 @@ def from_diffusers(written: Mapping[str, Any], where: str) -> Sampling:
     if not torch.allclose(torch.from_numpy(schedule.alphas_cumprod).float(), scheduler.alphas_cumprod, 5e-3, 1e-6):
         raise CheckpointError(f"{where}: this diffusers makes other betas of it than medgen")
     clips = config.get("clip_sample", False)
-    solver = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "UniPCMultistepScheduler": "unipc"}.get(name)
-    solver = solver or f"dpmpp_{config['solver_order']}m"
+    solvers = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "UniPCMultistepScheduler": "unipc"}
+    solver = solvers.get(name, f"dpmpp_{config.get('solver_order')}m")
     return Sampling(schedule, float(config["clip_sample_range"]) if clips else None, solver)
 
 
