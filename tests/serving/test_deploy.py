@@ -67,6 +67,15 @@ def test_nothing_runs_as_root_and_health_is_to_be_ready(target: str) -> None:
     assert ("HEALTHCHECK" in of) == (target != "client")
 
 
+def test_every_base_has_a_name_whatever_target_is_built() -> None:
+    """BuildKit refuses a Dockerfile with one that has none, though the target would not need it."""
+    text = DOCKERFILE.read_text()
+    values = dict(re.findall(r"^ARG (\w+)=(\S+)$", text.partition("FROM ")[0], re.MULTILINE))
+    bases = [base.format_map(values) for base in re.findall(r"^FROM \$?(\S+)", text, re.MULTILINE)]
+    assert len(bases) == len(TARGETS)
+    assert all(bases)
+
+
 def lines(target: str, place: Path) -> Iterator[str]:
     """What a target runs, with its folders in a place; its arguments are what they are if nobody says anything."""
     of = instructions(target)
@@ -366,11 +375,15 @@ def test_a_page_that_cannot_draw_is_not_ready() -> None:
 
 
 def test_the_pods_of_the_job_draw_the_set(tmp_path: Path) -> None:
-    repository, out = tmp_path / "models", tmp_path / "out"
+    repository, claim = tmp_path / "models", tmp_path / "claim"
+    (claim / "lost+found").mkdir(parents=True)
     shutil.copytree(TEMPLATES / "pig", repository / "pig", ignore=shutil.ignore_patterns("bundle", ".bundle*"))
     write_tiny_bundle(bundle_folder(repository, "pig"), model="pig")
-    job = container("draw", "job.yaml")["args"]
+    pod = container("draw", "job.yaml")
+    job = pod["args"]
     assert job[0] == "draw"
+    (where,) = [mount["mountPath"] for mount in pod["volumeMounts"] if mount["name"] == "samples"]
+    out = claim / Path(job[job.index("--out") + 1]).relative_to(where)
     pods = yaml.safe_load((KUBERNETES / "draw" / "job.yaml").read_text())["spec"]["completions"]
     shards = int(job[job.index("--shard") + 1])
     assert shards == pods
