@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import numpy as np
 from google.protobuf import json_format
@@ -68,6 +69,7 @@ HTTP_STATUS = {
 }
 BESIDE_PROVENANCE = ("outputs", "condition", "ways")  # what a server adds to it for clients
 ENDING = "Server exiting"  # what Triton says of itself while it is being ended
+TOO_MANY_ROWS = "batch-size must be <="  # than a model's max_batch, in Triton's words
 OTHER_VERSION = "the server's medgen is of another version than this one: {}"
 # What Triton says before the reason: the place in a chain, and the request's id.
 PREFIXES = re.compile(r"^(in ensemble '[^']*', )?(\[request id: [^\]]*\] )?")
@@ -340,14 +342,19 @@ class SampleClient(Client):
             hub = import_module("gevent").get_hub()
             # Raised again where they are awaited; not to be printed too.
             hub.NOT_ERROR = tuple({*hub.NOT_ERROR, *self.failures})
+        self._connections: WeakSet[Any] = WeakSet()
+        self._is_closed = False
         self._connect()
         self._configs: dict[str, tuple[float, ModelConfig]] = {}  # and when they were told
         self._watch = None if steps is None else StepWatch(metrics_url, steps)
         self._labels: dict[str, Condition] = {}
 
     def _connect(self) -> None:
-        """Opens a connection; the one before, if any, is closed when the last answer by it has come."""
+        """Opens a connection; the one before, if any, is closed after its last answer, or by ``close``."""
         self._client, self.has_answered = self._triton.InferenceServerClient(self.url, **self._options()), False
+        self._connections.add(self._client)
+        if self._is_closed:  # by another thread, which did not want to wait
+            self._client.close()
 
     def _options(self) -> dict[str, Any]:
         if self.protocol == "http":
@@ -359,9 +366,11 @@ class SampleClient(Client):
         return {"channel_args": [(f"grpc.{name}", value) for name, value in {**options, **sizes}.items()]}
 
     def close(self) -> None:
+        self._is_closed = True
         if self._watch is not None:
             self._watch.close()
-        self._client.close()
+        for connection in [*self._connections]:
+            connection.close()
 
     def wait_until_ready(self, model: str, timeout: float = 60.0) -> None:
         """Returns when the server can answer for the model; raises SamplingError if it cannot after timeout seconds."""
@@ -375,6 +384,22 @@ class SampleClient(Client):
             time.sleep(0.2)
 
     def _draw(
+        self,
+        model: str,
+        seeds: NDArray[np.int64],
+        parameters: dict[str, Any],
+        given: Given | None,
+        progress: Progress | None,
+    ) -> Samples:
+        try:
+            return self._drawn(model, seeds, parameters, given, progress)
+        except SamplingError as error:
+            if error.status != 400 or TOO_MANY_ROWS not in str(error):
+                raise
+        self._configs.clear()  # it was loaded anew meanwhile, and takes fewer rows at a time
+        return self._drawn(model, seeds, parameters, given, progress)
+
+    def _drawn(
         self,
         model: str,
         seeds: NDArray[np.int64],

@@ -12,7 +12,8 @@ from serving.picture_files import PictureFileError
 from serving.sample_set import Samples
 
 LOOK_SECONDS = 0.3
-AT_ONCE = threading.BoundedSemaphore(8)  # drawings; the server has a queue too
+PLACES = 8  # of drawings at once; the server has a queue too
+AT_ONCE = threading.BoundedSemaphore(PLACES)
 FAILURES = (SamplingError, MaskFileError, PictureFileError, OSError)
 
 
@@ -69,14 +70,19 @@ class Drawing:
             return self._drawn
         if self._is_cancelled:
             done, total = self._samples
-            raise CancelledError(f"Cancelled, with {done} of {total} samples drawn")
+            raise CancelledError(f"Cancelled, with {done} of {total} samples drawn" if total else "Cancelled")
         assert self._failure is not None
         raise self._failure
 
     def _run(self) -> None:
         try:
-            with AT_ONCE:
+            while not AT_ONCE.acquire(timeout=LOOK_SECONDS):
+                if self._is_cancelled:
+                    return
+            try:
                 self._drawn = self._draw()
+            finally:
+                AT_ONCE.release()
         except Exception as failure:  # raised again where the result is taken
             self._failure = failure
         finally:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from live import CONDITION, LABEL, MAX_BATCH, NOTICE, PICTURE, Live, free_ports
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serving.bundle import Output, bundle_folder, load_bundle
 from serving.client import CONFIG_SECONDS, Client, LocalClient, SampleClient, SamplingError
@@ -342,6 +343,22 @@ def test_one_error_says_what_is_wrong(client: Client, asked: dict[str, object], 
     assert error.value.status == status
 
 
+def test_close_leaves_no_connection_open() -> None:
+    """Neither one that was left for another, nor one that is opened meanwhile."""
+    client = SampleClient(f"127.0.0.1:{free_ports(1)[0]}")
+    client.has_answered, connections = True, [client.connection]
+    assert client.moves_on(connections[0])
+    connections.append(client.connection)
+    client.close()
+    client.has_answered = True
+    assert client.moves_on(connections[1])
+    connections.append(client.connection)
+    assert len({*connections}) == 3
+    for connection in connections:
+        with pytest.raises(ValueError, match="closed channel"):
+            connection.is_server_live()
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_failure_of_the_model_is_a_500(live: Live, protocol: str) -> None:
     with live.client(protocol) as client:
@@ -440,3 +457,26 @@ def test_a_model_that_was_loaded_anew_with_other_outputs_is_no_sample(
         monkeypatch.setattr(client, "_asked_config", lambda model: config)
         with pytest.raises(SamplingError, match="tiny was loaded anew meanwhile and draws something else: ask again"):
             client.sample("tiny", seeds=[1], steps=1)
+
+
+@pytest.mark.parametrize(("model", "stage"), [("tiny", "tiny"), ("cmr_flow", "cmr_flow_image")])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_model_that_was_loaded_anew_with_smaller_batches_is_asked_for_them(
+    live: Live, monkeypatch: pytest.MonkeyPatch, protocol: str, model: str, stage: str
+) -> None:
+    with live.client(protocol) as client:
+        expected = client.sample(model, 2 * MAX_BATCH + 1, steps=1)
+        before, ask = [stage, "cmr_mask"] if model != stage else [stage], client._asked_config
+
+        def asked(name: str) -> ModelConfig:
+            config = ask(name)
+            if name in before:
+                before.remove(name)
+                config.max_batch_size = 2 * MAX_BATCH
+            return config
+
+        client._configs.clear()
+        monkeypatch.setattr(client, "_asked_config", asked)
+        samples = client.sample(model, 2 * MAX_BATCH + 1, steps=1)
+    assert not before
+    assert samples.arrays["image"].tobytes() == expected.arrays["image"].tobytes()

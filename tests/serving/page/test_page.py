@@ -7,6 +7,7 @@ import shlex
 import socket
 import time
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from serving.bundle import Output, Student, bundle_folder, load_bundle
 from serving.client import SamplingError
 from serving.page.command_line import command_of, stem
 from serving.page.downloads import FORMATS, pack
-from serving.page.drawing import CancelledError, Drawing, Drawn
+from serving.page.drawing import AT_ONCE, PLACES, CancelledError, Drawing, Drawn
 from serving.page.pictures import has_mask_over, tile, what_is_seen
 from serving.page.server import listening, serve
 from serving.page.settings import KEPT_SECONDS, LAST_SEED, Limits, Server, Settings, WrongSettingError, read_settings
@@ -245,6 +246,19 @@ def test_who_cancels_ends_it_on_the_server_too(live: Live) -> None:
                 drawing.result()
         # Whenever Triton hears of it, steps are left.
         eventually(lambda: since("medgen_rows_cancelled_total") == 16, "all have left")
+
+
+def test_who_waits_for_others_need_not_to_cancel(live: Live) -> None:
+    with ExitStack() as others:
+        for _ in range(PLACES):
+            others.enter_context(AT_ONCE)
+        drawing = Drawing(server_of(live), Settings("tiny", 1, 0, {}))
+        assert drawing.so_far() == "Waiting for the server"
+        drawing.cancel()
+        eventually(drawing.has_ended, "it ends")
+        with pytest.raises(CancelledError, match=r"^Cancelled$"):
+            drawing.result()
+    assert len(Drawing(server_of(live), Settings("tiny", 1, 0, {})).result().samples) == 1
 
 
 def test_a_page_is_ready_when_its_server_can_draw(live: Live) -> None:
