@@ -22,6 +22,7 @@ from serving.page.settings import (
     read_settings,
     whole,
 )
+from serving.page.uploads import Uploads
 from serving.picture_files import ARRAYS, SUFFIXES
 from serving.sampling.ways import Ways
 from serving.writers.layout import LayoutError
@@ -34,6 +35,8 @@ WARNING = (
 # What is read aloud is the change of an element that stays: Gradio replaces all inside of its own.
 READ_ALOUD = "() => document.getElementById('status').setAttribute('role', 'status')"
 HINT = "Draw shows samples here. A seed gives the same sample every time."
+AGAIN_SECONDS = 2.0  # until a server is looked for that does not answer, or is loading
+PASSING = (404, 502, 503, 504)  # states of a server that is being started, ended or asked too much
 DISABLE_TWO = "() => [0, 1].map(() => ({__type__: 'update', interactive: false}))"
 
 
@@ -46,19 +49,19 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             with server.client() as client:
                 names = client.models()
         except SamplingError as error:
-            return {model: gr.Dropdown(choices=[], value=None), about: refused(error)}
+            return {about: refused(error), anew: gr.Timer(active=True)}
         wanted = current or request.query_params.get("model")
         chosen = wanted if wanted in names else next(iter(names), None)
         return {model: gr.Dropdown(choices=names, value=chosen), **choose(request, chosen)}
 
     def choose(request: gr.Request, name: str | None) -> dict[Any, Any]:
         if not name:
-            return {about: refused("the server has no model")}
+            return {about: refused("the server has no model"), anew: gr.Timer(active=True)}
         try:
             with server.client() as client:
                 described = client.describe(name)
         except SamplingError as error:
-            return {about: refused(error)}
+            return {about: refused(error), anew: gr.Timer(active=error.status in PASSING)}
         *first, last = described.stages.values()
         condition = described.condition
         takes_files = condition is not None and not condition.is_label
@@ -68,10 +71,11 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             steps: _steps(last, " of the image" if first else ""),
             mask_solver: _solvers(first[0] if first else None, " of the mask"),
             mask_steps: _steps(first[0] if first else None, " of the mask"),
-            files: gr.File(value=None, visible=takes_files, label=_wanted(described)),
+            files: Uploads(value=None, visible=takes_files, label=_wanted(described)),
             labels: _labels(described),
             count: gr.Number(visible=not takes_files),
             about: _about(described),
+            anew: gr.Timer(active=False),
             fields_of: Limits(name, last, first[0] if first else None),
             go: may_draw,
             onward: may_draw,
@@ -154,13 +158,14 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
         state = gr.State(None, time_to_live=KEPT_SECONDS)
         fields_of = gr.State(None)
         clock = gr.Timer(LOOK_SECONDS, active=False)
+        anew = gr.Timer(AGAIN_SECONDS, active=False)
         gr.Markdown("# medgen")
         gr.HTML(WARNING)
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 model = gr.Dropdown([], label="Model", elem_id="model")
                 about = gr.HTML(elem_id="about")
-                files = gr.File(
+                files = Uploads(
                     visible=False, file_count="multiple", file_types=[*ARRAYS, *SUFFIXES], height=140, elem_id="files"
                 )
                 labels = gr.Dropdown(
@@ -200,13 +205,14 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
 
         # Nothing goes through Gradio's queue: its stream to the browser loses an event that begins as another ends.
         quiet = {"show_progress": "hidden", "queue": False}
-        fields = [solver, steps, mask_solver, mask_steps, files, labels, count, about, fields_of, go, onward]
+        fields = [solver, steps, mask_solver, mask_steps, files, labels, count, about, anew, fields_of, go, onward]
         asked = [fields_of, model, count, seed, solver, steps, mask_solver, mask_steps, files, labels]
         busy = [status, go, onward, stop, clock]
         result = [state, shown, gallery, legend, opacity, command, provenance, file]
         page.load(None, js=READ_ALOUD)
         page.load(look, model, [model, *fields], **quiet)
-        again.click(look, model, [model, *fields], **quiet)
+        for looking in (again.click, anew.tick):
+            looking(look, model, [model, *fields], **quiet)
         model.input(None, None, [go, onward], js=DISABLE_TWO)
         model.input(choose, model, fields, trigger_mode="always_last", **quiet)
         go.click(begin, asked, busy, **quiet)

@@ -1,13 +1,17 @@
 """Samples that are being drawn while a page looks on."""
 
+import tempfile
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from serving.client import SamplingError
 from serving.client_checks import Given
 from serving.condition_files import MaskFileError
 from serving.conditions import check_count, read_condition
-from serving.page.settings import MOST, Server, Settings
+from serving.page.settings import MOST, Server, Settings, Upload
 from serving.picture_files import PictureFileError
 from serving.sample_set import Samples
 
@@ -90,8 +94,9 @@ class Drawing:
 
     def _draw(self) -> Drawn:
         client, settings = self._client, self._settings
-        given, notes = read_condition(client, settings.model, settings.files)
-        count = _count(settings, given)
+        with named(settings.files) as files:
+            given, notes = read_condition(client, settings.model, files)
+            count = _count(files, settings.count, given)
         self._samples = 0, count
         samples = client.sample(
             settings.model,
@@ -111,11 +116,24 @@ class Drawing:
         self._steps = done, total
 
 
-def _count(settings: Settings, given: Given | None) -> int:
+@contextmanager
+def named(files: Sequence[Upload]) -> Iterator[list[Path]]:
+    """Links that are called what the visitor calls the files; what is said of these does not tell where they lie."""
+    with tempfile.TemporaryDirectory() as folder:
+        links = [Path(folder) / file.name for file in files]
+        for link, file in zip(links, files, strict=True):
+            link.symlink_to(file.place)
+        try:
+            yield links
+        except (MaskFileError, PictureFileError) as error:
+            raise type(error)(str(error).replace(f"{folder}/", "")) from None
+
+
+def _count(files: Sequence[Path], wanted: int | None, given: Given | None) -> int:
     if given is None:
-        assert settings.count is not None
-        return settings.count
-    count = check_count(given, settings.files, settings.count)
+        assert wanted is not None
+        return wanted
+    count = check_count(given, files, wanted)
     if count > MOST:
         raise MaskFileError(f"there are {count} to draw under; a page takes {MOST}: for more there is medgen draw")
     return count

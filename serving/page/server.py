@@ -4,11 +4,13 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 
 from serving.page.settings import Server
 
 STYLE = Path(__file__).with_name("style.css")
+HERE = ("localhost", "127.0.0.1", "::1", "[::1]")
 GOODBYE_SECONDS = 2  # for browsers that still listen
 
 
@@ -22,8 +24,11 @@ def serve(server: Server, host: str, port: int, say: Callable[[str], object]) ->
     with tempfile.TemporaryDirectory(prefix="medgen-page-") as folder:
         # Read when Gradio is imported: it would ask its makers for a newer version, and tell them that it runs.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": folder}
+        os.environ["GRADIO_RUN_HISTORY"] = "False"  # which a visitor could have kept at its makers'
         import gradio
+        import safehttpx
         import uvicorn
+        from fastapi.middleware.trustedhost import TrustedHostMiddleware
 
         from serving.page.blocks import build
         from serving.page.health import with_health
@@ -33,6 +38,7 @@ def serve(server: Server, host: str, port: int, say: Callable[[str], object]) ->
         )
         downloads = Path(folder) / "downloads"
         downloads.mkdir()
+        safehttpx.async_validate_url = nowhere
         app = gradio.mount_gradio_app(
             with_health(server), build(server, url, downloads), "/", footer_links=[], ssr_mode=False, pwa=False,
             enable_monitoring=False, mcp_server=False, show_error=False, css_paths=STYLE,
@@ -40,10 +46,20 @@ def serve(server: Server, host: str, port: int, say: Callable[[str], object]) ->
         )  # fmt: skip
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GOODBYE_SECONDS)
         with listening(host, port) as listener:
+            if ip_address(listener.getsockname()[0]).is_loopback:
+                # Another page in the browser, whose name was made to lead here, is not to use ours.
+                app.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, *HERE], www_redirect=False)
             where = f"[{host}]" if ":" in host else host
             say(f"Page: http://{where}:{listener.getsockname()[1]}  of the models at {url}")
             say("Ctrl-C ends it")
             uvicorn.Server(config).run(sockets=[listener])
+
+
+async def nowhere(hostname: str) -> str:
+    """In the place of Gradio's look-up of machines from which it fetches what a request names: there are none."""
+    from gradio import Error
+
+    raise Error(f"{hostname} is another machine, and no request leaves this one", print_exception=False)
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -35,6 +35,14 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Upload:
+    """A file that was given: where it lies, and what the visitor calls it."""
+
+    place: Path
+    name: str
+
+
+@dataclass(frozen=True)
 class Settings:
     """What is to be drawn. count: None for one for each mask or picture of the files. solving: as Client.sample's.
     labels: classes that samples have in turn, of a model that draws under one.
@@ -44,7 +52,7 @@ class Settings:
     count: int | None
     seed: int
     solving: dict[str, Any]
-    files: tuple[Path, ...] = ()
+    files: tuple[Upload, ...] = ()
     labels: tuple[str, ...] = ()
 
 
@@ -74,26 +82,26 @@ def read_settings(
     steps: float | None,
     mask_solver: str | None,
     mask_steps: float | None,
-    files: Sequence[str] | None,
+    files: Sequence[Upload] | None,
     labels: Sequence[str] | None,
 ) -> Settings:
     """The page's fields; raises WrongSettingError. Steps are checked by Limits, solvers by the server."""
     if not model:
         raise WrongSettingError("no model is chosen; choose one of the list, or look for models again")
-    paths = tuple(map(Path, files or ()))
-    if twice := [name for name, times in Counter(path.name for path in paths).items() if times > 1]:
+    given = tuple(files or ())
+    if twice := [name for name, times in Counter(file.name for file in given).items() if times > 1]:
         raise WrongSettingError(f"several files are called {twice[0]}; rename them: samples are called by their files")
-    wanted = None if paths else whole("samples", count)
-    if not paths and (wanted is None or not 1 <= wanted <= MOST):
+    wanted = None if given else whole("samples", count)
+    if not given and (wanted is None or not 1 <= wanted <= MOST):
         raise WrongSettingError(f"samples is {wanted}; it must be from 1 to {MOST}: for more there is medgen draw")
-    given = {
+    ways = {
         "solver": solver or None,
         "steps": whole("steps", steps),
         "mask_solver": mask_solver or None,
         "mask_steps": whole("mask steps", mask_steps),
     }
-    solving = {name: value for name, value in given.items() if value is not None}
-    return Settings(model, wanted, read_seed(seed), solving, paths, tuple(labels or ()))
+    solving = {name: value for name, value in ways.items() if value is not None}
+    return Settings(model, wanted, read_seed(seed), solving, given, tuple(labels or ()))
 
 
 def whole(name: str, value: float | None) -> int | None:

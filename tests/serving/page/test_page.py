@@ -25,7 +25,17 @@ from serving.page.downloads import FORMATS, pack
 from serving.page.drawing import AT_ONCE, PLACES, CancelledError, Drawing, Drawn
 from serving.page.pictures import has_mask_over, tile, what_is_seen
 from serving.page.server import listening, serve
-from serving.page.settings import KEPT_SECONDS, LAST_SEED, Limits, Server, Settings, WrongSettingError, read_settings
+from serving.page.settings import (
+    KEPT_SECONDS,
+    LAST_SEED,
+    Limits,
+    Server,
+    Settings,
+    Upload,
+    WrongSettingError,
+    read_settings,
+)
+from serving.picture_files import PictureFileError
 from serving.sample_set import Samples
 from serving.sampling.ways import Ways, ways_of
 from serving.writers.pictures import PALETTE
@@ -70,7 +80,7 @@ def test_what_cannot_be_sent_is_named(
 
 
 def test_files_of_one_name_are_refused() -> None:
-    files = ["one/mask.npy", "other/mask.npy"]
+    files = [Upload(Path(folder) / "mask.npy", "mask.npy") for folder in ("one", "other")]
     with pytest.raises(WrongSettingError, match=r"several files are called mask\.npy"):
         read_settings("pig", None, "0", None, None, None, None, files, None)
 
@@ -213,10 +223,27 @@ def test_labels_are_in_the_command_too(live: Live, tmp_path: Path, monkeypatch: 
 
 
 def test_files_in_the_command_are_called_what_the_visitor_calls_them() -> None:
-    drawn = drawn_of(HEARTS, files=(Path("uploads/my masks.npz"),), count=None)
+    drawn = drawn_of(HEARTS, files=(Upload(Path("uploads/my masks.npz"), "my masks: $5.npz"),), count=None)
     assert command_of(drawn, "127.0.0.1:8001") == (
-        "medgen sample --model hearts --count 2 --seed 7 --condition 'my masks.npz' --out hearts-7"
+        "medgen sample --model hearts --count 2 --seed 7 --condition 'my masks: $5.npz' --out hearts-7"
     )
+
+
+def test_what_is_said_of_files_has_the_names_that_the_visitor_gave_them(live: Live, tmp_path: Path) -> None:
+    place = tmp_path / "uploaded"
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(place, "PNG")
+    drawn = Drawing(server_of(live), Settings("tiny_picture", None, 0, {}, (Upload(place, "a: b.png"),))).result()
+    assert drawn.samples.provenance[0]["condition_file"] == "a: b.png"
+    assert drawn.notes[0].startswith("a: b.png: 8-bit")
+    Image.fromarray(np.zeros((16, 20), np.uint8)).save(place, "PNG")
+    with pytest.raises(PictureFileError, match=r"^a: b\.png is 1 x 16 x 20"):
+        Drawing(server_of(live), Settings("tiny_picture", None, 0, {}, (Upload(place, "a: b.png"),))).result()
+
+
+@pytest.mark.parametrize(("told", "name"), [("a/b c.png", "b c.png"), ("a\0b", ""), ("x" * 256, ""), (None, "")])
+def test_what_a_file_cannot_be_called(told: str | None, name: str) -> None:
+    uploads = pytest.importorskip("serving.page.uploads")
+    assert uploads.called(told) == name
 
 
 def test_what_the_server_refuses_is_said_in_its_words(live: Live) -> None:

@@ -1,20 +1,24 @@
 """The page in headless Chromium, over a live server."""
 
 import base64
+import http.client
 import io
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from live import CHECKOUT, PATIENCE, Live, eventually, free_ports
+from live import CHECKOUT, PATIENCE, Live, add_model, eventually, free_ports, running
 from PIL import Image
 
 from serving.client import SamplingError
@@ -48,22 +52,37 @@ class Shown:
     calls: Path
     browser: Any
 
+    def called_outside(self) -> list[str]:
+        """What it has asked for of others than this machine."""
+        here = ("127.0.0.1", "localhost", "::1")
+        return [call for call in self.calls.read_text().splitlines() if not any(name in call for name in here)]
+
 
 @pytest.fixture(scope="module")
-def shown(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def shown(live: Live, browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     folder = tmp_path_factory.mktemp("page")
+    with page_of(folder, browser, "--url", live.url("grpc"), "--metrics-url", live.url("metrics")) as shown:
+        yield shown
+
+
+@contextmanager
+def page_of(folder: Path, browser: Any, *options: str) -> Iterator[Shown]:
     (port,) = free_ports(1)
-    command = [sys.executable, "-c", WATCHED, folder / "calls", "page", "--port", str(port)]
-    command += ["--url", live.url("grpc"), "--metrics-url", live.url("metrics")]
+    command = [sys.executable, "-c", WATCHED, folder / "calls", "page", "--port", str(port), *options]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=CHECKOUT, stdout=log, stderr=subprocess.STDOUT)
     try:
         eventually(lambda: "Ctrl-C" in (folder / "log").read_text() or process.poll() is not None, "the page is up")
         assert process.poll() is None, (folder / "log").read_text()
-        with playwright.sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            yield Shown(f"http://127.0.0.1:{port}", folder / "calls", browser)
-            browser.close()
+        yield Shown(f"http://127.0.0.1:{port}", folder / "calls", browser)
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0
@@ -73,7 +92,7 @@ def shown(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Show
 class Visit:
     """One page that is open."""
 
-    def __init__(self, shown: Shown, model: str, width: int = 1280, height: int = 900) -> None:
+    def __init__(self, shown: Shown, model: str | None, width: int = 1280, height: int = 900) -> None:
         self.context = shown.browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
         self.page = self.context.new_page()
         self.page.set_default_timeout(MILLISECONDS)
@@ -81,8 +100,9 @@ class Visit:
         self.errors: list[str] = []
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(f"{shown.url}/?model={model}")
-        self.wait(f"document.querySelector('#model input')?.value === '{model}'")
+        self.page.goto(shown.url if model is None else f"{shown.url}/?model={model}")
+        if model is not None:
+            self.wait(f"document.querySelector('#model input')?.value === '{model}'")
 
     def wait(self, expression: str) -> None:
         self.page.wait_for_function(expression)
@@ -168,9 +188,46 @@ def test_the_pixels_are_those_of_sample(live: Live, shown: Shown, visit: Any, tm
     assert samples.provenance[0]["bundle"] in page.page.inner_text("#provenance")
     page.draw("#next")
     page.wait("document.querySelector('#command').innerText.includes('--seed 10')")
-    calls = shown.calls.read_text().split("\n")
-    outside = [call for call in calls if call and not any(here in call for here in ("127.0.0.1", "localhost", "::1"))]
-    assert not outside
+    assert not shown.called_outside()
+
+
+def test_nobody_has_the_page_ask_others(shown: Shown, visit: Any) -> None:
+    """Gradio would fetch what a request names, of machines in the internet."""
+    asked = f"{shown.url}/gradio_api/file=http://example.com/picture.png"
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(asked)
+    page = visit("tiny_picture")
+    page.page.route(
+        "**/gradio_api/upload*", lambda route: route.fulfill(json=["http://example.com/picture.png"], status=200)
+    )
+    page.page.set_input_files("#files input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": b"x"})
+    page.page.wait_for_selector("#files >> text=a.png")
+    with page.page.expect_response(lambda answer: answer.request.method == "POST" and answer.status != 200):
+        page.page.click("#go")
+    assert not shown.called_outside()
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{shown.url}/gradio_api/runs")
+
+
+def test_who_comes_by_another_machine_s_name_is_refused(shown: Shown) -> None:
+    """A page of theirs, whose name was made to lead here."""
+    for name, status in (("localhost", 200), ("example.com", 400)):
+        connection = http.client.HTTPConnection(shown.url.removeprefix("http://"))
+        connection.request("GET", "/config", headers={"Host": f"{name}:{connection.port}"})
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def test_a_server_that_comes_up_later_is_found(browser: Any, tmp_path: Path) -> None:
+    add_model(repository := tmp_path / "models", "tiny")
+    (port,) = free_ports(1)
+    with page_of(tmp_path, browser, "--url", f"127.0.0.1:{port}") as shown:
+        page = Visit(shown, None)
+        page.wait("document.querySelector('#about')?.innerText.includes('no server answers')")
+        with running(repository, f"--grpc-port={port}"):
+            page.wait("document.querySelector('#model input')?.value === 'tiny'")
+            page.draw()
+        page.context.close()
 
 
 def test_what_is_refused_is_said_in_the_servers_words(live: Live, visit: Any) -> None:
