@@ -22,7 +22,6 @@ from serving.page.settings import (
     read_settings,
     whole,
 )
-from serving.page.uploads import Uploads
 from serving.picture_files import ARRAYS, SUFFIXES
 from serving.sampling.ways import Ways
 from serving.writers.layout import LayoutError
@@ -37,6 +36,8 @@ READ_ALOUD = "() => document.getElementById('status').setAttribute('role', 'stat
 HINT = "Draw shows samples here. A seed gives the same sample every time."
 AGAIN_SECONDS = 2.0  # until a server is looked for that does not answer, or is loading
 PASSING = (404, 502, 503, 504)  # states of a server that is being started, ended or asked too much
+# Of what is asked for the last two; Gradio's server leaves out of names what a shell might take for something else.
+NAMES_OF_FILES = "(...asked) => [...asked.slice(0, -1), (asked.at(-2) || []).map((file) => file.orig_name)]"
 DISABLE_TWO = "() => [0, 1].map(() => ({__type__: 'update', interactive: false}))"
 
 
@@ -71,7 +72,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             steps: _steps(last, " of the image" if first else ""),
             mask_solver: _solvers(first[0] if first else None, " of the mask"),
             mask_steps: _steps(first[0] if first else None, " of the mask"),
-            files: Uploads(value=None, visible=takes_files, label=_wanted(described)),
+            files: gr.File(value=None, visible=takes_files, label=_wanted(described)),
             labels: _labels(described),
             count: gr.Number(visible=not takes_files),
             about: _about(described),
@@ -157,6 +158,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
     with gr.Blocks(title="medgen", analytics_enabled=False, delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS)) as page:
         state = gr.State(None, time_to_live=KEPT_SECONDS)
         fields_of = gr.State(None)
+        names = gr.JSON(visible=False)
         clock = gr.Timer(LOOK_SECONDS, active=False)
         anew = gr.Timer(AGAIN_SECONDS, active=False)
         gr.Markdown("# medgen")
@@ -165,7 +167,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             with gr.Column(scale=1, min_width=320):
                 model = gr.Dropdown([], label="Model", elem_id="model")
                 about = gr.HTML(elem_id="about")
-                files = Uploads(
+                files = gr.File(
                     visible=False, file_count="multiple", file_types=[*ARRAYS, *SUFFIXES], height=140, elem_id="files"
                 )
                 labels = gr.Dropdown(
@@ -206,7 +208,7 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
         # Nothing goes through Gradio's queue: its stream to the browser loses an event that begins as another ends.
         quiet = {"show_progress": "hidden", "queue": False}
         fields = [solver, steps, mask_solver, mask_steps, files, labels, count, about, anew, fields_of, go, onward]
-        asked = [fields_of, model, count, seed, solver, steps, mask_solver, mask_steps, files, labels]
+        asked = [fields_of, model, count, seed, solver, steps, mask_solver, mask_steps, labels, files, names]
         busy = [status, go, onward, stop, clock]
         result = [state, shown, gallery, legend, opacity, command, provenance, file]
         page.load(None, js=READ_ALOUD)
@@ -215,9 +217,11 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
             looking(look, model, [model, *fields], **quiet)
         model.input(None, None, [go, onward], js=DISABLE_TWO)
         model.input(choose, model, fields, trigger_mode="always_last", **quiet)
-        go.click(begin, asked, busy, **quiet)
+        go.click(begin, asked, busy, js=NAMES_OF_FILES, **quiet)
         seed.submit(None, js="() => document.getElementById('go').click()")
-        onward.click(advance, [seed, count, state], [seed, status], **quiet).success(begin, asked, busy, **quiet)
+        onward.click(advance, [seed, count, state], [seed, status], **quiet).success(
+            begin, asked, busy, js=NAMES_OF_FILES, **quiet
+        )
         clock.tick(look_on, opacity, [*busy, *result], **quiet)
         stop.click(stop_drawing, None, None, **quiet)
         opacity.release(paint, [state, opacity], gallery, **quiet)

@@ -82,13 +82,14 @@ def read_settings(
     steps: float | None,
     mask_solver: str | None,
     mask_steps: float | None,
-    files: Sequence[Upload] | None,
     labels: Sequence[str] | None,
+    files: Sequence[str] | None,
+    names: Sequence[str] | None,
 ) -> Settings:
     """The page's fields; raises WrongSettingError. Steps are checked by Limits, solvers by the server."""
     if not model:
         raise WrongSettingError("no model is chosen; choose one of the list, or look for models again")
-    given = tuple(files or ())
+    given = tuple(uploads(files or (), names or ()))
     if twice := [name for name, times in Counter(file.name for file in given).items() if times > 1]:
         raise WrongSettingError(f"several files are called {twice[0]}; rename them: samples are called by their files")
     wanted = None if given else whole("samples", count)
@@ -102,6 +103,16 @@ def read_settings(
     }
     solving = {name: value for name, value in ways.items() if value is not None}
     return Settings(model, wanted, read_seed(seed), solving, given, tuple(labels or ()))
+
+
+def uploads(files: Sequence[str], names: Sequence[str]) -> list[Upload]:
+    """Files, and what the visitor calls them if they can be called that."""
+    told = [Path(name).name if isinstance(name, str) else "" for name in names]
+    told += [""] * (len(files) - len(told))
+    return [
+        Upload(Path(file), name if name and name.isprintable() and len(name.encode()) <= 255 else Path(file).name)
+        for file, name in zip(files, told, strict=False)
+    ]
 
 
 def whole(name: str, value: float | None) -> int | None:
