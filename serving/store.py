@@ -77,14 +77,18 @@ def pull(address: str, repository: Path) -> Bundle:
     place_here = bundle_folder(repository, model)
     try:
         with _opened(address) as (system, place):
-            if not system.exists(f"{place}/{SUMS}"):
-                raise StoreError(f"{address} holds no bundle, or one whose push was cut short: it has no {SUMS}")
+            try:  # to ask whether it is there would be answered with no where nobody answers
+                sums = system.cat_file(f"{place}/{SUMS}")
+            except FileNotFoundError:
+                raise StoreError(
+                    f"{address} holds no bundle, or one whose push was cut short: it has no {SUMS}"
+                ) from None
             manifest = system.cat_file(f"{place}/{MANIFEST}")
             if (is_ := hashlib.sha256(manifest).hexdigest()) != digest:
                 raise StoreError(f"{address}: {MANIFEST} is not the one that was pushed: its sha256 is {is_}")
             prepare_repository(repository, model)
             with replacing(place_here) as (new,):
-                (new / SUMS).write_bytes(system.cat_file(f"{place}/{SUMS}"))
+                (new / SUMS).write_bytes(sums)
                 for name, sha256 in sums_in(new).items():
                     with system.open(f"{place}/{name}", "rb") as theirs, (new / name).open("wb") as ours:
                         shutil.copyfileobj(theirs, ours, BLOCK)
@@ -99,13 +103,19 @@ def pull(address: str, repository: Path) -> Bundle:
 
 
 def complete_chains(repository: Path, model: str) -> list[str]:
-    """Give the repository those of medgen's chains that have this model as a stage, and all stages; returns them."""
+    """Give the repository those of medgen's chains that have this model as a stage, and all stages; returns them.
+
+    Raises StoreError if somebody else is at it for long.
+    """
     chains = (read_chain(TEMPLATES, folder.name) for folder in sorted(TEMPLATES.iterdir()))
     found = []
     for chain in filter(None, chains):
         stages = {stage.model for stage in chain.stages}
         if model in stages and all((bundle_folder(repository, stage) / MANIFEST).exists() for stage in stages):
-            prepare_repository(repository, chain.model)
+            try:
+                prepare_repository(repository, chain.model)
+            except Busy as error:
+                raise StoreError(str(error)) from None
             found.append(chain.model)
     return found
 

@@ -1,6 +1,9 @@
 """Bundles in object storage. What fsspec keeps in memory, or on a disk, stands for buckets."""
 
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from tiny import write_tiny_bundle
 
 from serving.__main__ import main
 from serving.bundle import MANIFEST, SUMS, BundleError, bundle_folder, load_bundle, seal
+from serving.folders import PATIENCE, locked, replacing
+from serving.repository import prepare_repository
 from serving.store import StoreError, complete_chains, pull, push
 
 
@@ -143,6 +148,42 @@ def test_a_chain_comes_with_its_last_stage(repository: Path, tmp_path: Path) -> 
     assert complete_chains(tmp_path, "cmr_flow_image") == ["cmr_flow"]
     with pytest.raises(StoreError, match="cmr_flow is a chain: push cmr_mask, cmr_flow_image"):
         push(tmp_path, "cmr_flow", "memory://nowhere")
+
+
+def test_who_adds_a_chain_waits_for_another_who_does(tmp_path: Path) -> None:
+    for stage in ("cmr_mask", "cmr_flow_image"):
+        write_tiny_bundle(bundle_folder(tmp_path, stage), model=stage)
+    with ThreadPoolExecutor(1) as thread:
+        with locked(tmp_path / ".cmr_flow.lock"):
+            added = thread.submit(complete_chains, tmp_path, "cmr_mask")
+            with pytest.raises(TimeoutError):
+                added.result(0.2)
+        assert added.result(PATIENCE) == ["cmr_flow"]
+
+
+def test_a_folder_that_another_makes_meanwhile_keeps_what_is_in_it(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def slow(place: Path) -> Iterator[list[Path]]:
+        shutil.copytree(repository / "pig", place)
+        with replacing(place) as new:
+            yield new
+
+    monkeypatch.setattr("serving.repository.replacing", slow)
+    prepare_repository(tmp_path, "pig")
+    assert contents(bundle_folder(tmp_path, "pig")) == contents(bundle_folder(repository, "pig"))
+
+
+def test_a_store_that_does_not_answer_is_not_said_to_be_empty(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bytes:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", fails)
+    with pytest.raises(StoreError, match="ConnectionError: no route to host"):
+        pull(f"{bucket}/pig/{'0' * 64}", tmp_path)
 
 
 @pytest.mark.parametrize(
