@@ -131,10 +131,16 @@ def build(server: Server, url: str, folder: Path) -> gr.Blocks:
         under_way.pop(session_of(request), None)
 
     def advance(first: str, many: float | None, drawn: Drawn | None) -> dict[Any, Any]:
-        """The first seed after those that are shown, or after those that would be."""
+        """The first seed after those that are shown, or after those that would be; others were asked for in vain, or
+        typed, and are next.
+        """
         try:
-            after = len(drawn.samples) if drawn is not None else whole("samples", many) or 1
-            return {seed: str(min(read_seed(first) + after, LAST_SEED))}
+            begun = read_seed(first)
+            if drawn is None:
+                begun += whole("samples", many) or 1
+            elif begun == drawn.settings.seed:
+                begun += len(drawn.samples)
+            return {seed: str(min(begun, LAST_SEED))}
         except WrongSettingError as error:
             return {status: refused(error)}
 

@@ -1,6 +1,7 @@
 """Samples as a visitor sees them."""
 
 import html
+import uuid
 
 import numpy as np
 from PIL import Image
@@ -47,8 +48,14 @@ def blended(grey: Bytes, mask: Bytes, opacity: float) -> Bytes:
 
 
 def tiles(samples: Samples, opacity: float) -> list[tuple[Image.Image, str]]:
-    """All of them, with what stands below each."""
-    return [(tile(samples, row, opacity), caption(samples, row)) for row in range(len(samples))]
+    """All of them, with what stands below each.
+
+    Each time other files: Gradio calls a file after its bytes, and would write it again while a browser reads it.
+    """
+    shown = [(tile(samples, row, opacity), caption(samples, row)) for row in range(len(samples))]
+    for picture, _ in shown:
+        picture.info["shown"] = uuid.uuid4().hex
+    return shown
 
 
 def has_mask_over(samples: Samples) -> bool:

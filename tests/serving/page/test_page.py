@@ -23,7 +23,7 @@ from serving.client import SamplingError
 from serving.page.command_line import command_of, stem
 from serving.page.downloads import FORMATS, pack
 from serving.page.drawing import AT_ONCE, PLACES, CancelledError, Drawing, Drawn
-from serving.page.pictures import has_mask_over, tile, what_is_seen
+from serving.page.pictures import has_mask_over, tile, tiles, what_is_seen
 from serving.page.server import listening, serve
 from serving.page.settings import (
     KEPT_SECONDS,
@@ -144,6 +144,13 @@ def test_a_mask_is_mixed_with_what_is_under_it() -> None:
     half = np.array(tile(HEARTS, 0, 0.5))
     assert np.array_equal(half[mask == 0], grey[mask == 0])
     assert np.array_equal(half[mask > 0], np.rint((grey[mask > 0].astype(float) + PALETTE[mask][mask > 0]) / 2))
+
+
+def test_no_file_is_written_again_while_a_browser_reads_it(tmp_path: Path) -> None:
+    processing = pytest.importorskip("gradio.processing_utils")
+    shown = [picture for _ in range(2) for picture, _ in tiles(HEARTS, 0.4)]
+    files = {processing.save_pil_to_cache(picture, cache_dir=tmp_path, format="png") for picture in shown}
+    assert len(files) == len(shown)
 
 
 def test_what_was_given_is_beside_what_was_found() -> None:

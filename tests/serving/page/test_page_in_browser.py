@@ -242,6 +242,19 @@ def test_what_is_refused_is_said_in_the_servers_words(live: Live, visit: Any) ->
     assert page.page.get_attribute("#status", "role") == "status"  # what changes in it is read aloud
 
 
+def test_next_leaves_no_seed_out(visit: Any) -> None:
+    page = visit("tiny")
+    page.wait("document.querySelector('#steps input')?.value === '4'")
+    page.draw()
+    page.fill("steps", 0)
+    page.page.click("#next")
+    page.page.wait_for_selector("#status [role=alert]")
+    page.fill("steps", 5)
+    page.page.click("#next")
+    page.wait("document.querySelector('#command').innerText.includes('--steps 5')")
+    assert "--seed 4 " in " ".join(page.page.inner_text("#command").split())
+
+
 def test_a_chain_need_not_draw_a_mask_to_refuse_the_steps_of_its_image(visit: Any) -> None:
     page = visit("cmr_flow")
     page.wait("document.querySelector('#mask_steps input')?.value === '4'")
