@@ -16,6 +16,7 @@ from serving.bundle import BundleError
 from training import CheckpointError
 
 ROUNDS = 3
+LONG = 60.0  # seconds, after which once is enough: a paper's thousand steps in PyTorch take minutes
 BATCH = 16  # samples of a round: what a bundle takes at once, if nothing else is said when it is built
 
 Draw = Callable[[range], Any]
@@ -35,11 +36,15 @@ class Clock:
 
 
 def in_turn(draws: Sequence[Draw], seeds: range, rounds: int) -> list[float]:
-    """Seconds a sample. The first round opens engines, and compiles some for this batch: it counts where it was faster
-    all the same."""
+    """Seconds a sample; what took over ``LONG`` in the first round is in no other.
+
+    That round opens engines, and compiles some for this batch: it counts where it was faster all the same.
+    """
     best = [float("inf")] * len(draws)
-    for _ in range(rounds):
+    for number in range(rounds):
         for k, draw in enumerate(draws):
+            if number and best[k] * len(seeds) > LONG:
+                continue
             since = time.perf_counter()
             draw(seeds)
             best[k] = min(best[k], (time.perf_counter() - since) / len(seeds))

@@ -288,3 +288,19 @@ def test_rounds_take_turns() -> None:
     seconds = in_turn([lambda seeds, name=name: order.append(f"{name}{len(seeds)}") for name in "ab"], range(4), 3)
     assert order == ["a4", "b4"] * 3
     assert all(0 <= each < 1 for each in seconds)
+
+
+def test_what_takes_minutes_is_timed_once(monkeypatch) -> None:
+    now, order = [0.0], []
+
+    def taking(name: str, seconds: float):
+        def draw(seeds: range) -> None:
+            order.append(name)
+            now[0] += seconds
+
+        return draw
+
+    monkeypatch.setattr("benchmarks.tune.timing.time.perf_counter", lambda: now[0])
+    seconds = in_turn([taking("quick", 4.0), taking("slow", 600.0)], range(4), 3)
+    assert order == ["quick", "slow", "quick", "quick"]
+    assert seconds == [1.0, 150.0]
