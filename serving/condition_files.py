@@ -1,7 +1,9 @@
 """Masks to draw images under, and files of them; for pictures see ``picture_files``."""
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -9,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 NAME = "mask"
+# What the readers of damaged files raise, and of archives that are locked or packed by another method.
+UNREADABLE = (
+    ValueError, SyntaxError, EOFError, OSError, MemoryError, RuntimeError, BadZipFile, TokenError, zlib.error,
+)  # fmt: skip
 
 
 class MaskFileError(Exception):
@@ -46,7 +52,7 @@ def read_masks(file: Path) -> Masks:
                 raise MaskFileError(f"{file} has no array {NAME!r}; it holds {', '.join(arrays) or 'nothing'}")
             labels, spacing = arrays.get(f"{NAME}_labels"), arrays.get(f"{NAME}_spacing")
             return Masks(_checked(file, arrays[NAME]), _labels(file, labels), _spacing(file, spacing))
-    except (ValueError, EOFError, OSError, MemoryError, BadZipFile) as error:
+    except UNREADABLE as error:
         raise MaskFileError(f"{file} is no .npz or .npy of masks: {error}") from None
 
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from serving.bundle import Condition
+from serving.condition_files import UNREADABLE
 from serving.pgm import read_pgm
 
 SUFFIXES = (".png", ".pgm")
@@ -84,7 +84,7 @@ def _stored(path: Path, condition: Condition) -> Iterator[_Stored]:
             yield reader(file) if reader else _read_arrays(file, condition.name)
         except PictureFileError:
             raise
-        except (ValueError, SyntaxError, EOFError, OSError, MemoryError, BadZipFile) as error:
+        except UNREADABLE as error:
             raise PictureFileError(f"{file} cannot be read: {error}") from None
 
 

@@ -1,5 +1,8 @@
 """Pictures as files, brought to a model's range or refused."""
 
+import io
+import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -8,8 +11,10 @@ import pytest
 from PIL import Image
 
 from serving.bundle import Condition
+from serving.condition_files import MaskFileError, read_masks
 from serving.picture_files import PictureFileError, read_pictures
 
+ARRAYS = {"photo": np.zeros((1, 4, 6), np.float32), "mask": np.zeros((1, 4, 6), np.uint8)}
 PHOTO = Condition("photo", (1, 4, 6), low=-1.0, high=1.0)
 RAMP = np.linspace(0, 1, 24).reshape(4, 6)
 EIGHT, SIXTEEN = np.rint(255 * RAMP).astype(np.uint8), np.rint(65535 * RAMP).astype(np.uint16)
@@ -151,3 +156,47 @@ def test_pictures_that_may_have_another_white_are_said(tmp_path):
     assert notes == [
         "a.png: 16-bit, 0..65535 to -1..1, though none is above 4095: if that is white, a PGM or an .npz can say so"
     ]
+
+
+def archive(**changed: int) -> bytes:
+    """An .npz with the bits of some fields of its headers set."""
+    held = io.BytesIO()
+    np.savez(held, **ARRAYS)
+    content = bytearray(held.getvalue())
+    for signature, shift in ((b"PK\3\4", 0), (b"PK\1\2", 2)):
+        start = content.find(signature)
+        while start >= 0:
+            for field, bits in changed.items():
+                content[start + {"flags": 6, "method": 8}[field] + shift] |= bits
+            start = content.find(signature, start + 1)
+    return bytes(content)
+
+
+def torn() -> bytes:
+    """A compressed .npz, whose compressed bytes are others."""
+    held = io.BytesIO()
+    np.savez_compressed(held, **ARRAYS)
+    content = bytearray(held.getvalue())
+    with zipfile.ZipFile(held) as packed:
+        for member in packed.infolist():
+            lengths = content[member.header_offset + 26 : member.header_offset + 30]
+            start = member.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+            content[start : start + member.compress_size] = b"\xff" * member.compress_size
+    return bytes(content)
+
+
+DAMAGED = {
+    "locked.npz": archive(flags=1),
+    "packed.npz": archive(method=99),
+    "torn.npz": torn(),
+    "header.npy": b"\x93NUMPY\x01\x00\x0a\x00{'descr': (",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path, name, DAMAGED[name])
+    with pytest.raises(PictureFileError, match=rf"{name} cannot be read: "):
+        read_pictures([file], PHOTO)
+    with pytest.raises(MaskFileError, match=rf"{name} is no .npz or .npy of masks: "):
+        read_masks(file)
