@@ -1,5 +1,6 @@
 """Samples that are being drawn while a page looks on."""
 
+import logging
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -87,8 +88,12 @@ class Drawing:
                 self._drawn = self._draw()
             finally:
                 AT_ONCE.release()
-        except Exception as failure:  # raised again where the result is taken
+        except FAILURES as failure:  # raised again where the result is taken
             self._failure = failure
+        except Exception as fault:  # told too, or the page would stand still
+            if not self._is_cancelled:
+                logging.getLogger(__name__).exception("a drawing failed")
+            self._failure = SamplingError(f"{type(fault).__name__}: {fault}", 500)
         finally:
             self._client.close()
 

@@ -255,6 +255,15 @@ def test_what_a_file_cannot_be_called(names: list[str], name: str) -> None:
     assert uploads(["folder/it"], names) == [Upload(Path("folder/it"), name)]
 
 
+def test_a_fault_of_the_page_s_own_is_said_too(
+    live: Live, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serving.page.drawing.read_condition", lambda *_: {}["nothing"])
+    with pytest.raises(SamplingError, match="KeyError: 'nothing'"):
+        Drawing(server_of(live), Settings("tiny", 1, 0, {})).result()
+    assert "KeyError" in caplog.text
+
+
 def test_what_the_server_refuses_is_said_in_its_words(live: Live) -> None:
     settings = Settings("tiny", 1, 0, {"steps": 5000})
     with pytest.raises(SamplingError) as theirs, live.client("grpc") as client:
