@@ -71,7 +71,7 @@ phantom-hearts: setup
 	$(HEARTS) --model cmr_mask       --batch 64 --set 'steps=[2320]'       --out runs/cmr_mask-phantom
 	$(HEARTS) --model cmr_ddpm_image --batch 32 --set 'steps=[2960]'       --out runs/cmr_ddpm_image-phantom
 	$(HEARTS) --model cmr_ldm_image  --batch 32 --set 'steps=[1200, 1680]' --out runs/cmr_ldm_image-phantom \
-	--set default_solver=dpmpp_2m --set default_steps=8
+	--set default_solver=dpmpp_2m --set default_steps=12
 	$(HEARTS) --model cmr_flow_image --batch 32 --set 'steps=[1780]'       --out runs/cmr_flow_image-phantom \
 	--set default_solver=midpoint --set default_steps=12
 	for model in cmr_mask cmr_ddpm_image cmr_ldm_image cmr_flow_image; do \
