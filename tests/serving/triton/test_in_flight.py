@@ -134,19 +134,22 @@ def test_a_client_is_told_the_steps(live: Live, local: LocalClient, client: Any,
     """Of its own requests, not of those of others; and the server forgets them."""
     told: list[tuple[int, int]] = []
     how = {"steps": lambda *steps: told.append(steps), "metrics_url": live.url("metrics")}
+    local_image = local.sample(MODEL, 2, seed=5, steps=600).arrays["image"]
     with SampleClient(live.url(protocol), protocol, **how) as watching, ThreadPoolExecutor() as threads:
-        with live.closed(MODEL) as waiting:
-            foreign = Call(client, MODEL, [1, 2], steps=900)  # longer, and so it pauses
-            eventually(waiting.exists, "the first is in its first step")
-            answer = threads.submit(watching.sample, MODEL, 2, seed=5, steps=600)
-            time.sleep(0.5)
-        while not told and not answer.done():
-            with live.closed(MODEL):
-                time.sleep(2.2)  # until figures are due, and read
-            time.sleep(0.02)
-        local_image = local.sample(MODEL, 2, seed=5, steps=600).arrays["image"]
-        np.testing.assert_array_equal(answer.result().arrays["image"], local_image)
-    foreign.assert_right(local)
+        for _ in range(5):  # where others have the cores, all steps may be done before anybody looks
+            with live.closed(MODEL) as waiting:
+                foreign = Call(client, MODEL, [1, 2], steps=900)  # longer, and so it pauses
+                eventually(waiting.exists, "the first is in its first step")
+                answer = threads.submit(watching.sample, MODEL, 2, seed=5, steps=600)
+                time.sleep(0.5)
+            while not told and not answer.done():
+                with live.closed(MODEL):
+                    time.sleep(2.2)  # until figures are due, and read
+                time.sleep(0.02)
+            np.testing.assert_array_equal(answer.result().arrays["image"], local_image)
+            foreign.assert_right(local)
+            if told:
+                break
     done, total = told[0]
     assert 0 < done < total == 600
     eventually(lambda: figure(live, "request_steps") == 0, "they are told no longer")
