@@ -14,7 +14,7 @@ from benchmarks.evaluation.membership import Attack, Seen, by_features, by_loss,
 from benchmarks.evaluation.neighbours import PAPER_LPIPS, PAPER_NNDR, SUSPECT, Nearest, closeness, median_of, nearest
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.report import Cell, Picture, Section, Table, histogram, picture, sheet
-from benchmarks.evaluation.segmentation import Recipe
+from benchmarks.evaluation.segmentation import Recipe, Segmenter
 from benchmarks.evaluation.sides import FEW_PATIENTS, Sides
 from benchmarks.evaluation.similarity import Lpips
 from benchmarks.evaluation.statistics import auc_of, share_of
@@ -109,7 +109,7 @@ def _neighbours(
     }
     extractors: list[Extractor] = []
     if sides.train.has_masks:
-        extractors.append(segmenter_features(sides.train, recipe, sides.classes, seed))
+        extractors.append(segmenter_features(Segmenter(sides.train, recipe, sides.classes, seed)))
     else:
         section.warnings.append(NO_SEGMENTER)
         extractors += [of.radiomics()] if of.has_radiomics() else []

@@ -11,7 +11,7 @@ from benchmarks.evaluation.distances import coverage, frechet_between, kernel_di
 from benchmarks.evaluation.features import Extractor, noise_like, standardised
 from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, together
 from benchmarks.evaluation.report import Cell, Section, Table, histogram, sample_grid
-from benchmarks.evaluation.segmentation import Recipe, seen_by, steps_of, trained
+from benchmarks.evaluation.segmentation import Recipe, Segmenter, seen_by
 from benchmarks.evaluation.shapes import compared_features, features_of, lacking
 from benchmarks.evaluation.sides import Sides, even_halves
 from benchmarks.evaluation.similarity import KERNEL, Lpips, likeness, of_other_patients, partners, scales_for
@@ -70,7 +70,7 @@ def _extractors(
     else:
         section.warnings.append(of.NO_RADIOMICS)
     if reference.has_masks:
-        found.append(segmenter_features(reference, recipe, classes, seed))
+        found.append(segmenter_features(Segmenter(reference, recipe, classes, seed)))
     else:
         section.warnings.append(NO_SEGMENTER)
     found += [of.of_network(name, file) for name, file in files]
@@ -85,20 +85,10 @@ def _extractors(
     return found
 
 
-def segmenter_features(real: Pairs, recipe: Recipe, classes: int, seed: int) -> Extractor:
-    """What a segmenter sees that was trained on these real pairs."""
+def segmenter_features(segmenter: Segmenter) -> Extractor:
+    """What a segmenter sees that learns from real pairs."""
     what = "DynUNet's level above the lowest, deviation of each channel"
-    identity = f"{what} {recipe.described()} of {classes} classes on {real.digest}, seed {seed}"
-    network = None
-
-    def extract(images: of.Floats) -> np.ndarray:
-        nonlocal network
-        if network is None:
-            steps = steps_of(recipe, len(real))
-            network = trained(real, classes, recipe, steps, seed, "a segmenter to compare by")
-        return seen_by(network, images)
-
-    return Extractor(of.SEGMENTER, identity, extract)
+    return Extractor(of.SEGMENTER, f"{what} {segmenter.identity}", lambda images: seen_by(segmenter.network, images))
 
 
 def _distances(

@@ -6,6 +6,7 @@ to 512 channels, AdamW at 1e-3 with weight decay 1e-4, Dice and cross-entropy, b
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,25 @@ def trained(pairs: Pairs, classes: int, recipe: Recipe, steps: int, seed: int, w
 def steps_of(recipe: Recipe, real: int) -> int:
     """Of the optimiser, for as many real pairs: the same for whatever else is trained beside."""
     return recipe.epochs * max(1, round(real / recipe.batch))
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """One that learns from real pairs when it is first needed."""
+
+    real: Pairs
+    recipe: Recipe
+    classes: int
+    seed: int
+
+    @property
+    def identity(self) -> str:
+        return f"{self.recipe.described()} of {self.classes} classes on {self.real.digest}, seed {self.seed}"
+
+    @cached_property
+    def network(self) -> nn.Module:
+        steps = steps_of(self.recipe, len(self.real))
+        return trained(self.real, self.classes, self.recipe, steps, self.seed, "a segmenter to compare by")
 
 
 def _batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:

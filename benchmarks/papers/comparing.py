@@ -14,7 +14,7 @@ from benchmarks.evaluation.distances import frechet_between, kernel_distance
 from benchmarks.evaluation.features import Extractor, noise_like, standardised
 from benchmarks.evaluation.measure_quality import segmenter_features
 from benchmarks.evaluation.pairs import Pairs, drawn_by_patient
-from benchmarks.evaluation.segmentation import RECIPES, Recipe, steps_of
+from benchmarks.evaluation.segmentation import RECIPES, Recipe, Segmenter, steps_of
 from benchmarks.evaluation.similarity import Lpips
 from benchmarks.evaluation.statistics import Interval, mean_of
 from benchmarks.evaluation.utility import Scored, Training, gained, predictions, scored
@@ -45,7 +45,7 @@ class Judge:
         return None if self.vgg16 is None else Lpips(self.vgg16)
 
     def extractors(self, reference: Pairs, classes: int) -> list[Extractor]:
-        found = [segmenter_features(reference, self.recipe, classes, self.seed)]
+        found = [segmenter_features(Segmenter(reference, self.recipe, classes, self.seed))]
         found += [of.radiomics()] if self.amounts.radiomics and of.has_radiomics() else []
         return found + [of.of_network(name, file) for name, file in self.files]
 

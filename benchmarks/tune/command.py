@@ -3,7 +3,6 @@
 import math
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.evaluation.report import Section
     from benchmarks.tune.candidates import Held
     from benchmarks.tune.gate import Limits
+    from benchmarks.tune.reader import Reader
     from benchmarks.tune.tune import Answer
 
 STEPS = "64,32,20,16,12,8,6,4"
@@ -120,6 +120,13 @@ def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     type=click.FloatRange(0, min_open=True),
     help="Of the kernel distance, as a share of what two halves of the real images may have.",
 )
+@click.option(
+    "--lost-dice",
+    default=0.02,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="How much less its pictures may agree with their masks, by a segmenter of the real pairs.",
+)
 @FEATURES
 @LPIPS
 @click.option("--apply", "applies", is_flag=True, help="Make what passed the bundle's default, with the evidence.")
@@ -128,8 +135,9 @@ def tune(applies: bool, **asked: Any) -> None:
     """Find the fewest steps whose samples are as good as the paper's, and prove it.
 
     Each candidate draws the reference's seeds. It passes if its samples are those of the reference, seed by seed; if
-    they are no farther from real images; if no shape of their masks has another distribution; and if no more masks
-    cannot be. The fastest that passes is drawn once more with fresh seeds. OUT/tune.html shows all.
+    they are no farther from real images; if its pictures follow their masks as well; if no shape of their masks has
+    another distribution; and if no more masks cannot be. The fastest that passes is drawn once more with fresh seeds.
+    OUT/tune.html shows all.
     """
     from benchmarks.evaluation.pairs import EvaluationError
     from export import BuildError
@@ -179,8 +187,9 @@ def calibrate(trials: int, count: int, size: int, seed: int) -> None:
 
 def _tune(
     applies: bool, *, model: str, out: Path, repository: Path, reference: Path | None, data: str | None,
-    count: int | None, seed: int, rms: float, dice: float, margin: float, files: tuple[tuple[str, Path], ...],
-    lpips: Path | None, skip_bad: bool, solvers: tuple[str, ...], steps: tuple[int, ...], **asked: Any,
+    count: int | None, seed: int, rms: float, dice: float, margin: float, lost_dice: float,
+    files: tuple[tuple[str, Path], ...], lpips: Path | None, skip_bad: bool, solvers: tuple[str, ...],
+    steps: tuple[int, ...], **asked: Any,
 ) -> None:  # fmt: skip
     from benchmarks.evaluation.cache import Cache, versions_of
     from benchmarks.evaluation.command import PACKAGES, _print
@@ -225,14 +234,16 @@ def _tune(
     bundles = [own, *(held(each, model) for each in asked["also"])]
     bundles += _built(first, out, asked["checkpoint"], asked["students"], asked["targets"], asked["precisions"])
     bundles = [bundles[0], *(labelled(each, first) for each in bundles[1:])]
-    cache, limits = Cache(out / "cache"), Limits(rms=rms, dice=dice, kernel=margin)
+    cache, limits = Cache(out / "cache"), Limits(rms=rms, dice=dice, kernel=margin, lost_dice=lost_dice)
     real = _real(data or manifest.checkpoint.get("data"), manifest, count, seed, skip_bad)
     with Drawer(cache, real) as drawer:
-        extractors = _extractors(files, real, seed)
         before = Candidate(first, solver, most)
-        shown = real if any(output.name == "image" for output in manifest.outputs) else as_pictures(real)
+        draws_pictures = any(output.name == "image" for output in manifest.outputs)
+        shown = real if draws_pictures else as_pictures(real)
+        extractors, reader = _instruments(files, real, seed)
         perceptual = None if lpips is None else Lpips(lpips)
-        judge = Judge(drawer, before, Comparison(shown, extractors, limits, cache, seed, perceptual))
+        comparison = Comparison(shown, extractors, reader if draws_pictures else None, limits, cache, seed, perceptual)
+        judge = Judge(drawer, before, comparison)
         clock = Clock(drawer, paper_sampler(before, asked["checkpoint"]))
         answer = tuned(judge, list(ladders(bundles, solvers, steps)), seed, count, clock, click.echo)
     used = split(judge, range(seed, seed + count), range(seed + count, seed + 2 * count))
@@ -300,19 +311,18 @@ def _real(data: str | None, manifest: Any, count: int, seed: int, skip_bad: bool
     return drawn_by_patient(pairs, count, seed)
 
 
-def _extractors(files: tuple[tuple[str, Path], ...], real: "Pairs", seed: int) -> "list[Extractor]":
-    """Radiomics and what is given; where there is neither, a segmenter of the real images."""
+def _instruments(files: tuple[tuple[str, Path], ...], real: "Pairs", seed: int) -> "tuple[list[Extractor], Reader]":
+    """Radiomics and what is given; where there is neither, a segmenter of the real pairs, which also reads pictures."""
     from benchmarks.evaluation import features
     from benchmarks.evaluation.measure_quality import segmenter_features
-    from benchmarks.evaluation.segmentation import RECIPES
+    from benchmarks.evaluation.segmentation import RECIPES, Segmenter
+    from benchmarks.tune.reader import reader_of
 
+    segmenter = Segmenter(real, RECIPES["small"], max(len(real.labels), int(real.masks.max()) + 1), seed)
     found = [features.of_network(name, file) for name, file in files]
     if features.has_radiomics():
         found.insert(0, features.radiomics())
-    if not found:
-        classes = max(len(real.labels), int(real.masks.max()) + 1)
-        found.append(segmenter_features(real, replace(RECIPES["small"]), classes, seed))
-    return found
+    return found or [segmenter_features(segmenter)], reader_of(segmenter)
 
 
 def _section(answer: "Answer", limits: "Limits", real: "Pairs", used: dict[str, Any]) -> "Section":

@@ -15,6 +15,7 @@ from benchmarks.evaluation.similarity import Lpips, likeness
 from benchmarks.evaluation.statistics import Array, Interval, around, resampled
 from benchmarks.tune import gate
 from benchmarks.tune.gate import Criterion, Judged, Limits
+from benchmarks.tune.reader import Reader
 
 SMALLEST = 1e-9  # floor of a kernel distance: the reference is no farther than itself whatever the floor comes to
 
@@ -29,17 +30,21 @@ class Known:
     real_features: Mapping[str, Features]
     shapes: Mapping[str, Array]
     wrong: Sequence[Sequence[str]]
+    following: Array | None
 
 
 class Comparison:
-    """By real images, and by limits that were stated before."""
+    """By real images, and by limits that were stated before.
+
+    reader: finds masks in pictures; None where there are no pictures to read.
+    """
 
     def __init__(
-        self, real: Pairs, extractors: Sequence[Extractor], limits: Limits, cache: Cache, seed: int,
-        lpips: Lpips | None = None,
+        self, real: Pairs, extractors: Sequence[Extractor], reader: Reader | None, limits: Limits, cache: Cache,
+        seed: int, lpips: Lpips | None = None,
     ) -> None:  # fmt: skip
-        self.real, self.extractors, self.limits, self.cache, self.seed = real, extractors, limits, cache, seed
-        self.lpips = lpips
+        self.real, self.extractors, self.reader = real, extractors, reader
+        self.limits, self.cache, self.seed, self.lpips = limits, cache, seed, lpips
         self.of_phantoms = real.facts.get("layout") == "phantoms"
 
     def known(self, drawn: Pairs) -> Known:
@@ -57,7 +62,8 @@ class Comparison:
             features.append(reference)
             real_features[extractor.name] = raw
         shapes = features_of(drawn)
-        return Known(drawn, judged, features, real_features, shapes, self._wrong(drawn, shapes))
+        wrong, following = self._wrong(drawn, shapes), self._following(drawn)
+        return Known(drawn, judged, features, real_features, shapes, wrong, following)
 
     def criteria(self, known: Known, after: Pairs, is_paired: bool) -> tuple[list[Criterion], dict[str, Interval]]:
         """Of as many samples, whose seeds are the same samples or not; and figures for the table alone."""
@@ -70,6 +76,8 @@ class Comparison:
             criteria.append(gate.nearness(judged, of_reference, of_candidate, self.limits, self.seed))
             value = frechet(judged.real, of_candidate)
             figures[extractor.frechet_name()] = Interval(value, np.nan, np.nan)
+        if known.following is not None and (following := self._following(after)) is not None:
+            criteria.append(gate.following(known.following, following, self.limits, self.seed))
         shapes = features_of(after)
         criteria.append(gate.shapes(known.shapes, shapes, before.groups, self.limits, self.seed))
         criteria.append(gate.faultless(known.wrong, self._wrong(after, shapes), self.limits))
@@ -97,6 +105,9 @@ class Comparison:
         if self.lpips is not None:
             figures["LPIPS"] = _over_seeds(np.mean, likeness(before, after, self.lpips)["LPIPS"], self.seed)
         return figures
+
+    def _following(self, pairs: Pairs) -> Array | None:
+        return None if self.reader is None else self.reader.agreement(pairs, self.cache)
 
     def _wrong(self, pairs: Pairs, shapes: Mapping[str, Array]) -> list[list[str]]:
         return gate.wrong_with(pairs, shapes, self.of_phantoms)

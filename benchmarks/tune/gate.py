@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.evaluation.distances import Features, kernel_difference
-from benchmarks.evaluation.pairs import Pairs
+from benchmarks.evaluation.pairs import Masks, Pairs
 from benchmarks.evaluation.shapes import compared_features
-from benchmarks.evaluation.statistics import Array, Groups, Interval
+from benchmarks.evaluation.statistics import Array, Groups, Interval, mean_of
 from benchmarks.quality.faults import FAULTS
 from training.data.classes import LESION
 
@@ -34,15 +34,16 @@ class Limits:
     """Of a sample, beyond which it is bad, and of what all of them together may be worse by.
 
     rms: of an image's grey levels, whose range is 1, from the reference's of the same seed. dice: of the two masks, at
-    least. bad_rate: of samples beyond these. kernel: of the kernel distance that two halves of the
-    real images may have. ks: Kolmogorov and Smirnov's D of any feature. faults:
-    how much larger the share of pairs that cannot be is.
+    least. bad_rate: of samples beyond these. kernel: of the kernel distance that two halves of the real images may
+    have. lost_dice: of masks with what is found in their pictures. ks: Kolmogorov and Smirnov's D of any feature.
+    faults: how much larger the share of pairs that cannot be is.
     """
 
     rms: float = 0.05
     dice: float = 0.8
     bad_rate: float = 0.05
     kernel: float = 0.25
+    lost_dice: float = 0.02
     ks: float = 0.25
     faults: float = 0.05
 
@@ -89,15 +90,19 @@ def allowed_bad(count: int, rate: float = 0.05) -> int:
 def apart(reference: Pairs, candidate: Pairs) -> tuple[Array, Array]:
     """Root mean square difference [N] of images, and Dice [N] of masks: the mean over classes that either has."""
     rms = np.sqrt(np.square(reference.images.astype(np.float64) - candidate.images).mean((1, 2)))
-    classes = range(1, max(len(reference.labels), int(max(reference.masks.max(), candidate.masks.max())) + 1))
+    return rms, agreement(reference.masks, candidate.masks)
+
+
+def agreement(first: Masks, second: Masks) -> Array:
+    """Dice [N] of masks [N, S, S]: the mean over classes that either has, and 1 where both are empty."""
     each = []
-    for k in classes:
-        one, other = reference.masks == k, candidate.masks == k
+    for k in range(1, int(max(first.max(), second.max())) + 1):
+        one, other = first == k, second == k
         both, sizes = (one & other).sum((1, 2)), one.sum((1, 2)) + other.sum((1, 2))
         each.append(np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), np.nan))
-    scores = np.array(each)
+    scores = np.array(each).reshape(-1, len(first))
     there = np.isfinite(scores)
-    return rms, np.where(there.any(0), np.nansum(scores, 0) / np.maximum(there.sum(0), 1), 1.0)
+    return np.where(there.any(0), np.nansum(scores, 0) / np.maximum(there.sum(0), 1), 1.0)
 
 
 def bad_ones(reference: Pairs, candidate: Pairs, limits: Limits) -> Bools:
@@ -145,6 +150,17 @@ def nearness(by: Judged, reference: Features, candidate: Features, limits: Limit
     limit = limits.kernel * by.scale
     what = f"{difference.value:+.3g} beside the reference's; margin {limits.kernel:g} of {by.scale:.3g}"
     return Criterion(f"kernel distance ({by.name})", by_interval(difference, limit), difference, limit, what)
+
+
+def following(reference: Array, candidate: Array, limits: Limits, seed: int) -> Criterion:
+    """How much less the candidate's pictures follow their masks: Dice [N] of each mask with what a segmenter of real
+    pictures finds in its own.
+
+    The bootstrap draws the same seeds of both; under one mask both may be hard to read.
+    """
+    lost = mean_of(reference - candidate, np.arange(len(reference)), seed)
+    what = f"Dice {candidate.mean():.3f} with what a segmenter finds, the reference {reference.mean():.3f}"
+    return Criterion("pictures follow masks", by_interval(lost, limits.lost_dice), lost, limits.lost_dice, what)
 
 
 def shapes(

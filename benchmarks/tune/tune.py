@@ -214,5 +214,6 @@ def _evidence(judge: Judge, answer: Answer, confirmed: Trial, seeds: range, fres
         "used": split(judge, seeds, fresh),
         "limits": asdict(judge.comparison.limits),
         "features": {each.name: each.identity for each in judge.comparison.extractors},
+        "reader": judge.comparison.reader and judge.comparison.reader.identity,
         "real": judge.comparison.real.described(),
     }

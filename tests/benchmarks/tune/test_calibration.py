@@ -1,10 +1,17 @@
 """The gate's errors are counted, and are as few as it says."""
 
+import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import main
+from benchmarks.evaluation.segmentation import Recipe
 from benchmarks.tune import calibration
 from benchmarks.tune.calibration import PLANTED, Planted, Rate, calibrated
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "RECIPES", {"small": Recipe(filters=(8, 16, 32), epochs=16, batch=16)})
 
 
 def test_planted_candidates_end_as_they_should() -> None:

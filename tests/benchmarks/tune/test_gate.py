@@ -12,6 +12,7 @@ from tiny_texture import TEXTURE
 
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.pairs import Pairs
+from benchmarks.evaluation.segmentation import RECIPES, Segmenter
 from benchmarks.evaluation.shapes import features_of
 from benchmarks.tune import gate
 from benchmarks.tune.candidates import Candidate, Held, ladders
@@ -19,6 +20,7 @@ from benchmarks.tune.comparison import Comparison
 from benchmarks.tune.drawing import PART
 from benchmarks.tune.gate import Limits, allowed_bad, together
 from benchmarks.tune.plot import best
+from benchmarks.tune.reader import Reader, reader_of
 from benchmarks.tune.timing import in_turn
 from benchmarks.tune.tune import Judge, Trial, split, tuned, unlike
 from serving.bundle import load_bundle
@@ -73,8 +75,8 @@ def clock(candidates: Sequence[Candidate], seeds: range) -> tuple[list[float], d
     return [candidate.steps / 1000 for candidate in candidates], {"by hand": 1.0}
 
 
-def compared(real: Pairs, folder: Path) -> Comparison:
-    return Comparison(real, [TEXTURE], Limits(), Cache(folder), 0)
+def compared(real: Pairs, folder: Path, reader: Reader | None = None) -> Comparison:
+    return Comparison(real, [TEXTURE], reader, Limits(), Cache(folder), 0)
 
 
 @pytest.fixture
@@ -144,6 +146,63 @@ def test_shuffled_masks_are_refused(judged, samples: Pairs) -> None:
     trial = judged(replace(samples, masks=masks), solver="ddpm", part=COUNT)
     assert verdicts(trial)["shapes"] == "refused"  # by what the masks have to do with the pictures
     assert trial.verdict == "refused"
+
+
+class TestFollowing:
+    """Whether pictures follow their masks."""
+
+    def test_too_much_lost_passes_once_in_forty(self) -> None:
+        """Of a loss that is just too much, over 200 trials: the interval's two ends share the 5 %."""
+        random, taken = np.random.default_rng(0), 0
+        for _ in range(200):
+            hard = random.normal(0.85, 0.08, 128)  # of a mask, whoever draws under it
+            before, after = hard + random.normal(0, 0.03, 128), hard - 0.02 + random.normal(0, 0.03, 128)
+            taken += gate.following(before, after, Limits(), 0).verdict == "accepted"
+        assert 1 <= taken <= 11
+
+    def test_by_how_much_decides(self) -> None:
+        before = np.random.default_rng(0).normal(0.85, 0.08, 128)
+        told = [gate.following(before, before - lost, Limits(), 0) for lost in (0.0, 0.01, 0.03)]
+        assert [each.verdict for each in told] == ["accepted", "accepted", "refused"]
+        noisy = before - 0.015 + np.random.default_rng(1).normal(0, 0.1, 128)
+        assert gate.following(before, noisy, Limits(), 0).verdict == "too few samples"
+        assert told[0].what == (
+            f"Dice {before.mean():.3f} with what a segmenter finds, the reference {before.mean():.3f}"
+        )
+
+    def test_masks_agree_by_the_classes_that_either_has(self) -> None:
+        first, second = np.zeros((4, 8, 8), np.uint8), np.zeros((4, 8, 8), np.uint8)
+        first[1, :4], second[1, :2] = 1, 1
+        first[2, :4], first[2, 4:], second[2, :4] = 1, 2, 1
+        second[3, 0, 0] = 3
+        assert gate.agreement(first, second).tolist() == [1.0, pytest.approx(2 / 3), 0.5, 0.0]
+        assert gate.agreement(first[:1], second[:1]).tolist() == [1.0]
+
+    def test_a_picture_of_another_mask_is_refused(self, samples: Pairs, tmp_path: Path) -> None:
+        """A network that learnt phantoms finds the mass where it is, and only asks once what it has found."""
+        recipe = replace(RECIPES["small"], filters=(8, 16, 32), epochs=24)
+        learnt = Segmenter(phantoms(3 * COUNT, 64), recipe, len(LESION), 0)
+        asked, reader = [], reader_of(learnt)
+
+        def read(images: np.ndarray) -> np.ndarray:
+            asked.append(len(images))
+            return reader.read(images)
+
+        comparison = compared(samples.at(range(COUNT, 2 * COUNT)), tmp_path, replace(reader, read=read))
+        few = samples.at(range(32))
+        known = comparison.known(few)
+        for drawn, verdict in ((few, "accepted"), (replace(few, images=np.roll(few.images, 1, axis=0)), "refused")):
+            criteria, _ = comparison.criteria(known, drawn, is_paired=False)
+            (found,) = (each for each in criteria if each.name == "pictures follow masks")
+            assert found.verdict == verdict, found
+        assert known.following is not None
+        assert known.following.mean() > 0.4
+        assert asked == [32, 32]
+
+    def test_masks_alone_are_not_read(self, samples: Pairs, real: Pairs, tmp_path: Path) -> None:
+        comparison = compared(real, tmp_path)
+        criteria, _ = comparison.criteria(comparison.known(samples), samples, is_paired=False)
+        assert "pictures follow masks" not in {each.name for each in criteria}
 
 
 def test_other_shapes_and_masks_that_cannot_be_are_refused(judged, samples: Pairs) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from tiny import contents, write_tiny_bundle
@@ -16,6 +17,7 @@ from benchmarks.latency.contenders import Case
 from benchmarks.tune import command
 from benchmarks.tune.apply import apply
 from benchmarks.tune.candidates import Candidate, held, labelled, same_weights
+from benchmarks.tune.reader import Reader
 from benchmarks.tune.timing import Clock, paper_sampler
 from export.report import facts_of
 from serving.bundle import MANIFEST, Output, Student, bundle_folder, load_bundle, seal
@@ -29,7 +31,8 @@ ASKED = ("--data", "phantom:32", "--reference-solver", "ddim", "--reference-step
 
 @pytest.fixture(autouse=True)
 def by_texture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_extractors", lambda *_: [TEXTURE])
+    nothing = Reader("finds nothing", lambda images: np.zeros(images.shape, np.uint8))
+    monkeypatch.setattr(command, "_instruments", lambda *_: ([TEXTURE], nothing))
 
 
 @pytest.fixture
@@ -84,6 +87,8 @@ def test_the_fastest_that_passes_becomes_the_default(
     assert (tuned["verdict"], tuned["seeds"]) == ("accepted", [[0, COUNT - 1], [COUNT, 2 * COUNT - 1]])
     assert (tuned["reference"]["bundle"], tuned["chosen"]["bundle"]) == (before.digest, better.digest)
     assert {each["verdict"] for each in tuned["confirmed"]["criteria"]} == {"accepted"}
+    assert "pictures follow masks" in {each["name"] for each in tuned["confirmed"]["criteria"]}
+    assert tuned["reader"] == "finds nothing"
     assert (tuned["seconds_per_sample"], tuned["times_as_fast"]) == (
         {"reference": 2.0, "chosen": 1.0, "paper-sampler": 4.0},
         2.0,
