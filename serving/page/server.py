@@ -12,6 +12,7 @@ from serving.page.settings import Server
 STYLE = Path(__file__).with_name("style.css")
 HERE = ("localhost", "127.0.0.1", "::1", "[::1]")
 GOODBYE_SECONDS = 2  # for browsers that still listen
+LARGEST = 64 * 2**20  # bytes of a file that is given: a mammogram of 16 bits may have 32 million pixels
 
 
 def serve(server: Server, host: str, port: int, say: Callable[[str], object]) -> None:
@@ -42,7 +43,7 @@ def serve(server: Server, host: str, port: int, say: Callable[[str], object]) ->
         app = gradio.mount_gradio_app(
             with_health(server), build(server, url, downloads), "/", footer_links=[], ssr_mode=False, pwa=False,
             enable_monitoring=False, mcp_server=False, show_error=False, css_paths=STYLE,
-            allowed_paths=[str(downloads)], theme=theme,
+            allowed_paths=[str(downloads)], theme=theme, max_file_size=LARGEST,
         )  # fmt: skip
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GOODBYE_SECONDS)
         with listening(host, port) as listener:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from serving.client import SamplingError
 from serving.page.pictures import tile
+from serving.page.server import LARGEST
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -207,6 +208,20 @@ def test_nobody_has_the_page_ask_others(shown: Shown, visit: Any) -> None:
     assert not shown.called_outside()
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{shown.url}/gradio_api/runs")
+
+
+def test_a_file_that_is_too_large_is_not_taken(shown: Shown) -> None:
+    """It would fill the disk of the machine that shows the page."""
+    for bytes_given, status in ((1000, 200), (LARGEST + 1000, 413)):
+        head, tail = (
+            b'--edge\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n',
+            b"\r\n--edge--\r\n",
+        )
+        connection = http.client.HTTPConnection(shown.url.removeprefix("http://"))
+        sent = head + bytes(bytes_given) + tail
+        connection.request("POST", "/gradio_api/upload", sent, {"Content-Type": "multipart/form-data; boundary=edge"})
+        assert connection.getresponse().status == status
+        connection.close()
 
 
 def test_who_comes_by_another_machine_s_name_is_refused(shown: Shown) -> None:
