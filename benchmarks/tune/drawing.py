@@ -14,7 +14,7 @@ from benchmarks.evaluation.cache import Arrays, Cache
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.reading import of_samples
 from benchmarks.tune.candidates import Candidate
-from serving.client import LocalClient, SamplingError
+from serving.client import LocalClient, Progress, SamplingError
 from serving.progress import NowAndThen
 from serving.sample_set import Samples
 
@@ -44,10 +44,13 @@ class Drawer:
         parts: list[Pairs] = []
         for first in range(0, len(seeds), PART):
             some = seeds[first : first + PART]
-            self._line(f"{candidate.name}: {first} of {len(seeds)} samples")
+
+            def tell(done: int, _: int, before: int = first) -> None:
+                self._line(f"{candidate.name}: {before + done} of {len(seeds)} samples")
+
             made_of = [candidate.held.bundle.digest, candidate.solver, candidate.steps, some.start, len(some)]
             made_of += [self._given.digest] if candidate.held.bundle.manifest.condition else []
-            arrays = self._cache.arrays("samples", made_of, partial(self._arrays, candidate, some))
+            arrays = self._cache.arrays("samples", made_of, partial(self._arrays, candidate, some, tell))
             parts.append(self._pairs(candidate, some, arrays))
             yield _joined(parts)
 
@@ -55,20 +58,21 @@ class Drawer:
         *_, last = self.parts(candidate, seeds)
         return last
 
-    def draw(self, candidate: Candidate, seeds: range) -> Samples:
+    def draw(self, candidate: Candidate, seeds: range, progress: Progress | None = None) -> Samples:
         """Whether they are kept already or not."""
         asked: dict[str, Any] = {
             "solver": candidate.solver,
             "steps": candidate.steps,
             "condition": self._condition(candidate, seeds),
+            "progress": progress,
         }
         try:
             return self._client(candidate).sample(candidate.held.model, seeds=seeds, **asked)
         except SamplingError as error:
             raise EvaluationError(f"{candidate.name}: {error}") from error
 
-    def _arrays(self, candidate: Candidate, seeds: range) -> Arrays:
-        pairs = of_samples(_with_picture(self.draw(candidate, seeds)), candidate.name)
+    def _arrays(self, candidate: Candidate, seeds: range, progress: Progress) -> Arrays:
+        pairs = of_samples(_with_picture(self.draw(candidate, seeds, progress)), candidate.name)
         return {"images": pairs.images, "masks": pairs.masks}
 
     def _client(self, candidate: Candidate) -> LocalClient:

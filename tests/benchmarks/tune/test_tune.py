@@ -17,6 +17,7 @@ from benchmarks.latency.contenders import Case
 from benchmarks.tune import command
 from benchmarks.tune.apply import apply
 from benchmarks.tune.candidates import Candidate, held, labelled, same_weights
+from benchmarks.tune.drawing import PART
 from benchmarks.tune.reader import Reader
 from benchmarks.tune.timing import Clock, paper_sampler
 from export.report import facts_of
@@ -138,13 +139,19 @@ def test_what_fails_half_way_leaves_the_bundle_as_it_was(repository: Path, monke
     assert list(place.parent.glob("*bundle*")) == [place]
 
 
-def test_what_did_not_pass_changes_nothing(repository: Path, tmp_path: Path) -> None:
+def test_what_did_not_pass_changes_nothing(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who waits for many steps hears of every batch."""
+    monkeypatch.setattr("serving.progress.SECONDS", 0.0)
     before = contents(repository)
     printed = run(
         *("--repository", repository, "--out", tmp_path / "out", *ASKED), "--solver", "ddim", "--steps", 2, "--apply",
         fails=True,
     )  # fmt: skip
     assert "is as it was: refused: no candidate was accepted beside ddim 60" in printed
+    told = [int(count) for count in re.findall(r"ddim 60: (\d+) of 64 samples", printed)]
+    assert told == sorted(told)
+    assert {told[0], told[-1]} == {min(told), COUNT}
+    assert len(told) > COUNT // PART
     assert contents(repository) == before
 
 
