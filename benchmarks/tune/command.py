@@ -203,7 +203,6 @@ def _tune(
     from benchmarks.tune.gate import Limits
     from benchmarks.tune.timing import Clock, paper_sampler
     from benchmarks.tune.tune import Judge, published, split, tuned
-    from serving.bundle import bundle_folder
     from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
 
     own = held(repository, model, "")
@@ -255,11 +254,10 @@ def _tune(
     click.echo(_conclusion(answer))
     if applies and answer.winner is not None and answer.verdict == "accepted":
         chosen = answer.winner.candidate
-        place = bundle_folder(repository, model)
-        apply(chosen.held.bundle, chosen.solver, chosen.steps, answer.evidence, place)
-        click.echo(f"{place}: by default {chosen.solver}, {chosen.steps} steps")
+        apply(chosen.held.bundle, chosen.solver, chosen.steps, answer.evidence, own.bundle)
+        click.echo(f"{own.bundle.folder}: by default {chosen.solver}, {chosen.steps} steps")
     elif applies:
-        raise click.ClickException(f"{bundle_folder(repository, model)} is as it was: {_conclusion(answer)}")
+        raise click.ClickException(f"{own.bundle.folder} is as it was: {_conclusion(answer)}")
 
 
 def _built(

@@ -59,7 +59,10 @@ class Drawer:
         return last
 
     def draw(self, candidate: Candidate, seeds: range, progress: Progress | None = None) -> Samples:
-        """Whether they are kept already or not."""
+        """Whether they are kept already or not.
+
+        Raises EvaluationError if they cannot be drawn, or if the bundle was rebuilt since it was loaded.
+        """
         asked: dict[str, Any] = {
             "solver": candidate.solver,
             "steps": candidate.steps,
@@ -67,9 +70,16 @@ class Drawer:
             "progress": progress,
         }
         try:
-            return self._client(candidate).sample(candidate.held.model, seeds=seeds, **asked)
+            samples = self._client(candidate).sample(candidate.held.model, seeds=seeds, **asked)
         except SamplingError as error:
             raise EvaluationError(f"{candidate.name}: {error}") from error
+        bundle = candidate.held.bundle
+        if (drew := {facts["bundle"] for facts in samples.provenance}) != {bundle.digest}:
+            raise EvaluationError(
+                f"{bundle.folder} was rebuilt meanwhile: {', '.join(sorted(drew))} drew the samples, {bundle.digest} "
+                "was to"
+            )
+        return samples
 
     def _arrays(self, candidate: Candidate, seeds: range, progress: Progress) -> Arrays:
         pairs = of_samples(_with_picture(self.draw(candidate, seeds, progress)), candidate.name)

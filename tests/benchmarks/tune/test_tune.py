@@ -12,16 +12,17 @@ from tiny import contents, write_tiny_bundle
 from tiny_texture import TEXTURE
 
 from benchmarks.__main__ import main
-from benchmarks.evaluation.pairs import EvaluationError
+from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.latency.contenders import Case
 from benchmarks.tune import command
 from benchmarks.tune.apply import apply
 from benchmarks.tune.candidates import Candidate, held, labelled, same_weights
-from benchmarks.tune.drawing import PART
+from benchmarks.tune.drawing import PART, Drawer
 from benchmarks.tune.reader import Reader
 from benchmarks.tune.timing import Clock, paper_sampler
 from export.report import facts_of
-from serving.bundle import MANIFEST, Output, Student, bundle_folder, load_bundle, seal
+from serving.bundle import MANIFEST, BundleError, Output, Student, bundle_folder, load_bundle, seal
 from serving.client import LocalClient
 from serving.repository import prepare_repository
 from training.checkpoint import load_checkpoint, shipped_checkpoint
@@ -132,11 +133,44 @@ def test_what_fails_half_way_leaves_the_bundle_as_it_was(repository: Path, monke
     with monkeypatch.context() as broken:
         broken.setattr("benchmarks.tune.apply.seal", full)
         with pytest.raises(OSError, match="no space left"):
-            apply(chosen, "ddim", 3, {"verdict": "accepted"}, place)
+            apply(chosen, "ddim", 3, {"verdict": "accepted"}, chosen)
     assert contents(repository) == before
-    after = apply(chosen, "ddim", 3, {"verdict": "accepted"}, place)
+    after = apply(chosen, "ddim", 3, {"verdict": "accepted"}, chosen)
+    assert after == load_bundle(place)
     assert (after.manifest.default_steps, after.manifest.tuned) == (3, {"verdict": "accepted"})
     assert list(place.parent.glob("*bundle*")) == [place]
+
+
+@pytest.mark.parametrize("rebuilt", ["repository", "other"])
+def test_what_was_rebuilt_meanwhile_is_kept(repository: Path, tmp_path: Path, rebuilt: str) -> None:
+    """Neither its files under the old manifest, nor the old winner over it."""
+    place, other = bundle_folder(repository, "pig"), bundle_folder(repository_of(tmp_path / "other"), "pig")
+    tuned, chosen = load_bundle(place), load_bundle(changed(other, precision="bf16"))
+    newer = bundle_folder(tmp_path / rebuilt, "pig")
+    write_tiny_bundle(newer, model="pig", sample_shape=(2, 16, 16))
+    before = contents(tmp_path)
+    for winner in (chosen, tuned) if rebuilt == "repository" else (chosen,):
+        with pytest.raises(EvaluationError, match=f"{newer} was rebuilt meanwhile, and nothing is changed"):
+            apply(winner, "ddim", 3, {"verdict": "accepted"}, tuned)
+    assert contents(tmp_path) == before
+
+
+def test_a_copy_that_is_damaged_is_not_put_in_place(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, chosen = contents(repository), load_bundle(bundle_folder(repository, "pig"))
+    monkeypatch.setattr("benchmarks.tune.apply.shutil.copyfile", lambda _, copy: copy.write_bytes(b"half"))
+    with pytest.raises(BundleError, match=r"onnx is not the file that manifest\.json names"):
+        apply(chosen, "ddim", 3, {"verdict": "accepted"}, chosen)
+    assert contents(repository) == before
+
+
+def test_samples_of_a_rebuilt_bundle_are_not_judged(repository: Path, tmp_path: Path) -> None:
+    candidate = Candidate(held(repository, "pig", ""), "ddim", 2)
+    newer = load_bundle(changed(candidate.held.bundle.folder, preset="newer"))
+    none = Pairs("none", *np.zeros((2, 0, 32, 32), np.uint8), (), (), (), False)
+    cache = Cache(tmp_path / "cache")
+    with Drawer(cache, none) as drawer, pytest.raises(EvaluationError, match=f"meanwhile: {newer.digest} drew"):
+        drawer.all(candidate, range(2))
+    assert not cache.folder.exists()
 
 
 def test_what_did_not_pass_changes_nothing(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
