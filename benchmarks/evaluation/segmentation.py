@@ -4,6 +4,7 @@ Edirisooriya et al., "Balancing Fidelity, Utility, and Privacy in Synthetic Card
 to 512 channels, AdamW at 1e-3 with weight decay 1e-4, Dice and cross-entropy, batches of 8, 100 epochs.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from monai.metrics import (
     compute_average_surface_distance,
@@ -48,10 +50,22 @@ class Recipe:
 RECIPES = {"paper": Recipe(), "small": Recipe(filters=(16, 32, 64, 128), epochs=40, batch=16)}
 
 
+class OfAnySize(DynUNet):
+    """DynUNet for pictures [B, 1, rows, columns] of any size: below and to the right of those that its levels cannot
+    halve, or whose lowest level would be a single pixel, the last row and column are repeated, and cut off again."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows, columns = images.shape[-2:]
+        step = math.prod(self.strides)
+        below, beside = (max(2 * step, math.ceil(side / step) * step) - side for side in (rows, columns))
+        logits: Tensor = super().forward(F.pad(images, (0, beside, 0, below), mode="replicate"))
+        return logits[..., :rows, :columns]
+
+
 def network_of(recipe: Recipe, classes: int) -> nn.Module:
     levels = len(recipe.filters)
     strides = [1] + [2] * (levels - 1)
-    return DynUNet(2, 1, classes, [3] * levels, strides, strides[1:], filters=list(recipe.filters))
+    return OfAnySize(2, 1, classes, [3] * levels, strides, strides[1:], filters=list(recipe.filters))
 
 
 def trained(pairs: Pairs, classes: int, recipe: Recipe, steps: int, seed: int, what: str) -> nn.Module:

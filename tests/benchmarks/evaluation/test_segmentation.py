@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets import DynUNet
 from scipy import ndimage
 
 from benchmarks.evaluation.cache import Cache
@@ -13,7 +14,7 @@ from benchmarks.evaluation.features import noise_like, standardised
 from benchmarks.evaluation.measure_utility import _tables
 from benchmarks.evaluation.pairs import Pairs
 from benchmarks.evaluation.reading import read_pairs
-from benchmarks.evaluation.segmentation import RECIPES, Recipe, network_of, scores, seen_by, trained
+from benchmarks.evaluation.segmentation import RECIPES, Recipe, network_of, scores, seen_by, segmented, trained
 from benchmarks.evaluation.utility import ALONE, REAL, SHUFFLED, gained, predictions, scored, shuffled, trainings
 from training.data.classes import HEART, LESION
 
@@ -85,6 +86,17 @@ def test_the_papers_segmenter_has_five_levels_and_as_many_weights_as_its_code():
     network = network_of(RECIPES["paper"], 4)
     assert sum(weight.numel() for weight in network.parameters()) == 7_762_084
     assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 4, 64, 64)
+
+
+def test_pictures_of_any_size_are_segmented_and_those_that_the_levels_can_halve_are_not_padded():
+    for size in (2 * SIZE, 6, 8, 21):  # three levels halve by 4; of 4 pixels the lowest level would be a single one
+        images = np.random.default_rng(0).random((3, size, size), np.float32)
+        masks, names = (images > 0.5).astype(np.uint8), ("a", "b", "c")
+        network = trained(Pairs("some", images, masks, LESION, names, names, True), 2, TINY, 1, 0, "a segmenter")
+        assert segmented(network, images).shape == images.shape
+        assert seen_by(network, images).shape == (3, 16)
+    halved = torch.from_numpy(images[:, None, :20, :20])
+    assert torch.equal(network(halved), DynUNet.forward(network, halved))
 
 
 def test_masks_that_are_dealt_to_other_pictures_destroy_utility(tmp_path):
