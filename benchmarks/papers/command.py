@@ -13,6 +13,7 @@ from benchmarks.papers.amounts import Amounts, within
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 JSON, MARKDOWN = "papers.json", "papers.md"
+FORMAT = 2  # of the JSON; 1 had fewer figures
 
 
 @click.command()
@@ -49,7 +50,10 @@ def papers(
     already is not done again. OUT/papers.json has the figures, OUT/papers.md the tables.
     """
     if show is not None:
-        print_tables(json.loads(show.read_text()))
+        figures = json.loads(show.read_text())
+        if (found := figures.get("format")) != FORMAT:
+            raise click.ClickException(f"{show} has the format {found}; this version shows {FORMAT}: make it again")
+        print_tables(figures)
         return
     if data is None or out is None:
         raise click.UsageError("--data and --out are needed, or --show")
@@ -76,7 +80,7 @@ def papers(
     import torch
 
     figures |= {
-        "format": 1,
+        "format": FORMAT,
         "budget_minutes": budget,
         "amounts": amounts.described(),
         "seed": seed,

@@ -70,7 +70,7 @@ def measure(sets: Sets, workshop: Workshop, judge: Judge) -> dict[str, Any]:
         "Table V": {
             row.name: {"real": row.real, "synthetic": row.synthetic, "tested": table_5[row.name]} for row in rows
         },
-        "Table VI": _privacy(real[name], held_out, under_held_out, models, judge),
+        "Table VI": _privacy(train, real[name], held_out, under_held_out, models, judge),
     }
 
 
@@ -119,14 +119,34 @@ def _alike(values: Mapping[str, np.ndarray], whose: Pairs, seed: int) -> dict[st
 
 
 def _privacy(
-    members: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], models: Mapping[str, Model], judge: Judge
+    train: Pairs,
+    members: Pairs,
+    held_out: Pairs,
+    samples: Mapping[str, Pairs],
+    models: Mapping[str, Model],
+    judge: Judge,
 ) -> dict[str, Any]:
-    """Nearness to what was trained on, and whether the loss tells who was."""
-    training, strangers = _flat(members), _flat(held_out)
-    rows: dict[str, Any] = {}
+    """Nearness to all that was trained on, and whether the loss tells who was, of ``members`` of it."""
+    rows = nearness(train, held_out, samples, judge)
     for chain, model in models.items():
-        near = nearest(_flat(samples[chain]), training)
-        others = nearest(strangers, training)
+        rows[chain] |= _attacks(model, members, held_out, judge)
+    patients = members.patient_count, held_out.patient_count
+    return {
+        "rows": rows,
+        "searched": len(train),
+        "members": len(members),
+        "patients": patients,
+        "few": min(patients) < FEW_PATIENTS,
+    }
+
+
+def nearness(train: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], judge: Judge) -> dict[str, dict[str, Any]]:
+    """Of each model's samples and of held-out pictures, to the nearest of all that the models learnt."""
+    training = _flat(train)
+    others = nearest(_flat(held_out), training)
+    rows: dict[str, dict[str, Any]] = {}
+    for chain, drawn_by in samples.items():
+        near = nearest(_flat(drawn_by), training)
         found = closeness(near, others, held_out.groups, judge.seed)
         rows[chain] = {
             "L2": found.distance.as_json(),
@@ -136,10 +156,8 @@ def _privacy(
             "nearer than 5 % of held out": found.nearer.as_json(),
         }
         if judge.lpips is not None:
-            rows[chain]["LPIPS"] = _perceived(samples[chain], members, near.row, judge).as_json()
-        rows[chain] |= _attacks(model, members, held_out, judge)
-    patients = members.patient_count, held_out.patient_count
-    return {"rows": rows, "patients": patients, "few": min(patients) < FEW_PATIENTS}
+            rows[chain]["LPIPS"] = _perceived(drawn_by, train, near.row, judge).as_json()
+    return rows
 
 
 def _attacks(model: Model, members: Pairs, held_out: Pairs, judge: Judge) -> dict[str, Any]:
@@ -157,11 +175,11 @@ def _attacks(model: Model, members: Pairs, held_out: Pairs, judge: Judge) -> dic
     }
 
 
-def _perceived(samples: Pairs, members: Pairs, rows: Sequence[int] | np.ndarray, judge: Judge) -> Any:
+def _perceived(samples: Pairs, train: Pairs, rows: Sequence[int] | np.ndarray, judge: Judge) -> Any:
     import torch
 
     assert judge.lpips is not None
-    one, other = (torch.from_numpy(each)[:, None] for each in (samples.images, members.images[rows]))
+    one, other = (torch.from_numpy(each)[:, None] for each in (samples.images, train.images[rows]))
     return mean_of(judge.lpips(one, other).numpy(), np.arange(len(samples)), judge.seed)
 
 

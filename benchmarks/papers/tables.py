@@ -221,10 +221,12 @@ def table_6(hearts: Figures) -> Table:
         ]
         for name in names
     ]
+    searched, members = (hearts["Table VI"][what] for what in ("searched", "members"))
     patients, others = hearts["Table VI"]["patients"]
     note = (
-        f"Samples under held-out masks, nearest of the training set; L2 is of {hearts['size']} px, and goes with the "
-        f"side: theirs would be {scale:g} times as far. {patients} patients are members, {others} are not"
+        f"Samples under held-out masks, nearest of all {searched} training pictures; L2 is of {hearts['size']} px, and "
+        f"goes with the side: theirs would be {scale:g} times as far. The attack is on {members} training pictures of "
+        f"{patients} patients and {hearts['held_out']['pairs']} of {others} others"
         + (": that the attack runs is shown, not that models keep secrets. " if hearts["Table VI"]["few"] else ". ")
         + f"{paper.DOUBTS['Table VI']} {NOT_COMPARED}"
     )

@@ -20,6 +20,7 @@ from benchmarks.evaluation.statistics import holm
 from benchmarks.papers import amounts, comparing, drawing, hearts, mammograms, models, paper, sources, tables
 from training import CheckpointError
 from training.checkpoint import save_checkpoint
+from training.data.classes import HEART
 from training.models import load_family
 
 LESIONS = ("ddpm", "seg_guided", "controlnet", "pig")
@@ -126,6 +127,14 @@ def test_a_model_is_built_once_and_draws_under_the_masks_that_it_is_given(
         replace(workshop, given={"pig of phantoms": tmp_path / "mine"}).model("pig", "pig", pairs, "phantoms")
 
 
+def test_copies_are_looked_for_in_all_that_was_learnt(tmp_path: Path) -> None:
+    learnt, others = (read_pairs("phantom:8", 32, split, HEART) for split in ("train", "validation"))
+    rows = hearts.nearness(learnt, others, {"copies": learnt, "new": others}, comparing.Judge(TINY, Cache(tmp_path)))
+    assert rows["copies"]["L2"]["value"] == 0
+    assert rows["copies"]["NNDR"]["value"] == 0
+    assert rows["new"]["L2"]["value"] == rows["new"]["L2 of held out"]["value"] > 0
+
+
 class TestCommand:
     @pytest.fixture
     def tiny(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -177,6 +186,8 @@ class TestCommand:
         assert {row["synthetic"] for row in found["Table V"].values()} == {0, 6}
         assert len(found["Table V"]["cmr_ldm Full-Syn"]["tested"]["phantoms"]["classes"]) == 3
         assert 0 <= found["Table VI"]["rows"]["cmr_flow"]["AUC"]["value"] <= 1
+        assert found["Table VI"]["searched"] == found["train"]["pairs"] == 8  # and not the 6 that are attacked
+        assert found["Table VI"]["members"] == 6
         told = " ".join(output.split())
         for words in ("PIG's Table 1", "31.84", "Table III", "1.35e-40", "Not to be compared", "Table VI", "0.6038"):
             assert words in told, words
@@ -198,6 +209,11 @@ class TestCommand:
         shown = CliRunner().invoke(main, ["papers", "--show", str(tmp_path / "out" / "papers.json")])
         assert shown.exit_code == 0
         assert "Table VI on phantoms" in shown.output
+        old = tmp_path / "old.json"
+        old.write_text(json.dumps({**figures, "format": 1}))
+        shown = CliRunner().invoke(main, ["papers", "--show", str(old)])
+        assert shown.exit_code == 1
+        assert "has the format 1; this version shows 2: make it again" in " ".join(shown.output.split())
 
     def test_what_is_missing_is_said(self) -> None:
         result = CliRunner().invoke(main, ["papers"])
