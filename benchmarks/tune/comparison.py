@@ -9,14 +9,15 @@ import numpy as np
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.distances import Features, frechet, kernel_distance
 from benchmarks.evaluation.features import Extractor, standardised
-from benchmarks.evaluation.pairs import Pairs, halves_by_patient
+from benchmarks.evaluation.pairs import EvaluationError, Pairs, halves_by_patient
 from benchmarks.evaluation.shapes import features_of
 from benchmarks.evaluation.similarity import Lpips, likeness
 from benchmarks.evaluation.statistics import Array, Interval, around, resampled
 from benchmarks.tune import gate
-from benchmarks.tune.gate import Criterion, Judged, Limits
+from benchmarks.tune.gate import Criterion, Followed, Judged, Limits
 from benchmarks.tune.reader import Reader
 
+HALVINGS = 5  # of the real pairs: by a single one the margin would depend on chance
 SMALLEST = 1e-9  # floor of a kernel distance: the reference is no farther than itself whatever the floor comes to
 
 
@@ -27,10 +28,9 @@ class Known:
     drawn: Pairs
     judged: Sequence[Judged]
     features: Sequence[Features]
-    real_features: Mapping[str, Features]
     shapes: Mapping[str, Array]
     wrong: Sequence[Sequence[str]]
-    following: Array | None
+    followed: Followed | None
 
 
 class Comparison:
@@ -46,24 +46,39 @@ class Comparison:
         self.real, self.extractors, self.reader = real, extractors, reader
         self.limits, self.cache, self.seed, self.lpips = limits, cache, seed, lpips
         self.of_phantoms = real.facts.get("layout") == "phantoms"
+        self._features = {each.name: each.of(real, cache) for each in extractors}
+        self._scales = {name: self._scale(raw) for name, raw in self._features.items()}
 
     def known(self, drawn: Pairs) -> Known:
         """Of the reference's samples."""
-        judged, features, real_features = [], [], {}
-        one, other = halves_by_patient(self.real, self.seed)
+        judged, features = [], []
         for extractor in self.extractors:
-            raw = extractor.of(self.real, self.cache)
-            real, reference = standardised(raw, extractor.of(drawn, self.cache))
-            groups = self.real.groups
-            first, second = (real[np.isin(self.real.names, side.names)] for side in (one, other))
-            floor = kernel_distance(first, second, one.groups, other.groups, self.seed)
-            # Not of the reference's own distance: the worse that is, the worse a candidate might be.
-            judged.append(Judged(extractor.name, real, groups, max(floor.high, SMALLEST)))
+            name = extractor.name
+            real, reference = standardised(self._features[name], extractor.of(drawn, self.cache))
+            judged.append(Judged(name, real, self.real.groups, self._scales[name]))
             features.append(reference)
-            real_features[extractor.name] = raw
         shapes = features_of(drawn)
-        wrong, following = self._wrong(drawn, shapes), self._following(drawn)
-        return Known(drawn, judged, features, real_features, shapes, wrong, following)
+        followed = None if self.reader is None else self.reader.followed(drawn, self.cache, self.seed)
+        return Known(drawn, judged, features, shapes, self._wrong(drawn, shapes), followed)
+
+    def _scale(self, raw: Features) -> float:
+        """How far two halves of the real images may be from each other: the mean over some ways to halve them.
+
+        Not of the reference's own distance: the worse that is, the worse a candidate might be. Raises EvaluationError
+        if a half has one patient alone.
+        """
+        (real,) = standardised(raw)
+        highs = []
+        for way in range(HALVINGS):
+            halves = halves_by_patient(self.real, self.seed + way)
+            one, other = (real[np.isin(self.real.names, half.names)] for half in halves)
+            highs.append(kernel_distance(one, other, halves[0].groups, halves[1].groups, self.seed).high)
+        if np.isnan(highs).all():
+            raise EvaluationError(
+                f"the real pairs are of {self.real.patient_count} patients, and a half of them is of one alone; the "
+                "margin of the kernel distance needs two in each"
+            )
+        return max(float(np.nanmean(highs)), SMALLEST)
 
     def criteria(self, known: Known, after: Pairs, is_paired: bool) -> tuple[list[Criterion], dict[str, Interval]]:
         """Of as many samples, whose seeds are the same samples or not; and figures for the table alone."""
@@ -72,12 +87,13 @@ class Comparison:
         if is_paired:
             criteria.append(gate.one_by_one(gate.bad_ones(before, after, self.limits), self.limits))
         for extractor, judged, of_reference in zip(self.extractors, known.judged, known.features, strict=True):
-            _, of_candidate = standardised(known.real_features[extractor.name], extractor.of(after, self.cache))
-            criteria.append(gate.nearness(judged, of_reference, of_candidate, self.limits, self.seed))
+            _, of_candidate = standardised(self._features[extractor.name], extractor.of(after, self.cache))
+            criteria.append(gate.nearness(judged, of_reference, of_candidate, before.groups, self.limits, self.seed))
             value = frechet(judged.real, of_candidate)
             figures[extractor.frechet_name()] = Interval(value, np.nan, np.nan)
-        if known.following is not None and (following := self._following(after)) is not None:
-            criteria.append(gate.following(known.following, following, self.limits, self.seed))
+        if self.reader is not None and known.followed is not None:
+            after_all = self.reader.agreement(after, self.cache)
+            criteria.append(gate.following(known.followed, after_all, before.groups, self.limits, self.seed))
         shapes = features_of(after)
         criteria.append(gate.shapes(known.shapes, shapes, before.groups, self.limits, self.seed))
         criteria.append(gate.faultless(known.wrong, self._wrong(after, shapes), self.limits))
@@ -92,10 +108,14 @@ class Comparison:
                 return replace(gate.one_by_one(bad, self.limits), verdict="refused")
         shapes = features_of(drawn)
         before = {name: values[:count] for name, values in known.shapes.items()}
-        found = (
+        found = [
             gate.shapes(before, shapes, np.arange(count), self.limits, self.seed, gate.CERTAIN),
             gate.faultless(known.wrong[:count], self._wrong(drawn, shapes), self.limits, gate.CERTAIN),
-        )
+        ]
+        if self.reader is not None and known.followed is not None:
+            first = gate.Followed(known.followed.own[:count], known.followed.others[:count])
+            agreement, groups = self.reader.agreement(drawn, self.cache), known.drawn.groups[:count]
+            found.append(gate.following(first, agreement, groups, self.limits, self.seed, gate.CERTAIN))
         return next((each for each in found if each.verdict == "refused"), None)
 
     def figures(self, before: Pairs, after: Pairs) -> dict[str, Interval]:
@@ -105,9 +125,6 @@ class Comparison:
         if self.lpips is not None:
             figures["LPIPS"] = _over_seeds(np.mean, likeness(before, after, self.lpips)["LPIPS"], self.seed)
         return figures
-
-    def _following(self, pairs: Pairs) -> Array | None:
-        return None if self.reader is None else self.reader.agreement(pairs, self.cache)
 
     def _wrong(self, pairs: Pairs, shapes: Mapping[str, Array]) -> list[list[str]]:
         return gate.wrong_with(pairs, shapes, self.of_phantoms)

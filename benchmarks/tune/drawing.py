@@ -97,17 +97,22 @@ class Drawer:
             return None
         if condition.classes is None:
             raise EvaluationError(f"{candidate.held.model} draws under pictures; there are none to give it here")
-        rows = np.array(seeds) % len(self._given)
-        return self._given.masks[rows][:, None]
+        return self._given.masks[self._rows(seeds)][:, None]
+
+    def _rows(self, seeds: range) -> NDArray[np.int64]:
+        """Of what is given: whose masks these seeds are drawn under."""
+        return np.array(seeds) % len(self._given)
 
     def _pairs(self, candidate: Candidate, seeds: range, arrays: Arrays) -> Pairs:
         manifest = candidate.held.bundle.manifest
         labels = next((output.labels for output in manifest.outputs if output.labels), None)
         if labels is None:
             labels = manifest.condition.labels if manifest.condition else ()
-        names = tuple(f"seed {seed}" for seed in seeds)
+        names = patients = tuple(f"seed {seed}" for seed in seeds)
+        if manifest.condition:  # samples under masks of one patient are no more independent than the masks
+            patients = tuple(self._given.patients[row] for row in self._rows(seeds))
         facts = {"bundle": manifest.model, "solver": candidate.solver, "steps": candidate.steps}
-        return Pairs(candidate.name, arrays["images"], arrays["masks"], labels, names, names, True, facts)
+        return Pairs(candidate.name, arrays["images"], arrays["masks"], labels, names, patients, True, facts)
 
 
 def _with_picture(samples: Samples) -> Samples:
@@ -131,6 +136,6 @@ def grey_of(mask: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
 
 def _joined(parts: list[Pairs]) -> Pairs:
     first = parts[0]
-    names = tuple(name for part in parts for name in part.names)
+    names, patients = (sum((getattr(part, what) for part in parts), ()) for what in ("names", "patients"))
     images, masks = (np.concatenate([getattr(part, what) for part in parts]) for what in ("images", "masks"))
-    return Pairs(first.name, images, masks, first.labels, names, names, True, first.facts)
+    return Pairs(first.name, images, masks, first.labels, names, patients, True, first.facts)

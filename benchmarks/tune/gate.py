@@ -17,7 +17,7 @@ from scipy import stats
 from benchmarks.evaluation.distances import Features, kernel_difference
 from benchmarks.evaluation.pairs import Masks, Pairs
 from benchmarks.evaluation.shapes import compared_features
-from benchmarks.evaluation.statistics import Array, Groups, Interval, mean_of
+from benchmarks.evaluation.statistics import Array, Groups, Interval, resampled
 from benchmarks.quality.faults import FAULTS
 from training.data.classes import LESION
 
@@ -26,6 +26,7 @@ CHANCE = 0.05  # of taking what is worse than the margin
 CERTAIN = 0.01  # below it the samples drawn so far are enough to give a candidate up
 KS_SPREAD = 1.358  # of Kolmogorov's distribution the 95 % point
 KINDS = 4  # of faults that are named
+ENOUGH = 64  # real pictures: two halves of fewer differ so much by chance that the margin lets blurs through
 Bools = NDArray[np.bool_]
 
 
@@ -35,15 +36,15 @@ class Limits:
 
     rms: of an image's grey levels, whose range is 1, from the reference's of the same seed. dice: of the two masks, at
     least. bad_rate: of samples beyond these. kernel: of the kernel distance that two halves of the real images may
-    have. lost_dice: of masks with what is found in their pictures. ks: Kolmogorov and Smirnov's D of any feature.
-    faults: how much larger the share of pairs that cannot be is.
+    have. lost: of the Dice by which a mask is found in its own picture rather than in another's. ks: Kolmogorov and
+    Smirnov's D of any feature. faults: how much larger the share of pairs that cannot be is.
     """
 
     rms: float = 0.05
     dice: float = 0.8
     bad_rate: float = 0.05
     kernel: float = 0.25
-    lost_dice: float = 0.02
+    lost: float = 0.05
     ks: float = 0.25
     faults: float = 0.05
 
@@ -90,11 +91,12 @@ def allowed_bad(count: int, rate: float = 0.05) -> int:
 def apart(reference: Pairs, candidate: Pairs) -> tuple[Array, Array]:
     """Root mean square difference [N] of images, and Dice [N] of masks: the mean over classes that either has."""
     rms = np.sqrt(np.square(reference.images.astype(np.float64) - candidate.images).mean((1, 2)))
-    return rms, agreement(reference.masks, candidate.masks)
+    dice = agreement(reference.masks, candidate.masks)
+    return rms, np.where(np.isnan(dice), 1.0, dice)
 
 
 def agreement(first: Masks, second: Masks) -> Array:
-    """Dice [N] of masks [N, S, S]: the mean over classes that either has, and 1 where both are empty."""
+    """Dice [N] of masks [N, S, S]: the mean over classes that either has, and NaN where both are empty."""
     each = []
     for k in range(1, int(max(first.max(), second.max())) + 1):
         one, other = first == k, second == k
@@ -102,7 +104,7 @@ def agreement(first: Masks, second: Masks) -> Array:
         each.append(np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), np.nan))
     scores = np.array(each).reshape(-1, len(first))
     there = np.isfinite(scores)
-    return np.where(there.any(0), np.nansum(scores, 0) / np.maximum(there.sum(0), 1), 1.0)
+    return np.where(there.any(0), np.nansum(scores, 0) / np.maximum(there.sum(0), 1), np.nan)
 
 
 def bad_ones(reference: Pairs, candidate: Pairs, limits: Limits) -> Bools:
@@ -140,27 +142,68 @@ class Judged:
     scale: float
 
 
-def nearness(by: Judged, reference: Features, candidate: Features, limits: Limits, seed: int) -> Criterion:
+def nearness(
+    by: Judged, reference: Features, candidate: Features, groups: Groups, limits: Limits, seed: int
+) -> Criterion:
     """How much farther from real images it is than the reference, by the unbiased kernel distance.
 
-    The bootstrap draws the same seeds of both, so what they share does not blur their difference.
+    The bootstrap draws the same seeds of both, so what they share does not blur their difference. groups: of samples
+    [N], who they are of, where they were drawn under masks.
     """
-    seeds = np.arange(len(reference))
-    difference = kernel_difference(by.real, reference, candidate, by.groups, seeds, seed)
+    difference = kernel_difference(by.real, reference, candidate, by.groups, groups, seed)
     limit = limits.kernel * by.scale
+    verdict = by_interval(difference, limit)
     what = f"{difference.value:+.3g} beside the reference's; margin {limits.kernel:g} of {by.scale:.3g}"
-    return Criterion(f"kernel distance ({by.name})", by_interval(difference, limit), difference, limit, what)
+    if verdict == "accepted" and len(by.real) < ENOUGH:
+        verdict, what = "too few samples", f"{what}, which {len(by.real)} real pictures leave too wide; {ENOUGH} do"
+    return Criterion(f"kernel distance ({by.name})", verdict, difference, limit, what)
 
 
-def following(reference: Array, candidate: Array, limits: Limits, seed: int) -> Criterion:
+@dataclass(frozen=True)
+class Followed:
+    """Of the reference: Dice [N] of each mask with what is found in its own picture, and in another sample's; NaN
+    where both are empty."""
+
+    own: Array
+    others: Array
+
+
+def following(
+    reference: Followed, candidate: Array, groups: Groups, limits: Limits, seed: int, chance: float = CHANCE
+) -> Criterion:
     """How much less the candidate's pictures follow their masks: Dice [N] of each mask with what a segmenter of real
     pictures finds in its own.
 
-    The bootstrap draws the same seeds of both; under one mask both may be hard to read.
+    The limit is what would be lost if so large a share of the reference's pictures were of other masks: where the
+    segmenter finds a mask no better in its own picture than in another's, nothing can be said. The bootstrap draws the
+    same seeds of both; under one mask both may be hard to read.
     """
-    lost = mean_of(reference - candidate, np.arange(len(reference)), seed)
-    what = f"Dice {candidate.mean():.3f} with what a segmenter finds, the reference {reference.mean():.3f}"
-    return Criterion("pictures follow masks", by_interval(lost, limits.lost_dice), lost, limits.lost_dice, what)
+    told = _bounded_mean(reference.own - reference.others, groups, seed, chance)
+    lost = _bounded_mean(reference.own - candidate, groups, seed, chance)
+    limit = limits.lost * max(float(np.nan_to_num(told.value)), 0.0)
+    after, before, strangers = (_mean(each) for each in (candidate, reference.own, reference.others))
+    what = (
+        f"Dice {after:.3f} with what a segmenter finds, the reference {before:.3f}, in others' pictures {strangers:.3f}"
+    )
+    verdict = by_interval(lost, limit) if told.low > 0 else "too few samples"
+    return Criterion("pictures follow masks", verdict, lost, limit, what)
+
+
+def _mean(values: Array) -> float:
+    there = np.isfinite(values)
+    return float(values[there].mean()) if there.any() else np.nan
+
+
+def _bounded_mean(values: Array, groups: Groups, seed: int, chance: float) -> Interval:
+    """Of what is not NaN, with a bootstrap over groups: ``chance`` lies beyond each end."""
+    there = np.isfinite(values)
+    value, some = _mean(values), groups[there]
+    if len(np.unique(some)) < 2:
+        return Interval(value, np.nan, np.nan)
+    each = np.unique(some, return_inverse=True)[1].astype(np.int64)
+    drawn = [float(weights @ values[there] / weights.sum()) for weights in resampled(each, seed)]
+    low, high = np.quantile(drawn, [chance, 1 - chance])
+    return Interval(value, float(low), float(high))
 
 
 def shapes(

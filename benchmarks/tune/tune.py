@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evaluation.pairs import EvaluationError, Pairs, halves_by_patient
+from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.statistics import Interval
 from benchmarks.tune import gate
 from benchmarks.tune.candidates import Candidate
-from benchmarks.tune.comparison import Comparison, Known
+from benchmarks.tune.comparison import HALVINGS, Comparison, Known
 from benchmarks.tune.drawing import Drawer
 from benchmarks.tune.gate import Criterion, Verdict
+from benchmarks.tune.looks import Looks
 from benchmarks.tune.timing import Clock
 from training.models import load_family
 
@@ -71,7 +72,7 @@ class Trial:
 @dataclass
 class Answer:
     """confirmed: the winner and its reference on seeds that nothing was chosen by; None if nobody had passed. by_hand:
-    seconds a sample of what is no candidate, by its name."""
+    seconds a sample of what is no candidate, by its name. earlier: what the seeds to confirm by were asked before."""
 
     reference: Candidate
     trials: list[Trial]
@@ -79,6 +80,7 @@ class Answer:
     winner: Trial | None = None
     confirmed: Trial | None = None
     by_hand: Mapping[str, float] = field(default_factory=dict)
+    earlier: Sequence[str] = ()
     evidence: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -132,21 +134,25 @@ def unlike(candidate: Candidate, reference: Candidate) -> str:
 
 
 def tuned(
-    judge: Judge, ladders: Sequence[Sequence[Candidate]], seed: int, count: int, clock: Clock, say: Say
+    judge: Judge, ladders: Sequence[Sequence[Candidate]], seed: int, count: int, clock: Clock, looks: Looks, say: Say
 ) -> Answer:
     """The reference first; of each ladder, from the costliest down, up to the first that is not accepted.
 
     Below that nothing is tried: a fixed order that ends at the first failure needs no correction for its length. That
     holds within one ladder; over several it is the confirmation that keeps the rate. All that were tried are then timed
     in turn, as what is in the cache may be of another day. Of those that passed the fastest is drawn once more, with as
-    many seeds that nobody has seen (a model under masks gets the same real masks again); one that is no faster than the
-    reference is refused.
+    many other seeds (a model under masks gets the same real masks again), and what these were asked before is said; one
+    that is no faster than the reference is refused. Where there are too few samples to accept the reference itself
+    nothing is tried.
     """
     seeds, fresh = range(seed, seed + count), range(seed + count, seed + 2 * count)
     answer = Answer(judge.reference, [judge.trial(judge.reference, seeds)], [])
-    say(_line(answer.trials[0]))
+    itself = answer.trials[0]
+    say(_line(itself))
+    hopeless = "" if itself.verdict == "accepted" else f"the reference itself: {itself.verdict} ({itself.why})"
+    looks.note(whose := _identity(judge.reference), seeds, "to choose by")
     for ladder in ladders:
-        stopped = ""
+        stopped = hopeless
         for candidate in ladder:
             if candidate == judge.reference:
                 continue
@@ -165,8 +171,12 @@ def tuned(
     passed = [trial for trial in others if trial.verdict == "accepted"]
     if passed:
         answer.winner = min(passed, key=lambda trial: trial.seconds)
+        answer.earlier = looks.earlier(whose, fresh, asked := _identity(answer.winner.candidate))
+        looks.note(whose, fresh, asked)
         confirmed = judge.trial(answer.winner.candidate, fresh)
-        say(f"on fresh seeds: {_line(confirmed)}")
+        say(f"on {'fresh' if not answer.earlier else 'other'} seeds: {_line(confirmed)}")
+        if answer.earlier:
+            say(f"these seeds are not fresh: {'; '.join(answer.earlier)}. Another --seed or --out has others")
         timed = Interval(answer.winner.seconds, np.nan, np.nan)
         if not timed.value < reference.seconds:
             slow = Criterion("time", "refused", timed, reference.seconds, "no faster than that")
@@ -182,20 +192,26 @@ def is_no_faster(candidate: Candidate, reference: Candidate) -> bool:
     return candidate.rows >= reference.rows if same else candidate.rows > reference.rows
 
 
+def _identity(candidate: Candidate) -> str:
+    return f"{candidate.solver} {candidate.steps} of {candidate.held.bundle.digest}"
+
+
 def _line(trial: Trial) -> str:
     why = f" ({trial.why})" if trial.why else ""
     return f"{trial.candidate.name}: {trial.verdict}{why}"
 
 
-def split(judge: Judge, seeds: range, fresh: range) -> dict[str, Any]:
+def split(judge: Judge, seeds: range, fresh: range, earlier: Sequence[str]) -> dict[str, Any]:
     """What was used for what, as the report and the evidence have it."""
-    real = judge.comparison.real
-    one, other = halves_by_patient(real, judge.comparison.seed)
+    real, reader = judge.comparison.real, judge.comparison.reader
+    once = f"not fresh: {'; '.join(earlier)}" if earlier else "drawn once"
+    read = {} if reader is None else {"pictures follow masks": reader.told(real, judge.comparison.cache)}
     return {
         "real pairs": f"{len(real)} of {real.name}, split {real.facts.get('split', 'all')}",
-        "kernel distance": f"to all {len(real)} of them; its floor is that of {len(one)} and {len(other)}",
+        "kernel distance": f"to all {len(real)} of them; its floor is that of halves, {HALVINGS} ways",
+        **read,
         "seeds to choose by": f"{seeds.start} to {seeds.stop - 1}, of reference and candidates",
-        "fresh seeds to confirm by": f"{fresh.start} to {fresh.stop - 1}, of reference and winner, drawn once",
+        "fresh seeds to confirm by": f"{fresh.start} to {fresh.stop - 1}, of reference and winner, {once}",
     }
 
 
@@ -211,7 +227,7 @@ def _evidence(judge: Judge, answer: Answer, confirmed: Trial, seeds: range, fres
         "seconds_per_sample": seconds,
         "times_as_fast": reference.seconds / winner.seconds,
         "seeds": [[each.start, each.stop - 1] for each in (seeds, fresh)],
-        "used": split(judge, seeds, fresh),
+        "used": split(judge, seeds, fresh, answer.earlier),
         "limits": asdict(judge.comparison.limits),
         "features": {each.name: each.identity for each in judge.comparison.extractors},
         "reader": judge.comparison.reader and judge.comparison.reader.identity,
