@@ -56,7 +56,7 @@ class OfAnySize(DynUNet):
 
     def forward(self, images: Tensor) -> Tensor:
         rows, columns = images.shape[-2:]
-        step = math.prod(self.strides)
+        step = 2 ** (len(self.strides) - 1)
         below, beside = (max(2 * step, math.ceil(side / step) * step) - side for side in (rows, columns))
         logits: Tensor = super().forward(F.pad(images, (0, beside, 0, below), mode="replicate"))
         return logits[..., :rows, :columns]
