@@ -122,7 +122,9 @@ def _tables(
         f"{test.patient_count} patients. HD95 and ASD are in {unit}{_pixel(test)}. Of "
         f"{first['pictures']} pictures, all seeds together, {first['with it']} have the {name}. Where it is missed, "
         "or found and not there, overlaps count 0 and distances the picture's diagonal; where it is rightly not "
-        "found, there is no figure. Counts are of pictures, and have no interval."
+        f"found, there is no figure. Dice gained is of the pictures in which this row or {REAL!r} has a figure: "
+        "whoever rightly finds nothing where the other invents something has 1. Counts are of pictures, and have no "
+        "interval."
     )
     title = f"{name}, tested on {test.name}"
     spread: list[list[Cell]] = [

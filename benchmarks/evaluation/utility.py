@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.evaluation.cache import Arrays, Cache
 from benchmarks.evaluation.pairs import Masks, Pairs, together
 from benchmarks.evaluation.segmentation import Found, Recipe, scores, segmented, trained
-from benchmarks.evaluation.statistics import Interval, mean_of
+from benchmarks.evaluation.statistics import Groups, Interval, mean_of
 
 RATIOS = (0.5, 1.0, 1.5, 2.0)
 REAL, ALONE, SHUFFLED = "real", "synthetic", "synthetic, masks shuffled"
@@ -92,12 +92,15 @@ class Scored:
 
     figures: by metric, the mean over patients and seeds, with a bootstrap over patients. spread: the deviation of
     the seeds' means; NaN of one seed. counts: pictures, of all seeds together. by_patient: [patients], means of Dice.
+    dice: [seeds, pictures], NaN where a seed rightly finds nothing. groups: the patients of the pictures.
     """
 
     figures: Mapping[str, Interval]
     spread: Mapping[str, float]
     counts: Mapping[str, int]
     by_patient: NDArray[np.float64]
+    dice: NDArray[np.float64]
+    groups: Groups
 
 
 def scored(predicted: Sequence[Masks], test: Pairs, classes: int, seed: int = 0) -> list[Scored]:
@@ -110,14 +113,13 @@ def scored(predicted: Sequence[Masks], test: Pairs, classes: int, seed: int = 0)
 
 
 def _of_class(by_seed: Sequence[Found], test: Pairs, seed: int) -> Scored:
-    figures, spread, dice = {}, {}, np.empty(0)
+    figures, spread, by_patient = {}, {}, {}
     for metric in by_seed[0].figures:
-        means = np.stack([_by_patient(found.figures[metric], test) for found in by_seed])
-        of_patients = means.mean(0)
-        figures[metric] = mean_of(of_patients, np.arange(len(of_patients)), seed)
+        means = np.stack([_by_patient(found.figures[metric], test.groups) for found in by_seed])
+        by_patient[metric] = np.array([_mean(column) for column in means.T])
+        figures[metric] = mean_of(by_patient[metric], np.arange(means.shape[1]), seed)
         every = np.array([_mean(row) for row in means])
         spread[metric] = float(every.std(ddof=1)) if len(every) > 1 else float("nan")
-        dice = of_patients if metric == "Dice" else dice
     counts = {
         "pictures": sum(len(found.there) for found in by_seed),
         "with it": sum(int(found.there.sum()) for found in by_seed),
@@ -125,14 +127,15 @@ def _of_class(by_seed: Sequence[Found], test: Pairs, seed: int) -> Scored:
         "invented": sum(int(found.invented.sum()) for found in by_seed),
         "rightly absent": sum(int((~found.there & ~found.found).sum()) for found in by_seed),
     }
-    return Scored(figures, spread, counts, dice)
+    dice = np.stack([found.figures["Dice"] for found in by_seed])
+    return Scored(figures, spread, counts, by_patient["Dice"], dice, test.groups)
 
 
-def _by_patient(values: NDArray[np.float64], test: Pairs) -> NDArray[np.float64]:
+def _by_patient(values: NDArray[np.float64], groups: Groups) -> NDArray[np.float64]:
     """The mean of what each patient has that is not NaN; NaN of a patient with nothing."""
     there = np.isfinite(values)
-    sums = np.bincount(test.groups[there], values[there], test.groups.max() + 1)
-    counts = np.bincount(test.groups[there], minlength=test.groups.max() + 1)
+    sums = np.bincount(groups[there], values[there], groups.max() + 1)
+    counts = np.bincount(groups[there], minlength=groups.max() + 1)
     return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
 
 
@@ -142,9 +145,15 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def gained(row: Scored, baseline: Scored, seed: int = 0) -> Interval:
-    """How much Dice rose, patient by patient."""
-    difference = row.by_patient - baseline.by_patient
-    return mean_of(difference, np.arange(len(difference)), seed)
+    """How much Dice rose, patient by patient, in the pictures in which a seed of either has a figure.
+
+    Whoever rightly finds nothing where another invents something has 1: else what is invented would be compared with
+    nothing, and drop out.
+    """
+    compared = (np.isfinite(row.dice) | np.isfinite(baseline.dice)).any(0)
+    after, before = (np.nan_to_num(each.dice, nan=1.0).mean(0) for each in (row, baseline))
+    rose = _by_patient(np.where(compared, after - before, np.nan), row.groups)
+    return mean_of(rose, np.arange(len(rose)), seed)
 
 
 def described(training: Training) -> dict[str, Any]:

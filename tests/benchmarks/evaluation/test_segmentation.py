@@ -74,6 +74,21 @@ def test_what_is_missed_or_invented_counts_and_what_is_rightly_absent_has_no_fig
     assert np.isnan(of_class.spread["Dice"])
 
 
+@pytest.mark.parametrize(("seeds", "invent"), [(1, 1), (2, 1), (3, 2)])
+def test_what_one_seed_invents_and_another_does_not_drops_out_of_no_figure(seeds, invent):
+    nothing = np.zeros((SIZE, SIZE), np.uint8)
+    true = np.stack([square(4, 4), nothing])
+    pairs = Pairs("two", true.astype(np.float32), true, LESION, ("a", "b"), ("p", "q"), True)
+    inventing = np.stack([square(4, 4), square(4, 4)])
+    (row,) = scored([inventing] * invent + [true] * (seeds - invent), pairs, 2)
+    (baseline,) = scored([true] * seeds, pairs, 2)
+    assert row.figures["Dice"].value == 0.5
+    assert baseline.figures["Dice"].value == 1
+    assert gained(row, baseline).value == pytest.approx(-invent / seeds / 2)  # of two patients, one
+    assert gained(baseline, row).value == pytest.approx(invent / seeds / 2)
+    assert gained(row, row).value == 0
+
+
 def discs(count: int, seed: int, name: str) -> Pairs:
     random = np.random.default_rng(seed)
     masks = np.stack([square(*random.integers(2, SIZE - 10, 2)) for _ in range(count)])
