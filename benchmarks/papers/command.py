@@ -1,6 +1,7 @@
 """``medgen benchmarks papers``"""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def papers(
         return
     if data is None or out is None:
         raise click.UsageError("--data and --out are needed, or --show")
+    import torch
+
     from benchmarks.evaluation.cache import Cache, versions_of
     from benchmarks.evaluation.pairs import EvaluationError
     from benchmarks.latency.command import describe_device
@@ -71,15 +74,7 @@ def papers(
     amounts = Amounts() if budget is None else within(budget)
     workshop = Workshop(out, amounts, checkpoints, seed, click.echo)
     judge = Judge(amounts, Cache(out / "cache"), seed, files, lpips)
-    try:
-        figures = measured(data, only, budget is None or films, workshop, judge, skip_bad)
-    except (BuildError, CheckpointError, DataError, EngineError, EvaluationError, FloatingPointError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    except Interrupted as stopped:
-        raise click.ClickException(f"{stopped}: the same command goes on") from stopped
-    import torch
-
-    figures |= {
+    figures = {
         "format": FORMAT,
         "budget_minutes": budget,
         "amounts": amounts.described(),
@@ -87,12 +82,22 @@ def papers(
         "machine": describe_device(torch.get_num_threads()),
         "versions": versions_of(PACKAGES),
     }
-    written(out, figures)
+    try:
+        for measured in measure(data, only, budget is None or films, workshop, judge, skip_bad):
+            figures |= measured
+            written(out, figures)
+    except (BuildError, CheckpointError, DataError, EngineError, EvaluationError, FloatingPointError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    except Interrupted as stopped:
+        raise click.ClickException(f"{stopped}: the same command goes on") from stopped
     print_tables(figures)
     click.echo(f"{out / JSON}, {out / MARKDOWN}")
 
 
-def measured(data: Path, only: str | None, films: bool, workshop: Any, judge: Any, skip_bad: bool) -> dict[str, Any]:
+def measure(
+    data: Path, only: str | None, films: bool, workshop: Any, judge: Any, skip_bad: bool
+) -> Iterator[dict[str, Any]]:
+    """The figures so far, after each data set: what comes later may fail."""
     from benchmarks.papers import hearts, mammograms, sources
     from training.data.classes import HEART, LESION
     from training.models import load_family
@@ -104,6 +109,7 @@ def measured(data: Path, only: str | None, films: bool, workshop: Any, judge: An
         for name, source in sources.mammograms(found, amounts.phantoms, films).items():
             sides = sources.read_sides(source, name, size, LESION, skip_bad)
             figures["mammograms"].append(mammograms.measure(*sides, name, workshop, judge))
+            yield figures
     if only != "mammograms":
         size = load_family("cmr_mask").presets[amounts.preset].size
         sets = {
@@ -111,7 +117,7 @@ def measured(data: Path, only: str | None, films: bool, workshop: Any, judge: An
             for name, source in sources.hearts(found, amounts.phantoms).items()
         }
         figures["hearts"] = hearts.measure(sets, workshop, judge)
-    return figures
+        yield figures
 
 
 def written(out: Path, figures: dict[str, Any]) -> None:

@@ -129,7 +129,7 @@ def _privacy(
     """Nearness to all that was trained on, and whether the loss tells who was, of ``members`` of it."""
     rows = nearness(train, held_out, samples, judge)
     for chain, model in models.items():
-        rows[chain] |= _attacks(model, members, held_out, judge)
+        rows[chain] |= attacks(model, members, held_out, judge)
     patients = members.patient_count, held_out.patient_count
     return {
         "rows": rows,
@@ -160,19 +160,20 @@ def nearness(train: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], judge:
     return rows
 
 
-def _attacks(model: Model, members: Pairs, held_out: Pairs, judge: Judge) -> dict[str, Any]:
+def attacks(model: Model, members: Pairs, held_out: Pairs, judge: Judge) -> dict[str, Any]:
+    """By the loss and, where each side has two patients or more to fit a regression on, by the paper's features."""
+
     def of(pairs: Pairs) -> Seen:
         made_of = [model.config["digest"], pairs.digest, judge.seed]
         kept = judge.cache.arrays("membership", made_of, lambda: vars(seen(model.family, pairs, judge.seed)))
         return Seen(kept["loss"], kept["band"], kept["unlike"])
 
     both, whose = (of(members), of(held_out)), (members.groups, held_out.groups)
-    loss, features = by_loss(*both, *whose, judge.seed), by_features(*both, *whose, judge.seed)
-    return {
-        "AUC": features.auc.as_json(),
-        "AUC by the loss": loss.auc.as_json(),
-        "TPR at 1 % FPR, by the loss": loss.tpr.as_json(),
-    }
+    loss = by_loss(*both, *whose, judge.seed)
+    found = {"AUC by the loss": loss.auc.as_json(), "TPR at 1 % FPR, by the loss": loss.tpr.as_json()}
+    if min(members.patient_count, held_out.patient_count) > 1:
+        found["AUC"] = by_features(*both, *whose, judge.seed).auc.as_json()
+    return found
 
 
 def _perceived(samples: Pairs, train: Pairs, rows: Sequence[int] | np.ndarray, judge: Judge) -> Any:

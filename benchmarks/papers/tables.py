@@ -228,6 +228,7 @@ def table_6(hearts: Figures) -> Table:
         f"goes with the side: theirs would be {scale:g} times as far. The attack is on {members} training pictures of "
         f"{patients} patients and {hearts['held_out']['pairs']} of {others} others"
         + (": that the attack runs is shown, not that models keep secrets. " if hearts["Table VI"]["few"] else ". ")
+        + ("The regression that AUC is of needs two patients on each side. " if min(patients, others) < 2 else "")
         + f"{paper.DOUBTS['Table VI']} {NOT_COMPARED}"
     )
     columns = ["", *(f"theirs: {name}" for name in paper.CHAINS), *(f"ours: {name}" for name in paper.CHAINS)]

@@ -14,6 +14,7 @@ from tiny_families import FIELDS, tiny_family
 
 from benchmarks.__main__ import main
 from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.pairs import EvaluationError
 from benchmarks.evaluation.reading import read_pairs
 from benchmarks.evaluation.segmentation import Recipe
 from benchmarks.evaluation.statistics import holm
@@ -135,6 +136,16 @@ def test_copies_are_looked_for_in_all_that_was_learnt(tmp_path: Path) -> None:
     assert rows["new"]["L2"]["value"] == rows["new"]["L2 of held out"]["value"] > 0
 
 
+def test_one_patient_held_out_leaves_the_regression_out(tmp_path: Path) -> None:
+    learnt, others = (read_pairs("phantom:4", 32, split, HEART) for split in ("train", "validation"))
+    model = models.Model(tiny_family("cmr_flow_image"), {"digest": "weights"}, tmp_path, "bundle", {})
+    judge = comparing.Judge(TINY, Cache(tmp_path))
+    assert "AUC" in hearts.attacks(model, learnt, others, judge)
+    found = hearts.attacks(model, learnt, replace(others, patients=("one",) * 4), judge)
+    assert found["AUC by the loss"]["value"] is not None
+    assert "AUC" not in found
+
+
 class TestCommand:
     @pytest.fixture
     def tiny(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -214,6 +225,24 @@ class TestCommand:
         shown = CliRunner().invoke(main, ["papers", "--show", str(old)])
         assert shown.exit_code == 1
         assert "has the format 1; this version shows 2: make it again" in " ".join(shown.output.split())
+
+    def test_what_was_measured_is_kept_when_a_later_data_set_cannot_be(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        side = {"pairs": 8, "patients": None}
+        figures = {"name": "phantoms", "models": {}, "samplers": {}, "train": side, "held_out": side}
+        monkeypatch.setattr(mammograms, "measure", lambda *_: {**figures, "Table 1": {}, "Table 2": {}})
+
+        def cannot(*_: object) -> None:
+            raise EvaluationError("no hearts")
+
+        monkeypatch.setattr(hearts, "measure", cannot)
+        (tmp_path / "out").mkdir()  # as training does
+        code, output = self.run(tmp_path)
+        assert (code, "no hearts" in output) == (1, True)
+        kept = json.loads((tmp_path / "out" / "papers.json").read_text())
+        assert [each["name"] for each in kept["mammograms"]] == ["phantoms"]
+        assert "PIG's Table 2 on phantoms" in (tmp_path / "out" / "papers.md").read_text()
 
     def test_what_is_missing_is_said(self) -> None:
         result = CliRunner().invoke(main, ["papers"])
