@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.evaluation.cache import Arrays, Cache
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
@@ -103,12 +104,17 @@ class Drawing:
         if condition.classes is not None:
             if not given.has_masks:
                 raise EvaluationError(f"{self.model} draws under masks; {given.name} has none")
-            sides = given.spacing[0].tolist() if given.in_mm and given.spacing is not None else None
-            spacing = None if sides is None or (given.spacing != sides).any() else (sides[0], sides[1])
-            return {"condition": Masks(given.masks[rows][:, None], given.labels, spacing)}
+            return {"condition": masks_of(given, rows)}
         low, high = condition.limits
         pictures = given.images[rows][:, None] * np.float32(high - low) + np.float32(low)
         return {"condition": Pictures(pictures.clip(low, high), tuple(given.names[row] for row in rows))}
+
+
+def masks_of(given: Pairs, rows: NDArray[Any]) -> Masks:
+    """Those of some pairs, as a client takes them: with their classes and, where all have the same, their spacing."""
+    sides = given.spacing[0].tolist() if given.in_mm and given.spacing is not None else None
+    spacing = None if sides is None or (given.spacing != sides).any() else (sides[0], sides[1])
+    return Masks(given.masks[rows][:, None], given.labels, spacing)
 
 
 def side_of(condition: Condition, model: str) -> int:

@@ -193,11 +193,12 @@ def check_alike(real: Pairs, *others: Pairs) -> None:
             raise EvaluationError(
                 f"{real.name} has pictures of {real.size} pixels, {other.name} of {other.size}: name one with --size"
             )
-        if real.labels and other.labels and real.labels != other.labels:
-            raise EvaluationError(
-                f"{real.name} has masks of {', '.join(real.labels)}, and {other.name} of {', '.join(other.labels)}"
-            )
-        if real.labels and (highest := int(other.masks.max())) >= len(real.labels):
-            raise EvaluationError(
-                f"{other.name} has masks of class {highest}; {real.name} names 0 to {len(real.labels) - 1}"
-            )
+        check_classes(other, real.name, real.labels)
+
+
+def check_classes(pairs: Pairs, name: str, labels: tuple[str, ...]) -> None:
+    """Raises EvaluationError if there are masks of other classes than these, ``name``'s; where it has none, any do."""
+    if labels and pairs.labels and labels != pairs.labels:
+        raise EvaluationError(f"{name} has masks of {', '.join(labels)}, and {pairs.name} of {', '.join(pairs.labels)}")
+    if labels and (highest := int(pairs.masks.max())) >= len(labels):
+        raise EvaluationError(f"{pairs.name} has masks of class {highest}; {name} names 0 to {len(labels) - 1}")

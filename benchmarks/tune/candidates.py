@@ -26,6 +26,23 @@ class Held:
     def model(self) -> str:
         return self.bundle.manifest.model
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of the masks that it draws or draws under."""
+        manifest = self.bundle.manifest
+        given = manifest.condition.labels if manifest.condition else ()
+        return next((output.labels for output in manifest.outputs if output.labels), given)
+
+    @property
+    def draws(self) -> str:
+        """In words, of its condition and its outputs: names, shapes and classes or ranges."""
+        manifest = self.bundle.manifest
+        given = (manifest.condition.as_output(),) if manifest.condition else ()
+        return ", ".join(
+            f"{each.name} {list(each.shape)} of {', '.join(each.labels) or f'{each.low:g} to {each.high:g}'}"
+            for each in (*given, *manifest.outputs)
+        )
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -66,6 +83,14 @@ def held(repository: Path, model: str, label: str | None = None) -> Held:
         kind = [f"student of {manifest.student.steps}"] if manifest.student else []
         label = " ".join([*kind, str(manifest.target["name"]), manifest.precision])
     return Held(repository, bundle, label)
+
+
+def check_drawing_alike(held: Held, first: Held) -> None:
+    """Raises EvaluationError if it draws other sizes or classes than the first, or under others."""
+    if held.draws != first.draws:
+        raise EvaluationError(
+            f"the bundle of {held.repository} has {held.draws}; that of {first.repository} has {first.draws}"
+        )
 
 
 def built(model: str, checkpoint: Path, folder: Path, options: Options) -> Held:

@@ -197,7 +197,7 @@ def _tune(
     from benchmarks.evaluation.report import write
     from benchmarks.evaluation.similarity import Lpips
     from benchmarks.tune.apply import apply
-    from benchmarks.tune.candidates import Candidate, held, labelled, ladders
+    from benchmarks.tune.candidates import Candidate, check_drawing_alike, held, labelled, ladders
     from benchmarks.tune.comparison import Comparison
     from benchmarks.tune.drawing import Drawer, as_pictures
     from benchmarks.tune.gate import Limits
@@ -236,7 +236,9 @@ def _tune(
     bundles += _built(first, out, asked["checkpoint"], asked["students"], asked["targets"], asked["precisions"])
     bundles = [bundles[0], *(labelled(each, first) for each in bundles[1:])]
     cache, limits = Cache(out / "cache"), Limits(rms=rms, dice=dice, kernel=margin, lost=lost)
-    real, learnt = _real(data or manifest.checkpoint.get("data"), manifest, count, seed, skip_bad)
+    for each in bundles:
+        check_drawing_alike(each, first)
+    real, learnt = _real(data or manifest.checkpoint.get("data"), first, count, seed, skip_bad)
     with Drawer(cache, real) as drawer:
         before = Candidate(first, solver, most)
         draws_pictures = any(output.name == "image" for output in manifest.outputs)
@@ -291,31 +293,30 @@ def _built(
     return found
 
 
-def _real(data: str | None, manifest: Any, count: int, seed: int, skip_bad: bool) -> "tuple[Pairs, Pairs]":
+def _real(data: str | None, first: "Held", count: int, seed: int, skip_bad: bool) -> "tuple[Pairs, Pairs]":
     """What samples are compared with, and what the segmenter that reads them learns from: others, where any are held
     out."""
-    from benchmarks.evaluation.pairs import EvaluationError, drawn_by_patient
+    from benchmarks.evaluation.pairs import EvaluationError, check_classes, drawn_by_patient
     from benchmarks.evaluation.reading import has_split, read_pairs
 
     if data is None:
-        raise EvaluationError(f"{manifest.model}'s bundle does not say what it learnt; name real pairs with --data")
+        raise EvaluationError(f"{first.model}'s bundle does not say what it learnt; name real pairs with --data")
     source = f"phantom:{count}" if data == "phantom" else data
-    size = manifest.outputs[0].shape[-1]
-    labels = next((output.labels for output in manifest.outputs if output.labels), None)
-    if labels is None:
-        labels = manifest.condition.labels if manifest.condition else ()
+    size = first.bundle.manifest.outputs[0].shape[-1]
     split = "validation" if has_split(source) else "all"
     if split == "all" and data != "phantom":
         click.echo(
             f"{source} holds nothing out: where the model learnt from it, its own pictures are among the real ones; "
             "and the segmenter that reads samples learns from all"
         )
-    pairs = read_pairs(source, size, split, labels, name="real", skip_bad=skip_bad)
+    pairs = read_pairs(source, size, split, first.labels, name="real", skip_bad=skip_bad)
     if not pairs.has_masks:
         raise EvaluationError(f"--data is {source}, which has no masks; the gate compares their shapes")
     others = pairs
     if split != "all":
-        others = read_pairs(source, size, "train", labels, name="real", skip_bad=skip_bad)
+        others = read_pairs(source, size, "train", first.labels, name="real", skip_bad=skip_bad)
+    for each in (pairs, others):
+        check_classes(each, first.model, first.labels)
     return drawn_by_patient(pairs, count, seed), drawn_by_patient(others, count, seed)
 
 
@@ -369,7 +370,8 @@ def _section(answer: "Answer", limits: "Limits", real: "Pairs", used: dict[str, 
     )
     if PAPER in answer.by_hand:
         note += f" {PAPER} is the paper's solver and steps in PyTorch, on the reference's weights."
-    section = Section("Tuning", [_conclusion(answer)], [Table("Candidates", columns, rows, note)])
+    table = Table("Candidates", columns, rows, note)
+    section = Section("Tuning", [_conclusion(answer)], [table], warnings=list(real.warnings))
     judged = [(trial.candidate.name, trial) for trial in answer.trials]
     if answer.confirmed:
         judged.append((f"{answer.confirmed.candidate.name}, fresh seeds", answer.confirmed))

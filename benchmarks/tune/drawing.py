@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evaluation.cache import Arrays, Cache
+from benchmarks.evaluation.drawing import masks_of
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.reading import of_samples
 from benchmarks.tune.candidates import Candidate
 from serving.client import LocalClient, Progress, SamplingError
+from serving.condition_files import Masks
 from serving.progress import NowAndThen
 from serving.sample_set import Samples
 
@@ -49,7 +51,8 @@ class Drawer:
                 self._line(f"{candidate.name}: {before + done} of {len(seeds)} samples")
 
             made_of = [candidate.held.bundle.digest, candidate.solver, candidate.steps, some.start, len(some)]
-            made_of += [self._given.digest] if candidate.held.bundle.manifest.condition else []
+            if candidate.held.bundle.manifest.condition:
+                made_of += [self._given.digest, self._given.labels, self._given.pixels_mm]
             arrays = self._cache.arrays("samples", made_of, partial(self._arrays, candidate, some, tell))
             parts.append(self._pairs(candidate, some, arrays))
             yield _joined(parts)
@@ -91,28 +94,25 @@ class Drawer:
             self._clients[place] = self._stack.enter_context(LocalClient(place))
         return self._clients[place]
 
-    def _condition(self, candidate: Candidate, seeds: range) -> NDArray[np.uint8] | None:
+    def _condition(self, candidate: Candidate, seeds: range) -> Masks | None:
         condition = candidate.held.bundle.manifest.condition
         if condition is None:
             return None
         if condition.classes is None:
             raise EvaluationError(f"{candidate.held.model} draws under pictures; there are none to give it here")
-        return self._given.masks[self._rows(seeds)][:, None]
+        return masks_of(self._given, self._rows(seeds))
 
     def _rows(self, seeds: range) -> NDArray[np.int64]:
         """Of what is given: whose masks these seeds are drawn under."""
         return np.array(seeds) % len(self._given)
 
     def _pairs(self, candidate: Candidate, seeds: range, arrays: Arrays) -> Pairs:
-        manifest = candidate.held.bundle.manifest
-        labels = next((output.labels for output in manifest.outputs if output.labels), None)
-        if labels is None:
-            labels = manifest.condition.labels if manifest.condition else ()
+        held = candidate.held
         names = patients = tuple(f"seed {seed}" for seed in seeds)
-        if manifest.condition:  # samples under masks of one patient are no more independent than the masks
+        if held.bundle.manifest.condition:  # samples under masks of one patient are no more independent than the masks
             patients = tuple(self._given.patients[row] for row in self._rows(seeds))
-        facts = {"bundle": manifest.model, "solver": candidate.solver, "steps": candidate.steps}
-        return Pairs(candidate.name, arrays["images"], arrays["masks"], labels, names, patients, True, facts)
+        facts = {"bundle": held.model, "solver": candidate.solver, "steps": candidate.steps}
+        return Pairs(candidate.name, arrays["images"], arrays["masks"], held.labels, names, patients, True, facts)
 
 
 def _with_picture(samples: Samples) -> Samples:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tiny import contents, write_tiny_bundle
+from tiny import LABELS, contents, write_tiny_bundle
 from tiny_texture import TEXTURE
 
 from benchmarks.__main__ import main
@@ -23,7 +23,7 @@ from benchmarks.tune.gate import Followed
 from benchmarks.tune.reader import Reader
 from benchmarks.tune.timing import Clock, paper_sampler
 from export.report import facts_of
-from serving.bundle import MANIFEST, BundleError, Output, Student, bundle_folder, load_bundle, seal
+from serving.bundle import MANIFEST, BundleError, Condition, Output, Student, bundle_folder, load_bundle, seal
 from serving.client import LocalClient
 from serving.repository import prepare_repository
 from training.checkpoint import load_checkpoint, shipped_checkpoint
@@ -219,6 +219,49 @@ def test_what_cannot_be_tuned_is_said(repository: Path, tmp_path: Path) -> None:
     assert "'a,b' is not a list of numbers" in run(*asked, "--steps", "a,b", fails=True)
     changed(bundle_folder(repository, "pig"), precision="bf16")
     assert "of bf16; the reference is the trained model in fp32" in run(*asked, *ASKED, fails=True)
+
+
+def test_masks_of_other_classes_are_not_taken_for_the_models(repository: Path, tmp_path: Path) -> None:
+    """Two classes that change places are wrong for reference and candidate alike, so no comparison would tell."""
+    masks = np.zeros((4, 1, 32, 32), np.uint8)
+    masks[:, :, 8:16, 8:16] = 1
+    asked = ("--repository", repository, "--out", tmp_path / "out", "--reference-solver", "ddim")
+    asked += ("--reference-steps", 2, "--data", tmp_path, "--count", 4, "--steps", 1, "--solver", "ddim")
+    held_there = {"image": np.random.default_rng(0).random(masks.shape, np.float32), "mask": masks}
+    np.savez(tmp_path / "pairs.npz", **held_there, mask_labels=["lesion", "background"])
+    assert "pig has masks of background, lesion, and real of lesion, background" in run(*asked, fails=True)
+    np.savez(tmp_path / "pairs.npz", **{**held_there, "mask": 2 * masks})
+    assert "real has masks of class 2; pig names 0 to 1" in run(*asked, fails=True)
+    np.savez(tmp_path / "pairs.npz", **held_there)
+    assert f"note: {tmp_path} does not name the classes of its masks" in run(*asked)
+    other = repository_of(tmp_path / "other")
+    mask, image = load_bundle(bundle_folder(other, "pig")).manifest.outputs
+    named = dataclasses.replace(mask, labels=("background", "mass"))
+    changed(bundle_folder(other, "pig"), outputs=(named, image))
+    printed = run(*asked, "--also", other, fails=True)
+    assert f"{other} has mask [1, 32, 32] of background, mass, image [1, 32, 32] of 0 to 1; that of" in printed
+
+
+def test_masks_are_given_with_their_classes_and_pixels(tmp_path: Path) -> None:
+    wanted = Condition("mask", (1, 16, 16), classes=4, labels=LABELS, spacing=(2.0, 2.0))
+    write_tiny_bundle(
+        bundle_folder(tmp_path, "cmr_flow_image"), model="cmr_flow_image", sample_shape=(1, 16, 16), condition=wanted
+    )
+    candidate = Candidate(held(tmp_path, "cmr_flow_image", ""), "ddim", 2)
+    masks, names = np.zeros((2, 16, 16), np.uint8), ("a", "b")
+    spacing = np.full((2, 2), 2.0)
+    real = Pairs("real", masks.astype(np.float32), masks, LABELS, names, names, True, spacing=spacing)
+    for given, said in (
+        (real, ""),
+        (dataclasses.replace(real, labels=LABELS[::-1]), r"RV, MYO, LV, background"),
+        (dataclasses.replace(real, spacing=spacing / 2), "1.0 x 1.0 mm"),
+    ):
+        with Drawer(Cache(tmp_path / "cache"), given) as drawer:
+            if not said:
+                assert drawer.all(candidate, range(2)).labels == LABELS
+                continue
+            with pytest.raises(EvaluationError, match=f"the masks are .*{said}"):
+                drawer.all(candidate, range(2))
 
 
 def test_other_weights_are_not_taken_for_the_bundles(repository: Path, tmp_path: Path) -> None:
