@@ -42,9 +42,10 @@ def kernel_distance(
     one: Features, other: Features, groups: Groups, others: Groups, seed: int = 0, count: int = 500
 ) -> Interval:
     """The unbiased squared MMD under (x.y / D + 1)^3, of all items as one subset: KID's, Binkowski et al. 2018 (arXiv
-    1801.01401), eq. 4. Pairs of an item with itself are left out, in the bootstrap too, and so are those with its exact
-    copy on the other side: a set that is compared with itself has a distance of 0, not below."""
-    return two_sided(_kernel_distance(one, other), groups, others, seed, count)
+    1801.01401), eq. 4. Within a side pairs of one patient are left out, in the bootstrap too, for they are alike
+    whatever the other side is; across sides those of patients of whom an exact copy is on the other side: a set that
+    is compared with itself has a distance of 0, not below. NaN of a side of one patient alone."""
+    return two_sided(_kernel_distance(one, other, groups, others), groups, others, seed, count)
 
 
 def kernel_difference(
@@ -52,33 +53,38 @@ def kernel_difference(
 ) -> Interval:
     """How much farther ``third`` is from ``one`` than ``other`` is: rows of these two belong together, and are drawn
     together by the bootstrap."""
-    before, after = _kernel_distance(one, other), _kernel_distance(one, third)
+    before, after = (_kernel_distance(one, side, groups, others) for side in (other, third))
     return two_sided(lambda *weights: after(*weights) - before(*weights), groups, others, seed, count)
 
 
-def _kernel_distance(one: Features, other: Features) -> Callable[[Features, Features], float]:
+def _kernel_distance(
+    one: Features, other: Features, groups: Groups, others: Groups
+) -> Callable[[Features, Features], float]:
     """By how often each item is there."""
-    width = one.shape[1]
-    apart = (cdist(one, other) > 0).astype(np.float64)
+    copied = np.zeros((groups.max() + 1, others.max() + 1), bool)  # patients of whom a picture is on both sides
+    rows, columns = np.nonzero(cdist(one, other) == 0)
+    copied[groups[rows], others[columns]] = True
     within, also, between = (
-        (left @ right.T / width + 1) ** 3 for left, right in ((one, one), (other, other), (one, other))
-    )
-
-    def distance(weights: Features, more: Features) -> float:
-        return (
-            _within(within, weights)
-            + _within(also, more)
-            - 2 * float(weights @ (between * apart) @ more / (weights @ apart @ more))
+        _mean_of_pairs((left @ right.T / one.shape[1] + 1) ** 3, counts)
+        for left, right, counts in (
+            (one, one, groups[:, None] != groups),
+            (other, other, others[:, None] != others),
+            (one, other, ~copied[groups][:, others]),
         )
+    )
+    return lambda weights, more: within(weights, weights) + also(more, more) - 2 * between(weights, more)
 
-    return distance
 
+def _mean_of_pairs(kernel: Features, counts: NDArray[np.bool_]) -> Callable[[Features, Features], float]:
+    """Of the pairs [N, M] that count, by how often each item is there; NaN of none."""
+    there = counts.astype(np.float64)
+    kernel = kernel * there
 
-def _within(kernel: Features, weights: Features) -> float:
-    """The mean over pairs of different items; NaN of one item alone, however often it is there."""
-    squares = np.square(weights)
-    pairs = weights.sum() ** 2 - squares.sum()
-    return float((weights @ kernel @ weights - squares @ np.diag(kernel)) / pairs) if pairs else float("nan")
+    def mean(weights: Features, more: Features) -> float:
+        pairs = float(weights @ there @ more)
+        return float(weights @ kernel @ more) / pairs if pairs else float("nan")
+
+    return mean
 
 
 class Coverage(NamedTuple):

@@ -19,7 +19,13 @@ from benchmarks.evaluation.statistics import ks_interval, mean_of, share_of
 
 SURE_OF_FRECHET = 10  # pictures for each feature
 HISTOGRAMS = 24
-FLOOR, CEILING = "real, other patients (floor)", "noise (ceiling)"
+OTHERS, CEILING = "real, other patients", "noise (ceiling)"
+SEVERAL_SLICES = (
+    "Several of these real pictures are of one patient. That makes the Frechet distance of the other half of the "
+    "patients larger, and their recall and coverage smaller, than those of independent samples of the same law: "
+    "samples that come out better there are not better than real pictures. In the kernel distance no pair is of one "
+    "patient, so it is 0 on average for either."
+)
 UNITS = {"PSNR": "PSNR (dB)"}
 NO_SEGMENTER = "the real images have no masks, so features of a segmenter that learnt them are left out"
 
@@ -34,11 +40,13 @@ def quality(
     reference, other, synthetic = (drawn_by_patient(each, count, seed) for each in (reference, other, sides.synthetic))
     section.text.append(
         f"Pictures are compared with one half of the real patients: {count} on each side. The other half of the "
-        "patients is the floor, which no generator can be expected to go below; the noise, the same pixels in random "
-        "order, is the ceiling."
+        "patients shows how far real pictures are from each other; the noise, the same pixels in random order, is the "
+        "ceiling."
     )
+    if any(each.patient_count < count for each in (reference, other)):
+        section.text.append(SEVERAL_SLICES)
     extractors = _extractors(section, reference, files, recipe, sides.classes, seed)
-    _distances(section, extractors, reference, {"synthetic": synthetic, FLOOR: other}, seed, cache)
+    _distances(section, extractors, reference, {"synthetic": synthetic, OTHERS: other}, seed, cache)
     if sides.given == "picture":
         _like_what_went_in(section, sides, lpips, seed)
     elif sides.without_masks is None:
@@ -122,9 +130,9 @@ def _distances(
         note = (
             f"{width} features ({extractor.identity.split(' {')[0].split(' on ')[0]}"
             f"{'' if extractor.is_inception else '; each less its mean over its deviation in the real half'}). "
-            f"The kernel distance has one subset, "
-            f"of all {count} pictures; its interval is a bootstrap over patients. The Frechet distance has a jackknife "
-            "over patients. Precision is the share of pictures near a real one, recall of real ones near a picture; "
+            f"The kernel distance has one subset, of all {count} pictures, without pairs of one patient; its interval "
+            "is a bootstrap over patients. The Frechet distance has a jackknife over patients. Precision is the share "
+            "of pictures near a real one, recall of real ones near a picture; "
             "density and coverage are Naeem's, with five neighbours."
         )
         section.tables.append(
@@ -133,7 +141,7 @@ def _distances(
         if count < SURE_OF_FRECHET * width:
             section.warnings.append(
                 f"{count} pictures are few for a Frechet distance of {width} {extractor.name} features, which is too "
-                f"high below {SURE_OF_FRECHET * width}: compare it with the floor of as many, and read the kernel "
+                f"high below {SURE_OF_FRECHET * width}: compare it with others of as many, and read the kernel "
                 "distance first"
             )
 

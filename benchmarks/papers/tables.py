@@ -12,7 +12,7 @@ from benchmarks.papers.comparing import CEILING, FLOOR
 Figures = Mapping[str, Any]
 TESTS = ("M&Ms", "ACDC")
 NOT_COMPARED = "Not to be compared with the paper's figures; side by side for their order alone."
-FEW = "Frechet distances of few pictures are too high: read them beside the floor. "
+FEW = "Frechet distances of few pictures are too high, and more so of few patients, as those of real slices are. "
 
 
 def head(figures: Figures) -> str:
@@ -82,7 +82,7 @@ def table_1(each: Figures) -> Table:
         theirs = paper.PIG_FID.get(name)
         ceiling = {FLOOR: "real, the other half", CEILING: CEILING}.get(name, name)
         rows.append([ceiling, printed(theirs), *(interval(row.get(each)) for each in names), row["pictures"]])
-    note = f"Against one half of the patients; the other half is the floor, noise the ceiling. {compared(names)} "
+    note = f"Against one half of the patients; beside it the other half, and noise, the ceiling. {compared(names)} "
     return Table(
         f"PIG's Table 1 on {each['name']}: fidelity",
         ["", "theirs: FID", *(f"ours: {name}" for name in names), "pictures a side"],

@@ -19,6 +19,7 @@ from benchmarks.__main__ import main
 from benchmarks.evaluation import features
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.drawing import Drawing
+from benchmarks.evaluation.measure_quality import SEVERAL_SLICES
 from benchmarks.evaluation.pairs import EvaluationError
 from benchmarks.evaluation.reading import read_pairs
 from serving.bundle import Condition, bundle_folder
@@ -87,8 +88,9 @@ def test_a_report_has_all_three_on_a_page_without_a_network(drawn, tmp_path, mon
     assert quality["facts"]["synthetic"]["drawn_by"]["bundle"] == "b" * 64
     assert not re.search(r"FID|KID", json.dumps(quality["tables"]))
     (by_segmenter,) = [table for table in quality["tables"] if table["title"] == "By segmenter"]
-    assert [row[0] for row in by_segmenter["rows"]] == ["synthetic", "real, other patients (floor)", "noise (ceiling)"]
+    assert [row[0] for row in by_segmenter["rows"]] == ["synthetic", "real, other patients", "noise (ceiling)"]
     assert {row[1] for row in by_segmenter["rows"]} == {16}
+    assert SEVERAL_SLICES not in quality["text"]
     assert any("radiomics are left out" in line for line in quality["warnings"])
     assert by_segmenter["rows"][0][2].keys() == {"value", "low", "high"}
     rows = [row[0] for row in utility["tables"][0]["rows"]]
@@ -107,7 +109,7 @@ def test_a_report_has_all_three_on_a_page_without_a_network(drawn, tmp_path, mon
     assert len(utility["tables"]) == 1  # the deviation of one seed's mean is none
 
     # What was measured is not measured again.
-    for what in ("measure_quality.trained", "utility.trained", "measure_privacy.seen"):
+    for what in ("segmentation.trained", "utility.trained", "measure_privacy.seen"):
         monkeypatch.setattr(f"benchmarks.evaluation.{what}", None)
     run(*asked, "--checkpoint", tmp_path / "pig")
     again = json.loads((tmp_path / "out/report.json").read_text())
@@ -197,6 +199,7 @@ def test_of_folders_of_pictures_alone_what_needs_masks_is_left_out_by_name(tmp_p
     assert quality["facts"]["train"]["size"] == SIZE  # the pictures' own
     assert quality["facts"]["train"]["has_masks"] is False
     assert quality["facts"]["held out"]["patients"] == 8
+    assert SEVERAL_SLICES in quality["text"]
     both = "the real images and the samples have no masks"
     assert any(line.startswith(f"{both}: not measured are shapes of masks") for line in quality["warnings"])
     assert utility == {"title": "Utility", "text": [], "warnings": [f"Not measured: {both}"], "tables": [], "facts": {}}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.evaluation.distances import coverage, frechet, frechet_between, kernel_distance
+from benchmarks.evaluation.distances import coverage, frechet, frechet_between, kernel_difference, kernel_distance
 
 
 def with_moments(count: int, width: int, mean: float, deviation: float, seed: int = 0) -> np.ndarray:
@@ -70,6 +70,60 @@ def test_kernel_distances_of_the_same_law_are_around_0_and_their_intervals_hold_
     assert np.mean([each.low < 0 < each.high for each in found]) > 0.85
     shifted = kernel_distance(random.normal(size=(50, 6)), random.normal(1, 1, (50, 6)), own(50), own(50))
     assert shifted.low > 0
+
+
+def slices(random: np.random.Generator, patients: int, each: int = 10) -> np.ndarray:
+    """Features [N, 6] of which those of a patient correlate by 0.8; N(0, 1) each."""
+    own_part = random.normal(size=(patients, 6)).repeat(each, 0)
+    return 0.8**0.5 * own_part + 0.2**0.5 * random.normal(size=(patients * each, 6))
+
+
+@pytest.mark.parametrize("patients", [4, 16])
+def test_that_slices_of_a_patient_are_alike_does_not_make_sides_of_the_same_law_differ(patients):
+    random, groups = np.random.default_rng(10), np.arange(patients).repeat(10)
+    found = [
+        kernel_distance(slices(random, patients), slices(random, patients), groups, groups, seed, 100)
+        for seed in range(40)
+    ]
+    values = np.array([each.value for each in found])
+    assert abs(values.mean()) < 3 * values.std() / len(values) ** 0.5
+    assert np.mean([each.low < 0 < each.high for each in found]) > 0.85
+
+
+def test_independent_samples_are_no_nearer_than_slices_of_other_patients():
+    random, groups = np.random.default_rng(11), np.arange(10).repeat(10)
+    nearer = []
+    for _ in range(60):
+        real, other, samples = slices(random, 10), slices(random, 10), random.normal(size=(100, 6))
+        of_others = kernel_distance(real, other, groups, groups, count=2).value
+        nearer.append(kernel_distance(real, samples, groups, own(100), count=2).value < of_others)
+    assert 0.3 < np.mean(nearer) < 0.7
+
+
+def test_a_difference_of_kernel_distances_has_no_pairs_of_one_patient():
+    random, groups = np.random.default_rng(12), np.arange(10).repeat(10)
+    real, one, other = slices(random, 10), slices(random, 10), random.normal(size=(100, 6))
+    whose = groups, groups
+    difference = kernel_difference(real, one, other, *whose, count=2).value
+    apart = [kernel_distance(real, side, *whose, count=2).value for side in (one, other)]
+    assert difference == pytest.approx(apart[1] - apart[0])
+    found = [
+        kernel_difference(slices(random, 10), slices(random, 10), random.normal(size=(100, 6)), *whose, count=2).value
+        for _ in range(60)
+    ]
+    assert abs(np.mean(found)) < 3 * np.std(found) / len(found) ** 0.5
+
+
+def test_copies_of_slices_have_no_distance_below_0():
+    real, groups = slices(np.random.default_rng(13), 6), np.arange(6).repeat(10)
+    assert kernel_distance(real, real, groups, groups, count=2).value == pytest.approx(0, abs=1e-9)
+    assert kernel_distance(real, real, groups, own(60), count=2).value > 0  # of whom they are copies is not said
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_kernel_distance_of_a_patient_alone_is_not_defined():
+    one, other = np.random.default_rng(14).normal(size=(2, 6, 3))
+    assert np.isnan(kernel_distance(one, other, np.zeros(6, np.int64), own(6))).all()
 
 
 def test_equal_sets_have_a_kernel_distance_whose_interval_holds_0():
