@@ -61,8 +61,7 @@ bench: setup
 	$(PY) -m pytest benchmarks/latency
 
 phantom: setup
-	$(MEDGEN) fit --model pig --preset small --data phantom --precision bf16 --compile --out runs/phantom \
-	--set default_solver=unipc --set default_steps=16
+	$(MEDGEN) fit --model pig --preset small --data phantom --precision bf16 --compile --out runs/phantom
 	$(MEDGEN) pack runs/phantom training/checkpoints/pig-phantom
 
 HEARTS = $(MEDGEN) fit --preset small --data phantom --precision bf16 --workers 4
@@ -70,10 +69,8 @@ HEARTS = $(MEDGEN) fit --preset small --data phantom --precision bf16 --workers 
 phantom-hearts: setup
 	$(HEARTS) --model cmr_mask       --batch 64 --set 'steps=[2320]'       --out runs/cmr_mask-phantom
 	$(HEARTS) --model cmr_ddpm_image --batch 32 --set 'steps=[2960]'       --out runs/cmr_ddpm_image-phantom
-	$(HEARTS) --model cmr_ldm_image  --batch 32 --set 'steps=[1200, 1680]' --out runs/cmr_ldm_image-phantom \
-	--set default_solver=dpmpp_2m --set default_steps=12
-	$(HEARTS) --model cmr_flow_image --batch 32 --set 'steps=[1780]'       --out runs/cmr_flow_image-phantom \
-	--set default_solver=midpoint --set default_steps=12
+	$(HEARTS) --model cmr_ldm_image  --batch 32 --set 'steps=[1200, 1680]' --out runs/cmr_ldm_image-phantom
+	$(HEARTS) --model cmr_flow_image --batch 32 --set 'steps=[1780]'       --out runs/cmr_flow_image-phantom
 	for model in cmr_mask cmr_ddpm_image cmr_ldm_image cmr_flow_image; do \
 	$(MEDGEN) pack runs/$$model-phantom training/checkpoints/$$model-phantom || exit 1; done
 

@@ -45,7 +45,7 @@ PRESETS = {
         mask_dropout=0.0, coordinates=False, control_channels=16, transformer_layers=6, resblock_updown=True),
     "small": FlowPreset(                        # 1.82 M + 0.76 M parameters
         size=64,  widths=(16, 32, 64, 96),   attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
-        schedule=FLOW, clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
+        schedule=FLOW, clip=1.0,  default_solver="midpoint", default_steps=12,
         batch=8, steps=(1_800,),  learning_rate=1e-3,   lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
         mask_dropout=0.0, coordinates=True,  control_channels=16, transformer_layers=0, resblock_updown=False),
 }

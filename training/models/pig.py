@@ -52,7 +52,7 @@ PRESETS = {
         binarise_guide="sampling", antithetic=True, lesion_weight=True, time_embedding="ddpm"),
     "small": PigPreset(                         # 1,818,465 parameters a network
         size=64,  widths=(16, 32, 64, 96),           attention=(2, 3), layers=1, head_dim=32,  norm_groups=8,
-        schedule=V,       clip=1.0,  default_solver="dpmpp_2m", default_steps=20,
+        schedule=V,       clip=1.0,  default_solver="unipc",    default_steps=16,
         batch=128, steps=(1_350, 1_030),    learning_rate=1.5e-3, lr_schedule="cosine",
         weight_decay=0.0, ema_decay=0.999,
         binarise_guide="never",    antithetic=True, lesion_weight=True),
