@@ -3,7 +3,8 @@
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -98,16 +99,33 @@ def of_network(name: str, file: Path) -> Extractor:
     Raises EvaluationError if it cannot be read.
     """
     try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        identity = _identity(file)
     except OSError as error:
-        raise EvaluationError(f"{file} cannot be read: {error.strerror}") from error
+        raise EvaluationError(f"{error.filename} cannot be read: {error.strerror}") from error
     if file.suffix == ".onnx":
         run = _onnx(file)
     elif file.suffix in (".pt", ".ts", ".pth"):
         run = _torchscript(file)
     else:
         raise EvaluationError(f"{file} is neither a TorchScript (.pt) nor an ONNX (.onnx) network")
-    return Extractor(name, f"sha256 {digest}", partial(_by_network, run, name == INCEPTION, file))
+    return Extractor(name, identity, partial(_by_network, run, name == INCEPTION, file))
+
+
+def _identity(file: Path) -> str:
+    """The sha256 of a network's file and, of ONNX, of the files beside it that hold weights, one after another."""
+    content = file.read_bytes()
+    found = hashlib.sha256(content)
+    beside = sorted(set(_external(content))) if file.suffix == ".onnx" else []
+    for name in beside:
+        found.update((file.parent / name).read_bytes())
+    return f"sha256 {found.hexdigest()}" + (f" of {', '.join([file.name, *beside])}" if beside else "")
+
+
+def _external(content: bytes) -> Iterator[str]:
+    """The paths that tensors name, as protobuf writes them: key, length in bytes (7 bits in each), path."""
+    for entry in re.finditer(rb"\x0a\x08location\x12([\x80-\xff]*[\x00-\x7f])", content):
+        length = sum((byte & 127) << 7 * place for place, byte in enumerate(entry[1]))
+        yield content[entry.end() : entry.end() + length].decode()
 
 
 Run = Callable[[Floats], NDArray[Any]]

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from live import add_model
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from tiny import write_tiny_bundle
 from tiny_families import tiny_family
@@ -410,6 +410,29 @@ def test_a_network_in_onnx_sees_the_grey_level_in_each_colour(tmp_path):
     (tmp_path / "not.onnx").write_text("no network")
     with pytest.raises(EvaluationError, match="is no ONNX network"):
         features.of_network("mine", tmp_path / "not.onnx")
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "w" * 200], ids=["short", "of two bytes of length"])
+def test_weights_beside_a_network_in_onnx_are_part_of_it(tmp_path, location):
+    shape = ["n", 3, SIZE, SIZE]
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, shape) for end in "xy"]
+    pairs, cache = read_pairs(str(folder_of(tmp_path / "some", range(5)))), Cache(tmp_path / "cache")
+
+    def with_weights(value: float) -> features.Extractor:
+        weights = numpy_helper.from_array(np.full(3 * SIZE**2, value, np.float32).reshape(3, SIZE, SIZE), "w")
+        graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "some", ends[:1], ends[1:], [weights])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        (tmp_path / location).unlink(missing_ok=True)
+        onnx.save(model, tmp_path / "some.onnx", save_as_external_data=True, location=location)
+        return features.of_network("mine", tmp_path / "some.onnx")
+
+    one, other = (with_weights(value) for value in (1, 2))
+    assert one.identity != other.identity
+    assert one.identity.endswith(f" of some.onnx, {location}")
+    np.testing.assert_allclose(with_weights(2).of(pairs, cache) - with_weights(1).of(pairs, cache), 1, rtol=1e-5)
+    (tmp_path / location).unlink()
+    with pytest.raises(EvaluationError, match=f"{location} cannot be read: No such file"):
+        features.of_network("mine", tmp_path / "some.onnx")
 
 
 def test_radiomics_are_of_the_picture_alone(tmp_path):
