@@ -333,6 +333,8 @@ def _of_slices(
                 f"{name}: the mask of {case} holds {np.unique(classes)[:9].tolist()}, not class indices"
             )
         grey = grey.astype(np.float32)
+        if strange := int((~np.isfinite(grey)).sum()):
+            raise EvaluationError(f"{name}: the image of {case} has {strange} grey values that are no finite numbers")
         if grey.min() < 0 or grey.max() > 1:
             low, high = np.percentile(grey, PERCENTILES)
             grey, scaled = ((grey - low) / max(high - low, 1e-6)).clip(0, 1), scaled + 1

@@ -91,6 +91,18 @@ def test_slices_of_volumes_belong_to_their_patients(tmp_path: Path):
     assert any("does not name the classes of its masks" in line for line in pairs.warnings)
 
 
+@pytest.mark.parametrize("strange", [np.nan, np.inf])
+def test_grey_values_that_are_no_numbers_are_refused(tmp_path: Path, strange):
+    """The least of them is none either, so that nothing would be scaled, and training would learn nothing."""
+    nibabel = pytest.importorskip("nibabel")
+    grey = np.random.default_rng(0).normal(300, 100, (16, 16, 2)).astype(np.float32)
+    grey[3, 4, 1] = strange
+    for part, values in (("image", grey), ("mask", np.ones(grey.shape, np.uint8))):
+        nibabel.Nifti1Image(values, np.eye(4)).to_filename(tmp_path / f"case_{part}.nii.gz")
+    with pytest.raises(EvaluationError, match="the image of case has 1 grey values that are no finite numbers"):
+        read_pairs(str(tmp_path))
+
+
 def test_an_expression_finds_patients(tmp_path: Path):
     from PIL import Image
 
