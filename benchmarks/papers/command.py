@@ -99,23 +99,25 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """The figures so far, after each data set: what comes later may fail."""
     from benchmarks.papers import hearts, mammograms, sources
+    from benchmarks.papers.models import check_given
     from training.data.classes import HEART, LESION
     from training.models import load_family
 
     amounts, found = workshop.amounts, sources.found_in(data)
     figures: dict[str, Any] = {"mammograms": [], "found": sorted(found)}
-    if only != "hearts":
+    of_breasts = {} if only == "hearts" else sources.mammograms(found, amounts.phantoms, films)
+    of_hearts = {} if only == "mammograms" else sources.hearts(found, amounts.phantoms)
+    made = [(model, name) for name in of_breasts for model in mammograms.MODELS]
+    check_given(workshop.given, made + [(model, name) for name in [*of_hearts][:1] for model in hearts.MODELS])
+    if of_breasts:
         size = load_family("pig").presets[amounts.preset].size
-        for name, source in sources.mammograms(found, amounts.phantoms, films).items():
+        for name, source in of_breasts.items():
             sides = sources.read_sides(source, name, size, LESION, skip_bad)
             figures["mammograms"].append(mammograms.measure(*sides, name, workshop, judge))
             yield figures
-    if only != "mammograms":
+    if of_hearts:
         size = load_family("cmr_mask").presets[amounts.preset].size
-        sets = {
-            name: sources.read_sides(source, name, size, HEART, skip_bad)
-            for name, source in sources.hearts(found, amounts.phantoms).items()
-        }
+        sets = {name: sources.read_sides(source, name, size, HEART, skip_bad) for name, source in of_hearts.items()}
         figures["hearts"] = hearts.measure(sets, workshop, judge)
         yield figures
 

@@ -22,6 +22,7 @@ from training.checkpoint import shipped_checkpoint
 from training.data.classes import HEART
 
 CLASSES = len(HEART)
+MODELS = ("cmr_mask", *(f"{chain}_image" for chain in CHAINS))
 Sets = Mapping[str, tuple[Pairs, Pairs]]  # train and held out, by the name of the data set
 
 

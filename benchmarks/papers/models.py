@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from export.default_target import default_targets
 from export.options import Options
 from serving.bundle import BundleError, bundle_folder, load_bundle
 from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, load_checkpoint, read_config, unfinished
+from training.data.listing import digest as listing_digest
 from training.family import Family
 from training.fit import Run, fit
 from training.models import load_family
@@ -39,6 +40,28 @@ class Learnt(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"image": self.images[index], "mask": self.masks[index]}
+
+
+def check_given(given: Mapping[str, Path], models: Iterable[tuple[str, str]]) -> None:
+    """models: the names and data sets of those that a run makes.
+
+    Raises CheckpointError if a checkpoint is given for another.
+    """
+    known = list(dict.fromkeys(name for model, data in models for name in (model, f"{model} of {data}")))
+    if unknown := [name for name in given if name not in known]:
+        raise CheckpointError(f"--checkpoint {unknown[0]}=... is of no model of this run; it has {', '.join(known)}")
+
+
+def doubt_of(config: Mapping[str, Any], train: Pairs) -> str | None:
+    """What speaks against a model, by its config, having learnt these pairs; None if nothing does."""
+    learnt, files = config.get("learnt_sha256"), config.get("data_digest")
+    count = (config.get("data_summary") or {}).get("pairs", len(train))
+    if learnt is None and files is None:
+        return "its config does not say what it learnt"
+    read = listing_digest({}) if train.facts.get("layout") == "phantoms" else train.facts.get("files_sha256")
+    if learnt == train.digest or (learnt is None and (files, count) == (read, len(train))):
+        return None
+    return "its config says that it learnt other data, or these before they changed"
 
 
 @dataclass(frozen=True)
@@ -85,15 +108,22 @@ class Workshop:
         Raises CheckpointError if the folder holds another training, BuildError if a bundle cannot be built.
         """
         folder = self.out / data / name
-        taken = checkpoint or self.given.get(f"{name} of {data}") or self.given.get(name)
+        given = self.given.get(f"{name} of {data}") or self.given.get(name)
+        taken = checkpoint or given
         run = taken or self._fitted(folder / "run", family, train, data, fields or {}, init)
         trained, config = load_checkpoint(run)
         if trained.name != family:
             raise CheckpointError(f"{run} holds a {trained.name}; wanted is a {family}")
         if trained.preset.size != train.size:
             raise CheckpointError(f"{run} draws {trained.preset.size} pixels; the tables are of {train.size}")
+        for field, value in (fields or {}).items():
+            if (there := getattr(trained.preset, field)) != value:
+                raise CheckpointError(f"{run} has {field}={there}; wanted is {field}={value}")
         if so_far := unfinished(trained, config):
             raise CheckpointError(f"{run} was trained to {so_far}: go on with fit --resume first")
+        doubt = doubt_of(config, train) if given and not checkpoint else None
+        if doubt:
+            self.say(f"{run}: {doubt}")
         repository = folder / "repository"
         bundle = self._built(family, run, config["digest"], repository)
         facts = {
@@ -101,6 +131,7 @@ class Workshop:
             "learnt": Path(str(config.get("data"))).name if taken else data,
             "begun_from": config.get("init"),
             "given": taken is not None,
+            "doubt": doubt,
             "steps": list(trained.preset.steps),
             "batch": trained.preset.batch,
             "size": trained.preset.size,

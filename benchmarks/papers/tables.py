@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.evaluation.report import Cell, Table, shown
@@ -28,10 +29,18 @@ def head(figures: Figures) -> str:
 def tables(figures: Figures) -> Iterator[Table]:
     """All that there are figures of."""
     for each in figures["mammograms"]:
-        yield from (trained(each, "PIG's paper"), table_1(each), table_2(each))
+        yield from warned(each, trained(each, "PIG's paper"), table_1(each), table_2(each))
     if hearts := figures.get("hearts"):
-        yield trained(hearts, "the cardiac paper")
-        yield from (table_3(hearts), table_4(hearts), table_5(hearts), table_6(hearts))
+        of_masks = trained(hearts, "the cardiac paper"), table_3(hearts)
+        yield from warned(hearts, *of_masks, table_4(hearts), table_5(hearts), table_6(hearts))
+
+
+def warned(each: Figures, *found: Table) -> Iterator[Table]:
+    """With what is doubtful of models that were given."""
+    doubts = [f"{name}: {facts['doubt']}" for name, facts in each["models"].items() if facts["doubt"]]
+    may = "; patients that are called held out may be among those that it learnt from."
+    warning = f" WARNING: {'; '.join(doubts)}{may}" if doubts else ""
+    yield from (replace(table, note=table.note + warning) for table in found)
 
 
 def trained(each: Figures, whose: str) -> Table:

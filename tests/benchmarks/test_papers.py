@@ -21,7 +21,8 @@ from benchmarks.evaluation.statistics import holm
 from benchmarks.papers import amounts, comparing, drawing, hearts, mammograms, models, paper, sources, tables
 from training import CheckpointError
 from training.checkpoint import save_checkpoint
-from training.data.classes import HEART
+from training.data.classes import HEART, LESION
+from training.data.listing import digest
 from training.models import load_family
 
 LESIONS = ("ddpm", "seg_guided", "controlnet", "pig")
@@ -128,6 +129,43 @@ def test_a_model_is_built_once_and_draws_under_the_masks_that_it_is_given(
         replace(workshop, given={"pig of phantoms": tmp_path / "mine"}).model("pig", "pig", pairs, "phantoms")
 
 
+def test_a_given_model_is_doubted_unless_its_config_says_that_it_learnt_these_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.Workshop, "_built", lambda self, name, run, digest, repository: digest)
+    phantoms = read_pairs("phantom:5", 32, "train", LESION)
+    films = replace(phantoms, facts={"layout": "mini-MIAS", "files_sha256": "films"})
+    none = digest({})  # as fit has it of phantoms, however many
+    told = {
+        "learnt here": ({"learnt_sha256": phantoms.digest}, phantoms, None),
+        "learnt elsewhere": ({"learnt_sha256": "others"}, phantoms, "other data"),
+        "phantoms": ({"data_digest": none, "data_summary": {"pairs": 5}}, phantoms, None),
+        "more phantoms": ({"data_digest": none, "data_summary": {"pairs": 50}}, phantoms, "other data"),
+        "films": ({"data_digest": "films", "data_summary": {"pairs": 5}}, films, None),
+        "other films": ({"data_digest": "others", "data_summary": {"pairs": 5}}, films, "other data"),
+        "nobody knows": ({}, films, "does not say what it learnt"),
+    }
+    family = tiny_family("seg_guided")
+    for name, (config, pairs, doubt) in told.items():
+        save_checkpoint(tmp_path / name, family, family.state_dict(), {"preset_name": "small", **config})
+        said: list[str] = []
+        workshop = models.Workshop(tmp_path / "out", TINY, {"seg_guided": tmp_path / name}, 0, said.append)
+        found = workshop.model("seg_guided", "seg_guided", pairs, "phantoms").facts["doubt"]
+        assert (found is None) == (doubt is None), name
+        assert (doubt or "") in (found or ""), name
+        assert len(said) == (doubt is not None), name
+    given = {"models": {"SegGuidedDif": {"doubt": None}, "PIG": {"doubt": "unknown"}}}
+    (warned,) = tables.warned(given, tables.Table("T", [], [], "note."))
+    assert warned.note.startswith("note. WARNING: PIG: unknown; patients that are called held out may be among those")
+    given["models"]["PIG"]["doubt"] = None
+    assert [table.note for table in tables.warned(given, tables.Table("T", [], [], "note."))] == ["note."]
+    family = tiny_family("ddpm", paired=False)
+    save_checkpoint(tmp_path / "alone", family, family.state_dict(), {"preset_name": "small"})
+    workshop = models.Workshop(tmp_path / "out", TINY, {"ddpm-paired": tmp_path / "alone"}, 0, print)
+    with pytest.raises(CheckpointError, match="alone has paired=False; wanted is paired=True"):
+        workshop.model("ddpm-paired", "ddpm", phantoms, "phantoms", {"paired": True})
+
+
 def test_copies_are_looked_for_in_all_that_was_learnt(tmp_path: Path) -> None:
     learnt, others = (read_pairs("phantom:8", 32, split, HEART) for split in ("train", "validation"))
     rows = hearts.nearness(learnt, others, {"copies": learnt, "new": others}, comparing.Judge(TINY, Cache(tmp_path)))
@@ -225,6 +263,13 @@ class TestCommand:
         shown = CliRunner().invoke(main, ["papers", "--show", str(old)])
         assert shown.exit_code == 1
         assert "has the format 1; this version shows 2: make it again" in " ".join(shown.output.split())
+
+    @pytest.mark.parametrize("name", ["pgi", "pig of mini-MIAS", "cmr_mask", "pig-shipped"])
+    def test_a_checkpoint_of_no_model_of_the_run_is_refused(self, tmp_path: Path, name: str) -> None:
+        code, output = self.run(tmp_path, "--only", "mammograms", "--checkpoint", f"{name}={tmp_path}")
+        assert code == 1
+        told = " ".join(output.split())
+        assert f"--checkpoint {name}=... is of no model of this run; it has ddpm, ddpm of phantoms," in told
 
     def test_what_was_measured_is_kept_when_a_later_data_set_cannot_be(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
