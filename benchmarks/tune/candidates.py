@@ -27,6 +27,11 @@ class Held:
         return self.bundle.manifest.model
 
     @property
+    def weights(self) -> str | None:
+        """The sha256 of what it was built of, if it says so."""
+        return self.bundle.manifest.checkpoint.get("digest")
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The classes of the masks that it draws or draws under."""
         manifest = self.bundle.manifest
@@ -126,12 +131,15 @@ def same_weights(held: Held, checkpoint: Path | None) -> Path:
     raise EvaluationError(f"{tried} what the bundle of {held.repository} was built of: weights of sha256 {wanted}")
 
 
-def labelled(held: Held, first: Held) -> Held:
-    """Says so if it has other weights than the first, and is no student."""
-    weights = [each.bundle.manifest.checkpoint.get("digest") for each in (held, first)]
-    if held.bundle.manifest.student or weights[0] == weights[1]:
-        return held
-    return replace(held, label=f"{held.label} of other weights")
+def has_other_weights(held: Held, own: Held) -> bool:
+    """Than the bundle that is tuned or, if that is a student, than its teacher; a student's are others by nature."""
+    taught_by = own.bundle.manifest.student
+    known = (own.weights, taught_by.teacher) if taught_by else (own.weights,)
+    return held.bundle.manifest.student is None and held.weights not in known
+
+
+def labelled(held: Held, own: Held) -> Held:
+    return replace(held, label=f"{held.label} of other weights") if has_other_weights(held, own) else held
 
 
 def ladders(bundles: Sequence[Held], solvers: Sequence[str], steps: Sequence[int]) -> Iterator[list[Candidate]]:

@@ -197,7 +197,7 @@ def _tune(
     from benchmarks.evaluation.report import write
     from benchmarks.evaluation.similarity import Lpips
     from benchmarks.tune.apply import apply
-    from benchmarks.tune.candidates import Candidate, check_drawing_alike, held, labelled, ladders
+    from benchmarks.tune.candidates import Candidate, check_drawing_alike, has_other_weights, held, labelled, ladders
     from benchmarks.tune.comparison import Comparison
     from benchmarks.tune.drawing import Drawer, as_pictures
     from benchmarks.tune.gate import Limits
@@ -208,7 +208,7 @@ def _tune(
     from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
 
     own = held(repository, model, "")
-    first = own if reference is None else held(reference, model)
+    first = own if reference is None else labelled(held(reference, model), own)
     manifest = first.bundle.manifest
     if manifest.precision != "fp32" or manifest.student:
         kind = "a student" if manifest.student else f"of {manifest.precision}"
@@ -233,8 +233,8 @@ def _tune(
     # Without the noise of one seed in common, fewer say nothing of shapes.
     count = count or (300 if SOLVERS[solver].stochastic else 128)
     bundles = [own, *(held(each, model) for each in asked["also"])]
-    bundles += _built(first, out, asked["checkpoint"], asked["students"], asked["targets"], asked["precisions"])
-    bundles = [bundles[0], *(labelled(each, first) for each in bundles[1:])]
+    bundles += _built(own, first, out, asked["checkpoint"], asked["students"], asked["targets"], asked["precisions"])
+    bundles = [own, *(labelled(each, own) for each in bundles[1:])]
     cache, limits = Cache(out / "cache"), Limits(rms=rms, dice=dice, kernel=margin, lost=lost)
     for each in bundles:
         check_drawing_alike(each, first)
@@ -260,6 +260,11 @@ def _tune(
     click.echo(_conclusion(answer))
     if applies and answer.winner is not None and answer.verdict == "accepted":
         chosen = answer.winner.candidate
+        if has_other_weights(chosen.held, own):
+            raise EvaluationError(
+                f"{own.bundle.folder} is as it was: it has weights of sha256 {own.weights}, and {chosen.name} those of "
+                f"{chosen.held.weights}; medgen export build puts others in its place"
+            )
         apply(chosen.held.bundle, chosen.solver, chosen.steps, answer.evidence, own.bundle)
         click.echo(f"{own.bundle.folder}: by default {chosen.solver}, {chosen.steps} steps")
     elif applies:
@@ -267,6 +272,7 @@ def _tune(
 
 
 def _built(
+    own: "Held",
     first: "Held",
     out: Path,
     checkpoint: Path | None,
@@ -274,7 +280,8 @@ def _built(
     targets: tuple[str, ...],
     precisions: tuple[str, ...],
 ) -> "list[Held]":
-    """Bundles of the students and, if an engine or precision is asked for, of the reference's own weights."""
+    """Bundles of the students and, if an engine or precision is asked for, of the weights that are tuned: if those are
+    a student's, of the reference's."""
     from benchmarks.tune.candidates import built, same_weights
 
     every = [
@@ -282,13 +289,15 @@ def _built(
         for target in targets or ("onnx",)
         for precision in precisions or ("fp32",)
     ]
-    found = [built(first.model, student, out / "built", options) for student in students for options in every]
+    found = [built(own.model, student, out / "built", options) for student in students for options in every]
     if targets or precisions:
-        trained = same_weights(first, checkpoint)
+        manifest = own.bundle.manifest
+        trained = same_weights(first if manifest.student else own, checkpoint)
+        there = None if manifest.student else (manifest.target["name"], manifest.precision)
         found += [
-            built(first.model, trained, out / "built", options)
+            built(own.model, trained, out / "built", options)
             for options in every
-            if (options.target, options.precision) != (first.bundle.manifest.target["name"], "fp32")
+            if (options.target, options.precision) != there
         ]
     return found
 

@@ -29,6 +29,7 @@ from serving.repository import prepare_repository
 from training.checkpoint import load_checkpoint, shipped_checkpoint
 
 COUNT = 64
+STUDENT = ("ddim_clipped_trailing", 2)  # solver and steps
 ASKED = ("--data", "phantom:64", "--reference-solver", "ddim", "--reference-steps", 60, "--count", COUNT)
 
 
@@ -57,6 +58,14 @@ def repository(tmp_path: Path) -> Path:
 def repository_of(folder: Path) -> Path:
     prepare_repository(folder, "pig")
     write_tiny_bundle(bundle_folder(folder, "pig"), model="pig", sample_shape=(2, 32, 32))
+    return folder
+
+
+def changed_repository(folder: Path, digest: str, **fields: object) -> Path:
+    """With weights of this digest."""
+    if isinstance(student := fields.get("student"), Student):
+        fields |= {"default_solver": student.solver, "default_steps": student.steps}
+    changed(bundle_folder(repository_of(folder), "pig"), checkpoint={"digest": digest}, **fields)
     return folder
 
 
@@ -279,6 +288,31 @@ def test_other_weights_are_not_taken_for_the_bundles(repository: Path, tmp_path:
     other = held(repository_of(tmp_path / "other"), "pig")
     assert labelled(other, own).label == "onnx fp32 of other weights"
     assert labelled(own, own) == own
+    taught = held(changed_repository(tmp_path / "taught", digest="0" * 64, student=Student(digest, 4, *STUDENT)), "pig")
+    assert labelled(taught, own) == taught
+    assert labelled(own, taught) == own
+    assert labelled(other, taught).label == "onnx fp32 of other weights"
+
+
+def test_a_reference_of_other_weights_is_said_and_its_weights_take_no_place(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = changed_repository(repository, digest="2" * 64)
+    older = changed_repository(tmp_path / "older", digest="1" * 64)
+    asked = ("--repository", newer, "--reference", older, "--out", tmp_path / "out", *ASKED)
+    said = f"name with --checkpoint what the bundle of {newer} was built of: weights of sha256 {'2' * 64}"
+    assert said in run(*asked, "--target", "openvino", fails=True)
+
+    monkeypatch.setattr("benchmarks.tune.gate.together", lambda _: "accepted")
+    monkeypatch.setattr(Clock, "__call__", lambda _, every, __: ([2.0, 1.5, 1.0][: len(every)], {}))
+    faster = changed_repository(tmp_path / "faster", digest="1" * 64, precision="bf16")
+    before = contents(repository)
+    asked = (*asked, "--count", 4, "--solver", "ddim", "--steps", 2, "--apply")
+    printed = run(*asked, "--also", faster, fails=True)
+    assert "ddim 2, onnx bf16 of other weights beside ddim 60, onnx fp32 of other weights, 2 times as fast" in printed
+    assert f"it has weights of sha256 {'2' * 64}, and ddim 2, onnx bf16 of other weights those of {'1' * 64}" in printed
+    assert contents(repository) == before
+    assert "by default ddim, 2 steps" in run(*asked)
 
 
 def test_the_papers_sampler_is_timed_where_its_weights_are(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
