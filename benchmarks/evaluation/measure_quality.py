@@ -205,7 +205,7 @@ def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed
     halves = features_of(reference), features_of(other)
     floor = {
         name: ks_interval(found.d, _whose(halves[0][name], reference), _whose(halves[1][name], other))
-        for name, found, _ in compared_features(*halves, reference.groups, seed)
+        for name, found, _ in compared_features(*halves, reference.groups, seed, other.groups)
     }
     rows: list[list[Cell]] = [
         [
@@ -219,7 +219,7 @@ def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed
             "yes" if adjusted < 0.05 else "no",
             found.delta,
         ]
-        for name, found, adjusted in compared_features(one, drawn, real.groups, seed)
+        for name, found, adjusted in compared_features(one, drawn, real.groups, seed, synthetic.groups)
     ]
     there = {row[0] for row in rows}
     rows += [[name, *[None] * 8] for name in one if name not in there]
@@ -227,9 +227,9 @@ def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed
     note = (
         "Means of pixels % of all pixels of a class, and of area in pixels, roundness, eccentricity and solidity of "
         "its largest component; where fewer than two masks of a side have the structure there is a dash. "
-        "Delta is how much more often a synthetic value is above a real one than below it. p takes slices of a "
-        "patient for independent, which they are not, so it is too small: D beside that of two halves of the real "
-        "patients, and delta's interval over patients, say more. What does not differ is not shown to be the same. "
+        "Delta is how much more often a synthetic value is above a real one than below it. Of patients with "
+        "several slices, which are alike, p is twice the middle one of 99 draws of one slice a patient. "
+        "What does not differ is not shown to be the same. "
         "D's interval is Massart's, as if each patient gave one value; p-values have none."
     )
     section.tables.append(

@@ -80,13 +80,13 @@ def lacking(pairs: Pairs) -> Mapping[str, NDArray[np.bool_]]:
 
 
 def compared_features(
-    one: Mapping[str, Array], other: Mapping[str, Array], groups: Groups, seed: int = 0
+    one: Mapping[str, Array], other: Mapping[str, Array], groups: Groups, seed: int = 0, others: Groups | None = None
 ) -> Iterator[tuple[str, Compared, float]]:
     """Each feature's comparison, of what ``features_of`` gave, and its p after Holm's correction for all of them.
 
-    groups: of the first side.
+    groups, others: the patients of the sides; None: each of the other side is its own.
     """
-    both = {name: compare(one[name], other[name], groups, seed) for name in one if name in other}
+    both = {name: compare(one[name], other[name], groups, seed, others=others) for name in one if name in other}
     found = {name: each for name, each in both.items() if each is not None}
     adjusted = holm([each.p for each in found.values()])
     yield from zip(found, found.values(), adjusted, strict=True)

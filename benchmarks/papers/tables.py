@@ -159,8 +159,8 @@ def table_3(hearts: Figures) -> Table:
     note = (
         f"{found['real']} real masks, {found['generated']} generated. Areas are in pixels: multiply ours by "
         f"{1 / side**2:g} for pixels of theirs. Delta: how much more often a generated one is above a real one. Masks "
-        f"without the structure are left out: {lacking}. p takes slices of a patient for independent, which they are "
-        f"not. {paper.DOUBTS['Table III']}"
+        f"without the structure are left out: {lacking}. p is twice the middle one of 99 draws of one slice a "
+        f"patient. {paper.DOUBTS['Table III']}"
     )
     columns = ["", "theirs: real", "generated", "p", "ours: real", "generated", "KS D", "p", "p (Holm)", "delta"]
     return Table(f"Table III on {hearts['name']}: shapes of masks", columns, rows, note)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks.evaluation.neighbours import median_of
 from benchmarks.evaluation.statistics import (
@@ -25,6 +26,25 @@ def test_kolmogorov_smirnov_rejects_the_same_law_at_its_rate():
     random = np.random.default_rng(0)
     p = [compare(random.normal(size=80), random.normal(size=80), own(80), count=2).p for _ in range(400)]
     assert 0.02 < np.mean(np.array(p) < 0.05) < 0.075  # 5 % or, as D has steps, a little less
+
+
+def test_that_slices_of_a_patient_are_alike_is_no_difference_and_what_is_one_is_found():
+    random, patients = np.random.default_rng(6), np.repeat(own(20), 20)
+    p = {0: [], 2: []}
+    for seed in range(25):
+        real = 0.8**0.5 * random.normal(size=20)[patients] + 0.2**0.5 * random.normal(size=400)
+        for shift, found in p.items():
+            independent = random.normal(shift, 1, 256)
+            found.append(compare(real, independent, patients, seed, 2).p)
+            found.append(compare(independent, real, own(256), seed, 2, patients).p)
+    assert np.mean(np.array(p[0]) < 0.05) < 0.075
+    assert np.mean(np.array(p[2]) < 0.05) > 0.9
+
+
+def test_p_of_patients_with_a_slice_each_is_scipys():
+    random = np.random.default_rng(7)
+    one, other = random.normal(size=40), random.normal(0.5, 1, 50)
+    assert compare(one, other, own(40)[::-1], others=own(50)).p == stats.ks_2samp(one, other).pvalue
 
 
 def test_cliffs_delta_has_its_sign_and_an_interval_that_holds_it():
