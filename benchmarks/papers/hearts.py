@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.evaluation.measure_privacy import FEW_PATIENTS
 from benchmarks.evaluation.membership import Seen, by_features, by_loss, seen
-from benchmarks.evaluation.neighbours import closeness, nearest
+from benchmarks.evaluation.neighbours import closeness, median_of, nearest
 from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, together
 from benchmarks.evaluation.shapes import TABLE_III, absent, compared_features, features_of
 from benchmarks.evaluation.similarity import likeness, of_other_patients
@@ -182,7 +182,7 @@ def _perceived(samples: Pairs, train: Pairs, rows: Sequence[int] | np.ndarray, j
 
     assert judge.lpips is not None
     one, other = (torch.from_numpy(each)[:, None] for each in (samples.images, train.images[rows]))
-    return mean_of(judge.lpips(one, other).numpy(), np.arange(len(samples)), judge.seed)
+    return median_of(judge.lpips(one, other).double().numpy(), samples.groups, judge.seed)
 
 
 def _flat(pairs: Pairs) -> np.ndarray:

@@ -105,8 +105,10 @@ DOUBTS = {
     "Table III": "Theirs contradicts itself: of real masks pixels % is the area over 128 x 128, of generated ones it "
     "is not (LV 5.34 by the area, 6.54 printed). LV's roundness and solidity share a p of 1.35e-40. Of 15 p-values 8 "
     "are below 0.05, and 6 after Holm's correction.",
-    "Table V": "Theirs counts the background as a class, leaves out slices where a distance is not defined, and has an "
-    "HD95 of 2.26 for LDM M&M-Syn on ACDC, below both rows of real data: probably a misprint.",
+    "Table V": "Theirs has distances in pixels, of 1.25 mm by the paper's text. It counts the background as a class, "
+    "leaves out slices where a distance is not defined, and has an HD95 of 2.26 for LDM M&M-Syn on ACDC, below both "
+    "rows of real data: probably a misprint.",
     "Table VI": "Theirs measures nearness to a folder that its script fills from the test set, and splits the attack's "
-    "images, not patients: AUCs of 0.6029 and 0.6038 cannot be told apart.",
+    "images, not patients: AUCs of 0.6029 and 0.6038 cannot be told apart. Its L2 is a mean, by that script; what its "
+    "LPIPS and NNDR are is not said.",
 }

@@ -174,6 +174,33 @@ def test_copies_are_looked_for_in_all_that_was_learnt(tmp_path: Path) -> None:
     assert rows["new"]["L2"]["value"] == rows["new"]["L2 of held out"]["value"] > 0
 
 
+def test_nearness_is_of_medians_of_what_a_network_perceives_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt, others = (read_pairs("phantom:3", 32, split, HEART) for split in ("train", "validation"))
+    monkeypatch.setattr(comparing.Judge, "lpips", property(lambda _: lambda one, other: torch.tensor([0.1, 0.2, 0.9])))
+    rows = hearts.nearness(learnt, others, {"new": others}, comparing.Judge(TINY, Cache(tmp_path)))
+    assert rows["new"]["LPIPS"]["value"] == pytest.approx(0.2)
+
+
+def test_units_and_what_a_figure_is_stand_in_the_tables() -> None:
+    figure = {"value": 0.5, "low": None, "high": None}
+    classes = [dict.fromkeys(("Dice", "IoU", "HD95", "ASD"), figure)]
+    row = {"real": 8, "synthetic": 0, "tested": {"ACDC": {"Dice": figure, "classes": classes}}}
+    table_5 = tables.table_5({"name": "ACDC", "Table V": {"ACDC": row}})
+    assert [*table_5.columns[3:5]] == ["theirs on M&Ms: HD95 (px)", "theirs on M&Ms: ASD (px)"]
+    assert [*table_5.columns[-4:]] == [f"ours on ACDC: {each}" for each in ("Dice", "IoU", "HD95 (mm)", "ASD (mm)")]
+    assert "pixels, of 1.25 mm" in table_5.note
+    attacked = {"members": 8, "patients": [8, 8], "few": True, "searched": 8}
+    found = {"rows": {chain: {"L2": figure, "L2 of held out": figure, "AUC": figure} for chain in paper.CHAINS}}
+    hearts_of_76 = {"name": "ACDC", "size": 64, "held_out": {"pairs": 76}, "Table VI": {**attacked, **found}}
+    table_6 = tables.table_6(hearts_of_76)
+    names = [f"{each} (ours: median)" for each in ("L2", "LPIPS", "NNDR")] + ["AUC", "L2 of held out (ours: median)"]
+    assert [row[0] for row in table_6.rows] == names
+    assert "1 % of 76 is less than one, so the TPR is that at no false alarm" in table_6.note
+    assert "false alarm" not in tables.table_6({**hearts_of_76, "held_out": {"pairs": 100}}).note
+
+
 def test_one_patient_held_out_leaves_the_regression_out(tmp_path: Path) -> None:
     learnt, others = (read_pairs("phantom:4", 32, split, HEART) for split in ("train", "validation"))
     model = models.Model(tiny_family("cmr_flow_image"), {"digest": "weights"}, tmp_path, "bundle", {})
