@@ -15,7 +15,7 @@ from benchmarks.evaluation.segmentation import Recipe, Segmenter, seen_by
 from benchmarks.evaluation.shapes import compared_features, features_of, lacking
 from benchmarks.evaluation.sides import Sides, even_halves
 from benchmarks.evaluation.similarity import KERNEL, Lpips, likeness, of_other_patients, partners, scales_for
-from benchmarks.evaluation.statistics import ks_interval, mean_of, share_of
+from benchmarks.evaluation.statistics import Interval, ks_interval, mean_of, share_of
 
 SURE_OF_FRECHET = 10  # pictures for each feature
 HISTOGRAMS = 24
@@ -57,7 +57,7 @@ def quality(
             "image of a mask"
         )
     elif sides.given is None:
-        _shapes(section, sides, reference, other, seed)
+        _shapes(section, sides, reference, other, synthetic, seed)
     section.pictures += [sample_grid(sides.synthetic, seed), sample_grid(sides.train, seed)]
     section.facts |= {"seed": seed, "compared": count, "features": {each.name: each.identity for each in extractors}}
     section.facts |= sides.facts()
@@ -199,21 +199,28 @@ def _likeness(
     section.tables.append(Table(title, ["", "pairs", *named], table, note))
 
 
-def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed: int) -> None:
+def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, as_many: Pairs, seed: int) -> None:
+    """as_many: of the samples, as reference and other have pictures, for D goes with the number."""
     real, synthetic = together(sides.train, sides.held_out), sides.synthetic
     one, drawn = features_of(real), features_of(synthetic)
-    halves = features_of(reference), features_of(other)
-    floor = {
-        name: ks_interval(found.d, _whose(halves[0][name], reference), _whose(halves[1][name], other))
-        for name, found, _ in compared_features(*halves, reference.groups, seed, other.groups)
-    }
+    of_reference = features_of(reference)
+
+    def from_reference(side: Pairs) -> dict[str, Interval]:
+        found = features_of(side)
+        return {
+            name: ks_interval(each.d, _whose(of_reference[name], reference), _whose(found[name], side))
+            for name, each, _ in compared_features(of_reference, found, reference.groups, seed, side.groups)
+        }
+
+    of_as_many, of_halves = from_reference(as_many), from_reference(other)
     rows: list[list[Cell]] = [
         [
             name,
             mean_of(one[name], real.groups, seed),
             mean_of(drawn[name], synthetic.groups, seed),
             ks_interval(found.d, _whose(one[name], real), _whose(drawn[name], synthetic)),
-            floor.get(name),
+            of_as_many.get(name),
+            of_halves.get(name),
             _p(found.p),
             _p(adjusted),
             "yes" if adjusted < 0.05 else "no",
@@ -222,14 +229,18 @@ def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, seed
         for name, found, adjusted in compared_features(one, drawn, real.groups, seed, synthetic.groups)
     ]
     there = {row[0] for row in rows}
-    rows += [[name, *[None] * 8] for name in one if name not in there]
-    columns = ["", "real", "synthetic", "KS D", "D of real halves", "p", "p (Holm)", "differs", "Cliff's delta"]
+    rows += [[name, *[None] * 9] for name in one if name not in there]
+    columns = ["", "real", "synthetic", "KS D", "D of as many", "D of real halves"]
+    columns += ["p", "p (Holm)", "differs", "Cliff's delta"]
     note = (
         "Means of pixels % of all pixels of a class, and of area in pixels, roundness, eccentricity and solidity of "
         "its largest component; where fewer than two masks of a side have the structure there is a dash. "
         "Delta is how much more often a synthetic value is above a real one than below it. Of patients with "
         "several slices, which are alike, p is twice the middle one of 99 draws of one slice a patient. "
         "What does not differ is not shown to be the same. "
+        f"D is larger of fewer pictures: {len(reference)} of one half of the real patients beside {len(as_many)} "
+        f"samples (as many), and beside {len(other)} of the other half (real halves). Of patients with several slices "
+        "the latter is larger than of samples of the same law. "
         "D's interval is Massart's, as if each patient gave one value; p-values have none."
     )
     section.tables.append(

@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 pytest.importorskip("skimage")
 
+from benchmarks.evaluation.measure_quality import _shapes
 from benchmarks.evaluation.pairs import Pairs
+from benchmarks.evaluation.report import Section
 from benchmarks.evaluation.shapes import absent, compared_features, features_of
+from benchmarks.evaluation.sides import Sides
 from benchmarks.evaluation.similarity import likeness, of_other_patients, partners, scales_for
 from training.data.classes import HEART, LESION
 
@@ -73,6 +77,25 @@ def test_larger_lesions_differ_and_the_same_do_not():
     assert p < 1e-6
     assert each.delta.low > 0.5
     assert larger["lesion: row"][1] > 0.01
+
+
+def test_d_of_real_halves_stands_beside_d_of_as_many_samples():
+    random = np.random.default_rng(3)
+
+    def drawn(count: int, name: str) -> Pairs:
+        pairs = of(np.stack([disc(*random.uniform(20, 44, 2), random.uniform(4, 8)) for _ in range(count)]))
+        return replace(pairs, name=name, patients=tuple(f"{name} {k // 2}" for k in range(count)))
+
+    one, other, samples = drawn(12, "one"), drawn(12, "other"), drawn(60, "samples")
+    as_many, section = samples.at(range(12)), Section("Quality")
+    _shapes(section, Sides(one, other, samples, True), one, other, as_many, 0)
+    table = section.tables[0]
+    figures = dict(zip(table.columns, next(row for row in table.rows if row[0] == "lesion: area"), strict=True))
+    area = {side.name: features_of(side)["lesion: area"] for side in (one, other, samples)}
+    both = np.concatenate([area["one"], area["other"]])
+    assert figures["KS D"].value == stats.ks_2samp(both, area["samples"]).statistic
+    assert figures["D of as many"].value == stats.ks_2samp(area["one"], area["samples"][:12]).statistic
+    assert figures["D of real halves"].value == stats.ks_2samp(area["one"], area["other"]).statistic
 
 
 def test_pictures_of_the_same_mask_are_compared_once():
