@@ -1,5 +1,6 @@
 """What `list`, `inspect` and `verify` say of bundles."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -184,13 +185,17 @@ def default_sampling(manifest: Manifest) -> str:
 
 
 def tuning(tuned: Mapping[str, Any]) -> str:
-    """Of `benchmarks tune`, what the default was measured to be worth."""
-    reference, chosen, again = (tuned[name] for name in ("reference", "chosen", "confirmed"))
-    seconds = ", ".join(f"{name} {each:.3g}" for name, each in tuned["seconds_per_sample"].items())
-    return (
-        f"{tuned['verdict']} beside {reference['solver']}, {reference['steps']} steps, {tuned['times_as_fast']:.3g} "
-        f"times as fast, on {chosen['samples']} seeds and on {again['samples']} fresh ones; seconds a sample: {seconds}"
-    )
+    """Of `benchmarks tune`, what the default was measured to be worth; what something else says of it as it is."""
+    try:
+        reference, chosen, again = (tuned[name] for name in ("reference", "chosen", "confirmed"))
+        seconds = ", ".join(f"{name} {each:.3g}" for name, each in tuned["seconds_per_sample"].items())
+        return (
+            f"{tuned['verdict']} beside {reference['solver']}, {reference['steps']} steps, "
+            f"{tuned['times_as_fast']:.3g} times as fast, on {chosen['samples']} seeds and on {again['samples']} fresh "
+            f"ones; seconds a sample: {seconds}"
+        )
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return json.dumps(tuned)
 
 
 def target(manifest: Manifest) -> str:

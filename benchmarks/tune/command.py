@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.tune.gate import Limits
     from benchmarks.tune.tune import Answer
 
+ENGINES = ("onnxruntime", "openvino")
 STEPS = "64,32,20,16,12,8,6,4"
 TIMED = (
     "seconds are those of the fastest of three rounds of 16 samples in which all that is here took turns, those that "
@@ -196,6 +197,7 @@ def _tune(
     from benchmarks.evaluation.pairs import EvaluationError
     from benchmarks.evaluation.report import write
     from benchmarks.evaluation.similarity import Lpips
+    from benchmarks.latency.command import describe_device
     from benchmarks.tune.apply import apply
     from benchmarks.tune.candidates import Candidate, check_drawing_alike, has_other_weights, held, labelled, ladders
     from benchmarks.tune.comparison import Comparison
@@ -205,6 +207,7 @@ def _tune(
     from benchmarks.tune.reader import reader_of
     from benchmarks.tune.timing import Clock, paper_sampler
     from benchmarks.tune.tune import Judge, published, split, tuned
+    from serving.engines.threads import threads
     from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
 
     own = held(repository, model, "")
@@ -252,9 +255,12 @@ def _tune(
         looks = Looks(out / "looks.json")
         answer = tuned(judge, list(ladders(bundles, solvers, steps)), seed, count, clock, looks, click.echo)
     used = split(judge, range(seed, seed + count), range(seed + count, seed + 2 * count), answer.earlier)
-    section = _section(answer, limits, real, used)
     command = shlex.join(["medgen", "benchmarks", *sys.argv[sys.argv.index("tune") :]]) if "tune" in sys.argv else None
-    written = write([section], {"command": command, "versions": versions_of(PACKAGES)}, out, "tune")
+    made_with = {"command": command, "machine": describe_device(threads()), "versions": versions_of(ENGINES + PACKAGES)}
+    if answer.evidence:
+        answer.evidence |= made_with
+    section = _section(answer, limits, real, used)
+    written = write([section], made_with, out, "tune")
     _print([section])
     click.echo(", ".join(map(str, written)))
     click.echo(_conclusion(answer))
@@ -396,7 +402,7 @@ def _section(answer: "Answer", limits: "Limits", real: "Pairs", used: dict[str, 
     ]
     section.tables.append(Table("Criteria", ["", "criterion", "verdict", "value", "limit", ""], told))
     if answer.untried:
-        section.tables.append(Table("Not tried", ["", ""], [[each.name, why] for each, why in answer.untried]))
+        section.tables.append(Table("Not tried", ["", ""], answer.why_untried()))
     section.tables.append(Table("What was used for what", ["", ""], [[each, what] for each, what in used.items()]))
     chosen = answer.winner if answer.verdict == "accepted" else None
     points = [
@@ -410,7 +416,7 @@ def _section(answer: "Answer", limits: "Limits", real: "Pairs", used: dict[str, 
         section.pictures.append(Shown(f"{trial.candidate.name}: the first seeds", sheet(tiles, 8)))
     section.facts |= {"limits": asdict(limits), "real": real.described(), "verdict": answer.verdict, "used": used}
     section.facts |= {"trials": [trial.as_json() for trial in answer.trials], "evidence": answer.evidence}
-    section.facts |= {"untried": [[each.name, why] for each, why in answer.untried]}
+    section.facts |= {"untried": answer.why_untried()}
     return section
 
 

@@ -66,6 +66,7 @@ class Trial:
             "refused_early": self.was_given_up,
             "not_seed_by_seed": self.unpaired or None,
             "criteria": [each.as_json() for each in self.criteria],
+            "figures": {name: each.as_json() for name, each in self.figures.items()},
         }
 
 
@@ -82,6 +83,10 @@ class Answer:
     by_hand: Mapping[str, float] = field(default_factory=dict)
     earlier: Sequence[str] = ()
     evidence: dict[str, Any] = field(default_factory=dict)
+
+    def why_untried(self) -> list[list[str]]:
+        """Their names and why, as a table or JSON has it."""
+        return [[each.name, why] for each, why in self.untried]
 
     @property
     def verdict(self) -> Verdict:
@@ -232,4 +237,5 @@ def _evidence(judge: Judge, answer: Answer, confirmed: Trial, seeds: range, fres
         "features": {each.name: each.identity for each in judge.comparison.extractors},
         "reader": judge.comparison.reader and judge.comparison.reader.identity,
         "real": judge.comparison.real.described(),
+        "untried": answer.why_untried(),
     }

@@ -93,6 +93,7 @@ def test_the_fastest_that_passes_becomes_the_default(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Clock, "__call__", lambda *_: ([2.0, 1.5, 1.0, 0.5], {"paper-sampler": 4.0}))
+    monkeypatch.setattr("sys.argv", ["medgen", "benchmarks", "tune", "--model", "pig", "--apply"])
     other, out = repository_of(tmp_path / "other"), tmp_path / "out"
     before = load_bundle(changed(bundle_folder(repository, "pig")))
     better = load_bundle(changed(bundle_folder(other, "pig"), precision="bf16"))
@@ -115,6 +116,12 @@ def test_the_fastest_that_passes_becomes_the_default(
         {"reference": 2.0, "chosen": 1.0, "paper-sampler": 4.0},
         2.0,
     )
+    assert {*tuned["chosen"]["figures"]} >= {"rms", "Dice"}
+    assert tuned["confirmed"]["figures"]["rms"]["value"] == 0
+    assert tuned["untried"][0] == ["ddim 1", "ddim 2 was not accepted"]
+    assert tuned["command"] == "medgen benchmarks tune --model pig --apply"
+    assert "threads" in tuned["machine"]
+    assert tuned["versions"]["onnxruntime"]
     told = dict(facts_of(after))
     assert told["default"] == "ddim, 60 steps"
     assert re.fullmatch(
@@ -158,6 +165,7 @@ def test_what_fails_half_way_leaves_the_bundle_as_it_was(repository: Path, monke
     after = apply(chosen, "ddim", 3, {"verdict": "accepted"}, chosen)
     assert after == load_bundle(place)
     assert (after.manifest.default_steps, after.manifest.tuned) == (3, {"verdict": "accepted"})
+    assert dict(facts_of(after))["tuned"] == '{"verdict": "accepted"}'
     assert list(place.parent.glob("*bundle*")) == [place]
 
 
