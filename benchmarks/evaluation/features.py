@@ -53,11 +53,6 @@ class Extractor:
         made_of = [self.name, self.identity, digest, pairs.size]
         kept = cache.arrays("features", made_of, lambda: {"features": self.extract(pairs.images)})
         found: NDArray[np.float64] = kept["features"]
-        if self.is_inception and found.shape[1] != INCEPTION_WIDTH:
-            raise EvaluationError(
-                f"the network called inception has {found.shape[1]} features; FID's has {INCEPTION_WIDTH}: "
-                "give another network another name"
-            )
         return found
 
 
@@ -89,14 +84,14 @@ def _radiomics(images: Floats) -> NDArray[np.float64]:
     return np.array(rows, np.float64)
 
 
-def of_network(name: str, file: Path) -> Extractor:
-    """A network in TorchScript (.pt) or ONNX (.onnx).
+def of_network(name: str, file: Path, size: int) -> Extractor:
+    """A network in TorchScript (.pt) or ONNX (.onnx), tried on two pictures of this size.
 
     It gets float32 [N, 3, S, S], the grey level in each colour, in [0, 1]; one called inception gets 0 to 255 at 299 x
     299 pixels, as the Inception of TensorFlow takes them that FID is defined by. It gives [N, D], or maps [N, D, h, w]
     whose means are taken.
 
-    Raises EvaluationError if it cannot be read.
+    Raises EvaluationError if it cannot be read, or does not take these pictures.
     """
     try:
         identity = _identity(file)
@@ -108,7 +103,14 @@ def of_network(name: str, file: Path) -> Extractor:
         run = _torchscript(file)
     else:
         raise EvaluationError(f"{file} is neither a TorchScript (.pt) nor an ONNX (.onnx) network")
-    return Extractor(name, identity, partial(_by_network, run, name == INCEPTION, file))
+    found = Extractor(name, identity, partial(_by_network, run, name == INCEPTION, file))
+    width = found.extract(np.random.default_rng(0).random((2, size, size), np.float32)).shape[1]
+    if found.is_inception and width != INCEPTION_WIDTH:
+        raise EvaluationError(
+            f"the network called inception has {width} features; FID's has {INCEPTION_WIDTH}: "
+            "give another network another name"
+        )
+    return found
 
 
 def _identity(file: Path) -> str:
@@ -141,7 +143,11 @@ def _by_network(run: Run, inception: bool, file: Path, images: Floats) -> NDArra
         if inception:
             side = (INCEPTION_SIDE, INCEPTION_SIDE)
             colours = F.interpolate(colours, side, mode="bilinear", antialias=True).clamp(0, 1) * 255
-        out = np.asarray(run(colours.numpy()), np.float64)
+        try:
+            out = np.asarray(run(colours.numpy()), np.float64)
+        except Exception as error:  # theirs have no common base
+            why = " ".join(str(error).strip().splitlines()[-3:])
+            raise EvaluationError(f"{file} does not take float32 {list(colours.shape)}: {why}") from error
         out = out.mean((2, 3)) if out.ndim == 4 else out
         if out.ndim != 2 or len(out) != len(part) or not np.isfinite(out).all():
             raise EvaluationError(f"{file} gives {list(out.shape)} for {len(part)} pictures; it must be finite [N, D]")

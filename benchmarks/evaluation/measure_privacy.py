@@ -113,7 +113,7 @@ def _neighbours(
     else:
         section.warnings.append(NO_SEGMENTER)
         extractors += [of.radiomics()] if of.has_radiomics() else []
-    extractors += [of.of_network(name, file) for name, file in files]
+    extractors += [of.of_network(name, file, sides.train.size) for name, file in files]
     for extractor in extractors:
         of_train = extractor.of(sides.train, cache)
         deviation = np.where(of_train.std(0) > 0, of_train.std(0), 1)

@@ -81,7 +81,7 @@ def _extractors(
         found.append(segmenter_features(Segmenter(reference, recipe, classes, seed)))
     else:
         section.warnings.append(NO_SEGMENTER)
-    found += [of.of_network(name, file) for name, file in files]
+    found += [of.of_network(name, file, reference.size) for name, file in files]
     if not found:
         section.warnings.append("Nothing is left to compare by, and no distance is measured: name a --features network")
         return found

@@ -47,7 +47,11 @@ class Judge:
     def extractors(self, reference: Pairs, classes: int) -> list[Extractor]:
         found = [segmenter_features(Segmenter(reference, self.recipe, classes, self.seed))]
         found += [of.radiomics()] if self.amounts.radiomics and of.has_radiomics() else []
-        return found + [of.of_network(name, file) for name, file in self.files]
+        return found + self.networks(reference.size)
+
+    def networks(self, size: int) -> list[Extractor]:
+        """The user's, tried on pictures of this size."""
+        return [of.of_network(name, file, size) for name, file in self.files]
 
     def distances(
         self, reference: Pairs, other: Pairs, sides: Mapping[str, Pairs], classes: int

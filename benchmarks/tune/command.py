@@ -247,9 +247,10 @@ def _tune(
         draws_pictures = any(output.name == "image" for output in manifest.outputs)
         shown = real if draws_pictures else as_pictures(real)
         segmenter = _segmenter(learnt if draws_pictures else shown, seed)
+        extractors = _extractors(files, segmenter)
         reader = reader_of(segmenter, cache) if draws_pictures else None
         perceptual = None if lpips is None else Lpips(lpips)
-        comparison = Comparison(shown, _extractors(files, segmenter), reader, limits, cache, seed, perceptual)
+        comparison = Comparison(shown, extractors, reader, limits, cache, seed, perceptual)
         judge = Judge(drawer, before, comparison)
         clock = Clock(drawer, paper_sampler(before, asked["checkpoint"]))
         looks = Looks(out / "looks.json")
@@ -346,7 +347,7 @@ def _extractors(files: tuple[tuple[str, Path], ...], segmenter: "Segmenter") -> 
     from benchmarks.evaluation import features
     from benchmarks.evaluation.measure_quality import segmenter_features
 
-    found = [features.of_network(name, file) for name, file in files]
+    found = [features.of_network(name, file, segmenter.real.size) for name, file in files]
     if features.has_radiomics():
         found.insert(0, features.radiomics())
     return found or [segmenter_features(segmenter)]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from benchmarks.evaluation.reading import read_pairs
 from benchmarks.evaluation.segmentation import Recipe
 from benchmarks.evaluation.statistics import holm
 from benchmarks.papers import amounts, comparing, drawing, hearts, mammograms, models, paper, sources, tables
+from benchmarks.papers.command import measure
 from training import CheckpointError
 from training.checkpoint import save_checkpoint
 from training.data.classes import HEART, LESION
@@ -199,6 +201,17 @@ def test_units_and_what_a_figure_is_stand_in_the_tables() -> None:
     assert [row[0] for row in table_6.rows] == names
     assert "1 % of 76 is less than one, so the TPR is that at no false alarm" in table_6.note
     assert "false alarm" not in tables.table_6({**hearts_of_76, "held_out": {"pairs": 100}}).note
+
+
+@pytest.mark.parametrize("only", ["mammograms", "hearts"])
+def test_networks_to_compare_by_are_tried_before_anything_is_trained(tmp_path: Path, only: str) -> None:
+    (tmp_path / "mias").mkdir()
+    (tmp_path / "mias" / "Info.txt").touch()
+    (tmp_path / "mias" / "mdb001.pgm").touch()
+    (tmp_path / "not.onnx").touch()
+    judge = comparing.Judge(TINY, Cache(tmp_path / "cache"), files=[("mine", tmp_path / "not.onnx")])
+    with pytest.raises(EvaluationError, match=r"not\.onnx is no ONNX network"):
+        next(measure(tmp_path, only, False, SimpleNamespace(amounts=TINY, given={}), judge, False))
 
 
 def test_one_patient_held_out_leaves_the_regression_out(tmp_path: Path) -> None:

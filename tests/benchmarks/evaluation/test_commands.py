@@ -380,17 +380,48 @@ def test_a_network_of_the_user_gives_distances_of_its_name(tmp_path):
     pairs = read_pairs(str(folder_of(tmp_path / "some", range(5))))
     for width in (7, 2048):
         torch.jit.script(Wide(width)).save(str(tmp_path / f"{width}.pt"))
-    own = features.of_network("mine", tmp_path / "7.pt")
+    own = features.of_network("mine", tmp_path / "7.pt", SIZE)
     assert own.of(pairs, Cache(tmp_path / "cache")).shape == (5, 7)
     assert (own.frechet_name(), own.kernel_name()) == ("Frechet (mine)", "kernel distance (mine)")
     with pytest.raises(EvaluationError, match="called inception has 7 features"):
-        features.of_network("inception", tmp_path / "7.pt").of(pairs, Cache(tmp_path / "cache"))
-    inception = features.of_network("inception", tmp_path / "2048.pt")
+        features.of_network("inception", tmp_path / "7.pt", SIZE).of(pairs, Cache(tmp_path / "cache"))
+    inception = features.of_network("inception", tmp_path / "2048.pt", SIZE)
     assert inception.of(pairs.at([0]), Cache(tmp_path / "cache")).shape == (1, 2048)
     assert (inception.frechet_name(), inception.kernel_name()) == ("FID", "KID")
     (tmp_path / "not.pt").write_text("no network")
     with pytest.raises(EvaluationError, match="is no TorchScript network"):
-        features.of_network("mine", tmp_path / "not.pt")
+        features.of_network("mine", tmp_path / "not.pt", SIZE)
+
+
+def onnx_of(place: Path, name: str, shape: list) -> Path:
+    """A network whose output is its input."""
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, shape) for end in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], name, ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, place / f"{name}.onnx")
+    return place / f"{name}.onnx"
+
+
+def test_a_network_that_does_not_fit_is_refused_before_anything_is_trained(tmp_path, drawn, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(features, "has_radiomics", lambda: False)
+    monkeypatch.setattr("benchmarks.evaluation.segmentation.trained", None)
+    torch.jit.script(torch.nn.Conv2d(1, 4, 3)).save(str(tmp_path / "grey.pt"))
+    files = {
+        onnx_of(tmp_path, "single", [1, 3, SIZE, SIZE]): "Got: 2 Expected: 1",
+        onnx_of(tmp_path, "last", ["n", SIZE, SIZE, 3]): "index: 1 Got: 3 Expected: 32",
+        onnx_of(tmp_path, "larger", ["n", 3, 64, 64]): "index: 2 Got: 32 Expected: 64",
+        tmp_path / "grey.pt": "but got 3 channels instead",
+    }
+    for file, why in files.items():
+        for command in ("quality", "privacy"):
+            told = refused(command, "phantom:16", drawn, "--out", tmp_path / "out", "--features", f"mine={file}")
+            assert f"{file.name} does not take float32 [2, 3, 32, 32]: " in told
+            assert why in told
+    onnx_of(tmp_path, "flat", ["n", "m", "s", "t"])
+    with pytest.raises(EvaluationError, match="inception has 3 features; FID's has 2048"):
+        features.of_network("inception", tmp_path / "flat.onnx", SIZE)
 
 
 def test_a_network_in_onnx_sees_the_grey_level_in_each_colour(tmp_path):
@@ -404,12 +435,12 @@ def test_a_network_in_onnx_sees_the_grey_level_in_each_colour(tmp_path):
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "some.onnx"
     )
     pairs = read_pairs(str(folder_of(tmp_path / "some", range(5))))
-    found = features.of_network("mine", tmp_path / "some.onnx").of(pairs, Cache(tmp_path / "cache"))
+    found = features.of_network("mine", tmp_path / "some.onnx", SIZE).of(pairs, Cache(tmp_path / "cache"))
     expected = np.exp(pairs.images).mean((1, 2))  # of maps [N, 3, S, S]
     np.testing.assert_allclose(found, np.repeat(expected[:, None], 3, axis=1), rtol=1e-5)
     (tmp_path / "not.onnx").write_text("no network")
     with pytest.raises(EvaluationError, match="is no ONNX network"):
-        features.of_network("mine", tmp_path / "not.onnx")
+        features.of_network("mine", tmp_path / "not.onnx", SIZE)
 
 
 @pytest.mark.parametrize("location", ["weights.bin", "w" * 200], ids=["short", "of two bytes of length"])
@@ -424,7 +455,7 @@ def test_weights_beside_a_network_in_onnx_are_part_of_it(tmp_path, location):
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
         (tmp_path / location).unlink(missing_ok=True)
         onnx.save(model, tmp_path / "some.onnx", save_as_external_data=True, location=location)
-        return features.of_network("mine", tmp_path / "some.onnx")
+        return features.of_network("mine", tmp_path / "some.onnx", SIZE)
 
     one, other = (with_weights(value) for value in (1, 2))
     assert one.identity != other.identity
@@ -432,7 +463,7 @@ def test_weights_beside_a_network_in_onnx_are_part_of_it(tmp_path, location):
     np.testing.assert_allclose(with_weights(2).of(pairs, cache) - with_weights(1).of(pairs, cache), 1, rtol=1e-5)
     (tmp_path / location).unlink()
     with pytest.raises(EvaluationError, match=f"{location} cannot be read: No such file"):
-        features.of_network("mine", tmp_path / "some.onnx")
+        features.of_network("mine", tmp_path / "some.onnx", SIZE)
 
 
 def test_radiomics_are_of_the_picture_alone(tmp_path):

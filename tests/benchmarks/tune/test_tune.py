@@ -30,6 +30,7 @@ from training.checkpoint import load_checkpoint, shipped_checkpoint
 
 COUNT = 64
 STUDENT = ("ddim_clipped_trailing", 2)  # solver and steps
+EXTRACTORS = command._extractors
 ASKED = ("--data", "phantom:64", "--reference-solver", "ddim", "--reference-steps", 60, "--count", COUNT)
 
 
@@ -236,6 +237,16 @@ def test_what_cannot_be_tuned_is_said(repository: Path, tmp_path: Path) -> None:
     assert "'a,b' is not a list of numbers" in run(*asked, "--steps", "a,b", fails=True)
     changed(bundle_folder(repository, "pig"), precision="bf16")
     assert "of bf16; the reference is the trained model in fp32" in run(*asked, *ASKED, fails=True)
+
+
+def test_networks_are_tried_before_a_segmenter_learns(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_extractors", EXTRACTORS)
+    monkeypatch.setattr("benchmarks.tune.reader.reader_of", None)
+    (tmp_path / "not.onnx").touch()
+    asked = ("--repository", repository, "--out", tmp_path / "out", "--features", f"mine={tmp_path / 'not.onnx'}")
+    assert "not.onnx is no ONNX network" in run(*asked, *ASKED, fails=True)
 
 
 def test_masks_of_other_classes_are_not_taken_for_the_models(repository: Path, tmp_path: Path) -> None:
