@@ -26,6 +26,8 @@ SEVERAL_SLICES = (
     "samples that come out better there are not better than real pictures. In the kernel distance no pair is of one "
     "patient, so it is 0 on average for either."
 )
+OF_MASKS = "Like the real image of the same mask", "sample and the real image of its mask"
+OF_PICTURES = "Like the picture that each was drawn under", "sample and its picture"
 UNITS = {"PSNR": "PSNR (dB)"}
 NO_SEGMENTER = "the real images have no masks, so features of a segmenter that learnt them are left out"
 
@@ -47,7 +49,7 @@ def quality(
         section.text.append(SEVERAL_SLICES)
     extractors = _extractors(section, reference, files, recipe, sides.classes, seed)
     _distances(section, extractors, reference, {"synthetic": synthetic, OTHERS: other}, seed, cache)
-    if sides.given == "picture":
+    if sides.under is not None:
         _like_what_went_in(section, sides, lpips, seed)
     elif sides.without_masks is None:
         _paired(section, sides, lpips, seed)
@@ -158,17 +160,20 @@ def _paired(section: Section, sides: Sides, weights: Path | None, seed: int) -> 
             "Samples of an image model under real masks (sample --condition) have them."
         )
         return
-    what = f"{len(rows)} samples under masks of real images ({which})"
-    title, name = "Like the real image of the same mask", "sample and the real image of its mask"
-    _likeness(section, title, name, what, real.at(rows), sides.synthetic.at(drawn), weights, seed)
+    empty = sides.synthetic.empty
+    what = (
+        f"{len(rows)} samples under masks of real images ({which}), each image once. Left out are {empty} samples with "
+        f"empty masks, which may be any image's, and {len(sides.synthetic) - len(rows) - empty} others"
+    )
+    _likeness(section, *OF_MASKS, what, real.at(rows), sides.synthetic.at(drawn), weights, seed)
 
 
 def _like_what_went_in(section: Section, sides: Sides, weights: Path | None, seed: int) -> None:
     assert sides.under is not None
-    rows = range(min(len(sides.under), len(sides.synthetic)))  # each picture once
-    what = f"{len(rows)} samples, each drawn under a picture of {sides.under.name}"
-    title, name = "Like the picture that each was drawn under", "sample and its picture"
-    _likeness(section, title, name, what, sides.under.at(rows), sides.synthetic.at(rows), weights, seed)
+    rows = range(min(len(sides.under), len(sides.synthetic)))  # each mask or picture once
+    what = f"{len(rows)} samples, each drawn under a {sides.given} of {sides.under.name}"
+    named = OF_MASKS if sides.given == "mask" else OF_PICTURES
+    _likeness(section, *named, what, sides.under.at(rows), sides.synthetic.at(rows), weights, seed)
 
 
 def _likeness(

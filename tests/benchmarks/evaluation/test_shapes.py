@@ -8,9 +8,11 @@ from scipy import stats
 
 pytest.importorskip("skimage")
 
-from benchmarks.evaluation.measure_quality import _shapes
+from benchmarks.evaluation import measure_quality
+from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.pairs import Pairs
-from benchmarks.evaluation.report import Section
+from benchmarks.evaluation.report import Section, Table
+from benchmarks.evaluation.segmentation import RECIPES
 from benchmarks.evaluation.shapes import absent, compared_features, features_of
 from benchmarks.evaluation.sides import Sides
 from benchmarks.evaluation.similarity import likeness, of_other_patients, partners, scales_for
@@ -88,7 +90,7 @@ def test_d_of_real_halves_stands_beside_d_of_as_many_samples():
 
     one, other, samples = drawn(12, "one"), drawn(12, "other"), drawn(60, "samples")
     as_many, section = samples.at(range(12)), Section("Quality")
-    _shapes(section, Sides(one, other, samples, True), one, other, as_many, 0)
+    measure_quality._shapes(section, Sides(one, other, samples, True), one, other, as_many, 0)
     table = section.tables[0]
     figures = dict(zip(table.columns, next(row for row in table.rows if row[0] == "lesion: area"), strict=True))
     area = {side.name: features_of(side)["lesion: area"] for side in (one, other, samples)}
@@ -112,6 +114,26 @@ def test_pictures_of_the_same_mask_are_compared_once():
     noise = likeness(real.at([0, 1]), of(masks[[0, 1]], real.images[[0, 1]] + 0.1))
     assert noise["PSNR"] == pytest.approx([20, 20], abs=1e-3)
     assert [len(scales_for(size)) for size in (32, 64, 128, 256)] == [2, 3, 4, 4]
+
+
+def test_samples_under_empty_masks_are_compared_with_their_pictures_or_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure_quality, "_extractors", lambda *_: [])
+    random = np.random.default_rng(4)
+    masks = np.stack([disc(20 + k, 32, 6 if k % 2 else -1) for k in range(6)])
+    real, train = (replace(of(masks, random.random(masks.shape)), name=name) for name in ("held out", "train"))
+    train = replace(train, names=tuple("abcdef"), patients=tuple("abcdef"))
+    samples = of(masks, random.random(masks.shape))
+    given = replace(samples, facts={"drawn_under": {"what": "mask", "of": real.name, "count": 6}})
+
+    def table_of(sides: Sides) -> Table:
+        return measure_quality.quality(sides, [], None, RECIPES["small"], 0, Cache(tmp_path)).tables[0]
+
+    known = table_of(Sides(train, real, given, True, real))
+    assert known.rows[0][1] == 6
+    assert known.rows[0][2].value == pytest.approx(likeness(real, samples)["PSNR"].mean())
+    found = table_of(Sides(train, real, samples, True))
+    assert (found.title, found.rows[0][1]) == (known.title, 3)
+    assert "Left out are 3 samples with empty masks, which may be any image's, and 0 others." in found.note
 
 
 def test_the_floor_of_likeness_is_of_other_patients():
