@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,15 @@ from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.pairs import EvaluationError, Floats, Pairs
 from benchmarks.evaluation.progress import followed
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 RADIOMICS, SEGMENTER, INCEPTION = "radiomics", "segmenter", "inception"
 INCEPTION_WIDTH, INCEPTION_SIDE = 2048, 299
+CALLED_FID = (
+    f"given 0 to 255 at {INCEPTION_SIDE} x {INCEPTION_SIDE} as TensorFlow 1 resizes them; called FID because you "
+    "called it inception: nothing here knows the weights"
+)
 SETTINGS = {"binWidth": 8, "force2D": True, "force2Ddimension": 0}  # of 256 grey levels
 BORDER = 1  # pixels around, as pyradiomics needs
 NO_RADIOMICS = (
@@ -31,7 +38,8 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Extractor:
-    """Features [N, D] of images [N, S, S] in [0, 1]; ``identity`` is what they depend on beside the images."""
+    """Features [N, D] of images [N, S, S] in [0, 1]; ``identity`` is what they depend on beside the images, and
+    what reports say of them."""
 
     name: str
     identity: str
@@ -89,7 +97,7 @@ def of_network(name: str, file: Path, size: int) -> Extractor:
 
     It gets float32 [N, 3, S, S], the grey level in each colour, in [0, 1]; one called inception gets 0 to 255 at 299 x
     299 pixels, as the Inception of TensorFlow takes them that FID is defined by. It gives [N, D], or maps [N, D, h, w]
-    whose means are taken.
+    whose means are taken; D is 2048 of one called inception, which is all that is known of it.
 
     Raises EvaluationError if it cannot be read, or does not take these pictures.
     """
@@ -103,6 +111,7 @@ def of_network(name: str, file: Path, size: int) -> Extractor:
         run = _torchscript(file)
     else:
         raise EvaluationError(f"{file} is neither a TorchScript (.pt) nor an ONNX (.onnx) network")
+    identity += f", {CALLED_FID}" if name == INCEPTION else ""
     found = Extractor(name, identity, partial(_by_network, run, name == INCEPTION, file))
     width = found.extract(np.random.default_rng(0).random((2, size, size), np.float32)).shape[1]
     if found.is_inception and width != INCEPTION_WIDTH:
@@ -135,14 +144,12 @@ Run = Callable[[Floats], NDArray[Any]]
 
 def _by_network(run: Run, inception: bool, file: Path, images: Floats) -> NDArray[np.float64]:
     import torch
-    import torch.nn.functional as F
 
     rows = []
     for part in followed(np.split(images, range(BATCH, len(images), BATCH)), file.name):
         colours = torch.from_numpy(part)[:, None].repeat(1, 3, 1, 1)
         if inception:
-            side = (INCEPTION_SIDE, INCEPTION_SIDE)
-            colours = F.interpolate(colours, side, mode="bilinear", antialias=True).clamp(0, 1) * 255
+            colours = resized_for_inception(colours) * 255
         try:
             out = np.asarray(run(colours.numpy()), np.float64)
         except Exception as error:  # theirs have no common base
@@ -153,6 +160,17 @@ def _by_network(run: Run, inception: bool, file: Path, images: Floats) -> NDArra
             raise EvaluationError(f"{file} gives {list(out.shape)} for {len(part)} pictures; it must be finite [N, D]")
         rows.append(out)
     return np.concatenate(rows)
+
+
+def resized_for_inception(colours: "Tensor") -> "Tensor":
+    """Images [N, 3, S, S] at 299 x 299 as TensorFlow 1 resizes them, of which FID's figures are: linear between the two
+    nearest pixels, counted from the first one's centre, and not averaged where there are fewer."""
+    import torch
+
+    side = colours.shape[-1]
+    places = (torch.arange(INCEPTION_SIDE) * (side / INCEPTION_SIDE)).clamp(max=side - 1)
+    weights = (1 - (places[:, None] - torch.arange(side)).abs()).clamp(min=0)
+    return weights @ colours @ weights.T
 
 
 def _onnx(file: Path) -> Run:

@@ -111,14 +111,15 @@ def measure(
     check_given(workshop.given, made + [(model, name) for name in [*of_hearts][:1] for model in hearts.MODELS])
     if of_breasts:
         size = load_family("pig").presets[amounts.preset].size
-        judge.networks(size)  # before anything is trained
+        # Tried before anything is trained.
+        figures["networks"] = {each.name: each.identity for each in judge.networks(size)}
         for name, source in of_breasts.items():
             sides = sources.read_sides(source, name, size, LESION, skip_bad)
             figures["mammograms"].append(mammograms.measure(*sides, name, workshop, judge))
             yield figures
     if of_hearts:
         size = load_family("cmr_mask").presets[amounts.preset].size
-        judge.networks(size)
+        figures["networks"] = {each.name: each.identity for each in judge.networks(size)}
         sets = {name: sources.read_sides(source, name, size, HEART, skip_bad) for name, source in of_hearts.items()}
         figures["hearts"] = hearts.measure(sets, workshop, judge)
         yield figures

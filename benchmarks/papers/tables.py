@@ -20,9 +20,11 @@ def head(figures: Figures) -> str:
     """What all tables have in common."""
     amounts, budget = figures["amounts"], figures["budget_minutes"]
     much = "the papers' amounts" if budget is None else f"the amounts of --budget {budget:g}"
+    networks = [f" {name}: {identity}." for name, identity in figures.get("networks", {}).items()]
     return (
         f"Theirs and ours side by side. Ours: {figures['machine']}, {much} (preset {amounts['preset']}), seed "
         f"{figures['seed']}, segmenters' seeds: {amounts['seeds']}. Found in --data: {', '.join(figures['found'])}."
+        + "".join(networks)
     )
 
 

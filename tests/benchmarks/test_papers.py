@@ -203,6 +203,12 @@ def test_units_and_what_a_figure_is_stand_in_the_tables() -> None:
     assert "false alarm" not in tables.table_6({**hearts_of_76, "held_out": {"pairs": 100}}).note
 
 
+def test_what_is_called_fid_and_why_stands_above_the_tables() -> None:
+    figures = {"amounts": TINY.described(), "budget_minutes": 1, "machine": "m", "seed": 0, "found": ["ACDC"]}
+    assert tables.head(figures).endswith("Found in --data: ACDC.")
+    assert tables.head({**figures, "networks": {"inception": "sha256 1"}}).endswith(" inception: sha256 1.")
+
+
 @pytest.mark.parametrize("only", ["mammograms", "hearts"])
 def test_networks_to_compare_by_are_tried_before_anything_is_trained(tmp_path: Path, only: str) -> None:
     (tmp_path / "mias").mkdir()

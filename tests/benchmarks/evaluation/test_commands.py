@@ -1,5 +1,6 @@
 """The commands from folders to pages."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -388,9 +389,26 @@ def test_a_network_of_the_user_gives_distances_of_its_name(tmp_path):
     inception = features.of_network("inception", tmp_path / "2048.pt", SIZE)
     assert inception.of(pairs.at([0]), Cache(tmp_path / "cache")).shape == (1, 2048)
     assert (inception.frechet_name(), inception.kernel_name()) == ("FID", "KID")
+    digest = hashlib.sha256((tmp_path / "2048.pt").read_bytes()).hexdigest()
+    assert inception.identity.startswith(f"sha256 {digest}, given 0 to 255 at 299 x 299 as TensorFlow 1 resizes them")
+    assert inception.identity.endswith("called FID because you called it inception: nothing here knows the weights")
     (tmp_path / "not.pt").write_text("no network")
     with pytest.raises(EvaluationError, match="is no TorchScript network"):
         features.of_network("mine", tmp_path / "not.pt", SIZE)
+
+
+@pytest.mark.parametrize("side", [32, 299, 598])
+def test_pictures_for_inception_are_resized_as_tensorflow_does(side):
+    """The i-th is linear between the pixels beside i * S / 299, of which no other has a part: none is averaged."""
+    import torch
+
+    grey = np.random.default_rng(0).random((side, side), np.float32)
+    found = features.resized_for_inception(torch.from_numpy(grey).expand(2, 3, side, side)).numpy()
+    assert found.shape == (2, 3, 299, 299)
+    places = np.arange(299) * side / 299
+    for axis in (1, 0):
+        grey = np.apply_along_axis(lambda line: np.interp(places, np.arange(side), line), axis, grey)
+    np.testing.assert_allclose(found[1, 2], grey, atol=1e-4)
 
 
 def onnx_of(place: Path, name: str, shape: list) -> Path:
