@@ -39,13 +39,15 @@ def frechet_between(one: Features, other: Features, groups: Groups, others: Grou
 
 
 def kernel_distance(
-    one: Features, other: Features, groups: Groups, others: Groups, seed: int = 0, count: int = 500
-) -> Interval:
+    one: Features, other: Features, groups: Groups, others: Groups, seed: int = 0, count: int = 500,
+    same: NDArray[np.bool_] | None = None,
+) -> Interval:  # fmt: skip
     """The unbiased squared MMD under (x.y / D + 1)^3, of all items as one subset: KID's, Binkowski et al. 2018 (arXiv
     1801.01401), eq. 4. Within a side pairs of one patient are left out, in the bootstrap too, for they are alike
     whatever the other side is; across sides those of patients of whom an exact copy is on the other side: a set that
-    is compared with itself has a distance of 0, not below. NaN of a side of one patient alone."""
-    return two_sided(_kernel_distance(one, other, groups, others), groups, others, seed, count)
+    is compared with itself has a distance of 0, not below. same: which pairs [N, M] across sides are of one patient,
+    and left out too; None: none is. NaN of a side of one patient alone."""
+    return two_sided(_kernel_distance(one, other, groups, others, same), groups, others, seed, count)
 
 
 def kernel_difference(
@@ -58,18 +60,19 @@ def kernel_difference(
 
 
 def _kernel_distance(
-    one: Features, other: Features, groups: Groups, others: Groups
+    one: Features, other: Features, groups: Groups, others: Groups, same: NDArray[np.bool_] | None = None
 ) -> Callable[[Features, Features], float]:
     """By how often each item is there."""
     copied = np.zeros((groups.max() + 1, others.max() + 1), bool)  # patients of whom a picture is on both sides
     rows, columns = np.nonzero(cdist(one, other) == 0)
     copied[groups[rows], others[columns]] = True
+    left_out = copied[groups][:, others] if same is None else copied[groups][:, others] | same
     within, also, between = (
         _mean_of_pairs((left @ right.T / one.shape[1] + 1) ** 3, counts)
         for left, right, counts in (
             (one, one, groups[:, None] != groups),
             (other, other, others[:, None] != others),
-            (one, other, ~copied[groups][:, others]),
+            (one, other, ~left_out),
         )
     )
     return lambda weights, more: within(weights, weights) + also(more, more) - 2 * between(weights, more)

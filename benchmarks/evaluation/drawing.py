@@ -43,7 +43,8 @@ class Drawing:
         """The samples; given: real pairs, whose masks or pictures a model that wants such is given in turn.
 
         One is drawn anew, whose provenance tells what makes them; of the same bundle, solver, seeds and conditions the
-        others are kept. A model that wants a label has its classes in turn.
+        others are kept. A model that wants a label has its classes in turn. Samples count as of the patients of
+        the masks or pictures: they are no more independent than these.
 
         Raises EvaluationError if they cannot be drawn, or have no image.
         """
@@ -88,7 +89,13 @@ class Drawing:
         of_all = {name: value for name, value in first.provenance[0].items() if name not in OF_ONE_SAMPLE}
         provenance = [{**of_all, "seed": seed} for seed in self.seeds]
         pairs = of_samples(Samples(arrays, provenance, first.outputs, first.given), "synthetic")
-        return pairs if condition is None else replace(pairs, facts={**pairs.facts, **_told(condition, used)})
+        if condition is None:
+            return pairs
+        pairs = replace(pairs, facts={**pairs.facts, **_told(condition, used)})
+        if used is None:
+            return pairs
+        patients = tuple(used.patients[row % len(used)] for row in range(len(pairs)))
+        return replace(pairs, patients=patients, knows_patients=used.knows_patients)
 
     def _under(self, condition: Condition | None, given: Pairs | None, seeds: range) -> dict[str, Any]:
         """What the samples of these seeds are drawn under, as a client takes it."""

@@ -125,8 +125,8 @@ def _neighbours(
     rows: list[list[Cell]] = []
     for name, (drawn, others, training) in spaces.items():
         samples, held_out = nearest(drawn, training), nearest(others, training)
-        found = closeness(samples, held_out, sides.held_out.groups, seed)
-        flagged = share_of(samples.ratio < PAPER_NNDR, np.arange(len(samples.ratio)))
+        found = closeness(samples, held_out, sides.synthetic.groups, sides.held_out.groups, seed)
+        flagged = share_of(samples.ratio < PAPER_NNDR, sides.synthetic.groups)
         rows.append(
             [
                 name,
@@ -156,8 +156,8 @@ def _neighbours(
         if lpips is not None and name.startswith("L2"):
             _perceived(section, sides, samples, held_out, Lpips(lpips))
     note = (
-        "Medians, with intervals; those of held-out pictures are over patients, and those of shares take the limit "
-        "that 5 % of held-out pictures are within as it is. NNDR is the distance to the nearest "
+        "Medians, with intervals over patients; samples under masks or pictures are of the patients of these. Those of "
+        "shares take the limit that 5 % of held-out pictures are within as it is. NNDR is the distance to the nearest "
         "over that to the second nearest: near 0 for a copy. A share above 5 % says that samples are nearer than "
         "real pictures of strangers; blurred or plain pictures are near everything in L2, so look at NNDR and at "
         f"the pictures too. L2 is of {sides.train.size} x {sides.train.size} pixels, so it is at most "
@@ -183,11 +183,11 @@ def _perceived(section: Section, sides: Sides, samples: Nearest, held_out: Neare
 
     drawn, real = distances(sides.synthetic, samples), distances(sides.held_out, held_out)
     limit = float(np.quantile(real, 0.05))
-    own = np.arange(len(drawn))
+    whose, others = sides.synthetic.groups, sides.held_out.groups
     columns = ["", "median", "median, held out", "nearer than 5 % of held out", "AUC", f"below {PAPER_LPIPS} (paper)"]
-    row: list[Cell] = ["LPIPS to the nearest in L2", median_of(drawn, own), median_of(real, sides.held_out.groups)]
-    nearer = auc_of(-drawn, -real, own, sides.held_out.groups)
-    row += [share_of(drawn < limit, own), nearer, share_of(drawn < PAPER_LPIPS, own)]
+    row: list[Cell] = ["LPIPS to the nearest in L2", median_of(drawn, whose), median_of(real, others)]
+    nearer = auc_of(-drawn, -real, whose, others)
+    row += [share_of(drawn < limit, whose), nearer, share_of(drawn < PAPER_LPIPS, whose)]
     section.tables.append(Table("As a network perceives them", columns, [row]))
     section.facts["lpips"] = f"torchvision vgg16, sha256 {lpips.digest}; heads of torchmetrics"
 

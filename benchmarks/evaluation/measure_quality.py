@@ -9,7 +9,7 @@ from benchmarks.evaluation import features as of
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.distances import coverage, frechet_between, kernel_distance
 from benchmarks.evaluation.features import Extractor, noise_like, standardised
-from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, together
+from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, of_same_patients, together
 from benchmarks.evaluation.report import Cell, Section, Table, histogram, sample_grid
 from benchmarks.evaluation.segmentation import Recipe, Segmenter, seen_by
 from benchmarks.evaluation.shapes import compared_features, features_of, lacking
@@ -123,7 +123,7 @@ def _distances(
                 [
                     name,
                     count,
-                    kernel_distance(of_reference, found, *groups, seed),
+                    kernel_distance(of_reference, found, *groups, seed, same=of_same_patients(reference, pairs)),
                     frechet_between(of_reference, found, *groups, seed),
                     *spread,
                 ]

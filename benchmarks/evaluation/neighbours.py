@@ -67,21 +67,21 @@ class Closeness:
     held_out_ratio: Interval
 
 
-def closeness(samples: Nearest, held_out: Nearest, groups: Groups, seed: int = 0) -> Closeness:
-    """groups: the patients of the held-out images. Medians have bootstraps over them."""
-    own = np.arange(len(samples.first))
+def closeness(samples: Nearest, held_out: Nearest, groups: Groups, others: Groups, seed: int = 0) -> Closeness:
+    """groups: whose the samples are, of those under a patient's masks the patient's; others: the held-out images'.
+    Intervals are over them."""
     limit, ratio_limit = (float(np.quantile(values, SUSPECT)) for values in (held_out.first, held_out.ratio))
     return Closeness(
         limit,
-        share_of(samples.first < limit, own, seed),
+        share_of(samples.first < limit, groups, seed),
         ratio_limit,
-        share_of(samples.ratio < ratio_limit, own, seed),
-        auc_of(-samples.first, -held_out.first, own, groups, seed),
-        auc_of(-samples.ratio, -held_out.ratio, own, groups, seed),
-        median_of(samples.first, own, seed),
-        median_of(held_out.first, groups, seed),
-        median_of(samples.ratio, own, seed),
-        median_of(held_out.ratio, groups, seed),
+        share_of(samples.ratio < ratio_limit, groups, seed),
+        auc_of(-samples.first, -held_out.first, groups, others, seed),
+        auc_of(-samples.ratio, -held_out.ratio, groups, others, seed),
+        median_of(samples.first, groups, seed),
+        median_of(held_out.first, others, seed),
+        median_of(samples.ratio, groups, seed),
+        median_of(held_out.ratio, others, seed),
     )
 
 

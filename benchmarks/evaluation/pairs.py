@@ -25,10 +25,10 @@ class Pairs:
 
     name: what tables call them. images: float32 [N, S, S] in [0, 1]. masks: uint8 [N, S, S] of class indices, which
     ``labels`` names; empty if their file named none. names: one a pair. patients: of each pair, whose it is; where
-    nothing is known of patients (``knows_patients`` is False), and of samples, each pair stands for itself. facts: what
-    was read and decided, as JSON holds it. warnings: what of it may be wrong. spacing: float64 [N, 2], mm between rows
-    and between columns, NaN of a pair of which that is not known; None: of no pair. has_masks: False of pictures
-    alone, whose masks here are empty.
+    nothing is known of patients (``knows_patients`` is False), and of samples, each pair stands for itself; samples
+    under masks or pictures are of the patients of these. facts: what was read and decided, as JSON holds it. warnings:
+    what of it may be wrong. spacing: float64 [N, 2], mm between rows and between columns, NaN of a pair of which that
+    is not known; None: of no pair. has_masks: False of pictures alone, whose masks here are empty.
     """
 
     name: str
@@ -163,6 +163,11 @@ def drawn_by_patient(pairs: Pairs, count: int, seed: int) -> Pairs:
         turn[row] = seen[group] = seen.get(group, -1) + 1
     chosen = shuffled[np.argsort(turn[shuffled], kind="stable")][:count]
     return pairs.at(np.sort(chosen))
+
+
+def of_same_patients(one: Pairs, other: Pairs) -> NDArray[np.bool_]:
+    """Whether each of one side and each of the other [N, M] are of one patient, by the names."""
+    return np.array(one.patients)[:, None] == np.array(other.patients)
 
 
 def check_apart(one: Pairs, other: Pairs) -> None:

@@ -186,14 +186,21 @@ def _of_arrays(
 
 def _provenance_of_samples(folder: Path) -> dict[str, Any]:
     try:
-        return _drawn_by(json.loads((folder / PROVENANCE).read_text())["samples"])
+        samples = json.loads((folder / PROVENANCE).read_text())["samples"]
+        return _drawn_by(samples) | _given_conditions(any("condition_sha256" in each for each in samples))
     except (OSError, ValueError, KeyError, TypeError):
         return {"drawn_by": None}
 
 
 def _provenance_of_set(folder: Path) -> dict[str, Any]:
-    drawn_by = json.loads((folder / INDEX).read_text()).get("drawn_by")
-    return {"drawn_by": None} if drawn_by is None else {**_drawn_by([drawn_by]), "drawn_by": drawn_by}
+    index = json.loads((folder / INDEX).read_text())
+    given = _given_conditions(index.get("plan", {}).get("condition") is not None)
+    drawn_by = index.get("drawn_by")
+    return {"drawn_by": None, **given} if drawn_by is None else {**_drawn_by([drawn_by]), "drawn_by": drawn_by, **given}
+
+
+def _given_conditions(given: bool) -> dict[str, Any]:
+    return {"given_conditions": True} if given else {}
 
 
 def _drawn_by(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -125,6 +125,11 @@ class Sides:
                 lines.append(f"{each.name}: {each.empty} of {len(each)} masks are empty, and counted")
         if (under := self.synthetic.facts.get("drawn_under")) is not None:
             lines.append(f"{self.synthetic.name}: {_said(under)}")
+        if self.synthetic.facts.get("given_conditions"):
+            lines.append(
+                f"{self.synthetic.name}: drawn under masks or pictures. Samples with the mask of a real image count as "
+                "of its patient, others each as its own: intervals are too narrow where many of those are of few"
+            )
         if self.synthetic.facts.get("unfinished"):
             lines.append(f"{self.synthetic.name}: the model's training was not through when its bundle was built")
         lines += [f"{self.synthetic.name}: the model says of its samples: {line}" for line in self.notices]
@@ -152,6 +157,7 @@ def open_sides(asked: Asked) -> Sides:
     else:
         synthetic = _samples(asked) if drawing is None else drawing.drawn()
         train, held_out, as_fit = _real_sides(asked, asked.size or synthetic.size, synthetic.labels)
+        synthetic = _of_whose_masks(synthetic, train, held_out) if drawing is None else synthetic
     if asked.model is not None and asked.size not in (None, synthetic.size):
         raise EvaluationError(f"{asked.model} draws {synthetic.size} pixels; --size is {asked.size}")
     train, held_out, synthetic = _named_alike(train, held_out, synthetic)
@@ -197,7 +203,7 @@ def overview(sides: Sides) -> Section:
         )
         patients = side.patient_count if side.knows_patients else "not known"
         masks = f"{side.empty} of {len(side)} empty" if side.has_masks else "none"
-        whose: Cell = "each its own" if side is sides.synthetic else patients
+        whose: Cell = "each its own" if side is sides.synthetic and side.patient_count == len(side) else patients
         return [side.name, len(side), whose, f"{side.size} x {side.size}", masks, side.digest[:12], made or None]
 
     columns = ["", "pictures", "patients", "pixels", "masks", "sha256", "drawn by (bundle)"]
@@ -257,6 +263,18 @@ def _samples(asked: Asked) -> Pairs:
     if useless := [f"--{name}" for name, value in given.items() if value is not None]:
         raise EvaluationError(f"{', '.join(useless)} is for --model, and SYNTHETIC was given: it is drawn already")
     return read_pairs(asked.synthetic, asked.size, name="synthetic")
+
+
+def _of_whose_masks(samples: Pairs, *real: Pairs) -> Pairs:
+    """Samples under masks of one patient are no more independent than the masks."""
+    of_mask = {
+        mask.tobytes(): patient
+        for side in real
+        for mask, patient in zip(side.masks, side.patients, strict=True)
+        if mask.any()
+    }
+    own = zip(samples.masks, samples.patients, strict=True)
+    return replace(samples, patients=tuple(of_mask.get(mask.tobytes(), patient) for mask, patient in own))
 
 
 def _drawing(asked: Asked) -> Drawing | None:

@@ -13,7 +13,7 @@ from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.distances import frechet_between, kernel_distance
 from benchmarks.evaluation.features import Extractor, noise_like, standardised
 from benchmarks.evaluation.measure_quality import segmenter_features
-from benchmarks.evaluation.pairs import Pairs, drawn_by_patient
+from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, of_same_patients
 from benchmarks.evaluation.segmentation import RECIPES, Recipe, Segmenter, steps_of
 from benchmarks.evaluation.similarity import Lpips
 from benchmarks.evaluation.statistics import Interval, mean_of
@@ -68,7 +68,8 @@ class Judge:
                 found = standardised(*found)
             for (name, pairs), features in zip(sides.items(), found[1:], strict=True):
                 whose = reference.groups, pairs.groups
-                kernel = kernel_distance(found[0], features, *whose, self.seed)
+                same = of_same_patients(reference, pairs)
+                kernel = kernel_distance(found[0], features, *whose, self.seed, same=same)
                 frechet = frechet_between(found[0], features, *whose, self.seed)
                 rows[name] |= {extractor.kernel_name(): kernel.as_json(), extractor.frechet_name(): frechet.as_json()}
         return rows

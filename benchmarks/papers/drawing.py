@@ -39,10 +39,12 @@ def drawn(
         made_of = [model.digest, asked, some.start, len(some), None if masks is None else masks.digest]
         parts.append(cache.arrays("papers", made_of, partial(_draw, client, model, some, given, asked)))
     images, of_masks = (np.concatenate([part[what] for part in parts]) for what in ("images", "masks"))
-    names = tuple(f"seed {seed}" for seed in range(count))
+    names = patients = tuple(f"seed {seed}" for seed in range(count))
+    if masks is not None:  # samples under masks of one patient are no more independent than the masks
+        patients = tuple(masks.patients[row % len(masks)] for row in range(count))
     labels = model.family.labels or (masks.labels if masks else ())
     facts = {"bundle": model.digest, "solver": solver, "steps": steps}
-    return Pairs(name or model.name, images, of_masks, labels, names, names, True, facts, has_masks=bool(labels))
+    return Pairs(name or model.name, images, of_masks, labels, names, patients, True, facts, has_masks=bool(labels))
 
 
 def _draw(

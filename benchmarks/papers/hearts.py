@@ -148,7 +148,7 @@ def nearness(train: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], judge:
     rows: dict[str, dict[str, Any]] = {}
     for chain, drawn_by in samples.items():
         near = nearest(_flat(drawn_by), training)
-        found = closeness(near, others, held_out.groups, judge.seed)
+        found = closeness(near, others, drawn_by.groups, held_out.groups, judge.seed)
         rows[chain] = {
             "L2": found.distance.as_json(),
             "L2 of held out": found.held_out_distance.as_json(),

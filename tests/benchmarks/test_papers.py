@@ -120,6 +120,7 @@ def test_a_model_is_built_once_and_draws_under_the_masks_that_it_is_given(
     assert (found.masks == pairs.masks[[0, 1, 2, 3, 4, 0, 1]]).all()
     assert found.images.std() > 0
     assert found.labels == pairs.labels
+    assert found.patients == tuple(pairs.patients[row] for row in (0, 1, 2, 3, 4, 0, 1))
     again = workshop.model("seg_guided", "seg_guided", pairs, "phantoms")
     assert again.digest == model.digest
     assert len(said) == 2

@@ -326,6 +326,29 @@ def test_samples_under_masks_are_drawn_under_those_of_held_out_patients(tmp_path
     assert "seg_guided draws 32 pixels; --size is 64" in refused_size
 
 
+def test_samples_count_as_of_the_patients_of_what_they_were_drawn_under(tmp_path):
+    real = read_pairs("phantom:6", SIZE)
+    given = replace(real, patients=tuple("aabbcc"))
+    for name, condition in {"under_masks": MASK, "under_pictures": PICTURE}.items():
+        add_model(tmp_path / "repository", name, condition=condition, sample_shape=(1, SIZE, SIZE))
+        asked = Drawing(name, range(3, 11), {"steps": 2}, tmp_path / "repository", None, Cache(tmp_path / "cache"))
+        assert asked.drawn(given).patients == tuple("aabbccaa")
+        assert not asked.drawn(replace(given, knows_patients=False)).knows_patients
+
+
+def test_samples_of_a_folder_under_masks_of_real_images_count_as_of_their_patients(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(features, "has_radiomics", lambda: False)
+    real = folder_of(tmp_path / "real", range(30, 40))
+    with np.load(real / "pairs.npz") as arrays:
+        samples = folder_of(tmp_path / "samples", range(50, 58), mask=arrays["mask"][[0, 1, 0, 1, 2, 0, 3, 3]])
+    conditions = [{"seed": seed, "condition_sha256": "c" * 64} for seed in range(50, 58)]
+    (samples / "provenance.json").write_text(json.dumps({"samples": conditions}))
+    run("quality", real, samples, "--train", drawn, "--out", tmp_path / "out", "--epochs", 1)
+    sides, quality = json.loads((tmp_path / "out/quality.json").read_text())["sections"]
+    assert sides["tables"][0]["rows"][2][1:3] == [8, 4]
+    assert any("Samples with the mask of a real image count as of its patient" in line for line in quality["warnings"])
+
+
 def test_masks_that_are_tested_on_and_learnt_are_told(tmp_path, drawn):
     real = folder_of(tmp_path / "real", range(30, 40))
     with np.load(real / "pairs.npz") as arrays:

@@ -114,6 +114,16 @@ def test_a_difference_of_kernel_distances_has_no_pairs_of_one_patient():
     assert abs(np.mean(found)) < 3 * np.std(found) / len(found) ** 0.5
 
 
+def test_samples_near_the_slices_of_their_masks_are_not_nearer_than_others():
+    random, groups = np.random.default_rng(15), np.arange(4).repeat(10)
+    same, found = groups[:, None] == groups, []
+    for _ in range(60):
+        real = slices(random, 4)
+        of_the_same = real.reshape(4, 10, 6).mean(1).repeat(10, 0) + 0.2**0.5 * random.normal(size=(40, 6))
+        found.append(kernel_distance(real, of_the_same, groups, groups, count=2, same=same).value)
+    assert abs(np.mean(found)) < 3 * np.std(found) / len(found) ** 0.5
+
+
 def test_copies_of_slices_have_no_distance_below_0():
     real, groups = slices(np.random.default_rng(13), 6), np.arange(6).repeat(10)
     assert kernel_distance(real, real, groups, groups, count=2).value == pytest.approx(0, abs=1e-9)

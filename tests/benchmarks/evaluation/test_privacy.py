@@ -34,7 +34,8 @@ def flat(pairs: Pairs) -> np.ndarray:
 
 
 def judged(samples: np.ndarray, training: Pairs, held_out: Pairs):
-    return closeness(nearest(samples, flat(training)), nearest(flat(held_out), flat(training)), held_out.groups)
+    near, others = nearest(samples, flat(training)), nearest(flat(held_out), flat(training))
+    return closeness(near, others, np.arange(len(samples)), held_out.groups)
 
 
 def test_a_generator_that_copies_is_found_and_one_that_does_not_is_not():
@@ -51,6 +52,17 @@ def test_a_generator_that_copies_is_found_and_one_that_does_not_is_not():
     exact = nearest(flat(training)[:5], flat(training))
     assert exact.row.tolist() == [0, 1, 2, 3, 4]
     assert exact.first.max() == exact.ratio.max() == 0
+
+
+def test_samples_under_few_patients_masks_have_wide_intervals():
+    training, held_out, fresh = smooth(80, 0), smooth(60, 1), smooth(60, 2)
+    near, others = nearest(flat(fresh), flat(training)), nearest(flat(held_out), flat(training))
+    few = np.argsort(near.first).argsort() // 15  # what is alike is of one patient
+    of_few, own = (closeness(near, others, whose, held_out.groups) for whose in (few, np.arange(60)))
+    for figure in ("distance", "auc"):
+        one, other = getattr(of_few, figure), getattr(own, figure)
+        assert one.value == other.value
+        assert one.high - one.low > 1.5 * (other.high - other.low)
 
 
 class Memory:
