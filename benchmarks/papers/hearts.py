@@ -104,7 +104,7 @@ def _shapes(real: Pairs, masks: Pairs, seed: int) -> dict[str, Any]:
 
 
 def _fidelity(train: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], judge: Judge) -> dict[str, Any]:
-    """Under masks of held-out slices, beside these; the floor is other patients."""
+    """Under masks of held-out slices, beside these; other patients and noise stand beside."""
     found: dict[str, Any] = judge.distances(held_out, train, samples, CLASSES)
     for chain, pairs in samples.items():
         found[chain] |= _alike(likeness(held_out, pairs, judge.lpips), held_out, judge.seed)
