@@ -1,8 +1,9 @@
 """Whether a denoiser tells which images it was trained on.
 
 Two attacks with the weights at hand: the plain threshold on the loss, and the cardiac paper's two features, the error's
-energy between 0.15 and 0.85 of the highest frequency and 1 - SSIM of the estimate, in a logistic regression. Noise and
-its levels are the same for every image, several of them are averaged, and no patient is on both sides of the fit.
+energy between 0.15 and 0.85 of the highest frequency and 1 - SSIM of the estimate (of latents, of the pictures they stand
+for), in a logistic regression. Noise and its levels are the same for every image, several of them are averaged, and no
+patient is on both sides of the fit.
 """
 
 from dataclasses import dataclass
@@ -74,12 +75,15 @@ def seen(family: Family, pairs: Pairs, seed: int = 0, draws: int = DRAWS, what: 
         images = torch.from_numpy(pairs.images[part])[:, None] * 2 - 1
         masks = torch.from_numpy(pairs.masks[part])[:, None]
         data: Tensor = as_data({"image": images, "mask": masks})
+        shown = _shown(family, data)
         for draw in range(draws):
-            totals[:, part] += _of_draw(family, data, masks, seed * 1000 + draw, draw / draws)
+            totals[:, part] += _of_draw(family, data, shown, masks, seed * 1000 + draw, draw / draws)
     return Seen(*(totals / draws))
 
 
-def _of_draw(family: Family, data: Tensor, masks: Tensor, seed: int, place: float) -> NDArray[np.float64]:
+def _of_draw(
+    family: Family, data: Tensor, shown: Tensor, masks: Tensor, seed: int, place: float
+) -> NDArray[np.float64]:
     schedule = family.preset.schedule
     assert schedule is not None
     t = _timestep(schedule, place).expand(len(data))
@@ -94,7 +98,7 @@ def _of_draw(family: Family, data: Tensor, masks: Tensor, seed: int, place: floa
         [
             error.square().mean((1, 2, 3)).double().numpy(),
             _energy_in_band(error),
-            1 - _ssim(p * state + q * out, data),
+            1 - _ssim(_shown(family, p * state + q * out), shown),
         ]
     )
 
@@ -116,10 +120,19 @@ def _energy_in_band(error: Tensor) -> NDArray[np.float64]:
     return spectrum[..., inside].mean((1, 2)).double().numpy()
 
 
+def _shown(family: Family, state: Tensor) -> Tensor:
+    """What SSIM compares, in [-1, 1]: the picture that a state becomes, for latents have other bounds; of a family that
+    draws masks, whose states hold them as pictures, the state."""
+    if [output.dtype for output in family.outputs] != ["float32"]:
+        return state.clamp(-1, 1)
+    (picture,) = family.finish(state)
+    return picture * 2 - 1
+
+
 def _ssim(one: Tensor, other: Tensor) -> NDArray[np.float64]:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    found: Any = structural_similarity_index_measure(one.clamp(-1, 1), other, data_range=2.0, reduction="none")
+    found: Any = structural_similarity_index_measure(one, other, data_range=2.0, reduction="none")
     values: NDArray[np.float64] = found.reshape(-1).double().numpy()
     return values
 

@@ -68,7 +68,7 @@ def test_samples_under_few_patients_masks_have_wide_intervals():
 class Memory:
     """A family whose network knows the training set, and of other pictures only what is nearest in it."""
 
-    name, condition = "memory", None
+    name, condition, outputs = "memory", None, ()
 
     def __init__(self, training: Pairs | None, schedule: Schedule) -> None:
         self.preset = SimpleNamespace(schedule=schedule, size=16)
@@ -133,6 +133,25 @@ def test_every_family_can_be_attacked(name):
     found = seen(family, smooth(3, 0, size=SIZE), draws=2)
     assert np.isfinite([found.loss, found.band, found.unlike]).all()
     assert (found.loss > 0).all()
+
+
+@pytest.mark.parametrize("name", ["pig", "cmr_mask", "cmr_ddpm_image", "cmr_ldm_image", "imported"])
+def test_a_perfect_estimate_is_like_its_data_even_of_latents(name, monkeypatch):
+    family, pairs = tiny_family(name), smooth(3, 0, size=SIZE)
+    if name == "cmr_ldm_image":
+        family.latent_std /= 20  # as training makes it: latents then go beyond what pictures are bounded by
+    batch = {"image": torch.from_numpy(pairs.images)[:, None] * 2 - 1, "mask": torch.from_numpy(pairs.masks)[:, None]}
+    data = family.data(batch)
+    assert (data.abs().max() > 1) == (name == "cmr_ldm_image")
+
+    def perfect(state: Tensor, coeffs: Tensor, condition: Tensor | None = None) -> Tensor:
+        p, q = coeffs[:, 1].view(-1, 1, 1, 1), coeffs[:, 2].view(-1, 1, 1, 1)
+        return (data - p * state) / q
+
+    monkeypatch.setattr(family, "network", perfect)
+    assert seen(family, pairs, draws=2).unlike == pytest.approx(0, abs=1e-4)
+    monkeypatch.setattr(family, "network", lambda *given: perfect(*given) / 2)
+    assert (seen(family, pairs, draws=2).unlike > 0.01).all()
 
 
 def test_models_have_names_of_their_own_and_say_if_they_learnt_from_other_files(tmp_path):
