@@ -1,9 +1,9 @@
 """Whether a denoiser tells which images it was trained on.
 
 Two attacks with the weights at hand: the plain threshold on the loss, and the cardiac paper's two features, the error's
-energy between 0.15 and 0.85 of the highest frequency and 1 - SSIM of the estimate (of latents, of the pictures they stand
-for), in a logistic regression. Noise and its levels are the same for every image, several of them are averaged, and no
-patient is on both sides of the fit.
+energy between 0.15 and 0.85 of the highest frequency and 1 - SSIM of the estimate (of latents, of the pictures they
+stand for), in a logistic regression. Noise and its levels are the same for every image, several of them are averaged,
+and no patient is on both sides of the fit.
 """
 
 from dataclasses import dataclass
