@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 Arrays = Mapping[str, NDArray[Any]]
 
 
-MADE_WITH = ("medgen", "torch", "monai", "onnxruntime")  # whose other versions may make other arrays
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+MADE_WITH = ("medgen", "torch", "monai", *ENGINES)  # whose other versions may make other arrays
 
 
 class Cache:

@@ -17,7 +17,7 @@ from tiny import write_tiny_bundle
 from tiny_families import tiny_family
 
 from benchmarks.__main__ import main
-from benchmarks.evaluation import features
+from benchmarks.evaluation import cache, features
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.drawing import Drawing
 from benchmarks.evaluation.measure_quality import SEVERAL_SLICES
@@ -264,6 +264,18 @@ def test_what_a_changed_picture_was_is_not_taken_for_what_it_is(tmp_path):
         file.write_bytes(b"")
     extractor.of(read_pairs(str(folder)), cache)
     assert made == [4, 4, 4]
+
+
+@pytest.mark.parametrize("package", ["medgen", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"])
+def test_what_another_version_made_is_made_anew(tmp_path, monkeypatch, package):
+    made, versions = [], dict.fromkeys(cache.MADE_WITH, "1")
+    monkeypatch.setattr(cache, "_versions", lambda: cache.versions_of(cache.MADE_WITH))
+    monkeypatch.setattr(cache, "version", lambda name: versions[name])
+    for _ in range(2):
+        for _ in range(2):
+            Cache(tmp_path).arrays("some", 1, lambda: made.append(1) or {"zeros": np.zeros(1)})
+        versions |= {package: "2"}
+    assert len(made) == 2
 
 
 def test_samples_that_were_drawn_are_kept(tmp_path, monkeypatch):
