@@ -189,10 +189,11 @@ def tuning(tuned: Mapping[str, Any]) -> str:
     try:
         reference, chosen, again = (tuned[name] for name in ("reference", "chosen", "confirmed"))
         seconds = ", ".join(f"{name} {each:.3g}" for name, each in tuned["seconds_per_sample"].items())
+        which = "others, which had been asked before" if tuned.get("earlier") else "fresh ones"
         return (
             f"{tuned['verdict']} beside {reference['solver']}, {reference['steps']} steps, "
-            f"{tuned['times_as_fast']:.3g} times as fast, on {chosen['samples']} seeds and on {again['samples']} fresh "
-            f"ones; seconds a sample: {seconds}"
+            f"{tuned['times_as_fast']:.3g} times as fast, on {chosen['samples']} seeds and on {again['samples']} "
+            f"{which}; seconds a sample: {seconds}"
         )
     except (AttributeError, LookupError, TypeError, ValueError):
         return json.dumps(tuned)

@@ -26,6 +26,7 @@ from monai.networks.utils import one_hot
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.pairs import Masks, Pairs
 from benchmarks.evaluation.progress import followed
 
@@ -94,12 +95,14 @@ def steps_of(recipe: Recipe, real: int) -> int:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """One that learns from real pairs when it is first needed."""
+    """One that learns from real pairs when it is first needed; in a cache its weights are kept, as on other threads it
+    would learn a little else."""
 
     real: Pairs
     recipe: Recipe
     classes: int
     seed: int
+    cache: Cache | None = None
 
     @property
     def identity(self) -> str:
@@ -107,8 +110,20 @@ class Segmenter:
 
     @cached_property
     def network(self) -> nn.Module:
+        if self.cache is None:
+            return self._trained()
+        kept = self.cache.arrays("segmenter", self.identity, lambda: weights_of(self._trained()))
+        network = network_of(self.recipe, self.classes).eval()
+        network.load_state_dict({name: torch.from_numpy(values) for name, values in kept.items()})
+        return network
+
+    def _trained(self) -> nn.Module:
         steps = steps_of(self.recipe, len(self.real))
         return trained(self.real, self.classes, self.recipe, steps, self.seed, "a segmenter to compare by")
+
+
+def weights_of(network: nn.Module) -> dict[str, NDArray[Any]]:
+    return {name: values.numpy() for name, values in sorted(network.state_dict().items())}
 
 
 def _batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:

@@ -130,8 +130,7 @@ def calibrated(
     """After each trial, how all before it ended. Each has real pairs, a reference and others of its own seeds."""
     ended: list[Counter[Verdict]] = [Counter() for _ in planted]
     learnt = phantoms(np.random.default_rng([seed, trials]), count, size)
-    with TemporaryDirectory() as folder:
-        reader = reader_of(Segmenter(learnt, RECIPES["small"], len(LESION), seed), Cache(Path(folder)))
+    reader = reader_of(Segmenter(learnt, RECIPES["small"], len(LESION), seed))
     for trial in range(trials):
         random = np.random.default_rng([seed, trial])
         real, reference, others = (phantoms(random, count, size) for _ in range(3))

@@ -1,6 +1,6 @@
 """What can be chosen between: bundles of a model, and of each the solvers and steps that it takes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,15 +131,19 @@ def same_weights(held: Held, checkpoint: Path | None) -> Path:
     raise EvaluationError(f"{tried} what the bundle of {held.repository} was built of: weights of sha256 {wanted}")
 
 
-def has_other_weights(held: Held, own: Held) -> bool:
-    """Than the bundle that is tuned or, if that is a student, than its teacher; a student's are others by nature."""
+def kin(own: Held, others: Sequence[Held] = ()) -> set[str | None]:
+    """Weights that count as those of the bundle that is tuned: its own, its teacher's, and those of students whose
+    teacher's count."""
     taught_by = own.bundle.manifest.student
-    known = (own.weights, taught_by.teacher) if taught_by else (own.weights,)
-    return held.bundle.manifest.student is None and held.weights not in known
+    known = {own.weights, taught_by.teacher} if taught_by else {own.weights}
+    students = [(each.weights, student.teacher) for each in others if (student := each.bundle.manifest.student)]
+    while more := {weights for weights, teacher in students if teacher in known} - known:
+        known |= more
+    return known
 
 
-def labelled(held: Held, own: Held) -> Held:
-    return replace(held, label=f"{held.label} of other weights") if has_other_weights(held, own) else held
+def labelled(held: Held, known: Collection[str | None]) -> Held:
+    return held if held.weights in known else replace(held, label=f"{held.label} of other weights")
 
 
 def ladders(bundles: Sequence[Held], solvers: Sequence[str], steps: Sequence[int]) -> Iterator[list[Candidate]]:

@@ -14,6 +14,7 @@ from export.options import TARGETS, TOLERANCES, Options
 from serving.bundle import REPOSITORY
 
 if TYPE_CHECKING:
+    from benchmarks.evaluation.cache import Cache
     from benchmarks.evaluation.features import Extractor
     from benchmarks.evaluation.pairs import Pairs
     from benchmarks.evaluation.report import Section
@@ -199,7 +200,7 @@ def _tune(
     from benchmarks.evaluation.similarity import Lpips
     from benchmarks.latency.command import describe_device
     from benchmarks.tune.apply import apply
-    from benchmarks.tune.candidates import Candidate, check_drawing_alike, has_other_weights, held, labelled, ladders
+    from benchmarks.tune.candidates import Candidate, check_drawing_alike, held, kin, labelled, ladders
     from benchmarks.tune.comparison import Comparison
     from benchmarks.tune.drawing import Drawer, as_pictures
     from benchmarks.tune.gate import Limits
@@ -211,7 +212,7 @@ def _tune(
     from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
 
     own = held(repository, model, "")
-    first = own if reference is None else labelled(held(reference, model), own)
+    first = own if reference is None else labelled(held(reference, model), kin(own))
     manifest = first.bundle.manifest
     if manifest.precision != "fp32" or manifest.student:
         kind = "a student" if manifest.student else f"of {manifest.precision}"
@@ -237,26 +238,27 @@ def _tune(
     count = count or (300 if SOLVERS[solver].stochastic else 128)
     bundles = [own, *(held(each, model) for each in asked["also"])]
     bundles += _built(own, first, out, asked["checkpoint"], asked["students"], asked["targets"], asked["precisions"])
-    bundles = [own, *(labelled(each, own) for each in bundles[1:])]
+    known = kin(own, bundles)
+    bundles = [own, *(labelled(each, known) for each in bundles[1:])]
     cache, limits = Cache(out / "cache"), Limits(rms=rms, dice=dice, kernel=margin, lost=lost)
     for each in bundles:
         check_drawing_alike(each, first)
     real, learnt = _real(data or manifest.checkpoint.get("data"), first, count, seed, skip_bad)
+    looks = Looks(out / "looks.json")
     with Drawer(cache, real) as drawer:
         before = Candidate(first, solver, most)
         draws_pictures = any(output.name == "image" for output in manifest.outputs)
         shown = real if draws_pictures else as_pictures(real)
-        segmenter = _segmenter(learnt if draws_pictures else shown, seed)
+        segmenter = _segmenter(learnt if draws_pictures else shown, cache, seed)
         extractors = _extractors(files, segmenter)
-        reader = reader_of(segmenter, cache) if draws_pictures else None
+        reader = reader_of(segmenter) if draws_pictures else None
         perceptual = None if lpips is None else Lpips(lpips)
         comparison = Comparison(shown, extractors, reader, limits, cache, seed, perceptual)
         judge = Judge(drawer, before, comparison)
         clock = Clock(drawer, paper_sampler(before, asked["checkpoint"]))
-        looks = Looks(out / "looks.json")
         answer = tuned(judge, list(ladders(bundles, solvers, steps)), seed, count, clock, looks, click.echo)
     used = split(judge, range(seed, seed + count), range(seed + count, seed + 2 * count), answer.earlier)
-    command = shlex.join(["medgen", "benchmarks", *sys.argv[sys.argv.index("tune") :]]) if "tune" in sys.argv else None
+    command = _command()
     made_with = {"command": command, "machine": describe_device(threads()), "versions": versions_of(ENGINES + PACKAGES)}
     if answer.evidence:
         answer.evidence |= made_with
@@ -267,7 +269,7 @@ def _tune(
     click.echo(_conclusion(answer))
     if applies and answer.winner is not None and answer.verdict == "accepted":
         chosen = answer.winner.candidate
-        if has_other_weights(chosen.held, own):
+        if chosen.held.weights not in known:
             raise EvaluationError(
                 f"{own.bundle.folder} is as it was: it has weights of sha256 {own.weights}, and {chosen.name} those of "
                 f"{chosen.held.weights}; medgen export build puts others in its place"
@@ -276,6 +278,14 @@ def _tune(
         click.echo(f"{own.bundle.folder}: by default {chosen.solver}, {chosen.steps} steps")
     elif applies:
         raise click.ClickException(f"{own.bundle.folder} is as it was: {_conclusion(answer)}")
+
+
+def _command() -> str | None:
+    """As it was typed, but without folders of this machine: a bundle that has it may be given to others."""
+    if "tune" not in sys.argv:
+        return None
+    typed = [Path(each).name if Path(each).is_absolute() else each for each in sys.argv[sys.argv.index("tune") :]]
+    return shlex.join(["medgen", "benchmarks", *typed])
 
 
 def _built(
@@ -336,10 +346,10 @@ def _real(data: str | None, first: "Held", count: int, seed: int, skip_bad: bool
     return drawn_by_patient(pairs, count, seed), drawn_by_patient(others, count, seed)
 
 
-def _segmenter(learnt: "Pairs", seed: int) -> "Segmenter":
+def _segmenter(learnt: "Pairs", cache: "Cache", seed: int) -> "Segmenter":
     from benchmarks.evaluation.segmentation import RECIPES, Segmenter
 
-    return Segmenter(learnt, RECIPES["small"], max(len(learnt.labels), int(learnt.masks.max()) + 1), seed)
+    return Segmenter(learnt, RECIPES["small"], max(len(learnt.labels), int(learnt.masks.max()) + 1), seed, cache)
 
 
 def _extractors(files: tuple[tuple[str, Path], ...], segmenter: "Segmenter") -> "list[Extractor]":
@@ -381,7 +391,8 @@ def _section(answer: "Answer", limits: "Limits", real: "Pairs", used: dict[str, 
     note = (
         f"Beside {answer.reference.name} on the same seeds; {TIMED}. rms is the median over seeds, of grey levels "
         "whose range is 1. Where a criterion has an interval its end decides: 2.5 % lie beyond each of a kernel "
-        "distance's, 5 % of the others'. None that is marked as Pareto's is "
+        "distance's and a D's, 5 % of the others', 1 % where a candidate was refused early. None that is marked as "
+        "Pareto's is "
         f"beaten by another both in time and in {measure}."
     )
     if PAPER in answer.by_hand:

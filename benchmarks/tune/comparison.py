@@ -95,7 +95,7 @@ class Comparison:
             after_all = self.reader.agreement(after, self.cache)
             criteria.append(gate.following(known.followed, after_all, before.groups, self.limits, self.seed))
         shapes = features_of(after)
-        criteria.append(gate.shapes(known.shapes, shapes, before.groups, self.limits, self.seed))
+        criteria.append(gate.shapes(known.shapes, shapes, len(after), self.limits, self.seed))
         criteria.append(gate.faultless(known.wrong, self._wrong(after, shapes), self.limits))
         return criteria, figures
 
@@ -109,7 +109,7 @@ class Comparison:
         shapes = features_of(drawn)
         before = {name: values[:count] for name, values in known.shapes.items()}
         found = [
-            gate.shapes(before, shapes, np.arange(count), self.limits, self.seed, gate.CERTAIN),
+            gate.shapes(before, shapes, count, self.limits, self.seed, gate.CERTAIN),
             gate.faultless(known.wrong[:count], self._wrong(drawn, shapes), self.limits, gate.CERTAIN),
         ]
         if self.reader is not None and known.followed is not None:

@@ -133,8 +133,7 @@ def is_lost(bad: Bools, limits: Limits) -> bool:
 
 @dataclass(frozen=True)
 class Judged:
-    """By one extractor: features [N, D] of real images, and how far the reference is from them, or two of their halves
-    from each other."""
+    """By one extractor: features [N, D] of real images, and how far two halves of them may be from each other."""
 
     name: str
     real: Features
@@ -179,6 +178,8 @@ def following(
     same seeds of both; under one mask both may be hard to read.
     """
     told = _bounded_mean(reference.own - reference.others, groups, seed, chance)
+    # Nothing where the reference has a mask, and nothing found: all that there was to follow is lost.
+    candidate = np.where(np.isnan(candidate) & np.isfinite(reference.own), 0.0, candidate)
     lost = _bounded_mean(reference.own - candidate, groups, seed, chance)
     limit = limits.lost * max(float(np.nan_to_num(told.value)), 0.0)
     after, before, strangers = (_mean(each) for each in (candidate, reference.own, reference.others))
@@ -207,13 +208,14 @@ def _bounded_mean(values: Array, groups: Groups, seed: int, chance: float) -> In
 
 
 def shapes(
-    reference: Mapping[str, Array], candidate: Mapping[str, Array], groups: Groups, limits: Limits, seed: int,
+    reference: Mapping[str, Array], candidate: Mapping[str, Array], count: int, limits: Limits, seed: int,
     chance: float = CHANCE,
 ) -> Criterion:  # fmt: skip
     """Refused by any test that Holm's correction leaves, or by a D that is beyond the limit for certain; accepted if
-    for no feature a D beyond it is possible."""
+    for no feature a D beyond it is possible. Each of ``count`` samples counts, whatever mask it was drawn under: the
+    other side has the same."""
     worst, verdict, what = Interval(0.0, 0.0, 0.0), "accepted", "no feature to compare"
-    found = list(compared_features(reference, candidate, groups, seed))
+    found = list(compared_features(reference, candidate, np.arange(count), seed))
     for name, each, adjusted in found:
         sizes = [int(np.isfinite(side[name]).sum()) for side in (reference, candidate)]
         reach = KS_SPREAD * (sum(sizes) / (sizes[0] * sizes[1])) ** 0.5

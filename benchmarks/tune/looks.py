@@ -2,29 +2,46 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.evaluation.pairs import EvaluationError
+
+
+class Look(NamedTuple):
+    """reference: whose seeds they are. asked: what they were to tell. terms: by which limits. Seeds first to last."""
+
+    reference: str
+    asked: str
+    terms: str
+    first: int
+    last: int
 
 
 class Looks:
-    """Kept in a file beside the report, whole at any moment."""
+    """Kept in a file beside the report, whole at any moment. Raises EvaluationError if it is not such a file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._all: list[list[object]] = json.loads(file.read_text()) if file.exists() else []
+        try:
+            self._all = [Look(*each) for each in json.loads(file.read_text())] if file.exists() else []
+        except (TypeError, ValueError) as error:
+            raise EvaluationError(
+                f"{file} does not say which seeds were asked: {error}; another --out has none"
+            ) from None
 
-    def earlier(self, reference: str, seeds: range, asked: str) -> list[str]:
-        """Of the same reference and some of the same seeds, but what is asked now."""
+    def earlier(self, now: Look) -> list[str]:
+        """Of the same reference and some of the same seeds, but this very look."""
         found = [
-            f"{what} on {first} to {last}"
-            for whose, what, first, last in self._all
-            if whose == reference and what != asked and int(str(first)) < seeds.stop and int(str(last)) >= seeds.start
+            f"{each.asked} on {each.first} to {each.last}"
+            for each in self._all
+            if each.reference == now.reference and each != now and each.first <= now.last and each.last >= now.first
         ]
         return list(dict.fromkeys(found))
 
-    def note(self, reference: str, seeds: range, asked: str) -> None:
-        entry: list[object] = [reference, asked, seeds.start, seeds.stop - 1]
-        if entry in self._all:
+    def note(self, now: Look) -> None:
+        if now in self._all:
             return
-        self._all.append(entry)
+        self._all.append(now)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         aside = self._file.with_name(f".{self._file.name}.writing")
         aside.write_text(json.dumps(self._all, indent=1) + "\n")

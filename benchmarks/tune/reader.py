@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.pairs import Floats, Masks, Pairs
-from benchmarks.evaluation.segmentation import Segmenter, network_of, segmented
+from benchmarks.evaluation.segmentation import Segmenter, segmented, weights_of
 from benchmarks.evaluation.statistics import Array
 from benchmarks.tune.gate import Followed, agreement
 
@@ -48,17 +47,9 @@ class Reader:
         return Followed(agreement(pairs.masks, found), agreement(pairs.masks, found[others]))
 
 
-def reader_of(segmenter: Segmenter, cache: Cache) -> Reader:
-    """Its weights are kept: trained again, on other threads, it would find a little else."""
-    kept = cache.arrays("segmenter", segmenter.identity, lambda: _weights(segmenter.network))
-    network = network_of(segmenter.recipe, segmenter.classes).eval()
-    network.load_state_dict({name: torch.from_numpy(values) for name, values in kept.items()})
-    digest = hashlib.sha256(b"".join(values.tobytes() for values in _weights(network).values())).hexdigest()
-    identity = f"DynUNet {segmenter.identity}, weights of sha256 {digest}"
-    real = segmenter.real
+def reader_of(segmenter: Segmenter) -> Reader:
+    network, real = segmenter.network, segmenter.real
+    digest = hashlib.sha256(b"".join(values.tobytes() for values in weights_of(network).values())).hexdigest()
     learnt = f"{len(real)} of {real.name}, split {real.facts.get('split', 'all')}"
+    identity = f"DynUNet {segmenter.identity}, weights of sha256 {digest}"
     return Reader(identity, learnt, lambda images: segmented(network, images))
-
-
-def _weights(network: torch.nn.Module) -> dict[str, np.ndarray]:
-    return {name: values.numpy() for name, values in sorted(network.state_dict().items())}

@@ -1,5 +1,6 @@
 """From candidates to the one answer: who passes, who of those is the fastest, and whether it passes again."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -13,7 +14,7 @@ from benchmarks.tune.candidates import Candidate
 from benchmarks.tune.comparison import HALVINGS, Comparison, Known
 from benchmarks.tune.drawing import Drawer
 from benchmarks.tune.gate import Criterion, Verdict
-from benchmarks.tune.looks import Looks
+from benchmarks.tune.looks import Look, Looks
 from benchmarks.tune.timing import Clock
 from training.models import load_family
 
@@ -93,6 +94,8 @@ class Answer:
         if self.confirmed:
             return self.confirmed.verdict
         verdicts = {trial.verdict for trial in self.trials if trial.candidate != self.reference}
+        if not verdicts and self.trials[0].verdict == "refused":
+            return "refused"
         return "too few samples" if "too few samples" in verdicts or not verdicts else "refused"
 
 
@@ -155,7 +158,8 @@ def tuned(
     itself = answer.trials[0]
     say(_line(itself))
     hopeless = "" if itself.verdict == "accepted" else f"the reference itself: {itself.verdict} ({itself.why})"
-    looks.note(whose := _identity(judge.reference), seeds, "to choose by")
+    terms = json.dumps(asdict(judge.comparison.limits), sort_keys=True)
+    looks.note(Look(whose := _identity(judge.reference), "to choose by", "", seeds.start, seeds.stop - 1))
     for ladder in ladders:
         stopped = hopeless
         for candidate in ladder:
@@ -176,8 +180,9 @@ def tuned(
     passed = [trial for trial in others if trial.verdict == "accepted"]
     if passed:
         answer.winner = min(passed, key=lambda trial: trial.seconds)
-        answer.earlier = looks.earlier(whose, fresh, asked := _identity(answer.winner.candidate))
-        looks.note(whose, fresh, asked)
+        look = Look(whose, _identity(answer.winner.candidate), terms, fresh.start, fresh.stop - 1)
+        answer.earlier = looks.earlier(look)
+        looks.note(look)
         confirmed = judge.trial(answer.winner.candidate, fresh)
         say(f"on {'fresh' if not answer.earlier else 'other'} seeds: {_line(confirmed)}")
         if answer.earlier:
@@ -198,7 +203,10 @@ def is_no_faster(candidate: Candidate, reference: Candidate) -> bool:
 
 
 def _identity(candidate: Candidate) -> str:
-    return f"{candidate.solver} {candidate.steps} of {candidate.held.bundle.digest}"
+    """What draws the same, though its bundle may have another default since."""
+    manifest = candidate.manifest
+    engine = f"{manifest.target['name']} {manifest.precision}"
+    return f"{candidate.solver} {candidate.steps}, {engine}, of weights {candidate.held.weights}"
 
 
 def _line(trial: Trial) -> str:
@@ -216,7 +224,7 @@ def split(judge: Judge, seeds: range, fresh: range, earlier: Sequence[str]) -> d
         "kernel distance": f"to all {len(real)} of them; its floor is that of halves, {HALVINGS} ways",
         **read,
         "seeds to choose by": f"{seeds.start} to {seeds.stop - 1}, of reference and candidates",
-        "fresh seeds to confirm by": f"{fresh.start} to {fresh.stop - 1}, of reference and winner, {once}",
+        "seeds to confirm by": f"{fresh.start} to {fresh.stop - 1}, of reference and winner, {once}",
     }
 
 
@@ -232,6 +240,7 @@ def _evidence(judge: Judge, answer: Answer, confirmed: Trial, seeds: range, fres
         "seconds_per_sample": seconds,
         "times_as_fast": reference.seconds / winner.seconds,
         "seeds": [[each.start, each.stop - 1] for each in (seeds, fresh)],
+        "earlier": list(answer.earlier),
         "used": split(judge, seeds, fresh, answer.earlier),
         "limits": asdict(judge.comparison.limits),
         "features": {each.name: each.identity for each in judge.comparison.extractors},

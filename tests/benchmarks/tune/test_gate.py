@@ -19,11 +19,12 @@ from benchmarks.tune.candidates import Candidate, Held, ladders
 from benchmarks.tune.comparison import Comparison
 from benchmarks.tune.drawing import PART
 from benchmarks.tune.gate import Followed, Limits, allowed_bad, together
-from benchmarks.tune.looks import Looks
+from benchmarks.tune.looks import Look, Looks
 from benchmarks.tune.plot import best
 from benchmarks.tune.reader import Reader, reader_of
 from benchmarks.tune.timing import in_turn
 from benchmarks.tune.tune import Judge, Trial, split, tuned, unlike
+from export.report import tuning
 from serving.bundle import load_bundle
 from training.data.classes import HEART, LESION
 from training.data.phantom import Phantoms
@@ -201,6 +202,12 @@ class TestFollowing:
         found = gate.following(followed(before), before - 0.15, np.arange(300), Limits(), 0)
         assert (found.verdict, found.value.value) == ("refused", pytest.approx(0.15))
 
+    def test_masks_that_are_gone_are_lost(self) -> None:
+        before = np.full(100, 0.9)
+        after = np.where(np.arange(100) < 60, np.nan, 0.9)
+        found = gate.following(followed(before), after, np.arange(100), Limits(), 0)
+        assert (found.verdict, found.value.value) == ("refused", pytest.approx(0.54))
+
     def test_masks_agree_by_the_classes_that_either_has(self) -> None:
         first, second = np.zeros((4, 8, 8), np.uint8), np.zeros((4, 8, 8), np.uint8)
         first[1, :4], second[1, :2] = 1, 1
@@ -211,11 +218,14 @@ class TestFollowing:
         assert agreed[1:].tolist() == [pytest.approx(2 / 3), 0.5, 0.0]
         assert np.isnan(gate.agreement(first[:1], second[:1])).all()
 
-    def test_a_picture_of_another_mask_is_refused(self, samples: Pairs, tmp_path: Path) -> None:
+    def test_a_picture_of_another_mask_is_refused(
+        self, samples: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """By a network that learnt phantoms; it is kept, and reads every picture once. A few samples are enough."""
         recipe = replace(RECIPES["small"], filters=(8, 16, 32), epochs=24)
-        learnt, cache = Segmenter(phantoms(3 * COUNT, 64), recipe, len(LESION), 0), Cache(tmp_path)
-        asked, reader = [], reader_of(learnt, cache)
+        cache = Cache(tmp_path)
+        learnt = Segmenter(phantoms(3 * COUNT, 64), recipe, len(LESION), 0, cache)
+        asked, reader = [], reader_of(learnt)
 
         def read(images: np.ndarray) -> np.ndarray:
             asked.append(len(images))
@@ -234,14 +244,23 @@ class TestFollowing:
         known = comparison.known(samples.at(range(64)))
         assert comparison.lost(known, few, is_paired=False) is None
         assert comparison.lost(known, swapped, is_paired=False) is not None
-        again = reader_of(Segmenter(learnt.real, recipe, len(LESION), 0), cache)
-        assert again.identity == reader.identity
+        monkeypatch.setattr(Segmenter, "_trained", None)  # it is kept
+        assert reader_of(replace(learnt)).identity == reader.identity
         assert "64 of phantoms, split all; Dice 0." in reader.told(few, cache)
 
     def test_masks_alone_are_not_read(self, samples: Pairs, real: Pairs, tmp_path: Path) -> None:
         comparison = compared(real, tmp_path)
         criteria, _ = comparison.criteria(comparison.known(samples), samples, is_paired=False)
         assert "pictures follow masks" not in {each.name for each in criteria}
+
+
+def test_masks_that_are_given_have_one_shape(samples: Pairs, tmp_path: Path) -> None:
+    """However many slices a patient has: the reference, under the same masks, is not another distribution."""
+    uneven = np.sort(np.concatenate([np.repeat(np.arange(30), 2), np.repeat(np.arange(30, 35), 12)]))
+    given = replace(samples.at(range(120)), patients=tuple(f"patient {number}" for number in uneven))
+    comparison = compared(samples.at(range(COUNT, 2 * COUNT)), tmp_path)
+    criteria, _ = comparison.criteria(comparison.known(given), given, is_paired=False)
+    assert {each.verdict for each in criteria} == {"accepted"}
 
 
 class TestReal:
@@ -373,27 +392,41 @@ class TestTuned:
         assert used == split(self.judge, range(COUNT), range(COUNT, 2 * COUNT), [])
         assert used["real pairs"] == f"{COUNT} of phantoms, split all"
         assert used["kernel distance"] == f"to all {COUNT} of them; its floor is that of halves, 5 ways"
-        assert used["fresh seeds to confirm by"] == f"{COUNT} to {2 * COUNT - 1}, of reference and winner, drawn once"
+        assert used["seeds to confirm by"] == f"{COUNT} to {2 * COUNT - 1}, of reference and winner, drawn once"
 
     def test_seeds_that_were_asked_before_are_said_to_be(self, held, samples, real, tmp_path) -> None:
-        """By another winner, or where something was chosen by them; the same run again asks nothing new."""
+        """By another winner, by other limits, or where something was chosen by them; the same run again asks nothing
+        new, and a bundle that has another default since is the same."""
         by_steps = {64: samples, 16: samples, 8: samples}
-        for _ in range(2):
-            answer, _ = self.answer(held, real, by_steps, tmp_path)
+        for default in (3, 5):
+            manifest = replace(held.bundle.manifest, default_steps=default)
+            same = replace(held, bundle=replace(held.bundle, manifest=manifest, digest=str(default)))
+            answer, _ = self.answer(same, real, by_steps, tmp_path)
             assert (answer.winner.candidate.steps, answer.earlier) == (8, [])
         answer, _ = self.answer(held, real, {64: samples, 16: samples}, tmp_path)
         (earlier,) = answer.earlier
-        assert earlier == f"ddim 8 of {held.bundle.digest} on {COUNT} to {2 * COUNT - 1}"
-        assert answer.evidence["used"]["fresh seeds to confirm by"].endswith(f"winner, not fresh: {earlier}")
+        assert earlier == f"ddim 8, onnx fp32, of weights {held.weights} on {COUNT} to {2 * COUNT - 1}"
+        assert answer.evidence["earlier"] == [earlier]
+        assert answer.evidence["used"]["seeds to confirm by"].endswith(f"winner, not fresh: {earlier}")
         assert any("these seeds are not fresh" in line for line in self.said)
-        fewer, _ = self.answer(held, real, {64: samples, 16: samples}, tmp_path, count=COUNT - 10)
+        assert "64 others, which had been asked before;" in tuning({**answer.evidence, "confirmed": {"samples": 64}})
+        fewer, _ = self.answer(held, real, by_steps, tmp_path, count=COUNT - 10)
         assert f"to choose by on 0 to {COUNT - 1}" in fewer.earlier
+        assert len(fewer.earlier) == 3
+        look = Look("whose", "ddim 8", "limits", 10, 19)
+        (looks := Looks(tmp_path / "others.json")).note(look)
+        asked = look, look._replace(terms="others"), look._replace(first=20, last=29)
+        assert [looks.earlier(each) for each in asked] == [[], ["ddim 8 on 10 to 19"], []]
+        (tmp_path / "others.json").write_text("{")
+        with pytest.raises(EvaluationError, match="does not say which seeds were asked"):
+            Looks(tmp_path / "others.json")
 
     def test_where_the_reference_itself_is_not_accepted_nothing_is_tried(self, held, samples, real, tmp_path) -> None:
         answer, drawer = self.answer(held, real, {64: samples, 8: samples}, tmp_path, count=24)
         assert drawer.drawn[8] == 0
         ((_, why),) = answer.untried
         assert why.startswith("the reference itself: too few samples (seed by seed: 0 of 24 beyond the limits")
+        assert replace(answer, trials=[replace(answer.trials[0], verdict="refused")]).verdict == "refused"
 
     def test_a_winner_that_is_no_faster_is_refused(self, held, samples, real, tmp_path) -> None:
         self.clock = lambda *_: ([1.0, 5.0], {})

@@ -14,10 +14,11 @@ from tiny_texture import TEXTURE
 from benchmarks.__main__ import main
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
+from benchmarks.evaluation.segmentation import Segmenter
 from benchmarks.latency.contenders import Case
 from benchmarks.tune import command
 from benchmarks.tune.apply import apply
-from benchmarks.tune.candidates import Candidate, held, labelled, same_weights
+from benchmarks.tune.candidates import Candidate, held, kin, labelled, same_weights
 from benchmarks.tune.drawing import PART, Drawer
 from benchmarks.tune.gate import Followed
 from benchmarks.tune.reader import Reader
@@ -47,7 +48,12 @@ class Knows(Reader):
 @pytest.fixture(autouse=True)
 def by_texture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "_extractors", lambda *_: [TEXTURE])
-    monkeypatch.setattr("benchmarks.tune.reader.reader_of", lambda *_: Knows("knows", "itself", lambda images: images))
+
+    def reader_of(segmenter: Segmenter) -> Reader:
+        assert segmenter.real.facts.get("split", "all") in ("train", "all")  # samples are compared with others
+        return Knows("knows", "itself", lambda images: images)
+
+    monkeypatch.setattr("benchmarks.tune.reader.reader_of", reader_of)
 
 
 @pytest.fixture
@@ -305,12 +311,19 @@ def test_other_weights_are_not_taken_for_the_bundles(repository: Path, tmp_path:
     own = held(repository, "pig", "")
     assert same_weights(own, None) == shipped
     other = held(repository_of(tmp_path / "other"), "pig")
-    assert labelled(other, own).label == "onnx fp32 of other weights"
-    assert labelled(own, own) == own
+    assert labelled(other, kin(own)).label == "onnx fp32 of other weights"
+    assert labelled(own, kin(own)) == own
     taught = held(changed_repository(tmp_path / "taught", digest="0" * 64, student=Student(digest, 4, *STUDENT)), "pig")
-    assert labelled(taught, own) == taught
-    assert labelled(own, taught) == own
-    assert labelled(other, taught).label == "onnx fp32 of other weights"
+    taught_by = {"second": ("5", Student("0" * 64, 2, *STUDENT)), "stranger": ("7", Student("9" * 64, 4, *STUDENT))}
+    second, stranger = (
+        held(changed_repository(tmp_path / name, digest=digest * 64, student=student), "pig")
+        for name, (digest, student) in taught_by.items()
+    )
+    known = kin(own, [second, stranger, taught])
+    assert [labelled(each, known) for each in (taught, second)] == [taught, second]
+    assert labelled(stranger, known).label.endswith(" of other weights")
+    assert labelled(own, kin(taught)) == own
+    assert labelled(other, kin(taught)).label == "onnx fp32 of other weights"
 
 
 def test_a_reference_of_other_weights_is_said_and_its_weights_take_no_place(
