@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.evaluation.cache import Cache
-from benchmarks.evaluation.pairs import EvaluationError, Pairs
+from benchmarks.evaluation.pairs import EvaluationError, Pairs, share_names
 from benchmarks.evaluation.report import Cell, Section, Table
 from benchmarks.evaluation.segmentation import DISTANCES, METRICS, Recipe, steps_of
 from benchmarks.evaluation.sides import Sides
@@ -69,9 +69,16 @@ def utility(
     steps = steps_of(recipe, len(sides.train))
     section.text.append(
         f"DynUNet, {recipe.epochs} epochs of {len(sides.train)} pairs in batches of {recipe.batch}: {steps} steps "
-        f"for every row, so that more data is not more training. {seeds} seeds each. Patients are either trained on "
-        "or tested on."
+        f"for every row, so that more data is not more training. {seeds} seeds each."
     )
+    learnt = [sides.train, *(own for own, _ in elsewhere if own is not None)]
+    if unsure := [f"{each.name} and {test.name}" for each in learnt for test in tests if not share_names(each, test)]:
+        section.warnings.append(
+            "whether a patient is both trained on and tested on is not known, only that no picture is: patients are "
+            f"not known, or named by other rules, in {'; '.join(unsure)}"
+        )
+    else:
+        section.text.append("Patients are either trained on or tested on.")
     found = [
         [predictions(row, tests, sides.classes, recipe, steps, seed + number, cache) for number in range(seeds)]
         for row in rows

@@ -179,6 +179,12 @@ def check_apart(one: Pairs, other: Pairs) -> None:
     check_no_picture_twice(one, other)
 
 
+def share_names(one: Pairs, other: Pairs) -> bool:
+    """Whether a patient of both would have the same name in both: patients are known, and of the same layout."""
+    known = one.knows_patients and other.knows_patients
+    return known and one.facts.get("layout") == other.facts.get("layout")
+
+
 def check_no_picture_twice(one: Pairs, other: Pairs) -> None:
     """Raises EvaluationError if a picture is on both sides."""
     pictures = {hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in one.images}

@@ -15,6 +15,7 @@ from benchmarks.evaluation.pairs import (
     check_no_picture_twice,
     drawn_by_patient,
     halves_by_patient,
+    share_names,
     together,
 )
 from benchmarks.evaluation.reading import ONE_PATIENT_EACH, has_split, read_pairs
@@ -214,8 +215,8 @@ def overview(sides: Sides) -> Section:
 def other_data(sources: Sequence[str], sides: Sides, asked: Asked) -> list[tuple[Pairs | None, Pairs]]:
     """Of each other data set: what to train on, if `fit` splits it, and what to test on.
 
-    Raises EvaluationError if one does not fit, if two have the same name, or if a picture or patient would be trained
-    on and tested on.
+    Raises EvaluationError if one does not fit, if two have the same name, or if a picture would be trained on and
+    tested on, or a patient where both data sets name theirs alike.
     """
     found: list[tuple[Pairs | None, Pairs]] = []
     names = [source.rstrip("/").rpartition("/")[2] or source for source in sources]
@@ -235,7 +236,8 @@ def other_data(sources: Sequence[str], sides: Sides, asked: Asked) -> list[tuple
     learnt = [sides.train, *(train for train, _ in found if train is not None)]
     for tested in (sides.held_out, *(test for _, test in found)):
         for each in learnt:
-            check_no_picture_twice(each, tested)
+            check = check_apart if share_names(each, tested) else check_no_picture_twice
+            check(each, tested)
     return found
 
 

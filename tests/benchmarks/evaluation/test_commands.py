@@ -17,11 +17,11 @@ from tiny import write_tiny_bundle
 from tiny_families import tiny_family
 
 from benchmarks.__main__ import main
-from benchmarks.evaluation import cache, features
+from benchmarks.evaluation import cache, features, measure_utility
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.drawing import Drawing
 from benchmarks.evaluation.measure_quality import SEVERAL_SLICES
-from benchmarks.evaluation.pairs import EvaluationError
+from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.reading import read_pairs
 from serving.bundle import Condition, bundle_folder
 from serving.client import LocalClient
@@ -234,6 +234,50 @@ def test_another_data_set_is_neither_trained_and_tested_on_nor_another_ones_name
     asked = ("utility", real, drawn, "--out", tmp_path / "out", "--epochs", 1)
     held_out = folder_of(tmp_path / "held out", range(12, 20))
     assert "pictures of held out are in" in refused(*asked, "--other", held_out)
+
+
+def pngs_of(place: Path, pairs: Pairs, names: str) -> Path:
+    """images/ and masks/ of pairs, for each of which there is a letter of its patient."""
+    for part, arrays in {"images": (pairs.images * 255).round(), "masks": pairs.masks * 255}.items():
+        (place / part).mkdir(parents=True)
+        for number, (name, array) in enumerate(zip(names, arrays.astype(np.uint8), strict=True)):
+            Image.fromarray(array).save(place / part / f"{name}_{number}.png")
+    return place
+
+
+def test_no_patient_is_trained_on_and_tested_on_in_another_data_set(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(measure_utility, "predictions", lambda row, tests, *_: [test.masks for test in tests])
+    phantoms = read_pairs(str(folder_of(tmp_path / "some", range(30, 42))))
+    real, held_out, other, apart = (
+        pngs_of(tmp_path / place, phantoms.at(rows), names)
+        for place, rows, names in (
+            ("real", range(4), "aabb"),
+            ("held_out", range(4, 6), "cc"),
+            ("other", range(6, 8), "bd"),
+            ("apart", range(8, 10), "de"),
+        )
+    )
+    asked = ["utility", held_out, drawn, "--train", real, "--out", tmp_path / "out", "--epochs", 1, "--seeds", 1]
+    asked += ["--size", SIZE]
+
+    def found(*more: object) -> tuple[list[str], list[str]]:
+        run(*asked, *more)
+        _, section = json.loads((tmp_path / "out/utility.json").read_text())["sections"]
+        return section["text"], [line for line in section["warnings"] if line.startswith("whether a patient")]
+
+    known = ("--patient", r"^([a-e]|seed)[_ ]")
+    assert "1 patients are both in real, trained on and in other: b" in refused(*asked, *known, "--other", other)
+    text, unsure = found(*known, "--other", apart)
+    assert ("Patients are either trained on or tested on." in text, unsure) == (True, [])
+
+    # Where nothing is known of patients, or they have other names in the other data set, nobody promises it.
+    for more, where in (
+        (("--other", other), "real, trained on and real, held out; real, trained on and other"),
+        ((*known, "--other", tmp_path / "some"), "real, trained on and some"),
+    ):
+        text, unsure = found(*more)
+        assert "Patients are either trained on or tested on." not in text
+        assert [line.endswith(f" in {where}") for line in unsure] == [True]
 
 
 def test_halves_that_nobody_knows_a_generator_to_have_learnt_from_are_said_to_leak(tmp_path, drawn):
