@@ -10,7 +10,16 @@ from benchmarks.evaluation import features as of
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.features import Extractor
 from benchmarks.evaluation.measure_quality import NO_SEGMENTER, segmenter_features
-from benchmarks.evaluation.membership import Attack, Seen, by_features, by_loss, can_be_attacked, check_size, seen
+from benchmarks.evaluation.membership import (
+    Attack,
+    Seen,
+    by_features,
+    by_loss,
+    can_be_attacked,
+    check_size,
+    doubt_of,
+    seen,
+)
 from benchmarks.evaluation.neighbours import PAPER_LPIPS, PAPER_NNDR, SUSPECT, Nearest, closeness, median_of, nearest
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.report import Cell, Picture, Section, Table, histogram, picture, sheet
@@ -27,9 +36,9 @@ UNKNOWN = (
     "privacy is measured against what the generator was trained on, and real images that it was not: name the first "
     "with --train and the second as REAL"
 )
-OTHER_DATA = (
-    "its config says that it was trained on other files, or on these before they changed. Who is no member scores as "
-    "the others do, whatever the model remembers"
+DOUBTED = (
+    "Copies of what else it may have learnt are not found, and who is no member scores as the others do, whatever the "
+    "model remembers"
 )
 
 
@@ -215,6 +224,8 @@ def _side_by_side(name: str, sides: Sides, samples: Nearest, held_out: Nearest) 
 def _membership(
     section: Section, sides: Sides, name: str, family: Family, config: Mapping[str, Any], seed: int, cache: Cache
 ) -> None:
+    if (doubt := doubt_of(config, sides.train)) is not None:
+        section.warnings.append(f"{name}: {doubt}. {DOUBTED}")
     if not can_be_attacked(family):
         section.text.append(f"{name} does not learn by denoising, so it has no loss for membership inference.")
         return
@@ -224,9 +235,6 @@ def _membership(
             "inference, is not measured"
         )
         return
-    read, learnt = sides.train.facts.get("files_sha256"), config.get("data_digest")
-    if read and learnt and read != learnt:
-        section.warnings.append(f"{name}: {OTHER_DATA}")
 
     def seen_in(pairs: Pairs) -> Seen:
         made_of = [config["digest"], pairs.digest, seed]
@@ -253,7 +261,7 @@ def _membership(
     )
     section.tables.append(Table(f"Membership inference: {name}", ["", "AUC", "TPR at 1 % FPR"], rows, note))
     section.pictures.append(histogram(f"loss: {name}", {"trained on": members.loss, "held out": others.loss}))
-    told = {"sha256": config["digest"], "data": config.get("data"), "data_digest": learnt}
+    told = {"sha256": config["digest"], "data": config.get("data"), "data_digest": config.get("data_digest")}
     section.facts.setdefault("checkpoints", {})[name] = told
     if min(sides.train.patient_count, sides.held_out.patient_count) < FEW_PATIENTS:
         section.warnings.append(

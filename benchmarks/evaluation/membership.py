@@ -6,6 +6,7 @@ stand for), in a logistic regression. Noise and its levels are the same for ever
 and no patient is on both sides of the fit.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.progress import followed
 from benchmarks.evaluation.statistics import Array, Groups, Interval, auc_of, caught, two_sided
 from serving.sampling.solvers import COLUMNS, Schedule, data_weights
+from training.data.listing import digest
 from training.family import Family
 from training.noising import levels, noised
 
@@ -28,6 +30,7 @@ BAND = (0.15, 0.85)  # of the highest frequency
 BATCH = 32
 FOLDS = 5
 FALSE_ALARMS = 0.01
+OTHER_DATA = "its config says that it learnt other data, or these before they changed"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,23 @@ def check_size(family: Family, pairs: Pairs) -> None:
         raise EvaluationError(
             f"{family.name} was trained on {family.preset.size} pixels; {pairs.name} has {pairs.size}"
         )
+
+
+def doubt_of(config: Mapping[str, Any], train: Pairs) -> str | None:
+    """What speaks against a model, by its checkpoint's config, having learnt these pairs; None if nothing does."""
+    learnt, files = config.get("learnt_sha256"), config.get("data_digest")
+    if learnt is not None:
+        return None if learnt == train.digest else OTHER_DATA
+    if files is None:
+        return "its config does not say what it learnt"
+    # `fit` reads no files of phantoms: how many there were is all that it keeps.
+    read = digest({}) if train.facts.get("layout") == "phantoms" else train.facts.get("files_sha256")
+    if read is None:
+        return f"whether it learnt {train.name} is not known, as `fit` does not read such"
+    count = (config.get("data_summary") or {}).get("pairs", len(train))
+    if files == read and count != len(train):
+        return f"its config says that it learnt other data: {count} pairs, and {len(train)} are read here"
+    return None if files == read else OTHER_DATA
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from serving.writers.nnunet import DATASET, IMAGES, LABELS
 from serving.writers.sample_folder import PAIRS, PROVENANCE
 from training.data import DataError, open_dataset
 from training.data.classes import FIELD_OF_VIEW, HEART, LESION
+from training.data.dataset import LoadedPairs
 from training.data.formats.grey_image import SUFFIXES, read_grey
 from training.data.formats.nifti import read_nifti
 from training.data.layouts.mini_mias import patient_of
@@ -246,7 +247,8 @@ def _learnt(source: str, size: int, split: str, labels: tuple[str, ...], skip_ba
     else:
         patients = tuple(MOMENT.sub("", each) for each in names) if knows else names
     warnings = [*getattr(dataset, "warnings", ()), *([] if knows else [ONE_PATIENT_EACH])]
-    facts = {"layout": layout, "split": split, **reading, "files_sha256": digest(getattr(dataset, "files", {}))}
+    files = dataset.files if isinstance(dataset, LoadedPairs) else {"phantoms": [dataset.count, dataset.seed]}
+    facts = {"layout": layout, "split": split, **reading, "files_sha256": digest(files)}
     # Hearts are cut out alike of every file, and phantoms drawn so; of breasts each is as large as its crop.
     spacing = np.full((len(items), 2), FIELD_OF_VIEW / size) if dataset.labels == HEART else None
     found = images.astype(np.float32), masks

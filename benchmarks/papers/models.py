@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from benchmarks.dmgan.runs import seconds_in
+from benchmarks.evaluation.membership import doubt_of
 from benchmarks.evaluation.pairs import Pairs
 from benchmarks.papers.amounts import Amounts
 from export import ToleranceError
@@ -20,7 +21,6 @@ from export.default_target import default_targets
 from export.options import Options
 from serving.bundle import BundleError, bundle_folder, load_bundle
 from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, load_checkpoint, read_config, unfinished
-from training.data.listing import digest as listing_digest
 from training.family import Family
 from training.fit import Run, fit
 from training.models import load_family
@@ -50,18 +50,6 @@ def check_given(given: Mapping[str, Path], models: Iterable[tuple[str, str]]) ->
     known = list(dict.fromkeys(name for model, data in models for name in (model, f"{model} of {data}")))
     if unknown := [name for name in given if name not in known]:
         raise CheckpointError(f"--checkpoint {unknown[0]}=... is of no model of this run; it has {', '.join(known)}")
-
-
-def doubt_of(config: Mapping[str, Any], train: Pairs) -> str | None:
-    """What speaks against a model, by its config, having learnt these pairs; None if nothing does."""
-    learnt, files = config.get("learnt_sha256"), config.get("data_digest")
-    count = (config.get("data_summary") or {}).get("pairs", len(train))
-    if learnt is None and files is None:
-        return "its config does not say what it learnt"
-    read = listing_digest({}) if train.facts.get("layout") == "phantoms" else train.facts.get("files_sha256")
-    if learnt == train.digest or (learnt is None and (files, count) == (read, len(train))):
-        return None
-    return "its config says that it learnt other data, or these before they changed"
 
 
 @dataclass(frozen=True)

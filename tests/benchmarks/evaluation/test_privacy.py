@@ -10,14 +10,15 @@ from tiny_families import SIZE, tiny_family
 from torch import Tensor
 
 from benchmarks.evaluation.cache import Cache
-from benchmarks.evaluation.measure_privacy import OTHER_DATA, _membership, _models
-from benchmarks.evaluation.membership import by_features, by_loss, can_be_attacked, seen
+from benchmarks.evaluation.measure_privacy import DOUBTED, _membership, _models
+from benchmarks.evaluation.membership import OTHER_DATA, by_features, by_loss, can_be_attacked, doubt_of, seen
 from benchmarks.evaluation.neighbours import closeness, nearest
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
+from benchmarks.evaluation.reading import read_pairs
 from benchmarks.evaluation.report import Section
 from benchmarks.evaluation.sides import Sides
 from serving.sampling.solvers import Schedule
-from training.checkpoint import save_checkpoint
+from training.checkpoint import read_config, save_checkpoint, shipped_checkpoint
 from training.data.classes import LESION
 
 
@@ -167,12 +168,27 @@ def test_models_have_names_of_their_own_and_say_if_they_learnt_from_other_files(
     section = Section("Privacy")
     for name, model in models.items():
         _membership(section, sides, name, *model, 0, Cache(tmp_path / "cache"))
-    assert [OTHER_DATA in line for line in section.warnings if "other files" in line] == [True]
-    assert next(line for line in section.warnings if OTHER_DATA in line).startswith(f"pig ({tmp_path}")
+    assert [line for line in section.warnings if DOUBTED in line] == [
+        f"pig ({tmp_path / 'b/run'}): {OTHER_DATA}. {DOUBTED}"
+    ]
     with pytest.raises(EvaluationError, match="was given twice"):
         _models([tmp_path / "a/run"] * 3, sides)
     with pytest.raises(EvaluationError, match="pig was trained on 32 pixels"):
         _models([tmp_path / "a/run"], replace(sides, train=smooth(6, 0)))
+
+
+def test_phantoms_are_told_by_how_many_a_model_learnt():
+    """`fit` keeps no files of them, so that all have the digest of none, and a checkpoint that ships learnt 50,000."""
+    six, seven = (read_pairs(f"phantom:{count}", SIZE) for count in (6, 7))
+    strangers = read_pairs("phantom:6", SIZE, "validation")
+    assert len({each.facts["files_sha256"] for each in (six, seven, strangers)}) == 3
+    shipped = read_config(shipped_checkpoint("cmr_flow_image"))
+    assert doubt_of(shipped, six) == "its config says that it learnt other data: 50000 pairs, and 6 are read here"
+    assert doubt_of({**shipped, "data_summary": {"pairs": 6}}, six) is None
+    assert doubt_of({**shipped, "data_digest": "of files"}, six) == OTHER_DATA
+    assert doubt_of(read_config(shipped_checkpoint("pig")), six) == "its config does not say what it learnt"
+    arrays = replace(six, name="some", facts={"layout": "samples"})
+    assert doubt_of(shipped, arrays) == "whether it learnt some is not known, as `fit` does not read such"
 
 
 def test_other_sizes_and_models_without_a_loss_are_refused():
