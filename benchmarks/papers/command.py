@@ -107,6 +107,7 @@ def measure(
     figures: dict[str, Any] = {"mammograms": [], "found": sorted(found)}
     of_breasts = {} if only == "hearts" else sources.mammograms(found, amounts.phantoms, films)
     of_hearts = {} if only == "mammograms" else sources.hearts(found, amounts.phantoms)
+    left = [*of_breasts, *(f"hearts of {name}" for name in of_hearts)]
     made = [(model, name) for name in of_breasts for model in mammograms.MODELS]
     check_given(workshop.given, made + [(model, name) for name in [*of_hearts][:1] for model in hearts.MODELS])
     if of_breasts:
@@ -116,13 +117,14 @@ def measure(
         for name, source in of_breasts.items():
             sides = sources.read_sides(source, name, size, LESION, skip_bad)
             figures["mammograms"].append(mammograms.measure(*sides, name, workshop, judge))
-            yield figures
+            left.remove(name)
+            yield figures | {"unfinished": list(left)}
     if of_hearts:
         size = load_family("cmr_mask").presets[amounts.preset].size
         figures["networks"] = {each.name: each.identity for each in judge.networks(size)}
         sets = {name: sources.read_sides(source, name, size, HEART, skip_bad) for name, source in of_hearts.items()}
         figures["hearts"] = hearts.measure(sets, workshop, judge)
-        yield figures
+        yield figures | {"unfinished": []}
 
 
 def written(out: Path, figures: dict[str, Any]) -> None:

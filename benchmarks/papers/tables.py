@@ -21,10 +21,12 @@ def head(figures: Figures) -> str:
     amounts, budget = figures["amounts"], figures["budget_minutes"]
     much = "the papers' amounts" if budget is None else f"the amounts of --budget {budget:g}"
     networks = [f" {name}: {identity}." for name, identity in figures.get("networks", {}).items()]
+    left = figures.get("unfinished", [])
     return (
         f"Theirs and ours side by side. Ours: {figures['machine']}, {much} (preset {amounts['preset']}), seed "
         f"{figures['seed']}, segmenters' seeds: {amounts['seeds']}. Found in --data: {', '.join(figures['found'])}."
         + "".join(networks)
+        + (f" Not measured yet: {', '.join(left)}." if left else "")
     )
 
 

@@ -334,7 +334,9 @@ class TestCommand:
         assert (code, "no hearts" in output) == (1, True)
         kept = json.loads((tmp_path / "out" / "papers.json").read_text())
         assert [each["name"] for each in kept["mammograms"]] == ["phantoms"]
-        assert "PIG's Table 2 on phantoms" in (tmp_path / "out" / "papers.md").read_text()
+        written = (tmp_path / "out" / "papers.md").read_text()
+        assert "PIG's Table 2 on phantoms" in written
+        assert "Not measured yet: hearts of phantoms." in written
 
     def test_what_is_missing_is_said(self) -> None:
         result = CliRunner().invoke(main, ["papers"])
