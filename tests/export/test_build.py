@@ -99,7 +99,7 @@ class TestBundle:
 class TestParity:
     def test_every_row_is_compared_and_close(self, built):
         figures = json.loads((built.folder / "parity.json").read_text())
-        assert [(t["solver"], t["steps"]) for t in figures["trajectories"]] == [("dpmpp_2m", STEPS), ("ddpm", STEPS)]
+        assert [(t["solver"], t["steps"]) for t in figures["trajectories"]] == [("unipc", STEPS), ("ddpm", STEPS)]
         for trajectory in figures["trajectories"]:
             assert [row["row"] for row in trajectory["rows"]] == list(range(STEPS))
             assert max(row["sample_next"] for row in trajectory["rows"]) <= figures["step"]["sample_next"] < 1e-4
@@ -346,7 +346,7 @@ class TestCommands:
     def test_inspect(self, built):
         printed = self.run("inspect", built.folder)
         assert built.digest in printed
-        assert f"dpmpp_2m, {STEPS} steps" in printed
+        assert f"unipc, {STEPS} steps" in printed
         assert "trained      7 steps" in printed
         assert "onnx (opset 18, fused, rows_are_independent), fp32, batch up to 16" in printed
         assert re.search(r"^finish.onnx  [\d.,]+ (kB|bytes): ", printed, re.MULTILINE)
