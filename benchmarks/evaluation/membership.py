@@ -70,11 +70,14 @@ def doubt_of(config: Mapping[str, Any], train: Pairs) -> str | None:
     if files is None:
         return "its config does not say what it learnt"
     # `fit` reads no files of phantoms: how many there were is all that it keeps.
-    read = digest({}) if train.facts.get("layout") == "phantoms" else train.facts.get("files_sha256")
+    are_phantoms = train.facts.get("layout") == "phantoms"
+    read = digest({}) if are_phantoms else train.facts.get("files_sha256")
     if read is None:
         return f"whether it learnt {train.name} is not known, as `fit` does not read such"
-    count = (config.get("data_summary") or {}).get("pairs", len(train))
-    if files == read and count != len(train):
+    count = (config.get("data_summary") or {}).get("pairs")
+    if are_phantoms and files == read and count is None:
+        return "its config does not say how many phantoms it learnt"
+    if files == read and count not in (None, len(train)):
         return f"its config says that it learnt other data: {count} pairs, and {len(train)} are read here"
     return None if files == read else OTHER_DATA
 

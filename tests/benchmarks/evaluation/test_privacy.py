@@ -185,6 +185,7 @@ def test_phantoms_are_told_by_how_many_a_model_learnt():
     shipped = read_config(shipped_checkpoint("cmr_flow_image"))
     assert doubt_of(shipped, six) == "its config says that it learnt other data: 50000 pairs, and 6 are read here"
     assert doubt_of({**shipped, "data_summary": {"pairs": 6}}, six) is None
+    assert doubt_of({**shipped, "data_summary": {}}, six) == "its config does not say how many phantoms it learnt"
     assert doubt_of({**shipped, "data_digest": "of files"}, six) == OTHER_DATA
     assert doubt_of(read_config(shipped_checkpoint("pig")), six) == "its config does not say what it learnt"
     arrays = replace(six, name="some", facts={"layout": "samples"})
