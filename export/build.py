@@ -18,6 +18,7 @@ from export import BuildError, Progress, ToleranceError, openvino, silent, tenso
 from export.card import CARD, model_card
 from export.graphs import finish_graph, step_graph
 from export.options import BF16_OPSET, DEFAULTS, OPSET, TOLERANCES, Options, PlanOptions, Tolerance
+from export.packets import in_whole_packets
 from export.parity import BATCH, Figures, compare_batches, compare_engines, measure_parity, seconds_a_step
 from export.precision import DTYPES, widened
 from export.rows import rows_are_independent
@@ -278,7 +279,8 @@ def engine_files(
 
 def onnx_files(graphs: Mapping[str, onnx.ModelProto]) -> dict[str, bytes]:
     """What ONNX Runtime runs, by file name."""
-    return {f"{name}.onnx": summed_by_products(graph).SerializeToString() for name, graph in graphs.items()}
+    rewritten = {name: in_whole_packets(summed_by_products(graph)) for name, graph in graphs.items()}
+    return {f"{name}.onnx": graph.SerializeToString() for name, graph in rewritten.items()}
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
