@@ -16,7 +16,7 @@ DRAWS = 99  # of one slice a patient
 
 
 class Interval(NamedTuple):
-    """A figure and its interval of 95 %; NaN where there is none."""
+    """A figure and its interval, of 95 % where nothing else is said; NaN where there is none."""
 
     value: float
     low: float
@@ -34,17 +34,19 @@ def resampled(groups: Groups, seed: int, count: int = RESAMPLINGS) -> Iterator[A
         yield np.bincount(random.integers(number, size=number), minlength=number)[groups].astype(np.float64)
 
 
-def around(value: float, drawn: Sequence[float] | Array) -> Interval:
+def around(value: float, drawn: Sequence[float] | Array, level: float = LEVEL) -> Interval:
     """The percentile interval of a bootstrap; resamplings in which the figure is not defined do not count."""
     kept = np.asarray(drawn, np.float64)
     kept = kept[np.isfinite(kept)]
     if len(kept) < 2 or np.isnan(value):
         return Interval(float(value), np.nan, np.nan)
-    low, high = np.quantile(kept, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))
 
 
-def mean_of(values: NDArray[Any], groups: Groups, seed: int = 0, count: int = RESAMPLINGS) -> Interval:
+def mean_of(
+    values: NDArray[Any], groups: Groups, seed: int = 0, count: int = RESAMPLINGS, level: float = LEVEL
+) -> Interval:
     """The mean of what is not NaN in values [N], with a bootstrap over groups, of which there must be two for an
     interval; NaN if nothing is."""
     values = np.asarray(values, np.float64)
@@ -55,7 +57,7 @@ def mean_of(values: NDArray[Any], groups: Groups, seed: int = 0, count: int = RE
     if not groups.any():
         return Interval(float(values.mean()), np.nan, np.nan)
     drawn = [float(weights @ values / weights.sum()) for weights in resampled(groups, seed, count)]
-    return around(float(values.mean()), drawn)
+    return around(float(values.mean()), drawn, level)
 
 
 def two_sided(

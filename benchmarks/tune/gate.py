@@ -17,7 +17,7 @@ from scipy import stats
 from benchmarks.evaluation.distances import Features, kernel_difference
 from benchmarks.evaluation.pairs import Masks, Pairs
 from benchmarks.evaluation.shapes import compared_features
-from benchmarks.evaluation.statistics import Array, Groups, Interval, resampled
+from benchmarks.evaluation.statistics import Array, Groups, Interval, mean_of
 from benchmarks.quality.faults import FAULTS
 from training.data.classes import LESION
 
@@ -175,12 +175,13 @@ def following(
 
     The limit is what would be lost if so large a share of the reference's pictures were of other masks: where the
     segmenter finds a mask no better in its own picture than in another's, nothing can be said. The bootstrap draws the
-    same seeds of both; under one mask both may be hard to read.
+    same seeds of both; under one mask both may be hard to read. ``chance`` lies beyond each end of its interval.
     """
-    told = _bounded_mean(reference.own - reference.others, groups, seed, chance)
+    level = 1 - 2 * chance
+    told = mean_of(reference.own - reference.others, groups, seed, level=level)
     # Nothing where the reference has a mask, and nothing found: all that there was to follow is lost.
     candidate = np.where(np.isnan(candidate) & np.isfinite(reference.own), 0.0, candidate)
-    lost = _bounded_mean(reference.own - candidate, groups, seed, chance)
+    lost = mean_of(reference.own - candidate, groups, seed, level=level)
     limit = limits.lost * max(float(np.nan_to_num(told.value)), 0.0)
     after, before, strangers = (_mean(each) for each in (candidate, reference.own, reference.others))
     what = (
@@ -193,18 +194,6 @@ def following(
 def _mean(values: Array) -> float:
     there = np.isfinite(values)
     return float(values[there].mean()) if there.any() else np.nan
-
-
-def _bounded_mean(values: Array, groups: Groups, seed: int, chance: float) -> Interval:
-    """Of what is not NaN, with a bootstrap over groups: ``chance`` lies beyond each end."""
-    there = np.isfinite(values)
-    value, some = _mean(values), groups[there]
-    if len(np.unique(some)) < 2:
-        return Interval(value, np.nan, np.nan)
-    each = np.unique(some, return_inverse=True)[1].astype(np.int64)
-    drawn = [float(weights @ values[there] / weights.sum()) for weights in resampled(each, seed)]
-    low, high = np.quantile(drawn, [chance, 1 - chance])
-    return Interval(value, float(low), float(high))
 
 
 def shapes(
