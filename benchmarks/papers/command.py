@@ -110,20 +110,22 @@ def measure(
     left = [*of_breasts, *(f"hearts of {name}" for name in of_hearts)]
     made = [(model, name) for name in of_breasts for model in mammograms.MODELS]
     check_given(workshop.given, made + [(model, name) for name in [*of_hearts][:1] for model in hearts.MODELS])
-    if of_breasts:
-        size = load_family("pig").presets[amounts.preset].size
-        # Tried before anything is trained.
-        figures["networks"] = {each.name: each.identity for each in judge.networks(size)}
-        for name, source in of_breasts.items():
-            sides = sources.read_sides(source, name, size, LESION, skip_bad)
-            figures["mammograms"].append(mammograms.measure(*sides, name, workshop, judge))
-            left.remove(name)
-            yield figures | {"unfinished": list(left)}
+    sizes = {model: load_family(model).presets[amounts.preset].size for model in ("pig", "cmr_mask")}
+    for sets, model, labels in ((of_breasts, "pig", LESION), (of_hearts, "cmr_mask", HEART)):
+        # Tried, and read and let go, before anything is trained.
+        for name, source in sets.items():
+            figures["networks"] = {each.name: each.identity for each in judge.networks(sizes[model])}
+            if name != sources.PHANTOMS:
+                sources.read_sides(source, name, sizes[model], labels, skip_bad)
+    for name, source in of_breasts.items():
+        sides = sources.read_sides(source, name, sizes["pig"], LESION, skip_bad)
+        figures["mammograms"].append(mammograms.measure(*sides, name, workshop, judge))
+        left.remove(name)
+        yield figures | {"unfinished": list(left)}
     if of_hearts:
-        size = load_family("cmr_mask").presets[amounts.preset].size
-        figures["networks"] = {each.name: each.identity for each in judge.networks(size)}
-        sets = {name: sources.read_sides(source, name, size, HEART, skip_bad) for name, source in of_hearts.items()}
-        figures["hearts"] = hearts.measure(sets, workshop, judge)
+        size = sizes["cmr_mask"]
+        read = {name: sources.read_sides(source, name, size, HEART, skip_bad) for name, source in of_hearts.items()}
+        figures["hearts"] = hearts.measure(read, workshop, judge)
         yield figures | {"unfinished": []}
 
 

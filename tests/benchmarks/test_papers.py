@@ -221,6 +221,15 @@ def test_networks_to_compare_by_are_tried_before_anything_is_trained(tmp_path: P
         next(measure(tmp_path, only, False, SimpleNamespace(amounts=TINY, given={}), judge, False))
 
 
+def test_files_that_cannot_be_used_are_said_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "mias").mkdir()
+    (tmp_path / "mias" / "Info.txt").write_text("mdb001 G NORM\n")
+    (tmp_path / "mias" / "mdb001.pgm").touch()
+    judge = comparing.Judge(TINY, Cache(tmp_path / "cache"))
+    with pytest.raises(EvaluationError, match="mias: no film of the train split can be used"):
+        next(measure(tmp_path, None, True, SimpleNamespace(amounts=TINY, given={}), judge, False))
+
+
 def test_one_patient_held_out_leaves_the_regression_out(tmp_path: Path) -> None:
     learnt, others = (read_pairs("phantom:4", 32, split, HEART) for split in ("train", "validation"))
     model = models.Model(tiny_family("cmr_flow_image"), {"digest": "weights"}, tmp_path, "bundle", {})
