@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -62,6 +62,11 @@ class Extractor:
         kept = cache.arrays("features", made_of, lambda: {"features": self.extract(pairs.images)})
         found: NDArray[np.float64] = kept["features"]
         return found
+
+    def on_one_scale(self, real: Sequence[Pairs], others: Sequence[Pairs], cache: Cache) -> list[NDArray[np.float64]]:
+        """Of the real sides and the others, each feature as it is in all real pictures; Inception's are left alone."""
+        found = [self.of(each, cache) for each in (*real, *others)]
+        return found if self.is_inception else standardised(np.concatenate(found[: len(real)]), *found)
 
 
 def has_radiomics() -> bool:
@@ -200,12 +205,16 @@ def _torchscript(file: Path) -> Run:
     return run
 
 
-def standardised(reference: NDArray[np.float64], *others: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Each feature less the reference's mean over its deviation; those that do not vary in it are left out."""
-    deviation = reference.std(0)
-    varying = deviation > 1e-9 * np.maximum(1, np.abs(reference.mean(0)))
-    mean, deviation = reference.mean(0)[varying], deviation[varying]
-    return [(side[:, varying] - mean) / deviation for side in (reference, *others)]
+def standardised(real: NDArray[np.float64], *sides: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Each side's features less their mean over their deviation in ``real``; those that do not vary in it are left out.
+
+    real: every real picture at hand, so of two halves that are compared both. By one of them alone it is nearer to 0
+    than the other, and of few patients that is a distance of its own.
+    """
+    deviation = real.std(0)
+    varying = deviation > 1e-9 * np.maximum(1, np.abs(real.mean(0)))
+    mean, deviation = real.mean(0)[varying], deviation[varying]
+    return [(side[:, varying] - mean) / deviation for side in sides]
 
 
 def noise_like(pairs: Pairs, seed: int) -> Pairs:

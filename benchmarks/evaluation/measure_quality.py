@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.evaluation import features as of
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.distances import coverage, frechet_between, kernel_distance
-from benchmarks.evaluation.features import Extractor, noise_like, standardised
+from benchmarks.evaluation.features import Extractor, noise_like
 from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, of_same_patients, together
 from benchmarks.evaluation.report import Cell, Section, Table, histogram, sample_grid
 from benchmarks.evaluation.segmentation import Recipe, Segmenter, seen_by
@@ -24,7 +24,8 @@ SEVERAL_SLICES = (
     "Several of these real pictures are of one patient. That makes the Frechet distance of the other half of the "
     "patients larger, and their recall and coverage smaller, than those of independent samples of the same law: "
     "samples that come out better there are not better than real pictures. In the kernel distance no pair is of one "
-    "patient, so it is 0 on average for either."
+    "patient, so it is 0 on average for the other half, and nearly so for independent samples; these are a little "
+    "farther where a half has fewer than ten patients, as the real pictures set the scale of each feature."
 )
 OF_MASKS = "Like the real image of the same mask", "sample and the real image of its mask"
 OF_PICTURES = "Like the picture that each was drawn under", "sample and its picture"
@@ -48,7 +49,7 @@ def quality(
     if any(each.patient_count < count for each in (reference, other)):
         section.text.append(SEVERAL_SLICES)
     extractors = _extractors(section, reference, files, recipe, sides.classes, seed)
-    _distances(section, extractors, reference, {"synthetic": synthetic, OTHERS: other}, seed, cache)
+    _distances(section, extractors, reference, other, synthetic, seed, cache)
     if sides.under is not None:
         _like_what_went_in(section, sides, lpips, seed)
     elif sides.without_masks is None:
@@ -105,18 +106,18 @@ def _distances(
     section: Section,
     extractors: Sequence[Extractor],
     reference: Pairs,
-    others: dict[str, Pairs],
+    other: Pairs,
+    synthetic: Pairs,
     seed: int,
     cache: Cache,
 ) -> None:
-    sides = {**others, CEILING: noise_like(reference, seed)}
+    noise = noise_like(reference, seed)
     for extractor in extractors:
-        of_reference, *of_sides = (extractor.of(each, cache) for each in (reference, *sides.values()))
-        if not extractor.is_inception:
-            of_reference, *of_sides = standardised(of_reference, *of_sides)
+        of_reference, of_other, *of_both = extractor.on_one_scale((reference, other), (synthetic, noise), cache)
         count, width = of_reference.shape
         rows: list[list[Cell]] = []
-        for (name, pairs), found in zip(sides.items(), of_sides, strict=True):
+        sides = {"synthetic": (synthetic, of_both[0]), OTHERS: (other, of_other), CEILING: (noise, of_both[1])}
+        for name, (pairs, found) in sides.items():
             groups = reference.groups, pairs.groups
             spread = coverage(of_reference, found, *groups, seed)
             rows.append(
@@ -131,7 +132,7 @@ def _distances(
         columns = ["", "pictures", extractor.kernel_name(), extractor.frechet_name()]
         note = (
             f"{width} features ({extractor.identity.split(' {')[0].split(' on ')[0]}"
-            f"{'' if extractor.is_inception else '; each less its mean over its deviation in the real half'}). "
+            f"{'' if extractor.is_inception else '; each less its mean over its deviation in both real halves'}). "
             f"The kernel distance has one subset, of all {count} pictures, without pairs of one patient; its interval "
             "is a bootstrap over patients. The Frechet distance has a jackknife over patients. Precision is the share "
             "of pictures near a real one, recall of real ones near a picture; "

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.evaluation import features as of
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.distances import frechet_between, kernel_distance
-from benchmarks.evaluation.features import Extractor, noise_like, standardised
+from benchmarks.evaluation.features import Extractor, noise_like
 from benchmarks.evaluation.measure_quality import segmenter_features
 from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, of_same_patients
 from benchmarks.evaluation.segmentation import RECIPES, Recipe, Segmenter, steps_of
@@ -63,14 +63,13 @@ class Judge:
         sides |= {FLOOR: other, CEILING: noise_like(reference, self.seed)}
         rows: dict[str, dict[str, Any]] = {name: {"pictures": count} for name in sides}
         for extractor in self.extractors(reference, classes):
-            found = [extractor.of(each, self.cache) for each in (reference, *sides.values())]
-            if not extractor.is_inception:
-                found = standardised(*found)
-            for (name, pairs), features in zip(sides.items(), found[1:], strict=True):
+            real, others = (reference, other), list(sides.values())
+            of_reference, _, *of_sides = extractor.on_one_scale(real, others, self.cache)
+            for (name, pairs), features in zip(sides.items(), of_sides, strict=True):
                 whose = reference.groups, pairs.groups
                 same = of_same_patients(reference, pairs)
-                kernel = kernel_distance(found[0], features, *whose, self.seed, same=same)
-                frechet = frechet_between(found[0], features, *whose, self.seed)
+                kernel = kernel_distance(of_reference, features, *whose, self.seed, same=same)
+                frechet = frechet_between(of_reference, features, *whose, self.seed)
                 rows[name] |= {extractor.kernel_name(): kernel.as_json(), extractor.frechet_name(): frechet.as_json()}
         return rows
 

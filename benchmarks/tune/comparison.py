@@ -54,7 +54,8 @@ class Comparison:
         judged, features = [], []
         for extractor in self.extractors:
             name = extractor.name
-            real, reference = standardised(self._features[name], extractor.of(drawn, self.cache))
+            raw = self._features[name]
+            real, reference = standardised(raw, raw, extractor.of(drawn, self.cache))
             judged.append(Judged(name, real, self.real.groups, self._scales[name]))
             features.append(reference)
         shapes = features_of(drawn)
@@ -67,7 +68,7 @@ class Comparison:
         Not of the reference's own distance: the worse that is, the worse a candidate might be. Raises EvaluationError
         if a half has one patient alone.
         """
-        (real,) = standardised(raw)
+        (real,) = standardised(raw, raw)
         highs = []
         for way in range(HALVINGS):
             halves = halves_by_patient(self.real, self.seed + way)
@@ -87,7 +88,7 @@ class Comparison:
         if is_paired:
             criteria.append(gate.one_by_one(gate.bad_ones(before, after, self.limits), self.limits))
         for extractor, judged, of_reference in zip(self.extractors, known.judged, known.features, strict=True):
-            _, of_candidate = standardised(self._features[extractor.name], extractor.of(after, self.cache))
+            (of_candidate,) = standardised(self._features[extractor.name], extractor.of(after, self.cache))
             criteria.append(gate.nearness(judged, of_reference, of_candidate, before.groups, self.limits, self.seed))
             value = frechet(judged.real, of_candidate)
             figures[extractor.frechet_name()] = Interval(value, np.nan, np.nan)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.evaluation import measure_quality
+from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.distances import coverage, frechet, frechet_between, kernel_difference, kernel_distance
+from benchmarks.evaluation.features import Extractor
+from benchmarks.evaluation.pairs import Pairs
+from benchmarks.evaluation.report import Section
+from benchmarks.evaluation.statistics import Interval
+from benchmarks.papers.amounts import Amounts
+from benchmarks.papers.comparing import Judge
 
 
 def with_moments(count: int, width: int, mean: float, deviation: float, seed: int = 0) -> np.ndarray:
@@ -72,10 +80,10 @@ def test_kernel_distances_of_the_same_law_are_around_0_and_their_intervals_hold_
     assert shifted.low > 0
 
 
-def slices(random: np.random.Generator, patients: int, each: int = 10) -> np.ndarray:
-    """Features [N, 6] of which those of a patient correlate by 0.8; N(0, 1) each."""
-    own_part = random.normal(size=(patients, 6)).repeat(each, 0)
-    return 0.8**0.5 * own_part + 0.2**0.5 * random.normal(size=(patients * each, 6))
+def slices(random: np.random.Generator, patients: int, each: int = 10, width: int = 6) -> np.ndarray:
+    """Features [N, width] of which those of a patient correlate by 0.8; N(0, 1) each."""
+    own_part = random.normal(size=(patients, width)).repeat(each, 0)
+    return 0.8**0.5 * own_part + 0.2**0.5 * random.normal(size=(patients * each, width))
 
 
 @pytest.mark.parametrize("patients", [4, 16])
@@ -88,6 +96,34 @@ def test_that_slices_of_a_patient_are_alike_does_not_make_sides_of_the_same_law_
     values = np.array([each.value for each in found])
     assert abs(values.mean()) < 3 * values.std() / len(values) ** 0.5
     assert np.mean([each.low < 0 < each.high for each in found]) > 0.85
+
+
+@pytest.mark.parametrize("by", ["quality", "papers"])
+def test_the_scale_of_features_is_no_distance_between_halves_of_few_patients(by, tmp_path, monkeypatch):
+    flat = Extractor("flat", "pixels", lambda images: images.reshape(len(images), -1).astype(np.float64))
+    monkeypatch.setattr(Judge, "extractors", lambda *_: [flat])
+    random, held, values = np.random.default_rng(17), [], []
+
+    def side(name: str) -> Pairs:
+        pictures = slices(random, 4, 16, width=64).reshape(-1, 8, 8).astype(np.float32)
+        names = tuple(f"{name} {row}" for row in range(64))
+        patients = tuple(f"{name} {row // 16}" for row in range(64))
+        return Pairs(name, pictures, np.zeros(pictures.shape, np.uint8), (), names, patients, True)
+
+    for trial in range(10):
+        one, other, more = (side(name) for name in ("one", "other", "more"))
+        cache = Cache(tmp_path / str(trial))
+        if by == "papers":
+            row = Judge(Amounts(), cache).distances(one, other, {"more": more}, 2)["real, other patients"]
+            found = Interval(**row["kernel distance (flat)"])
+        else:
+            section = Section("Quality")
+            measure_quality._distances(section, [flat], one, other, more, 0, cache)
+            (found,) = [row[2] for row in section.tables[0].rows if row[0] == measure_quality.OTHERS]
+        held.append(found.low < 0 < found.high)
+        values.append(found.value)
+    assert abs(np.mean(values)) < 3 * np.std(values) / len(values) ** 0.5
+    assert all(held)
 
 
 def test_independent_samples_are_no_nearer_than_slices_of_other_patients():
