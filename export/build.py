@@ -45,6 +45,7 @@ from serving.folders import Busy, replacing
 from serving.repository import prepare_repository
 from training.checkpoint import check_chosen, find_checkpoint, load_model, phases_of, unfinished
 from training.family import Family
+from training.lineage import ancestors
 from training.models import load_family
 
 KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures; TensorRT has one of the last two
@@ -190,6 +191,8 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
     }
     origin |= {key: config[key] for key in ("sites", "elsewhere", "private", "vgg16_sha256") if config.get(key)}
     origin["steps"] = dict(zip(phases_of(family, config), family.preset.steps, strict=False))
+    if before := ancestors(config):
+        origin["ancestors"] = before
     if options.chosen:
         origin["chosen"] = dict(options.chosen)
     if licence := options.license or config.get("license"):

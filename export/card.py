@@ -1,7 +1,6 @@
 """The model card beside a bundle, in the format of Hugging Face's hub: what the manifest says, for people."""
 
 import math
-import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
@@ -9,6 +8,7 @@ from huggingface_hub import ModelCardData
 
 from export.options import Tolerance
 from serving.bundle import Manifest, Output
+from training.lineage import ancestors, no_phantoms, origin_of
 
 CARD = "README.md"
 UNKNOWN = "unknown"  # a licence, as the hub calls it
@@ -55,15 +55,15 @@ def sees_a_picture(manifest: Manifest) -> bool:
 
 
 def learnt_phantoms(manifest: Manifest) -> bool:
-    return re.fullmatch(r"phantom(:\d+)?", str(manifest.checkpoint.get("data"))) is not None
+    """And so did all that it comes from."""
+    return not no_phantoms(origin_of(manifest))
 
 
 def _data(manifest: Manifest) -> list[str]:
     data = manifest.checkpoint.get("data")
+    named = f"`{PurePath(str(data)).name}`" if data else "not recorded"
     if learnt_phantoms(manifest):
         named = "procedural phantoms, drawn from seeds; no patient's image"
-    else:
-        named = f"`{PurePath(str(data)).name}`" if data else "not recorded"
     prior = manifest.checkpoint.get("prior")
     steps = manifest.checkpoint.get("step")
     trained = f"- trained for: {steps} steps" if steps is not None else "- trained for: not recorded"
@@ -75,7 +75,17 @@ def _data(manifest: Manifest) -> list[str]:
         said = ", ".join(f"{name} {value}" for name, value in origin.get("options", {}).items())
         made = [f"- trained elsewhere, and imported from files of {origin['format']}; said of them: {said}"]
     digest = manifest.checkpoint.get("digest", "not recorded")
-    return [*made, f"- data: {named}", *_judges(manifest), trained, f"- weights, sha256: `{digest}`", *facts]
+    data_lines = [f"- data: {named}", *_before(manifest), *_judges(manifest)]
+    return [*made, *data_lines, trained, f"- weights, sha256: `{digest}`", *facts]
+
+
+def _before(manifest: Manifest) -> Iterator[str]:
+    """What those weights learnt that it comes from."""
+    for each in ancestors(origin_of(manifest)):
+        learnt = f"`{PurePath(str(each['data'])).name}`" if each.get("data") else "data that are not recorded"
+        if imported := each.get("imported"):
+            learnt += f", and were imported from files of {imported['format']}"
+        yield f"- comes from weights of sha256 `{each['digest']}`, which learnt {learnt}"
 
 
 def _judges(manifest: Manifest) -> list[str]:

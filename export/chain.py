@@ -1,9 +1,8 @@
 """A chain is built when its stages are: those whose checkpoints are given, beside those that are there already."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from export import BuildError, Progress, silent
 from export.build import build_all, refuse_unfinished
@@ -23,6 +22,7 @@ from serving.chain import CONFIG, Chain, ChainError, check_stages, read_chain
 from serving.folders import recover
 from serving.repository import prepare_repository
 from training.checkpoint import CheckpointError, find_checkpoint, read_config, shipped_checkpoint
+from training.lineage import no_phantoms, origin_of
 from training.models import family_names, load_family
 
 
@@ -117,8 +117,8 @@ def build_chain(
                 given[model] = shipped  # as it was: nothing is lost
                 continue
             refuse_unfinished(f"{folder} was", kept[model].manifest.checkpoint.get("unfinished"), options)
-    learnt = {model: read_config(find_checkpoint(checkpoint)).get("data") for model, checkpoint in given.items()}
-    learnt |= {model: bundle.manifest.checkpoint.get("data") for model, bundle in kept.items()}
+    learnt = {model: read_config(find_checkpoint(checkpoint)) for model, checkpoint in given.items()}
+    learnt |= {model: origin_of(bundle.manifest) for model, bundle in kept.items()}
     given |= {model: _shipped(chain, model, learnt) for model in models if model not in learnt}
 
     def fit(new: Mapping[str, Manifest]) -> None:
@@ -140,8 +140,8 @@ def _built_from_shipped(folder: Path, model: str) -> Path | None:
         return None
 
 
-def _shipped(chain: Chain, model: str, learnt: Mapping[str, object]) -> Path:
-    """``learnt``: the data that the stages which are there were trained on."""
+def _shipped(chain: Chain, model: str, learnt: Mapping[str, Mapping[str, Any]]) -> Path:
+    """``learnt``: the configs of the stages which are there."""
     needed = (
         f"{chain.model} needs {model}, which has not been built: name a checkpoint of it with --checkpoint, such as "
         f"the --out of medgen fit --model {model}"
@@ -150,7 +150,11 @@ def _shipped(chain: Chain, model: str, learnt: Mapping[str, object]) -> Path:
         checkpoint = shipped_checkpoint(model)
     except CheckpointError:
         raise BuildError(needed) from None
-    for stage, data in learnt.items():
-        if not re.fullmatch(r"phantom(:\d+)?", str(data)):
-            raise BuildError(f"{needed}; the one that medgen ships learnt phantoms, and {stage} {data or 'other data'}")
+    for stage, config in learnt.items():
+        for other in no_phantoms(config):
+            found = "" if other is config else " comes from weights that learnt"
+            raise BuildError(
+                f"{needed}; the one that medgen ships learnt phantoms, and {stage}{found} "
+                f"{other.get('data', 'other data')}"
+            )
     return checkpoint

@@ -86,8 +86,10 @@ def fit_command(
     from accelerate import PartialState
 
     from serving.bundle import file_digest
+    from training.checkpoint import find_checkpoint, read_config
     from training.federated.runs import Sites, judged
     from training.fit import Run
+    from training.lineage import lineage
     from training.models import load_family
     from training.reconstructions import open_prior
 
@@ -106,13 +108,15 @@ def fit_command(
         chosen = family.presets[preset].replaced({**fields, **{k: v for k, v in overrides.items() if v is not None}})
         torch.manual_seed(seed)
         untrained = family(chosen)
-        digest = None if init is None else start_from(init, untrained)
+        begun = [] if init is None else start_from(init, untrained)
+        digest = begun[0]["digest"] if begun else None
         config = {"preset_name": preset, "data": data, "seed": seed, "precision": precision, "init": digest}
         elsewhere = Sites(sites, listen, certificate, site_timeout, private)
         if family.learns_through and prior is None:
             raise ValueError(f"{model} learns from what {family.learns_through} draws: name a checkpoint with --prior")
         through = open_prior(prior, model) if family.learns_through and prior else None
-        if through is not None:
+        if prior is not None and through is not None:
+            begun += lineage({**read_config(find_checkpoint(prior)), "digest": through[1]})
             config |= {"learnt_through": through[1], "sites": sites, "elsewhere": listen is not None, "private": private}
             if file := getattr(chosen, "vgg16", None):
                 config["vgg16_sha256"] = file_digest(Path(file))
@@ -122,6 +126,9 @@ def fit_command(
                 raise ValueError("--data is 'phantom'; say of how many reconstructions are to be found: phantom:COUNT")
         elif prior is not None or sites is not None:
             raise ValueError(f"--prior and --sites are for models that learn through another one; {model} does not")
+
+        if begun:
+            config["ancestors"] = begun
 
         def learning(dataset: Any) -> AbstractContextManager[Any]:
             if through is None:
@@ -175,6 +182,7 @@ def distill_command(
     from training.checkpoint import load_checkpoint, unfinished
     from training.distill import plan, student_of
     from training.fit import Run
+    from training.lineage import lineage
 
     with failures_in_words(out):
         trained, known = load_checkpoint(teacher)
@@ -191,7 +199,7 @@ def distill_command(
         )
         kept = {name: known[name] for name in ("license",) if name in known}
         config = {"preset_name": known.get("preset_name", "custom"), **kept, "data": source, "seed": seed}
-        config |= {"precision": precision, "student": planned.record()}
+        config |= {"precision": precision, "student": planned.record(), "ancestors": lineage(known)}
         run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every)
         train(student, source, run, resume, skip_bad)
 
@@ -250,6 +258,8 @@ def train(
         before = read_config(find_checkpoint(run.out))
         if before.get("model") == untrained.name:
             before["preset"] = with_defaults(preset, before.get("preset", {}))
+        if "ancestors" not in before:  # of an older medgen, which kept their digests alone
+            before["ancestors"] = json.loads(json.dumps(now.get("ancestors")))
         for name in sorted(may_change):
             if before.get(name) != now[name]:
                 click.echo(f"{name}: {now[name]} from here on; it was {before.get(name)}")
@@ -278,20 +288,21 @@ def train(
         click.echo(f"{checkpoint} is ready: medgen export build --model {untrained.name} --checkpoint {run.out}")
 
 
-def start_from(checkpoint: Path, untrained: "Family") -> str:
-    """Give a model the weights of a checkpoint, or of a file that others published, and return their digest."""
+def start_from(checkpoint: Path, untrained: "Family") -> list[dict[str, Any]]:
+    """Give a model the weights of a checkpoint, or of a file that others published, and return their lineage."""
     from serving.bundle import file_digest
     from training.checkpoint import load_checkpoint
+    from training.lineage import lineage
 
     if checkpoint.is_file():
         click.echo(f"{checkpoint}: {untrained.load_published(checkpoint)}")
-        return file_digest(checkpoint)
+        return [{"digest": file_digest(checkpoint)}]
     trained, config = load_checkpoint(checkpoint)
     shapes = [{name: weight.shape for name, weight in model.state_dict().items()} for model in (trained, untrained)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"--init is {checkpoint}, a {trained.name} of other networks than this preset's")
     untrained.load_state_dict(trained.state_dict())
-    return config["digest"]
+    return lineage(config)
 
 
 def check_classes(family: "Family", dataset: "LoadedPairs | Phantoms", data: str) -> None:

@@ -22,6 +22,7 @@ from benchmarks.evaluation.statistics import Array, Groups, Interval, auc_of, ca
 from serving.sampling.solvers import COLUMNS, Schedule, data_weights
 from training.data.listing import digest
 from training.family import Family
+from training.lineage import ancestors
 from training.noising import levels, noised
 
 DRAWS = 8
@@ -63,7 +64,17 @@ def check_size(family: Family, pairs: Pairs) -> None:
 
 
 def doubt_of(config: Mapping[str, Any], train: Pairs) -> str | None:
-    """What speaks against a model, by its checkpoint's config, having learnt these pairs; None if nothing does."""
+    """What speaks against a model, by its checkpoint's config, having learnt these pairs; None if nothing does.
+
+    Nor may the weights that it comes from have learnt others, who may be those that are held out here.
+    """
+    for before in ancestors(config):
+        if doubt := _doubt_of(before, train):
+            return _doubt_of(config, train) or f"it comes from weights of sha256 {before['digest']}, of which: {doubt}"
+    return _doubt_of(config, train)
+
+
+def _doubt_of(config: Mapping[str, Any], train: Pairs) -> str | None:
     learnt, files = config.get("learnt_sha256"), config.get("data_digest")
     if learnt is not None:
         return None if learnt == train.digest else OTHER_DATA

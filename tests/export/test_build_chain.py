@@ -90,11 +90,11 @@ def build(repository: Path, *checkpoints: Path, say: Callable[..., str] = run, o
     return say(*command, *named, *options)
 
 
-def learnt(data: str, checkpoint: Path, folder: Path) -> Path:
+def learnt(data: str, checkpoint: Path, folder: Path, **more: object) -> Path:
     """A copy of a checkpoint that says what it was trained on."""
     shutil.copytree(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"data": data}))
+    (folder / "config.json").write_text(json.dumps(config | {"data": data, **more}))
     return folder
 
 
@@ -178,6 +178,9 @@ class TestShipped:
         assert f"{NEEDED}; the one that medgen ships learnt phantoms, and cmr_mask data/acdc" in build(
             repository, other, say=refused
         )
+        before_it = {"ancestors": [{"digest": "d" * 64, "data": "data/mnms"}]}
+        taught = learnt("phantom", checkpoints["cmr_mask"], tmp_path / "taught", **before_it)
+        assert "and cmr_mask comes from weights that learnt data/mnms" in build(repository, taught, say=refused)
         assert f"{NEEDED}; the one that medgen ships learnt phantoms, and cmr_mask other data" in build(
             repository, say=refused
         )

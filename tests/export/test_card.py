@@ -89,6 +89,8 @@ def test_what_phantoms_are_good_for_is_said(manifest: Manifest) -> None:
     phantoms = model_card(replace(manifest, checkpoint={"data": "phantom:64"}))
     assert "has seen no patient" in phantoms
     assert "has seen no patient" not in model_card(replace(manifest, checkpoint={"data": "phantoms of ours"}))
+    for other in ({"ancestors": [{"digest": "d" * 64, "data": "mias"}]}, {"elsewhere": True}, {"init": "d" * 64}):
+        assert "no patient" not in model_card(replace(manifest, checkpoint={"data": "phantom:64", **other}))
     assert "- one pass, no steps" in model_card(replace(manifest, schedule=None))
 
 

@@ -12,7 +12,9 @@ from tiny_families import STEPPING, classes_of, random_batch, tiny_family
 from tiny_pig import SIZE
 from torch import Tensor, nn
 
-from export.build import build
+from export.build import build, describe
+from export.card import model_card
+from export.options import DEFAULTS
 from export.report import facts_of
 from serving.bundle import MANIFEST, BundleError, Manifest
 from serving.client import LocalClient, SamplingError
@@ -184,6 +186,38 @@ def test_a_checkpoint_says_whose_student_it_is(teacher: Path, run: Path) -> None
     assert unfinished(family, config) is None
     half_way, config = load_checkpoint(run / "checkpoints" / "00000002")
     assert unfinished(half_way, config) == "step 2 of 4, in phase distillation"
+
+
+def test_a_student_has_seen_what_its_teachers_learnt(teacher: Path, tmp_path: Path) -> None:
+    family, known = load_checkpoint(teacher)
+    origin = {"format": "diffusers", "sha256": {}, "options": {}}
+    known |= {"data": "/data/mini-mias", "data_digest": "d" * 64, "data_summary": {"pairs": 9}, "imported": origin}
+    save_checkpoint(tmp_path / "patients", family, family.state_dict(), known)
+    asked = ("--steps", "4", "--updates", "1", "--data", "phantom:4")
+    distilled(tmp_path / "patients", tmp_path / "first", *asked)
+    distilled(tmp_path / "first", tmp_path / "second", "--steps", "2", "--updates", "1")
+    first, second = (load_checkpoint(tmp_path / name)[1] for name in ("first", "second"))
+    learnt = {key: known[key] for key in ("digest", "data", "data_digest", "data_summary", "imported")}
+    assert first["ancestors"] == [learnt]
+    assert [(each["digest"], each["data"]) for each in second["ancestors"]] == [
+        (first["digest"], "phantom:4"),
+        (known["digest"], "/data/mini-mias"),
+    ]
+    card = model_card(described(tmp_path / "second"))
+    assert "- data: `phantom:4`" in card
+    assert f"`{known['digest']}`, which learnt `mini-mias`, and were imported from files of diffusers" in card
+    assert "no patient" not in card
+    distilled(teacher, tmp_path / "harmless", *asked)
+    assert "It has seen no patient" in model_card(described(tmp_path / "harmless"))
+    older = dict(load_checkpoint(tmp_path / "harmless")[1])
+    del older["ancestors"]
+    save_checkpoint(tmp_path / "older", family, family.state_dict(), older)
+    assert "no patient" not in model_card(described(tmp_path / "older")), "what its teacher learnt is not known"
+
+
+def described(run: Path) -> Manifest:
+    family, config = load_checkpoint(run)
+    return describe(family, config, DEFAULTS, {"name": "onnx"})
 
 
 def test_a_resumed_run_is_the_run_that_was_not_stopped(teacher: Path, run: Path, tmp_path: Path) -> None:

@@ -186,6 +186,7 @@ class TestCommand:
         assert "10 reconstructions of 3 codes, 3 steps" in result.output
         _, config = load_checkpoint(tmp_path / "run")
         prior_model, trained = load_checkpoint(prior)
+        assert load_checkpoint(tmp_path / "run")[1]["ancestors"][0]["digest"] == trained["digest"]
         assert config["learnt_through"] == trained["digest"]
         assert (config["sites"], config["elsewhere"], config["private"]) == (None, False, {})
         assert (tmp_path / "run" / "sites" / "here" / "00000002.pt").is_file()

@@ -88,6 +88,8 @@ class TestFit:
         assert result.exit_code == 0, result.output
         (start, config), (end, its_config) = load_checkpoint(run), load_checkpoint(tmp_path)
         assert its_config["init"] == config["digest"]
+        (before,) = its_config["ancestors"]
+        assert [before[key] for key in ("digest", "data")] == [config["digest"], config["data"]]
         assert all(torch.equal(tensor, end.state_dict()[name]) for name, tensor in start.state_dict().items())
 
     def test_it_starts_from_weights_that_others_published(self, tmp_path):
@@ -100,6 +102,7 @@ class TestFit:
         assert f"{tmp_path / 'pggan.pth'}: weights of generator; fully grown" in result.output
         (family, config) = load_checkpoint(tmp_path / "run")
         assert config["init"] == file_digest(tmp_path / "pggan.pth")
+        assert config["ancestors"] == [{"digest": config["init"]}], "what they learnt is not known"
         assert all(torch.equal(weight, family.generator.state_dict()[name]) for name, weight in theirs.items())
 
     def test_it_learns_from_two_kinds_of_images(self, tmp_path):

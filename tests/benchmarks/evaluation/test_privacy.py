@@ -187,6 +187,13 @@ def test_phantoms_are_told_by_how_many_a_model_learnt():
     assert doubt_of({**shipped, "data_summary": {"pairs": 6}}, six) is None
     assert doubt_of({**shipped, "data_summary": {}}, six) == "its config does not say how many phantoms it learnt"
     assert doubt_of({**shipped, "data_digest": "of files"}, six) == OTHER_DATA
+    fine = {**shipped, "data_summary": {"pairs": 6}}
+    before = {"digest": "d" * 64, "data_digest": "of files"}
+    assert (
+        doubt_of({**fine, "ancestors": [before]}, six)
+        == f"it comes from weights of sha256 {'d' * 64}, of which: {OTHER_DATA}"
+    )
+    assert doubt_of({**fine, "ancestors": [{**fine, "digest": "d" * 64}]}, six) is None
     assert doubt_of(read_config(shipped_checkpoint("pig")), six) == "its config does not say what it learnt"
     arrays = replace(six, name="some", facts={"layout": "samples"})
     assert doubt_of(shipped, arrays) == "whether it learnt some is not known, as `fit` does not read such"
