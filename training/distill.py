@@ -19,6 +19,7 @@ from training.noising import levels
 
 PHASE = "distillation"
 SOLVERS = {"diffusion": "ddim_clipped_trailing", "flow": "euler"}  # of first order: their steps need no history
+MOST_WEIGHT = 100.0  # of the square of an error in what the network predicts
 SUBSTEPS = 4  # of a teacher that is no student itself, in one of its student's
 
 # Columns of a solver's table.
@@ -129,7 +130,10 @@ class Learning(Family):
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:
         """The mean square of the data estimate's error over sigma: the weights SNR + 1 of Salimans and Ho, section 4.
 
-        Of a "v" or "velocity" it is the square of the error in what the network predicts.
+        Of a "v" or "velocity" it is the square of the error in what the network predicts. Of noise that has the weight
+        1 / alpha^2, up to 31,588 in the first row of the papers' schedules, beside which no other row would be learnt;
+        so what the network predicts weighs 100 at most. Salimans and Ho have no such bound: they distil no network that
+        predicts noise.
         """
         (teacher,) = self._teacher
         data = self.data(batch)
@@ -151,7 +155,8 @@ class Learning(Family):
             if self.preset.clip is not None:
                 wanted = wanted.clamp(-self.preset.clip, self.preset.clip)
         found = self._estimate(rows, state, self.network(state, rows, *condition).float())
-        return ((found - wanted) / sigma).square().mean()
+        bounded = (MOST_WEIGHT * (sigma / _of(rows, Q)).square()).clamp(max=1)
+        return (((found - wanted) / sigma).square() * bounded).mean()
 
     def _estimate(self, rows: Tensor, state: Tensor, out: Tensor) -> Tensor:
         """x0 = p*x + q*out"""

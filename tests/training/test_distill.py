@@ -1,6 +1,7 @@
 """Students: of teachers whose steps can be joined exactly, of every family, and from the command to the bundle."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from training.__main__ import main
 from training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint, unfinished
 from training.denoiser import Denoiser
 from training.distill import SUBSTEPS, plan, student_of
-from training.family import Batch, Preset
+from training.family import Batch, Family, Preset
 from training.noising import levels
 
 T = 64
@@ -64,10 +65,14 @@ class Toy(Denoiser):
         return (sample,)
 
 
+def preset_of(schedule: Schedule, clip: float | None = None) -> Preset:
+    solver = "euler" if schedule.process == "flow" else "ddim"
+    return Preset(1, schedule, clip, solver, 4, 64, (1,), 1e-3, "constant", 0.0, 0.0)
+
+
 def toy(schedule: Schedule, spread: float = SPREAD) -> Toy:
     """The posterior mean of normal data, as the schedule's prediction."""
-    solver = "euler" if schedule.process == "flow" else "ddim"
-    made = Toy(Preset(1, schedule, None, solver, 4, 64, (1,), 1e-3, "constant", 0.0, 0.0))
+    made = Toy(preset_of(schedule))
     for place in range(4 * (T - 1) + 1):
         t = torch.tensor([place / 4])
         alpha, sigma = (each.item() for each in levels(schedule, t if schedule.process == "flow" else t.long()))
@@ -112,6 +117,58 @@ def test_a_student_of_an_exact_teacher_has_nothing_to_learn() -> None:
     student = student_of(teacher, plan(teacher, {"digest": "0" * 64}, 4), 1, {})
     loss = student.loss("distillation", {"image": torch.zeros(64, 1, 1, 1)}, torch.Generator().manual_seed(1))
     assert loss < 1e-10
+
+
+class Shared(nn.Module):
+    """One small network for all timesteps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(17, 64), nn.SiLU(), nn.Linear(64, 1))
+
+    def forward(self, state: Tensor, t: Tensor) -> Tensor:
+        waves = t[:, None] * torch.exp(-math.log(4 * T) * torch.arange(8) / 8)
+        return self.layers(torch.cat([state.flatten(1), waves.sin(), waves.cos()], 1)).view(state.shape)
+
+
+class SharedToy(Toy):
+    def __init__(self, preset: Preset) -> None:
+        super().__init__(preset)
+        self.denoiser = Shared()
+
+
+def test_a_student_that_predicts_noise_learns_more_than_its_first_step() -> None:
+    """Beside the first row, whose error in the data is that of the noise 1 / alpha times, the others have a say."""
+    torch.manual_seed(0)
+    teacher = SharedToy(preset_of(Schedule("linear", T, 1e-3, 0.3, "epsilon"), clip=1.0))
+    generator = torch.Generator().manual_seed(0)
+
+    def train(model: Family, phase: str, steps: int) -> None:
+        model.requires_grad_(True)
+        optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+        rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(steps):
+            image = 0.8 * torch.randint(2, (64, 1, 1, 1), generator=generator) * 2 - 0.8
+            optimizer.zero_grad()
+            model.loss(phase, {"image": image}, generator).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rates.step()
+
+    train(teacher, "denoiser", 300)
+    planned = plan(teacher, {"digest": "0" * 64}, 4)
+    student = student_of(teacher, planned, 1, {})
+    noise = torch.linspace(-2, 2, 129).view(-1, 1, 1, 1)
+
+    def apart() -> float:
+        with torch.no_grad():
+            (wanted,) = teacher.sample([noise], planned.solver, planned.teacher_steps)
+            (found,) = student.sample([noise], planned.solver, planned.steps)
+        return float((found - wanted).square().mean().sqrt())
+
+    before = apart()
+    train(student, "distillation", 300)
+    assert apart() < 0.75 * before
 
 
 @pytest.mark.parametrize("name", STEPPING)
