@@ -24,6 +24,7 @@ from export.precision import DTYPES, widened
 from export.rows import rows_are_independent
 from export.sums import summed_by_products
 from export.tensorrt_libraries import LIBRARIES
+from export.threads import are_cut
 from serving.bundle import (
     MANIFEST,
     PARITY,
@@ -137,7 +138,7 @@ def write_compared(
         figures = measure_parity(family, engine, progress, min(BATCH, options.max_batch))
         if engine.buckets is None and not is_compared_by_graphs(manifest):
             progress("comparing rows in company with rows alone")
-            target = {**target, "rows_are_independent": rows_are_independent(family, engine, options.max_batch)}
+            target = {**target, "rows_are_independent": are_independent(family, engine, graphs, options)}
             if engine.machine:
                 target["seen_on"] = engine.machine
         if options.target == "tensorrt":
@@ -155,6 +156,15 @@ def write_compared(
     (folder / MANIFEST).write_text(manifest.to_json())
     (folder / CARD).write_text(model_card(manifest))
     seal(folder)
+
+
+def are_independent(
+    family: Family, engine: StepEngine, graphs: Mapping[str, onnx.ModelProto], options: Options
+) -> bool:
+    """Whether a sample's bits are the same in every batch, as far as is known and is seen."""
+    if options.target == "onnx" and any(are_cut(graph, options.max_batch) for graph in graphs.values()):
+        return False
+    return rows_are_independent(family, engine, options.max_batch)
 
 
 def describe_target(options: Options) -> dict[str, Any]:

@@ -12,15 +12,16 @@ from onnx import NodeProto, numpy_helper
 
 from export.sums import sizes
 
-KINDS = ("Cos", "Log", "Sin", "Softplus")  # of ONNX Runtime 1.31; Exp, Erf, Sigmoid and Tanh have one way for all
+# Of ONNX Runtime 1.31; Exp, Erf, Sigmoid and Tanh have one way for all.
+KINDS = ("Acos", "Asin", "Atan", "Celu", "Cos", "Elu", "Log", "Mish", "Selu", "Sin", "Softplus")
 PACKET = 4
 
 
 def in_whole_packets(graph: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with each value four times in such a function, where a row's values are no multiple of four.
 
-    It is for ONNX Runtime alone. Nothing is done about tensors so large that it gives each thread a part: their ends
-    may lie anywhere.
+    It is for ONNX Runtime alone. Nothing is done about tensors so large that it gives each thread a part, whose ends
+    may lie anywhere: see `threads`.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph)
@@ -45,9 +46,11 @@ def in_packets(node: NodeProto, graph: onnx.GraphProto) -> list[NodeProto]:
     }
     graph.initializer.extend(numpy_helper.from_array(value, of) for of, value in constants.items())
     axis, ones, first = constants
+    computed = NodeProto.FromString(node.SerializeToString())  # with its attributes
+    computed.input[0], computed.output[0] = f"{name}_given", f"{name}_found"
     return [
         onnx.helper.make_node("Unsqueeze", [node.input[0], axis], [f"{name}_apart"]),
         onnx.helper.make_node("Mul", [f"{name}_apart", ones], [f"{name}_given"]),
-        onnx.helper.make_node(node.op_type, [f"{name}_given"], [f"{name}_found"]),
+        computed,
         onnx.helper.make_node("Gather", [f"{name}_found", first], [node.output[0]], axis=-1),
     ]

@@ -1,7 +1,8 @@
-"""Rows whose bits do not depend on how many they are: sums over the middle axes of a batch, written as products.
+"""Rows whose bits depend neither on how many they are nor on their place: some sums, written as products.
 
 ONNX Runtime sums over channels in one order where there is one row, and in another where there are more, as the batch's
-axis of 1 is no axis to it. A product with ones has one order.
+axis of 1 is no axis to it; and over a whole row it begins where memory is aligned, where rows of no multiple of four
+values do not all begin. A product with ones has one order.
 """
 
 import math
@@ -11,10 +12,12 @@ import onnx
 from onnx import NodeProto, numpy_helper
 
 KINDS = ("ReduceMean", "ReduceSum")
+ALIGNED = 4  # values
 
 
 def summed_by_products(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with such a product for each sum and mean over axes 1, 2, ... that leaves later axes of fixed size.
+    """The graph with such a product for each sum and mean over axes 1, 2, ... that leaves later axes of fixed size, or
+    is of a whole row that is no multiple of four.
 
     It is for ONNX Runtime alone: OpenVINO and TensorRT keep their layout in a sum, and would leave it for a product.
     """
@@ -27,7 +30,8 @@ def summed_by_products(graph: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         axes = summed_axes(node, constants)
         shape = shapes.get(node.input[0]) if node.input else None
-        if node.op_type in KINDS and shape and axes == [*range(1, len(axes) + 1)] and len(axes) + 1 < len(shape):
+        from_the_first = bool(axes) and axes == [*range(1, len(axes) + 1)]
+        if node.op_type in KINDS and shape and from_the_first and in_several_orders(shape, len(axes)):
             nodes += as_product(node, shape, len(axes), model.graph)
         else:
             nodes.append(node)
@@ -38,6 +42,10 @@ def summed_by_products(graph: onnx.ModelProto) -> onnx.ModelProto:
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     return model
+
+
+def in_several_orders(shape: list[int], count: int) -> bool:
+    return count + 1 < len(shape) or math.prod(shape[1:]) % ALIGNED > 0
 
 
 def as_product(node: NodeProto, shape: list[int], count: int, graph: onnx.GraphProto) -> list[NodeProto]:

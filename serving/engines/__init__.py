@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import Bundle, BundleError, buckets
+from serving.bundle import Bundle, BundleError
 from serving.sampling.solvers import HISTORY
 
 Float32 = NDArray[np.float32]
@@ -152,25 +152,22 @@ def _open_openvino(bundle: Bundle) -> Engine:
 
 
 def _alone(engine: StepEngine, bundle: Bundle) -> StepEngine:
-    """The engine, with all batches padded to a bucket unless a sample's bits are known to be the same in every batch.
+    """The engine, given one row at a time unless a sample's bits are known to be the same in every batch.
 
     They are where the build has seen it, on this machine if it is one of those engines to which that matters.
     """
     target = bundle.manifest.target
-    independent = target.get("rows_are_independent", True)
-    if independent and target.get("seen_on", engine.machine) == engine.machine:
+    seen_on = target.get("seen_on", engine.machine)
+    if not target.get("rows_are_independent", True):
+        why = "a row's bits depend on its batch"
+    elif seen_on != engine.machine:
+        why = f"it was built on {seen_on}, and here is {engine.machine}; build it here to have batches"
+    else:
         return engine
-    from serving.engines.padded import PaddedEngine
+    from serving.engines.one_by_one import OneByOneEngine
 
-    if independent:
-        logging.getLogger(__name__).warning(
-            "%s was built on %s, and here is %s: batches are padded, and a sample's bits are the same within a bucket; "
-            "build it here to have them the same in every batch",
-            bundle.manifest.model,
-            target["seen_on"],
-            engine.machine,
-        )
-    return PaddedEngine(engine, buckets(bundle.manifest.max_batch))
+    logging.getLogger(__name__).warning("%s is computed a sample at a time: %s", bundle.manifest.model, why)
+    return OneByOneEngine(engine)
 
 
 def _open_onnx(bundle: Bundle, device: int | None) -> Engine:

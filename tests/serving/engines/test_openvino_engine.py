@@ -11,8 +11,8 @@ from tiny_openvino import write_tiny_openvino_bundle
 
 from serving.bundle import Bundle, BundleError, Condition, load_bundle
 from serving.engines import EngineError, StepEngine, open_engine, open_on_cpu, openvino, threads
+from serving.engines.one_by_one import OneByOneEngine, alone
 from serving.engines.openvino import SIZES, OpenVinoEngine, rounds_of
-from serving.engines.padded import PaddedEngine
 from serving.sampling.loop import Loop
 from serving.sampling.requests import parse_request
 from serving.sampling.sampler import Sampler
@@ -139,7 +139,7 @@ class TestHalves:
 
     def test_each_has_a_thread_and_what_is_left_over_has_both(self, bundle):
         engine = OpenVinoEngine(bundle)
-        assert engine.machine.endswith(", 2 threads in 2 streams")  # a bundle that was seen in one is padded
+        assert engine.machine.endswith(", 2 threads in 2 streams")  # a bundle seen in one has no batches
         engine.step(*inputs(3))
         found = {
             (size, streams): requests[0].get_compiled_model().get_property("NUM_STREAMS")
@@ -250,32 +250,40 @@ def test_weights_that_are_not_those_of_the_manifest_are_refused(tmp_path):
 
 @pytest.mark.parametrize("opened", [open_engine, open_on_cpu])
 @pytest.mark.parametrize("write", [write_tiny_bundle, write_tiny_openvino_bundle])
-def test_where_rows_depend_on_their_batch_it_is_padded(tmp_path, write, opened):
+def test_where_rows_depend_on_their_batch_each_is_alone(tmp_path, write, opened, caplog):
     bundle = load_bundle(write(tmp_path, max_batch=6))
     target = {**bundle.manifest.target, "rows_are_independent": False}
     manifest = dataclasses.replace(bundle.manifest, target=target)
     engine, plain = opened(dataclasses.replace(bundle, manifest=manifest)), opened(bundle)
-    assert isinstance(engine, PaddedEngine)
+    assert "tiny is computed a sample at a time: a row's bits depend on its batch" in caplog.text
+    assert isinstance(engine, OneByOneEngine)
     assert isinstance(plain, StepEngine)
-    assert (engine.buckets, plain.buckets) == ((1, 2, 4, 6), None)
+    assert (engine.buckets, engine.machine) == (None, plain.machine)
     seen = []
     step = engine._engine.step
     engine._engine.step = lambda sample, *others: seen.append(len(sample)) or step(sample, *others)
-    for count, bucket in ((1, 1), (3, 4), (5, 6)):
-        for found, expected in zip(engine.step(*inputs(count)), plain.step(*inputs(count)), strict=True):
-            assert found.tobytes() == expected.tobytes()
-        assert seen.pop() == bucket
-        ends, others = engine.finish(inputs(count)[0]), plain.finish(inputs(count)[0])
-        assert all(ends[name].tobytes() == others[name].tobytes() for name in others)
+    for found, expected in zip(engine.step(*inputs(5)), plain.step(*inputs(5)), strict=True):
+        assert found.tobytes() == expected.tobytes()
+    assert seen == [1] * 5
+    ends, others = engine.finish(inputs(5)[0]), plain.finish(inputs(5)[0])
+    assert ends.keys() == others.keys()
+    assert all(ends[name].tobytes() == others[name].tobytes() for name in others)
 
 
-def test_on_another_machine_it_is_padded_too(bundle, caplog):
+def test_a_row_that_is_alone_begins_where_memory_is_aligned():
+    batch = np.arange(15, dtype=np.float32).reshape(5, 3)
+    for row, expected in zip(alone(batch), batch, strict=True):
+        assert row.ctypes.data % 16 == 0
+        np.testing.assert_array_equal(row, expected[None])
+
+
+def test_on_another_machine_each_is_alone_too(bundle, caplog):
     machine = OpenVinoEngine(bundle).machine
-    for seen_on, kind in ((machine, OpenVinoEngine), ("another CPU, 64 threads", PaddedEngine)):
+    for seen_on, kind in ((machine, OpenVinoEngine), ("another CPU, 64 threads", OneByOneEngine)):
         target = {**bundle.manifest.target, "rows_are_independent": True, "seen_on": seen_on}
         manifest = dataclasses.replace(bundle.manifest, target=target)
         assert isinstance(open_engine(dataclasses.replace(bundle, manifest=manifest)), kind)
-    assert f"tiny was built on another CPU, 64 threads, and here is {machine}" in caplog.text
+    assert f"it was built on another CPU, 64 threads, and here is {machine}" in caplog.text
 
 
 class TestThreads:
