@@ -59,7 +59,7 @@ def quality(
             f"{sides.without_masks}: not measured are shapes of masks, and PSNR, SSIM, MS-SSIM and LPIPS to the real "
             "image of a mask"
         )
-    elif sides.given is None:
+    elif sides.given is None and not sides.synthetic.facts.get("given_masks"):
         _shapes(section, sides, reference, other, synthetic, seed)
     section.pictures += [sample_grid(sides.synthetic, seed), sample_grid(sides.train, seed)]
     section.facts |= {"seed": seed, "compared": count, "features": {each.name: each.identity for each in extractors}}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
-from serving.drawn_set import INDEX, SetError, common
+from serving.drawn_set import INDEX, RECORDS, SetError, common
 from serving.sample_set import Samples
 from serving.writers.nnunet import DATASET, IMAGES, LABELS
 from serving.writers.sample_folder import PAIRS, PROVENANCE
@@ -133,7 +133,9 @@ def _sampled(folder: Path, files: Sequence[Path], facts: dict[str, Any]) -> Pair
         facts = {"seeds": [int(seeds.min()), int(seeds.max())], **facts}
     else:  # no samples: arrays that somebody made of pictures
         names = tuple(f"row {row}" for row in range(len(arrays[_picture(str(folder), arrays)])))
-    pairs = _of_arrays(str(folder), arrays, labels, names, {"layout": "samples", **facts}, spacing)
+    first = next((each for each in held if each != SEED), None)  # what was given stands before what was drawn
+    given = {"given_masks": True} if facts.get("given_conditions") and first == MASK else {}
+    pairs = _of_arrays(str(folder), arrays, labels, names, {"layout": "samples", **facts, **given}, spacing)
     warnings = [*pairs.warnings]
     if pairs.has_masks and not labels:
         warnings.append(f"{folder} {UNNAMED}")
@@ -188,16 +190,23 @@ def _of_arrays(
 def _provenance_of_samples(folder: Path) -> dict[str, Any]:
     try:
         samples = json.loads((folder / PROVENANCE).read_text())["samples"]
-        return _drawn_by(samples) | _given_conditions(any("condition_sha256" in each for each in samples))
+        return _drawn_by(samples) | _given_conditions(any(map(_was_given, samples)))
     except (OSError, ValueError, KeyError, TypeError):
         return {"drawn_by": None}
 
 
 def _provenance_of_set(folder: Path) -> dict[str, Any]:
     index = json.loads((folder / INDEX).read_text())
-    given = _given_conditions(index.get("plan", {}).get("condition") is not None)
+    records = (json.loads(file.read_text()) for file in sorted((folder / RECORDS).glob("*.json"))[:1])
+    given = _given_conditions(any(_was_given(each) for record in records for each in record["samples"]))
     drawn_by = index.get("drawn_by")
     return {"drawn_by": None, **given} if drawn_by is None else {**_drawn_by([drawn_by]), "drawn_by": drawn_by, **given}
+
+
+def _was_given(provenance: Mapping[str, Any]) -> bool:
+    """Whether a client gave a mask or a picture: later stages of a chain are given what those before them drew."""
+    first = next(iter(provenance.get("stages", ())), provenance)
+    return "condition_sha256" in first and "label" not in first
 
 
 def _given_conditions(given: bool) -> dict[str, Any]:
@@ -294,7 +303,9 @@ def _nifti(folder: Path, cases: Mapping[str, tuple[Path, Path]]) -> Pairs:
         raise EvaluationError(f"the sidecars of {folder} name different classes: {some([str(dict(x)) for x in named])}")
     labels = tuple(label for _, label in sorted(next(iter(named), ()), key=lambda item: int(item[0])))
     drawn = len(sidecars) == len(cases) and all("provenance" in each for each in sidecars)
-    drawn_by = _drawn_by([each["provenance"] for each in sidecars]) if drawn else {}
+    made = [each["provenance"] for each in sidecars] if drawn else []
+    given = {"given_conditions": True, "given_masks": True} if any(map(_was_given, made)) else {}
+    drawn_by = {**_drawn_by(made), **given} if drawn else {}
     read = {case: _read_case(*both) for case, both in cases.items()}
     if any(isinstance(each.get("spacing"), str) for each in sidecars):  # 1 mm stands for what is not known
         read = {case: (grey, classes, None) for case, (grey, classes, _) in read.items()}

@@ -23,6 +23,7 @@ from benchmarks.evaluation.report import Cell, Section, Table
 from serving.bundle import REPOSITORY
 
 FEW_PATIENTS = 30
+SHAPES_GIVEN = "the shapes of the masks are none of the model's, and not compared"
 COUNT = 512  # of samples that are drawn
 
 
@@ -131,6 +132,8 @@ class Sides:
                 f"{self.synthetic.name}: drawn under masks or pictures. Samples with the mask of a real image count as "
                 "of its patient, others each as its own: intervals are too narrow where many of those are of few"
             )
+        if self.synthetic.facts.get("given_masks"):
+            lines.append(f"{self.synthetic.name}: {SHAPES_GIVEN}")
         if self.synthetic.facts.get("unfinished"):
             lines.append(f"{self.synthetic.name}: the model's training was not through when its bundle was built")
         lines += [f"{self.synthetic.name}: the model says of its samples: {line}" for line in self.notices]
@@ -253,7 +256,7 @@ def _said(under: Mapping[str, Any]) -> str:
         return "drawn under each class that the model knows in turn, however often the real images show it"
     given = f"drawn under {under['count']} {under['what']}s of {under['of']}, in turn"
     if under["what"] == "mask":
-        return f"{given}: the shapes of the masks are none of the model's, and not compared"
+        return f"{given}: {SHAPES_GIVEN}"
     return f"{given}: each is what the model makes of a real image, and its distance to real images is no new picture's"
 
 

@@ -38,8 +38,8 @@ def folder_of(place: Path, phantoms: range, **others: np.ndarray) -> Path:
     dataset = Phantoms(max(phantoms) + 1, SIZE, seed=5)
     items = [dataset[k] for k in phantoms]
     arrays = {
-        "image": np.stack([item["image"].numpy() for item in items]) / 2 + 0.5,
         "mask": np.stack([item["mask"].numpy() for item in items]),
+        "image": np.stack([item["image"].numpy() for item in items]) / 2 + 0.5,
         "seed": np.array(phantoms),
         "mask_labels": np.array(["background", "lesion"]),
     }
@@ -403,6 +403,8 @@ def test_samples_of_a_folder_under_masks_of_real_images_count_as_of_their_patien
     sides, quality = json.loads((tmp_path / "out/quality.json").read_text())["sections"]
     assert sides["tables"][0]["rows"][2][1:3] == [8, 4]
     assert any("Samples with the mask of a real image count as of its patient" in line for line in quality["warnings"])
+    assert any("shapes of the masks are none of the model's" in line for line in quality["warnings"])
+    assert not any(table["title"].startswith("Shapes") for table in quality["tables"])
 
 
 def test_masks_that_are_tested_on_and_learnt_are_told(tmp_path, drawn):

@@ -19,6 +19,7 @@ from benchmarks.evaluation.pairs import (
 from benchmarks.evaluation.reading import of_samples, read_pairs
 from benchmarks.evaluation.sides import _named_alike
 from serving.bundle import Output
+from serving.drawn_set import DrawnSet, Plan
 from serving.sample_set import Samples
 from serving.writers.layouts import make_layout
 from serving.writers.sample_folder import write_samples
@@ -161,6 +162,22 @@ def test_what_models_say_of_samples_is_read_even_if_several_drew_them(tmp_path: 
         assert facts["drawn_by"] is None
         assert facts["notices"] == ["A copy.", "Of a stage."]
         assert facts["unfinished"] == ["step 5 of 9"]
+
+
+@pytest.mark.parametrize("made", ["under masks", "by a chain", "under labels"])
+def test_masks_that_were_given_are_told_from_those_that_were_drawn(tmp_path: Path, made):
+    drawn, facts = samples(LESION, None), {"condition_sha256": "c" * 64}
+    more = {"under masks": facts, "by a chain": {"stages": [{}, facts]}, "under labels": {**facts, "label": 1}}
+    for each in drawn.provenance:
+        each |= more[made]
+    write_samples(drawn, tmp_path / "out", layouts=[make_layout("nifti")])
+    plan = Plan("m", 7, 3, 3, {}, "c" * 64, {"name": "npz"})
+    drawn_set = DrawnSet(tmp_path / "set", plan, make_layout("npz"))
+    drawn_set.begin(drawn)
+    drawn_set.add(0, drawn)
+    for folder in ("out", "out/nifti", "set"):
+        found = read_pairs(str(tmp_path / folder)).facts
+        assert ("given_masks" in found) == ("given_conditions" in found) == (made == "under masks"), folder
 
 
 def test_parts_of_other_meaning_are_refused(tmp_path: Path):
