@@ -59,7 +59,7 @@ class Judge:
         """Of each side, of other real patients and of noise: "pictures", and by the name of a distance a figure."""
         count = min(len(reference), len(other), *map(len, sides.values()))
         reference, other = (drawn_by_patient(each, count, self.seed) for each in (reference, other))
-        sides = {name: each.at(range(count)) for name, each in sides.items()}
+        sides = {name: drawn_by_patient(each, count, self.seed) for name, each in sides.items()}
         sides |= {FLOOR: other, CEILING: noise_like(reference, self.seed)}
         rows: dict[str, dict[str, Any]] = {name: {"pictures": count} for name in sides}
         for extractor in self.extractors(reference, classes):

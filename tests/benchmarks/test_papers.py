@@ -15,6 +15,7 @@ from tiny_families import FIELDS, tiny_family
 
 from benchmarks.__main__ import main
 from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.features import Extractor
 from benchmarks.evaluation.pairs import EvaluationError
 from benchmarks.evaluation.reading import read_pairs
 from benchmarks.evaluation.segmentation import Recipe
@@ -175,6 +176,25 @@ def test_copies_are_looked_for_in_all_that_was_learnt(tmp_path: Path) -> None:
     assert rows["copies"]["L2"]["value"] == 0
     assert rows["copies"]["NNDR"]["value"] == 0
     assert rows["new"]["L2"]["value"] == rows["new"]["L2 of held out"]["value"] > 0
+
+
+def test_of_samples_under_masks_as_many_patients_are_compared_as_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[float]] = []
+
+    def extract(images: np.ndarray) -> np.ndarray:
+        seen.append({*images[:, 0, 0].tolist()})
+        return np.stack([images.mean((1, 2)), images.std((1, 2))], axis=1).astype(np.float64)
+
+    monkeypatch.setattr(comparing.Judge, "extractors", lambda *_: [Extractor("grey", "grey", extract)])
+    few, other = (read_pairs("phantom:4", 32, split) for split in ("train", "validation"))
+    samples = read_pairs("phantom:12", 32, "train")
+    patients = np.repeat(["a", "b", "c", "d"], 3)
+    images = np.repeat([0.2, 0.4, 0.6, 0.8], 3)[:, None, None] * np.ones((1, 32, 32))
+    samples = replace(samples, images=images.astype(np.float32), patients=tuple(patients.tolist()))
+    comparing.Judge(TINY, Cache(tmp_path)).distances(few, other, {"under masks": samples}, 2)
+    assert {*np.float32([0.2, 0.4, 0.6, 0.8]).tolist()} in seen
 
 
 def test_nearness_is_of_medians_of_what_a_network_perceives_too(
