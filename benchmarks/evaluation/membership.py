@@ -6,19 +6,18 @@ stand for), in a logistic regression. Noise and its levels are the same for ever
 and no patient is on both sides of the fit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.progress import followed
-from benchmarks.evaluation.statistics import Array, Groups, Interval, auc_of, caught, two_sided
+from benchmarks.evaluation.statistics import Array, Groups, Interval, auc_by_weights, auc_of, caught, two_sided
 from serving.sampling.solvers import COLUMNS, Schedule, data_weights
 from training.data.listing import digest
 from training.family import Family
@@ -181,34 +180,61 @@ class Attack:
 
 def by_loss(members: Seen, others: Seen, groups: Groups, other_groups: Groups, seed: int = 0) -> Attack:
     """Members are those whose loss is low."""
-    return _attack(-members.loss, -others.loss, groups, other_groups, seed)
+    sides = -members.loss, -others.loss, groups, other_groups, seed
+    return Attack(auc_of(*sides), _tpr(*sides))
 
 
 def by_features(members: Seen, others: Seen, groups: Groups, other_groups: Groups, seed: int = 0) -> Attack:
-    """Each patient is scored by a regression that was fitted without any of theirs, by ranks among those left out with
-    them: pooled as they are, scores of several fits put members below others where nothing tells them apart."""
+    """Each patient is scored by a regression that was fitted without any of theirs. Scores of several fits have scales
+    of their own: the AUC is of pairs that one fit scored, the TPR of scores beside the others that the same fit scored.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     features = np.concatenate([members.features, others.features])
-    is_member = np.repeat([1, 0], [len(members.loss), len(others.loss)])
+    is_member = np.repeat([True, False], [len(members.loss), len(others.loss)])
     whose = np.concatenate([groups, other_groups + groups.max() + 1])
     folds = min(FOLDS, len(np.unique(groups)), len(np.unique(other_groups)))
     if folds < 2:
         raise EvaluationError("the regression of the membership attack needs two patients on each side")
-    scores = np.zeros(len(features))
+    scores, scored_by = np.zeros(len(features)), np.zeros(len(features), np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for fitted, left_out in splitter.split(features, is_member, whose):
+    for fold, (fitted, left_out) in enumerate(splitter.split(features, is_member, whose)):
         model = make_pipeline(StandardScaler(), LogisticRegression(solver="liblinear", class_weight="balanced"))
         given = model.fit(features[fitted], is_member[fitted]).decision_function(features[left_out])
-        scores[left_out] = rankdata(given) / (len(given) + 1)  # as folds have scales of their own
-    return _attack(scores[is_member == 1], scores[is_member == 0], groups, other_groups, seed)
+        scores[left_out], scored_by[left_out] = _beside(given, given[~is_member[left_out]]), fold
+    sides = [(scores[side], scored_by[side]) for side in (is_member, ~is_member)]
+    area = two_sided(_auc_within(*sides), groups, other_groups, seed)
+    return Attack(area, _tpr(sides[0][0], sides[1][0], groups, other_groups, seed))
 
 
-def _attack(members: Array, others: Array, groups: Groups, other_groups: Groups, seed: int) -> Attack:
+def _beside(scores: Array, others: Array) -> Array:
+    """Scores in median absolute deviations from the median of the others': ranks among few would have no 1 %."""
+    middle = np.median(others)
+    return (scores - middle) / (np.median(np.abs(others - middle)) or 1.0)
+
+
+def _auc_within(members: tuple[Array, Groups], others: tuple[Array, Groups]) -> Callable[[Array, Array], float]:
+    """The AUC of pairs of the same fold, by how often each is there; sides: scores and the fold of each."""
+
+    rows = [(members[1] == fold, others[1] == fold) for fold in np.unique(members[1])]
+    of_folds = [auc_by_weights(members[0][mine], others[0][theirs]) for mine, theirs in rows]
+
+    def area(first: Array, second: Array) -> float:
+        weights = [(first[mine], second[theirs]) for mine, theirs in rows]
+        pairs = np.array([one.sum() * other.sum() for one, other in weights])
+        if not pairs.any():
+            return float("nan")
+        areas = [each(*both) if count else 0.0 for each, both, count in zip(of_folds, weights, pairs, strict=True)]
+        return float(pairs @ np.array(areas) / pairs.sum())
+
+    return area
+
+
+def _tpr(members: Array, others: Array, groups: Groups, other_groups: Groups, seed: int) -> Interval:
     def tpr(weights: Array, more: Array) -> float:
         return caught(np.repeat(members, weights.astype(int)), np.repeat(others, more.astype(int)), FALSE_ALARMS)
 
-    return Attack(auc_of(members, others, groups, other_groups, seed), two_sided(tpr, groups, other_groups, seed, 500))
+    return two_sided(tpr, groups, other_groups, seed, 500)

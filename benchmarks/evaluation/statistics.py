@@ -222,16 +222,16 @@ def auc(positives: Array, negatives: Array, weights: tuple[Array, Array] | None 
     weights: how often each is there; NaN if none of a side is.
     """
     first, second = (np.ones(len(positives)), np.ones(len(negatives))) if weights is None else weights
-    return _auc(positives, negatives)(first, second)
+    return auc_by_weights(positives, negatives)(first, second)
 
 
 def auc_of(positives: Array, negatives: Array, groups: Groups, others: Groups, seed: int = 0) -> Interval:
     """``auc`` with a bootstrap over the groups of each side."""
-    return two_sided(_auc(positives, negatives), groups, others, seed)
+    return two_sided(auc_by_weights(positives, negatives), groups, others, seed)
 
 
-def _auc(positives: Array, negatives: Array) -> Callable[[Array, Array], float]:
-    """By how often each is there; sorted once, for a bootstrap asks a thousand times."""
+def auc_by_weights(positives: Array, negatives: Array) -> Callable[[Array, Array], float]:
+    """``auc`` by how often each is there; sorted once, for a bootstrap asks a thousand times."""
     order = np.argsort(negatives)
     below, within = (np.searchsorted(negatives[order], positives, side) for side in ("left", "right"))
 

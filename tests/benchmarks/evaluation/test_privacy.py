@@ -127,6 +127,32 @@ def test_where_nothing_tells_members_the_regression_finds_half_of_them():
     assert np.mean([each.value for each in found]) == pytest.approx(0.5, abs=0.05)
 
 
+def test_members_that_every_fit_tells_are_all_found_however_patients_fall_into_folds():
+    random = np.random.default_rng(2)
+    groups, others = np.arange(3).repeat(20), np.repeat([0, 1], [5, 40])
+    for seed in range(5):
+        sides = [
+            SimpleNamespace(loss=np.zeros(len(whose)), features=random.normal(place, 1, (len(whose), 2)))
+            for whose, place in ((groups, 0), (others, 100))
+        ]
+        found = by_features(*sides, groups, others, seed)
+        assert (found.auc.value, found.tpr.value) == (1, 1)
+
+
+def test_where_nothing_tells_members_few_are_caught_of_folds_with_few_others():
+    random = np.random.default_rng(3)
+    groups, others = np.arange(20).repeat(20), np.repeat(np.arange(5), [5, 40, 10, 20, 40])
+    found = [
+        by_features(
+            *(SimpleNamespace(loss=np.zeros(len(side)), features=random.normal(size=(len(side), 2)))
+              for side in (groups, others)),
+            groups, others, seed,
+        ).tpr.value
+        for seed in range(6)
+    ]  # fmt: skip
+    assert np.mean(found) < 0.06
+
+
 @pytest.mark.parametrize("name", ["pig", "cmr_mask", "cmr_ddpm_image", "cmr_ldm_image", "cmr_flow_image", "imported"])
 def test_every_family_can_be_attacked(name):
     family = tiny_family(name)
