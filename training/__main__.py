@@ -179,6 +179,7 @@ def distill_command(
 
     The checkpoint is one of the same model, to be built and served like any; it takes those steps and no others.
     """
+    from serving.sampling.solvers import SOLVERS
     from training.checkpoint import load_checkpoint, unfinished
     from training.distill import plan, student_of
     from training.fit import Run
@@ -197,6 +198,12 @@ def distill_command(
             f"{planned.steps} steps of {planned.solver} for {planned.teacher_steps} of the teacher's, in "
             f"{student.preset.steps[0]} updates on {source}"
         )
+        drawn_by = trained.preset.default_solver
+        if drawn_by is not None and SOLVERS[drawn_by].stochastic:
+            click.echo(
+                f"{trained.name} draws by {drawn_by}, and what its noise mends on the way is lost to a student: look at "
+                f"{planned.teacher_steps} steps of {planned.solver} first, with medgen benchmarks anatomy or tune"
+            )
         kept = {name: known[name] for name in ("license",) if name in known}
         config = {"preset_name": known.get("preset_name", "custom"), **kept, "data": source, "seed": seed}
         config |= {"precision": precision, "student": planned.record(), "ancestors": lineage(known)}

@@ -277,6 +277,17 @@ def described(run: Path) -> Manifest:
     return describe(family, config, DEFAULTS, {"name": "onnx"})
 
 
+def test_of_a_teacher_that_draws_noise_it_is_said_what_is_lost(tmp_path: Path) -> None:
+    family = tiny_family("cmr_mask", default_solver="ddpm")
+    save_checkpoint(tmp_path / "teacher", family, family.state_dict(), {"preset_name": "small", "data": "phantom:4"})
+    asked = ("--steps", "2", "--updates", "1")
+    printed = distilled(tmp_path / "teacher", tmp_path / "run", *asked)
+    assert (
+        "cmr_mask draws by ddpm, and what its noise mends on the way is lost to a student: look at 8 steps" in printed
+    )
+    assert "mends" not in distilled(tmp_path / "run", tmp_path / "second", "--steps", "1", "--updates", "1")
+
+
 def test_a_resumed_run_is_the_run_that_was_not_stopped(teacher: Path, run: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     shutil.copytree(run, again)
