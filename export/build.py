@@ -196,7 +196,7 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
     """The manifest of a family's bundle, without the engine files and the parity figures."""
     origin = {
         key: config[key]
-        for key in ("digest", "data", "phase", "step", "seed", "prior", "learnt_through", "imported")
+        for key in ("digest", "packed_from", "data", "phase", "step", "seed", "prior", "learnt_through", "imported")
         if key in config
     }
     origin |= {key: config[key] for key in ("sites", "elsewhere", "private", "vgg16_sha256") if config.get(key)}

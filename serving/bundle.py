@@ -135,7 +135,8 @@ class EngineFile(SealedFile):
 class Student:
     """Whose student a model is, by the sha256 of the teacher's weights, and the only solver and steps it has learnt.
 
-    ``teacher_steps`` of the teacher, by the same solver, are what its ``steps`` stand for.
+    ``teacher_steps`` of the teacher, by the same solver, are what its ``steps`` stand for. ``line`` is all that it
+    comes from, the teacher first: what taught the teacher, and what was packed.
     """
 
     __pydantic_config__ = CHECKED
@@ -144,6 +145,7 @@ class Student:
     teacher_steps: Annotated[int, Field(ge=2)]
     solver: str
     steps: Annotated[int, Field(ge=1)]
+    line: tuple[Digest, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -265,13 +265,16 @@ def train(
         before = read_config(find_checkpoint(run.out))
         if before.get("model") == untrained.name:
             before["preset"] = with_defaults(preset, before.get("preset", {}))
-        if "ancestors" not in before:  # of an older medgen, which kept their digests alone
-            before["ancestors"] = json.loads(json.dumps(now.get("ancestors")))
+        now = json.loads(json.dumps(now))
+        if "ancestors" not in before:  # of an older medgen, which kept one digest alone
+            before["ancestors"] = now.get("ancestors")
+            if "student" in before and "student" in now:
+                before["student"] = {"line": now["student"]["line"], **before["student"]}
         for name in sorted(may_change):
             if before.get(name) != now[name]:
                 click.echo(f"{name}: {now[name]} from here on; it was {before.get(name)}")
                 before[name] = now[name]
-        check_unchanged(before, json.loads(json.dumps(now)))
+        check_unchanged(before, now)
     dataset: LoadedPairs | Phantoms | Unpaired
     if untrained.unpaired:
         dataset = open_unpaired(data, preset.size, skip_bad=skip_bad)

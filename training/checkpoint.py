@@ -216,6 +216,7 @@ def pack(path: Path, out: Path) -> Path:
         raise CheckpointError(f"{out} is there already and no checkpoint; name a new folder")
     family, config = load_checkpoint(path)
     kept = {key: value for key, value in config.items() if key not in ("format", "model", "preset", "digest")}
+    kept.setdefault("packed_from", config["digest"])
     save_checkpoint(out, family, {name: tensor.half() for name, tensor in family.state_dict().items()}, kept)
     return out
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from serving.bundle import Student
 from serving.sampling.solvers import COLUMNS, solver_table
 from training.family import Batch, Family
+from training.lineage import line
 from training.noising import levels
 
 PHASE = "distillation"
@@ -31,6 +32,7 @@ class Plan:
     """Whose student learns to take how many steps."""
 
     teacher: str  # sha256 of its weights
+    line: tuple[str, ...]  # and those that it comes from
     teacher_steps: int
     steps: int
     solver: str
@@ -42,7 +44,7 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """What the config of the student's checkpoints says under "student"."""
-        return asdict(Student(self.teacher, self.teacher_steps, self.solver, self.steps))
+        return asdict(Student(self.teacher, self.teacher_steps, self.solver, self.steps, self.line))
 
 
 def plan(teacher: Family, config: Mapping[str, Any], steps: int, teacher_steps: int | None = None) -> Plan:
@@ -74,7 +76,7 @@ def plan(teacher: Family, config: Mapping[str, Any], steps: int, teacher_steps: 
     if taken % steps or taken <= steps:
         raise ValueError(f"--steps is {steps}; it must divide the teacher's {taken} steps, and be fewer")
     solver_table(solver, schedule, taken)  # says so if they are too many
-    return Plan(config["digest"], taken, steps, solver)
+    return Plan(config["digest"], tuple(line(config)), taken, steps, solver)
 
 
 def student_of(teacher: Family, plan: Plan, updates: int, fields: Mapping[str, Any]) -> Family:

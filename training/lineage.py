@@ -25,6 +25,13 @@ def ancestors(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"digest": digest} for digest in digests if digest]
 
 
+def line(config: Mapping[str, Any]) -> list[str]:
+    """The sha256 of a checkpoint's weights, of those that they were packed from, and of those that taught them."""
+    student = config.get("student") or {}
+    digests = (config.get("digest"), config.get("packed_from"), student.get("teacher"), *student.get("line", ()))
+    return list(dict.fromkeys(digest for digest in digests if digest))
+
+
 def no_phantoms(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What is not known to have learnt phantoms alone: of the checkpoint itself, and of its ancestors."""
     return [each for each in (config, *ancestors(config)) if not _phantoms_alone(each)]

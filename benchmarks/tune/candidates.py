@@ -12,6 +12,7 @@ from serving.bundle import PARITY, Bundle, BundleError, Manifest, bundle_folder,
 from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
 from training import CheckpointError
 from training.checkpoint import load_checkpoint, shipped_checkpoint
+from training.lineage import line, origin_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Held:
     def weights(self) -> str | None:
         """The sha256 of what it was built of, if it says so."""
         return self.bundle.manifest.checkpoint.get("digest")
+
+    @property
+    def line(self) -> list[str]:
+        """The weights, and those that they come from."""
+        return line(origin_of(self.bundle.manifest))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -132,12 +138,10 @@ def same_weights(held: Held, checkpoint: Path | None) -> Path:
 
 
 def kin(own: Held, others: Sequence[Held] = ()) -> set[str | None]:
-    """Weights that count as those of the bundle that is tuned: its own, its teacher's, and those of students whose
-    teacher's count."""
-    taught_by = own.bundle.manifest.student
-    known = {own.weights, taught_by.teacher} if taught_by else {own.weights}
-    students = [(each.weights, student.teacher) for each in others if (student := each.bundle.manifest.student)]
-    while more := {weights for weights, teacher in students if teacher in known} - known:
+    """Weights that count as those of the bundle that is tuned: its own, those that it comes from, and those that come
+    from what counts, taught or packed."""
+    known = {own.weights, *own.line}
+    while more := {each.weights for each in others if known.intersection(each.line)} - known:
         known |= more
     return known
 

@@ -236,6 +236,8 @@ def _tune(
     cache, limits = Cache(out / "cache"), Limits(rms=rms, dice=dice, kernel=margin, lost=lost)
     for each in bundles:
         check_drawing_alike(each, first)
+        if applies and each.weights not in known:
+            click.echo(f"{each.repository} holds other weights than {own.repository}: --apply will not put it there")
     real, learnt = _real(data or manifest.checkpoint.get("data"), first, count, seed, skip_bad)
     looks = Looks(out / "looks.json")
     with Drawer(cache, real) as drawer:

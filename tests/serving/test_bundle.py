@@ -69,6 +69,7 @@ def test_a_bundle_loads_with_the_digest_of_its_manifest(folder):
             "engines": {"finish": EngineFile("f", "0" * 64)},
         },
         {"parity": {"step": {"max": 1e-6, "tolerances": [1, None, "x"]}}},
+        {"student": Student("0" * 64, 8, "dpmpp_2m", 4, ("0" * 64, "1" * 64))},
         {"student": Student("0" * 64, 8, "dpmpp_2m", 4), "tuned": {"verdict": "accepted", "seeds": [[0, 1]]}},
     ],
 )

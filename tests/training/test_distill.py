@@ -21,7 +21,7 @@ from serving.bundle import MANIFEST, BundleError, Manifest
 from serving.client import LocalClient, SamplingError
 from serving.sampling.solvers import Schedule
 from training.__main__ import main
-from training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint, unfinished
+from training.checkpoint import find_checkpoint, load_checkpoint, pack, save_checkpoint, unfinished
 from training.denoiser import Denoiser
 from training.distill import SUBSTEPS, plan, student_of
 from training.family import Batch, Family, Preset
@@ -237,7 +237,8 @@ def run(teacher: Path) -> Path:
 def test_a_checkpoint_says_whose_student_it_is(teacher: Path, run: Path) -> None:
     family, config = load_checkpoint(run)
     digest = load_checkpoint(teacher)[1]["digest"]
-    assert config["student"] == {"teacher": digest, "teacher_steps": 16, "solver": "ddim_clipped_trailing", "steps": 4}
+    learnt = {"teacher_steps": 16, "solver": "ddim_clipped_trailing", "steps": 4}
+    assert config["student"] == {"teacher": digest, **learnt, "line": [digest]}
     assert (family.preset.default_solver, family.preset.default_steps) == ("ddim_clipped_trailing", 4)
     assert (type(family).__name__, config["license"], config["phase"]) == ("Pig", "apache-2.0", "distillation")
     assert unfinished(family, config) is None
@@ -308,6 +309,16 @@ def test_another_teacher_cannot_go_on(teacher: Path, run: Path, tmp_path: Path) 
     result = CliRunner().invoke(main, [*asked, "--set", "batch=2", "--data", "phantom:4", "--resume"])
     assert result.exit_code == 1
     assert "--resume goes on with the run as it was" in result.output
+
+
+def test_the_line_goes_through_what_was_packed_and_begins_with_an_older_record(teacher: Path, tmp_path: Path) -> None:
+    first = {"teacher": "1" * 64, "teacher_steps": 8, "solver": "ddim_clipped_trailing", "steps": 4}
+    family, known = load_checkpoint(teacher)
+    save_checkpoint(tmp_path / "taught", family, family.state_dict(), {**known, "student": first})
+    packed, whole = (load_checkpoint(place) for place in (pack(tmp_path / "taught", tmp_path / "packed"), teacher))
+    distilled(tmp_path / "packed", tmp_path / "run", "--steps", "2", "--updates", "1")
+    student = load_checkpoint(tmp_path / "run")[1]["student"]
+    assert student["line"] == [packed[1]["digest"], whole[1]["digest"], "1" * 64]
 
 
 def test_a_student_of_a_student_takes_half_its_steps(run: Path, tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def changed_repository(folder: Path, digest: str, **fields: object) -> Path:
     """With weights of this digest."""
     if isinstance(student := fields.get("student"), Student):
         fields |= {"default_solver": student.solver, "default_steps": student.steps}
-    changed(bundle_folder(repository_of(folder), "pig"), checkpoint={"digest": digest}, **fields)
+    origin = {name: fields.pop(name) for name in ("packed_from",) if name in fields}
+    changed(bundle_folder(repository_of(folder), "pig"), checkpoint={"digest": digest, **origin}, **fields)
     return folder
 
 
@@ -322,6 +323,11 @@ def test_other_weights_are_not_taken_for_the_bundles(repository: Path, tmp_path:
     known = kin(own, [second, stranger, taught])
     assert [labelled(each, known) for each in (taught, second)] == [taught, second]
     assert labelled(stranger, known).label.endswith(" of other weights")
+    alone = Student("0" * 64, 2, *STUDENT, ("0" * 64, digest))
+    third = held(changed_repository(tmp_path / "third", digest="3" * 64, student=alone), "pig")
+    packed = held(changed_repository(tmp_path / "packed", digest="4" * 64, packed_from=digest), "pig")
+    for one, its in ((own, third), (third, own), (own, packed), (packed, own), (packed, third)):
+        assert labelled(its, kin(one, [its])) == its
     assert labelled(own, kin(taught)) == own
     assert labelled(other, kin(taught)).label == "onnx fp32 of other weights"
 
@@ -342,6 +348,8 @@ def test_a_reference_of_other_weights_is_said_and_its_weights_take_no_place(
     asked = (*asked, "--count", 4, "--solver", "ddim", "--steps", 2, "--apply")
     printed = run(*asked, "--also", faster, fails=True)
     assert "ddim 2, onnx bf16 of other weights beside ddim 60, onnx fp32 of other weights, 2 times as fast" in printed
+    warned = f"{faster} holds other weights than {newer}: --apply will not put it there\n"
+    assert printed.index(warned) < printed.index("ddim 60, onnx fp32 of other weights: accepted")
     assert f"it has weights of sha256 {'2' * 64}, and ddim 2, onnx bf16 of other weights those of {'1' * 64}" in printed
     assert contents(repository) == before
     assert "by default ddim, 2 steps" in run(*asked)
