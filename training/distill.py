@@ -75,7 +75,9 @@ def plan(teacher: Family, config: Mapping[str, Any], steps: int, teacher_steps: 
         )
     if taken % steps or taken <= steps:
         raise ValueError(f"--steps is {steps}; it must divide the teacher's {taken} steps, and be fewer")
-    solver_table(solver, schedule, taken)  # says so if they are too many
+    coarse, fine = (solver_table(solver, schedule, count)[:, T] for count in (steps, taken))
+    if coarse.tolist() != fine[:: taken // steps].tolist():
+        raise ValueError(f"{steps} steps of {solver} are not at timesteps of {taken}, and cannot stand for them")
     return Plan(config["digest"], tuple(line(config)), taken, steps, solver)
 
 

@@ -197,6 +197,8 @@ def test_numbers_that_do_not_go_together_are_refused() -> None:
         plan(pig, of_eight, 8)
     with pytest.raises(ValueError, match="--teacher-steps is 16; the teacher is a student itself, and takes 8 steps"):
         plan(pig, of_eight, 4, 16)
+    with pytest.raises(ValueError, match="4 steps of ddim are not at timesteps of 8, and cannot stand for them"):
+        plan(pig, {**known, "student": {"solver": "ddim", "steps": 8}}, 4)
     with pytest.raises(ValueError, match="dcgan draws in one pass"):
         plan(tiny_family("dcgan"), known, 4)
     with pytest.raises(ValueError, match="mganprior goes down a loss"):
