@@ -156,8 +156,9 @@ class Learning(Family):
                 fine = self._fine[self._substeps * which + k].to(data)
                 after, _ = teacher.step(after, zeros, zeros, zeros, zeros, fine, *condition)
             wanted = self._estimate(rows, state, self._output(rows, state, after.float()))
-            if self.preset.clip is not None:
-                wanted = wanted.clamp(-self.preset.clip, self.preset.clip)
+            if self.preset.clip is not None:  # as drawing clips, of the rows that use the estimate
+                clipped = wanted.clamp(-self.preset.clip, self.preset.clip)
+                wanted = torch.where(_of(rows, B) != 0, clipped, wanted)
         found = self._estimate(rows, state, self.network(state, rows, *condition).float())
         bounded = (MOST_WEIGHT * (sigma / _of(rows, Q)).square()).clamp(max=1)
         return (((found - wanted) / sigma).square() * bounded).mean()

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,19 @@ def test_a_student_of_an_exact_teacher_has_nothing_to_learn() -> None:
     student = student_of(teacher, plan(teacher, {"digest": "0" * 64}, 4), 1, {})
     loss = student.loss("distillation", {"image": torch.zeros(64, 1, 1, 1)}, torch.Generator().manual_seed(1))
     assert loss < 1e-10
+
+
+@pytest.mark.parametrize("name", ["v", "velocity"])
+def test_the_target_is_clipped_where_drawing_clips(name: str) -> None:
+    """Of data beyond what the preset clips at: euler draws them as they are, and ddim cuts them."""
+    losses = []
+    for clip in (None, 0.5):
+        teacher = toy(SCHEDULES[name], spread=2.0)
+        teacher.preset = replace(teacher.preset, clip=clip)
+        student = student_of(teacher, plan(teacher, {"digest": "0" * 64}, 4), 1, {})
+        image = 2 * torch.randn(64, 1, 1, 1, generator=torch.Generator().manual_seed(2))
+        losses.append(student.loss("distillation", {"image": image}, torch.Generator().manual_seed(1)).item())
+    assert (losses[0] == losses[1]) == (name == "velocity")
 
 
 class Shared(nn.Module):
