@@ -12,6 +12,8 @@ Groups = NDArray[np.int64]
 LEVEL = 0.95
 RESAMPLINGS = 1000
 FOLDS = 20  # of the jackknife
+FEWEST = 4  # groups: resamplings of fewer are too much alike to say how groups differ
+DEFINED = 0.95  # of the resamplings, for an interval
 DRAWS = 99  # of one slice a patient
 
 
@@ -34,11 +36,17 @@ def resampled(groups: Groups, seed: int, count: int = RESAMPLINGS) -> Iterator[A
         yield np.bincount(random.integers(number, size=number), minlength=number)[groups].astype(np.float64)
 
 
+def are_enough(*sides: Groups) -> bool:
+    """Whether each side has as many groups as an interval needs."""
+    return all(len(np.unique(groups)) >= FEWEST for groups in sides)
+
+
 def around(value: float, drawn: Sequence[float] | Array, level: float = LEVEL) -> Interval:
-    """The percentile interval of a bootstrap; resamplings in which the figure is not defined do not count."""
-    kept = np.asarray(drawn, np.float64)
-    kept = kept[np.isfinite(kept)]
-    if len(kept) < 2 or np.isnan(value):
+    """The percentile interval of a bootstrap; resamplings in which the figure is not defined do not count, and where
+    they are more than 5 % there is no interval."""
+    every = np.asarray(drawn, np.float64)
+    kept = every[np.isfinite(every)]
+    if len(kept) < max(2, DEFINED * len(every)) or np.isnan(value):
         return Interval(float(value), np.nan, np.nan)
     low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))
@@ -47,14 +55,23 @@ def around(value: float, drawn: Sequence[float] | Array, level: float = LEVEL) -
 def mean_of(
     values: NDArray[Any], groups: Groups, seed: int = 0, count: int = RESAMPLINGS, level: float = LEVEL
 ) -> Interval:
-    """The mean of what is not NaN in values [N], with a bootstrap over groups, of which there must be two for an
-    interval; NaN if nothing is."""
+    """The mean of what is not NaN in values [N], with a bootstrap over groups, of which there must be four for an
+    interval, and not all values equal: no resampling has another mean. NaN if nothing is."""
+    found = bootstrapped_mean(values, groups, seed, count, level)
+    differ = len(np.unique(np.asarray(values, np.float64)[np.isfinite(values)])) > 1
+    return found if differ else Interval(found.value, np.nan, np.nan)
+
+
+def bootstrapped_mean(
+    values: NDArray[Any], groups: Groups, seed: int = 0, count: int = RESAMPLINGS, level: float = LEVEL
+) -> Interval:
+    """``mean_of``, whose interval has no width where all values are equal."""
     values = np.asarray(values, np.float64)
     there = np.isfinite(values)
     if not there.any():
         return Interval(np.nan, np.nan, np.nan)
     values, groups = values[there], np.unique(groups[there], return_inverse=True)[1].astype(np.int64)
-    if not groups.any():
+    if not are_enough(groups):
         return Interval(float(values.mean()), np.nan, np.nan)
     drawn = [float(weights @ values / weights.sum()) for weights in resampled(groups, seed, count)]
     return around(float(values.mean()), drawn, level)
@@ -65,10 +82,10 @@ def two_sided(
 ) -> Interval:
     """``statistic(weights [N], weights [M])`` of two samples, with a bootstrap over the groups of each.
 
-    A side of one group alone gives no interval: nothing is known of how groups differ.
+    A side of fewer than four groups gives no interval: too little is known of how groups differ.
     """
     value = statistic(np.ones(len(one)), np.ones(len(other)))
-    if not (one.any() and other.any()):
+    if not are_enough(one, other):
         return Interval(float(value), np.nan, np.nan)
     both = zip(resampled(one, seed, count), resampled(other, seed + 1, count), strict=True)
     return around(value, [statistic(*weights) for weights in both])
@@ -80,15 +97,15 @@ def jackknife(
     """``statistic(kept [N], kept [M])`` of two samples, its interval from leaving out folds of groups of each side.
 
     For figures that a bootstrap, in which items come twice, biases: a Frechet distance does not know its own copies. A
-    side of one group alone gives no interval.
+    side of fewer than four groups gives no interval.
     """
     everything = np.ones(len(one), bool), np.ones(len(other), bool)
     value = statistic(*everything)
+    if not are_enough(one, other):
+        return Interval(value, np.nan, np.nan)
     variance = 0.0
     for side, groups in enumerate((one, other)):
         number = int(groups.max()) + 1
-        if number < 2:
-            return Interval(value, np.nan, np.nan)
         folds = np.random.default_rng(seed + side).permutation(number) % min(FOLDS, number)
         left = []
         for fold in range(int(folds.max()) + 1):
@@ -101,9 +118,9 @@ def jackknife(
 
 
 def one_sided(statistic: Callable[[Array], float], groups: Groups, seed: int = 0, count: int = RESAMPLINGS) -> Interval:
-    """``statistic(weights [N])``, with a bootstrap over the groups, of which there must be two for an interval."""
+    """``statistic(weights [N])``, with a bootstrap over the groups, of which there must be four for an interval."""
     value = statistic(np.ones(len(groups)))
-    if not groups.any():
+    if not are_enough(groups):
         return Interval(float(value), np.nan, np.nan)
     return around(value, [statistic(weights) for weights in resampled(groups, seed, count)])
 
@@ -159,7 +176,7 @@ def compare(
         float(weights @ excess / weights.sum()) + noise
         for weights, noise in zip(resampled(groups, seed, count), spread, strict=True)
     ]
-    delta = around(float(excess.mean()), np.clip(drawn, -1, 1) if groups.any() else [])
+    delta = around(float(excess.mean()), np.clip(drawn, -1, 1) if are_enough(groups, others) else [])
     p = _p_of_patients(real, synthetic, groups, others, seed)
     return Compared(float(real.mean()), float(synthetic.mean()), float(found.statistic), p, delta)
 

@@ -12,7 +12,7 @@ from benchmarks.evaluation.features import Extractor, standardised
 from benchmarks.evaluation.pairs import EvaluationError, Pairs, halves_by_patient
 from benchmarks.evaluation.shapes import features_of
 from benchmarks.evaluation.similarity import Lpips, likeness
-from benchmarks.evaluation.statistics import Array, Interval, around, resampled
+from benchmarks.evaluation.statistics import FEWEST, Array, Interval, around, resampled
 from benchmarks.tune import gate
 from benchmarks.tune.gate import Criterion, Followed, Judged, Limits
 from benchmarks.tune.reader import Reader
@@ -66,7 +66,7 @@ class Comparison:
         """How far two halves of the real images may be from each other: the mean over some ways to halve them.
 
         Not of the reference's own distance: the worse that is, the worse a candidate might be. Raises EvaluationError
-        if a half has one patient alone.
+        if no half has four patients.
         """
         (real,) = standardised(raw, raw)
         highs = []
@@ -76,8 +76,8 @@ class Comparison:
             highs.append(kernel_distance(one, other, halves[0].groups, halves[1].groups, self.seed).high)
         if np.isnan(highs).all():
             raise EvaluationError(
-                f"the real pairs are of {self.real.patient_count} patients, and a half of them is of one alone; the "
-                "margin of the kernel distance needs two in each"
+                f"the real pairs are of {self.real.patient_count} patients; the margin of the kernel distance needs "
+                f"{FEWEST} in each half of them"
             )
         return max(float(np.nanmean(highs)), SMALLEST)
 

@@ -17,7 +17,7 @@ from scipy import stats
 from benchmarks.evaluation.distances import Features, kernel_difference
 from benchmarks.evaluation.pairs import Masks, Pairs
 from benchmarks.evaluation.shapes import compared_features
-from benchmarks.evaluation.statistics import Array, Groups, Interval, mean_of
+from benchmarks.evaluation.statistics import Array, Groups, Interval, bootstrapped_mean
 from benchmarks.quality.faults import FAULTS
 from training.data.classes import LESION
 
@@ -178,10 +178,10 @@ def following(
     same seeds of both; under one mask both may be hard to read. ``chance`` lies beyond each end of its interval.
     """
     level = 1 - 2 * chance
-    told = mean_of(reference.own - reference.others, groups, seed, level=level)
+    told = bootstrapped_mean(reference.own - reference.others, groups, seed, level=level)
     # Nothing where the reference has a mask, and nothing found: all that there was to follow is lost.
     candidate = np.where(np.isnan(candidate) & np.isfinite(reference.own), 0.0, candidate)
-    lost = mean_of(reference.own - candidate, groups, seed, level=level)
+    lost = bootstrapped_mean(reference.own - candidate, groups, seed, level=level)
     limit = limits.lost * max(float(np.nan_to_num(told.value)), 0.0)
     after, before, strangers = (_mean(each) for each in (candidate, reference.own, reference.others))
     what = (

@@ -180,8 +180,8 @@ def test_equal_sets_have_a_kernel_distance_whose_interval_holds_0():
 
 @pytest.mark.filterwarnings("error")
 def test_a_bootstrap_that_draws_one_picture_alone_does_not_count():
-    few = np.random.default_rng(9).normal(size=(4, 3))
-    found = kernel_distance(few[:2], few[2:], own(2), own(2), count=50)
+    few = np.random.default_rng(9).normal(size=(8, 3))
+    found = kernel_distance(few[:4], few[4:], own(4), own(4), count=100)
     assert np.isfinite(found).all()
 
 
@@ -199,7 +199,7 @@ def test_a_frechet_distance_of_a_patient_or_a_picture_alone_has_no_interval():
     random = np.random.default_rng(8)
     one, other = random.normal(size=(2, 6, 3))
     assert np.isnan(frechet(one[:1], other))
-    for groups in (np.zeros(6, np.int64), np.array([0, 1, 1, 1, 1, 1])):
+    for groups in (np.zeros(6, np.int64), np.array([0, 1, 1, 1, 1, 1]), np.array([0, 1, 2, 2, 2, 2])):
         found = frechet_between(one, other, groups, own(6))
         assert found.value > 0
         assert np.isnan(found.low)

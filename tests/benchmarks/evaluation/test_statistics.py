@@ -6,6 +6,7 @@ from scipy import stats
 
 from benchmarks.evaluation.neighbours import median_of
 from benchmarks.evaluation.statistics import (
+    around,
     auc,
     auc_of,
     caught,
@@ -88,8 +89,9 @@ def test_slices_of_few_patients_have_a_wide_interval():
     assert by_patient.high - by_patient.low > 3 * (by_slice.high - by_slice.low)
 
 
-def test_one_patient_alone_gives_no_interval():
-    one, values = np.zeros(6, np.int64), np.arange(6.0)
+@pytest.mark.parametrize("patients", [1, 2, 3])
+def test_few_patients_give_no_interval(patients):
+    one, values = np.arange(6) % patients, np.arange(6.0)
     found = [
         mean_of(values, one),
         auc_of(values, values, one, own(6)),
@@ -99,6 +101,12 @@ def test_one_patient_alone_gives_no_interval():
     ]
     assert [each.value for each in found] == pytest.approx([2.5, 0.5, 0, 2, 0])
     assert np.isnan([[each.low, each.high] for each in found]).all()
+
+
+def test_equal_values_give_no_interval_and_neither_do_resamplings_that_are_mostly_undefined():
+    assert np.isnan([mean_of(np.full(40, value), own(40)).high for value in (0.0, 0.1)]).all()
+    assert around(0.5, [0.4, 0.6] * 19 + [np.nan] * 2).high == pytest.approx(0.6)
+    assert np.isnan(around(0.5, [0.4, 0.6] * 19 + [np.nan] * 3).high)
 
 
 def test_what_is_not_a_number_does_not_count():

@@ -277,8 +277,8 @@ class TestReal:
 
     def test_two_patients_are_too_few(self, real: Pairs, tmp_path: Path) -> None:
         """Halves have one each: how far they may be apart is not known, and that is said before anything is drawn."""
-        two = replace(real, patients=tuple(f"patient {row % 2}" for row in range(len(real))))
-        with pytest.raises(EvaluationError, match="of 2 patients, and a half of them is of one alone"):
+        two = replace(real, patients=tuple(f"patient {row % 6}" for row in range(len(real))))
+        with pytest.raises(EvaluationError, match="of 6 patients; the margin of the kernel distance needs 4 in each"):
             compared(two, tmp_path)
 
 
