@@ -118,7 +118,7 @@ def _neighbours(
     }
     extractors: list[Extractor] = []
     if sides.train.has_masks:
-        extractors.append(segmenter_features(Segmenter(sides.train, recipe, sides.classes, seed)))
+        extractors.append(segmenter_features(Segmenter(sides.train, recipe, sides.classes, seed, cache)))
     else:
         section.warnings.append(NO_SEGMENTER)
         extractors += [of.radiomics()] if of.has_radiomics() else []

@@ -48,7 +48,7 @@ def quality(
     )
     if any(each.patient_count < count for each in (reference, other)):
         section.text.append(SEVERAL_SLICES)
-    extractors = _extractors(section, reference, files, recipe, sides.classes, seed)
+    extractors = _extractors(section, reference, files, recipe, sides.classes, seed, cache)
     _distances(section, extractors, reference, other, synthetic, seed, cache)
     if sides.under is not None:
         _like_what_went_in(section, sides, lpips, seed)
@@ -74,6 +74,7 @@ def _extractors(
     recipe: Recipe,
     classes: int,
     seed: int,
+    cache: Cache,
 ) -> list[Extractor]:
     found = []
     if of.has_radiomics():
@@ -81,7 +82,7 @@ def _extractors(
     else:
         section.warnings.append(of.NO_RADIOMICS)
     if reference.has_masks:
-        found.append(segmenter_features(Segmenter(reference, recipe, classes, seed)))
+        found.append(segmenter_features(Segmenter(reference, recipe, classes, seed, cache)))
     else:
         section.warnings.append(NO_SEGMENTER)
     found += [of.of_network(name, file, reference.size) for name, file in files]

@@ -197,6 +197,19 @@ def test_of_samples_under_masks_as_many_patients_are_compared_as_can_be(
     assert {*np.float32([0.2, 0.4, 0.6, 0.8]).tolist()} in seen
 
 
+def test_a_run_that_goes_on_measures_by_the_segmenter_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(comparing.RECIPES, "small", Recipe(filters=(4, 8, 8), batch=8))
+    one, other, more = (read_pairs(f"phantom:{count}", 32, "train") for count in (4, 5, 6))
+    judge = comparing.Judge(TINY, Cache(tmp_path))
+    first = judge.distances(one, other, {"more": more}, 2)
+    for file in tmp_path.glob("features-*.npz"):
+        file.unlink()
+    monkeypatch.setattr("benchmarks.evaluation.segmentation.trained", None)
+    assert judge.distances(one, other, {"more": more}, 2) == first
+
+
 def test_nearness_is_of_medians_of_what_a_network_perceives_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
