@@ -8,7 +8,8 @@ from benchmarks.evaluation.pairs import EvaluationError
 
 
 class Look(NamedTuple):
-    """reference: whose seeds they are. asked: what they were to tell. terms: by which limits. Seeds first to last."""
+    """reference: whose seeds they are. asked: what they were to tell. terms: by which limits, real pairs and networks.
+    Seeds first to last."""
 
     reference: str
     asked: str

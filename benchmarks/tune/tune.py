@@ -158,7 +158,7 @@ def tuned(
     itself = answer.trials[0]
     say(_line(itself))
     hopeless = "" if itself.verdict == "accepted" else f"the reference itself: {itself.verdict} ({itself.why})"
-    terms = json.dumps(asdict(judge.comparison.limits), sort_keys=True)
+    terms = json.dumps(_terms(judge.comparison), sort_keys=True)
     looks.note(Look(whose := _identity(judge.reference), "to choose by", "", seeds.start, seeds.stop - 1))
     for ladder in ladders:
         stopped = hopeless
@@ -194,6 +194,16 @@ def tuned(
         answer.confirmed = confirmed
         answer.evidence = _evidence(judge, answer, confirmed, seeds, fresh)
     return answer
+
+
+def _terms(comparison: Comparison) -> dict[str, Any]:
+    """What a verdict depends on beside the samples."""
+    return {
+        "limits": asdict(comparison.limits),
+        "features": {each.name: each.identity for each in comparison.extractors},
+        "reader": comparison.reader and comparison.reader.identity,
+        "real": comparison.real.digest,
+    }
 
 
 def is_no_faster(candidate: Candidate, reference: Candidate) -> bool:
@@ -242,9 +252,7 @@ def _evidence(judge: Judge, answer: Answer, confirmed: Trial, seeds: range, fres
         "seeds": [[each.start, each.stop - 1] for each in (seeds, fresh)],
         "earlier": list(answer.earlier),
         "used": split(judge, seeds, fresh, answer.earlier),
-        "limits": asdict(judge.comparison.limits),
-        "features": {each.name: each.identity for each in judge.comparison.extractors},
-        "reader": judge.comparison.reader and judge.comparison.reader.identity,
+        **_terms(judge.comparison),
         "real": judge.comparison.real.described(),
         "untried": answer.why_untried(),
     }

@@ -410,6 +410,9 @@ class TestTuned:
         assert answer.evidence["used"]["seeds to confirm by"].endswith(f"winner, not fresh: {earlier}")
         assert any("these seeds are not fresh" in line for line in self.said)
         assert "64 others, which had been asked before;" in tuning({**answer.evidence, "confirmed": {"samples": 64}})
+        other = with_images(real, np.roll(real.images, 1, axis=2))
+        elsewhere, _ = self.answer(held, other, {64: samples, 16: samples}, tmp_path)
+        assert f"ddim 16, onnx fp32, of weights {held.weights} on {COUNT} to {2 * COUNT - 1}" in elsewhere.earlier
         fewer, _ = self.answer(held, real, by_steps, tmp_path, count=COUNT - 10)
         assert f"to choose by on 0 to {COUNT - 1}" in fewer.earlier
         assert len(fewer.earlier) == 3
