@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 MADE_WITH = ("medgen", "torch", "monai", *ENGINES)  # whose other versions may make other arrays
+FORMATS = {"features": 2, "membership": 2}  # of figures: one more where the code that makes them changes
+FIGURES_WITH = (*MADE_WITH, "diffusers", "SimpleITK", "torchmetrics")
 
 
 class Cache:
@@ -31,7 +33,8 @@ class Cache:
 
         It is written aside and renamed, and made anew if it cannot be read.
         """
-        key = hashlib.sha256(json.dumps([what, made_of, _versions()], sort_keys=True).encode()).hexdigest()[:32]
+        versions = {"format": FORMATS[what], **versions_of(FIGURES_WITH)} if what in FORMATS else versions_of(MADE_WITH)
+        key = hashlib.sha256(json.dumps([what, made_of, versions], sort_keys=True).encode()).hexdigest()[:32]
         file = self.folder / f"{what}-{key}.npz"
         try:
             with np.load(file) as kept:
@@ -51,11 +54,7 @@ class Cache:
 
 
 @cache
-def _versions() -> dict[str, str | None]:
-    return versions_of(MADE_WITH)
-
-
-def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+def versions_of(packages: tuple[str, ...]) -> dict[str, str | None]:
     """Of installed packages by name; None of one that is not."""
 
     def found(package: str) -> str | None:

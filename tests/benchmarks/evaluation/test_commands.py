@@ -312,16 +312,26 @@ def test_what_a_changed_picture_was_is_not_taken_for_what_it_is(tmp_path):
     assert made == [4, 4, 4]
 
 
-@pytest.mark.parametrize("package", ["medgen", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"])
-def test_what_another_version_made_is_made_anew(tmp_path, monkeypatch, package):
-    made, versions = [], dict.fromkeys(cache.MADE_WITH, "1")
-    monkeypatch.setattr(cache, "_versions", lambda: cache.versions_of(cache.MADE_WITH))
+@pytest.mark.parametrize(
+    ("what", "packages"), [("samples", cache.MADE_WITH), ("features", cache.FIGURES_WITH)], ids=["samples", "features"]
+)
+def test_what_another_version_made_is_made_anew(tmp_path, monkeypatch, what, packages):
+    made, versions = [], dict.fromkeys(cache.FIGURES_WITH, "1")
+    monkeypatch.setattr(cache, "versions_of", cache.versions_of.__wrapped__)
     monkeypatch.setattr(cache, "version", lambda name: versions[name])
-    for _ in range(2):
-        for _ in range(2):
-            Cache(tmp_path).arrays("some", 1, lambda: made.append(1) or {"zeros": np.zeros(1)})
-        versions |= {package: "2"}
-    assert len(made) == 2
+
+    def of() -> int:
+        Cache(tmp_path).arrays(what, 1, lambda: made.append(1) or {"zeros": np.zeros(1)})
+        return len(made)
+
+    assert [of(), of()] == [1, 1]
+    for package in cache.FIGURES_WITH:
+        before = of()
+        versions[package] = "2"
+        assert of() - before == (package in packages), package
+    before = of()
+    monkeypatch.setattr(cache, "FORMATS", {name: number + 1 for name, number in cache.FORMATS.items()})
+    assert of() - before == (what in cache.FORMATS)
 
 
 def test_samples_that_were_drawn_are_kept(tmp_path, monkeypatch):
