@@ -26,7 +26,7 @@ from benchmarks.evaluation.report import Cell, Picture, Section, Table, histogra
 from benchmarks.evaluation.segmentation import Recipe, Segmenter
 from benchmarks.evaluation.sides import FEW_PATIENTS, Sides
 from benchmarks.evaluation.similarity import Lpips
-from benchmarks.evaluation.statistics import auc_of, share_of
+from benchmarks.evaluation.statistics import Interval, auc_of, share_of
 from training.checkpoint import load_checkpoint
 from training.family import Family
 
@@ -157,7 +157,7 @@ def _neighbours(
             histogram(f"NNDR: {name}", {"synthetic": samples.ratio, "real, held out": held_out.ratio})
         )
         section.pictures.append(_side_by_side(name, sides, samples, held_out))
-        if found.nearer.low > 0.05 and found.auc.low > 0.5:
+        if _is_above(SUSPECT, found.nearer) and _is_above(0.5, found.auc):
             section.warnings.append(
                 f"{name}: {found.nearer.value:.0%} of the samples are nearer to a training picture than 5 % of "
                 "held-out pictures are: look at the nearest below whether they are copies"
@@ -176,6 +176,11 @@ def _neighbours(
     same = {image.tobytes() for image in sides.train.images}
     copies = sum(image.tobytes() in same for image in sides.synthetic.images)
     section.text.append(f"{copies} of {len(sides.synthetic)} samples are training pictures, bit for bit.")
+
+
+def _is_above(limit: float, found: Interval) -> bool:
+    """By its interval or, of too few patients for one, by itself: not to warn would be worse."""
+    return found.value > limit and not found.low <= limit
 
 
 def _flat(pairs: Pairs) -> np.ndarray:

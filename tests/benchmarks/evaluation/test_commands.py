@@ -119,11 +119,12 @@ def test_a_report_has_all_three_on_a_page_without_a_network(drawn, tmp_path, mon
     assert again["sections"] == report["sections"]
 
 
-def test_copies_are_told(tmp_path):
+@pytest.mark.parametrize("patients", [[], ["--patient", r"seed (\d \(|1\d|)"]], ids=["each its own", "one held out"])
+def test_copies_are_told(tmp_path, patients):
     train, other = (folder_of(tmp_path / name, span) for name, span in (("train", range(20)), ("other", range(20, 40))))
     copies = folder_of(tmp_path / "copies", range(12))
     output = run(
-        *("privacy", other, copies, "--train", train, "--out", tmp_path / "out", "--epochs", 1),
+        *("privacy", other, copies, "--train", train, "--out", tmp_path / "out", "--epochs", 1, *patients),
     )
     assert "Nearest neighbours" in output
     _, section = json.loads((tmp_path / "out/privacy.json").read_text())["sections"]
