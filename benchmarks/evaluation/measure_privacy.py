@@ -231,6 +231,13 @@ def _membership(
 ) -> None:
     if (doubt := doubt_of(config, sides.train)) is not None:
         section.warnings.append(f"{name}: {doubt}. {DOUBTED}")
+    if student := config.get("student"):
+        section.warnings.append(
+            f"{name} is a student, and learnt at the noise levels of its own {student['steps']} steps alone: its loss "
+            "at others would say little of its members, so membership inference is not measured. Attack its teacher, "
+            f"--checkpoint with weights of sha256 {student['teacher']}, from whom it has what it knows"
+        )
+        return
     if not can_be_attacked(family):
         section.text.append(f"{name} does not learn by denoising, so it has no loss for membership inference.")
         return

@@ -197,6 +197,12 @@ def test_models_have_names_of_their_own_and_say_if_they_learnt_from_other_files(
     assert [line for line in section.warnings if DOUBTED in line] == [
         f"pig ({tmp_path / 'b/run'}): {OTHER_DATA}. {DOUBTED}"
     ]
+    family, config = models["pig (run)"]
+    section, student = Section("Privacy"), {**config, "student": {"teacher": "7" * 64, "steps": 4}}
+    _membership(section, sides, "pig", family, student, 0, Cache(tmp_path / "cache"))
+    said = "membership inference is not measured. Attack its teacher, --checkpoint with weights of sha256 "
+    assert said + "7" * 64 in section.warnings[-1]
+    assert section.tables == []
     with pytest.raises(EvaluationError, match="was given twice"):
         _models([tmp_path / "a/run"] * 3, sides)
     with pytest.raises(EvaluationError, match="pig was trained on 32 pixels"):
