@@ -44,7 +44,7 @@ from serving.engines import EngineError, StepEngine, open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.folders import Busy, replacing
 from serving.repository import prepare_repository
-from training.checkpoint import check_chosen, find_checkpoint, load_model, phases_of, unfinished
+from training.checkpoint import check_chosen, find_checkpoint, goes_on, load_model, phases_of, unfinished
 from training.family import Family
 from training.lineage import ancestors
 from training.models import load_family
@@ -101,7 +101,7 @@ def build_all(
         progress(f"loading {checkpoint}")
         chosen = options.chosen if len(checkpoints) == 1 else choosable(model, options.chosen)
         family, config = load_model(model, checkpoint, options.preset, chosen)
-        refuse_unfinished(f"{checkpoint} was", unfinished(family, config), options)
+        refuse_unfinished(f"{checkpoint} was", unfinished(family, config), config, options)
         loaded[model] = family, describe(family, config, dataclasses.replace(options, chosen=chosen), target)
     check_manifests({model: manifest for model, (_, manifest) in loaded.items()})
     places = [bundle_folder(repository, model) for model in loaded]
@@ -121,10 +121,12 @@ def choosable(model: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if name in load_family(model).chosen_when_built}
 
 
-def refuse_unfinished(what: str, so_far: str | None, options: Options) -> None:
+def refuse_unfinished(what: str, so_far: str | None, config: Mapping[str, Any], options: Options) -> None:
     """Raises BuildError for a training that was not through."""
     if so_far and not options.unfinished:
-        raise BuildError(f"{what} trained to {so_far}; go on with fit --resume, or build it as it is with --unfinished")
+        raise BuildError(
+            f"{what} trained to {so_far}; go on with {goes_on(config)}, or build it as it is with --unfinished"
+        )
 
 
 def write_compared(

@@ -116,7 +116,8 @@ def build_chain(
                     raise
                 given[model] = shipped  # as it was: nothing is lost
                 continue
-            refuse_unfinished(f"{folder} was", kept[model].manifest.checkpoint.get("unfinished"), options)
+            origin = origin_of(kept[model].manifest)
+            refuse_unfinished(f"{folder} was", origin.get("unfinished"), origin, options)
     learnt = {model: read_config(find_checkpoint(checkpoint)) for model, checkpoint in given.items()}
     learnt |= {model: origin_of(bundle.manifest) for model, bundle in kept.items()}
     given |= {model: _shipped(chain, model, learnt) for model in models if model not in learnt}

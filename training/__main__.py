@@ -180,7 +180,7 @@ def distill_command(
     The checkpoint is one of the same model, to be built and served like any; it takes those steps and no others.
     """
     from serving.sampling.solvers import SOLVERS
-    from training.checkpoint import load_checkpoint, unfinished
+    from training.checkpoint import goes_on, load_checkpoint, unfinished
     from training.distill import plan, student_of
     from training.fit import Run
     from training.lineage import lineage
@@ -188,7 +188,7 @@ def distill_command(
     with failures_in_words(out):
         trained, known = load_checkpoint(teacher)
         if so_far := unfinished(trained, known):
-            raise ValueError(f"--teacher {teacher} was trained to {so_far}; go on with fit --resume first")
+            raise ValueError(f"--teacher {teacher} was trained to {so_far}; go on with {goes_on(known)} first")
         source = data or known.get("data")
         if source is None:
             raise ValueError(f"--teacher {teacher} does not say what it learnt from; name it with --data")

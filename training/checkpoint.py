@@ -121,6 +121,11 @@ def phases_of(family: Family, config: Mapping[str, Any]) -> tuple[str, ...]:
     return (PHASE,) if config.get("student") else family.phases
 
 
+def goes_on(config: Mapping[str, Any]) -> str:
+    """With what a training that is not through goes on."""
+    return "distill --resume" if config.get("student") else "fit --resume"
+
+
 def load_checkpoint(path: Path, chosen: Mapping[str, Any] | None = None) -> tuple[Family, dict[str, Any]]:
     """The trained model, float32 and in eval mode, and its config with the weights' ``digest`` (sha256) added.
 

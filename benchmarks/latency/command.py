@@ -41,7 +41,11 @@ PACKAGES = ("medgen", "torch", "diffusers", "onnxruntime", "openvino", "tritoncl
     help="The one it was built from, where that has moved; of a chain, one for each stage whose has.",
 )
 @click.option("--repository", default=REPOSITORY, type=click.Path(path_type=Path), help="The Triton model repository.")
-@click.option("--steps", type=click.IntRange(1), help="Steps of the solver.  [default: 8, where the model takes any]")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    help="Steps of the solver.  [default: 8, or a student's own, where the model takes any]",
+)
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(1), help="Samples drawn at a time.")
 @click.option(
     "--solver",

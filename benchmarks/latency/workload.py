@@ -78,8 +78,19 @@ def with_defaults(parameters: Mapping[str, Any], manifests: Sequence[Manifest]) 
     stepping = [manifest for manifest in manifests if manifest.schedule is not None]
     if not stepping:
         return dict(parameters)
+    first, last = stepping[0], stepping[-1]
     fits = all(SOLVER in solvers_for(manifest.schedule) for manifest in stepping if manifest.schedule)
-    return {"steps": STEPS, "solver": SOLVER if fits else stepping[-1].default_solver, **parameters}
+    usual = {"steps": STEPS, "solver": SOLVER if fits else last.default_solver}
+    found = {**usual, **learnt(last), **parameters}
+    if len(stepping) > 1 and (first.student or last.student):
+        own = learnt(first) or {name: value for name, value in usual.items() if name not in parameters}
+        found = {**{f"{first.outputs[0].name}_{name}": value for name, value in own.items()}, **found}
+    return found
+
+
+def learnt(manifest: Manifest) -> dict[str, Any]:
+    """Of a student, which takes no others."""
+    return {"steps": manifest.student.steps, "solver": manifest.student.solver} if manifest.student else {}
 
 
 def read(files: Sequence[Path], condition: Condition | None, model: str, batch: int) -> NDArray[np.float32] | None:

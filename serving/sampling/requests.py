@@ -83,28 +83,28 @@ def _solver_and_steps(manifest: Manifest, parameters: Mapping[str, Any]) -> tupl
     _check_not_for_us(manifest, parameters)
     if schedule is None:
         return None, 0
-    name, solver, advice = _given(manifest, parameters, "solver", manifest.default_solver)
+    name, solver, of_solver = _given(manifest, parameters, "solver", manifest.default_solver)
     solvers = solvers_for(schedule)
     if not isinstance(solver, str) or solver not in solvers:
-        raise BadRequest(f"{name} is {shown(solver)}; allowed for {manifest.model} are {', '.join(solvers)}{advice}")
-    name, steps, advice = _given(manifest, parameters, "steps", manifest.default_steps)
+        raise BadRequest(f"{name} is {shown(solver)}; allowed for {manifest.model} are {', '.join(solvers)}{of_solver}")
+    name, steps, of_steps = _given(manifest, parameters, "steps", manifest.default_steps)
     last = schedule.num_train_timesteps
-    steps = _checked_steps(name, steps, last, f"from 1 to {last}{advice}")
+    steps = _checked_steps(name, steps, last, f"from 1 to {last}{of_steps}")
     try:
         solver_table(solver, schedule, steps)
     except ValueError as error:
         raise BadRequest(f"{name} is {steps} with solver {solver!r}: {error}") from None
-    _check_learnt(manifest, solver, steps)
+    _check_learnt(manifest, solver, steps, of_solver + of_steps)
     return solver, steps
 
 
-def _check_learnt(manifest: Manifest, solver: str, steps: int) -> None:
+def _check_learnt(manifest: Manifest, solver: str, steps: int, advice: str) -> None:
     """A student's steps are as long as it has learnt to take them, and its samples are worth nothing by others."""
     student = manifest.student
     if student and (solver, steps) != (student.solver, student.steps):
         raise BadRequest(
             f"{steps} steps of {solver} are asked for; {manifest.model} is a student that was distilled to take "
-            f"{student.steps} of {student.solver}, and can take no others"
+            f"{student.steps} of {student.solver}, and can take no others{advice}"
         )
 
 

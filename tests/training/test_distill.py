@@ -14,6 +14,7 @@ from tiny_families import STEPPING, classes_of, random_batch, tiny_family
 from tiny_pig import SIZE
 from torch import Tensor, nn
 
+from export import BuildError
 from export.build import build, describe
 from export.card import model_card
 from export.options import DEFAULTS
@@ -260,6 +261,10 @@ def test_a_checkpoint_says_whose_student_it_is(teacher: Path, run: Path) -> None
     assert unfinished(family, config) is None
     half_way, config = load_checkpoint(run / "checkpoints" / "00000002")
     assert unfinished(half_way, config) == "step 2 of 4, in phase distillation"
+    with pytest.raises(BuildError, match="in phase distillation; go on with distill --resume, or build it as it is"):
+        build("pig", run / "checkpoints" / "00000002", teacher.parent / "repository")
+    asked = ["distill", "--teacher", str(run / "checkpoints" / "00000002"), "--steps", "2", "--out", str(teacher / "x")]
+    assert "in phase distillation; go on with distill --resume first" in CliRunner().invoke(main, asked).output
 
 
 def test_a_student_has_seen_what_its_teachers_learnt(teacher: Path, tmp_path: Path) -> None:

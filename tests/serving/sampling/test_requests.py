@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny import FLOW, LINEAR, write_tiny_bundle
 
-from serving.bundle import Condition, load_bundle
+from serving.bundle import Condition, Student, load_bundle
 from serving.sampling.requests import BadRequest, parse_request
 from serving.sampling.solvers import SOLVERS, solvers_for
 
@@ -156,6 +156,15 @@ def test_the_first_of_a_chain_has_parameters_of_its_own(first):
 )
 def test_what_is_wrong_with_them_is_said_by_the_name_that_was_given(first, parameters, message):
     assert refusal(first, SEED, parameters) == message.format(", ".join(solvers_for(LINEAR)))
+
+
+def test_a_student_that_is_asked_as_one_of_a_chain_says_how_it_is_asked_alone(first):
+    student = dataclasses.replace(first, student=Student("0" * 64, 8, "ddim_clipped_trailing", 4))
+    advised = "can take no others; mask_solver is for tiny alone; mask_steps is for tiny alone"
+    assert refusal(student, SEED, {"steps": 12, "solver": "ddim"}).endswith(advised)
+    assert refusal(student, SEED, {"mask_steps": 12, "mask_solver": "ddim"}).endswith("can take no others")
+    own = {"mask_steps": 4, "mask_solver": "ddim_clipped_trailing"}
+    assert parse_request(student, SEED, {"steps": 12, "solver": "ddim", **own}).steps == 4
 
 
 def test_a_conditioned_model_leaves_them_to_the_stage_before(conditional):
