@@ -258,10 +258,10 @@ def test_networks_are_tried_before_a_segmenter_learns(
 
 def test_masks_of_other_classes_are_not_taken_for_the_models(repository: Path, tmp_path: Path) -> None:
     """Two classes that change places are wrong for reference and candidate alike, so no comparison would tell."""
-    masks = np.zeros((4, 1, 32, 32), np.uint8)
+    masks = np.zeros((8, 1, 32, 32), np.uint8)
     masks[:, :, 8:16, 8:16] = 1
     asked = ("--repository", repository, "--out", tmp_path / "out", "--reference-solver", "ddim")
-    asked += ("--reference-steps", 2, "--data", tmp_path, "--count", 4, "--steps", 1, "--solver", "ddim")
+    asked += ("--reference-steps", 2, "--data", tmp_path, "--count", 8, "--steps", 1, "--solver", "ddim")
     held_there = {"image": np.random.default_rng(0).random(masks.shape, np.float32), "mask": masks}
     np.savez(tmp_path / "pairs.npz", **held_there, mask_labels=["lesion", "background"])
     assert "pig has masks of background, lesion, and real of lesion, background" in run(*asked, fails=True)
@@ -345,7 +345,7 @@ def test_a_reference_of_other_weights_is_said_and_its_weights_take_no_place(
     monkeypatch.setattr(Clock, "__call__", lambda _, every, __: ([2.0, 1.5, 1.0][: len(every)], {}))
     faster = changed_repository(tmp_path / "faster", digest="1" * 64, precision="bf16")
     before = contents(repository)
-    asked = (*asked, "--count", 4, "--solver", "ddim", "--steps", 2, "--apply")
+    asked = (*asked, "--count", 8, "--solver", "ddim", "--steps", 2, "--apply")
     printed = run(*asked, "--also", faster, fails=True)
     assert "ddim 2, onnx bf16 of other weights beside ddim 60, onnx fp32 of other weights, 2 times as fast" in printed
     warned = f"{faster} holds other weights than {newer}: --apply will not put it there\n"
