@@ -321,6 +321,18 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(teacher: Path, run: Path,
     assert all(torch.equal(weights[name], tensor) for name, tensor in resumed.items())
 
 
+def test_a_run_of_an_older_medgen_goes_on_and_says_more(teacher: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(find_checkpoint(tmp_path / "run"))
+    file = find_checkpoint(tmp_path / "run") / "config.json"
+    config = json.loads(file.read_text())
+    del config["ancestors"], config["student"]["line"]
+    file.write_text(json.dumps(config))
+    distilled(teacher, tmp_path / "run", "--steps", "4", "--updates", "4", "--checkpoint-every", "2", "--resume")
+    before, after = load_checkpoint(run)[1], load_checkpoint(tmp_path / "run")[1]
+    assert [after[name] for name in ("ancestors", "student")] == [before[name] for name in ("ancestors", "student")]
+
+
 def test_another_teacher_cannot_go_on(teacher: Path, run: Path, tmp_path: Path) -> None:
     family, _ = load_checkpoint(teacher)
     save_checkpoint(
