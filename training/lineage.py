@@ -34,10 +34,11 @@ def line(config: Mapping[str, Any]) -> list[str]:
 
 def no_phantoms(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What is not known to have learnt phantoms alone: of the checkpoint itself, and of its ancestors."""
-    return [each for each in (config, *ancestors(config)) if not _phantoms_alone(each)]
+    return [each for each in (config, *ancestors(config)) if not phantoms_alone(each)]
 
 
-def _phantoms_alone(config: Mapping[str, Any]) -> bool:
+def phantoms_alone(config: Mapping[str, Any]) -> bool:
+    """Whether that is all that a checkpoint learnt, but for its ancestors."""
     is_phantoms = re.fullmatch(r"phantom(:\d+)?", str(config.get("data"))) is not None
     return is_phantoms and not config.get("imported") and not config.get("elsewhere")
 

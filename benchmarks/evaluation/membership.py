@@ -21,7 +21,7 @@ from benchmarks.evaluation.statistics import Array, Groups, Interval, auc_by_wei
 from serving.sampling.solvers import COLUMNS, Schedule, data_weights
 from training.data.listing import digest
 from training.family import Family
-from training.lineage import ancestors
+from training.lineage import ancestors, phantoms_alone
 from training.noising import levels, noised
 
 DRAWS = 8
@@ -65,10 +65,12 @@ def check_size(family: Family, pairs: Pairs) -> None:
 def doubt_of(config: Mapping[str, Any], train: Pairs) -> str | None:
     """What speaks against a model, by its checkpoint's config, having learnt these pairs; None if nothing does.
 
-    Nor may the weights that it comes from have learnt others, who may be those that are held out here.
+    Nor may the weights that it comes from have learnt others, who may be those that are held out here; phantoms are
+    nobody.
     """
+    of_patients = train.facts.get("layout") != "phantoms"
     for before in ancestors(config):
-        if doubt := _doubt_of(before, train):
+        if (doubt := _doubt_of(before, train)) and not (of_patients and phantoms_alone(before)):
             return _doubt_of(config, train) or f"it comes from weights of sha256 {before['digest']}, of which: {doubt}"
     return _doubt_of(config, train)
 

@@ -226,6 +226,9 @@ def test_phantoms_are_told_by_how_many_a_model_learnt():
         == f"it comes from weights of sha256 {'d' * 64}, of which: {OTHER_DATA}"
     )
     assert doubt_of({**fine, "ancestors": [{**fine, "digest": "d" * 64}]}, six) is None
+    patients, warm = replace(six, facts={"files_sha256": "of files"}), {"data": "phantom", "digest": "d" * 64}
+    assert doubt_of({"data_digest": "of files", "ancestors": [warm]}, patients) is None, "phantoms are nobody"
+    assert doubt_of({"data_digest": "of files", "ancestors": [{**warm, "data": "acdc"}]}, patients)
     assert doubt_of(read_config(shipped_checkpoint("pig")), six) == "its config does not say what it learnt"
     arrays = replace(six, name="some", facts={"layout": "samples"})
     assert doubt_of(shipped, arrays) == "whether it learnt some is not known, as `fit` does not read such"
