@@ -19,10 +19,12 @@ from serving.writers.sample_folder import PAIRS, PROVENANCE
 from training.data import DataError, open_dataset
 from training.data.classes import FIELD_OF_VIEW, HEART, LESION
 from training.data.dataset import LoadedPairs
-from training.data.formats.grey_image import SUFFIXES, read_grey
+from training.data.formats.grey_image import SUFFIXES, GreyImage, read_grey
 from training.data.formats.nifti import read_nifti
 from training.data.layouts.mini_mias import patient_of
+from training.data.layouts.picture_folder import beyond_white, read_image
 from training.data.listing import digest
+from training.data.preparation.grey_scale import Scale, levels_of, scale_of
 from training.data.preparation.resize import fit_classes, fit_image
 from training.data.problems import BadFileError, some
 
@@ -277,9 +279,13 @@ def _nnunet(folder: Path, wanted: tuple[str, ...]) -> Pairs:
     if not cases:
         raise EvaluationError(f"{folder / LABELS} holds no *{ending}, which its {DATASET} says are the labels")
     files = {case: (folder / IMAGES / f"{case}_0000{ending}", folder / LABELS / f"{case}{ending}") for case in cases}
-    read = {case: _read_case(*both) for case, both in files.items()}
     drawn = all(case.startswith("synthetic_") for case in cases)
-    return _of_slices(str(folder), read, order, {"layout": "nnU-Net", "labels_in_file": given}, known, drawn)
+    facts: dict[str, Any] = {"layout": "nnU-Net", "labels_in_file": given}
+    if ending in (NIFTI, ".nii"):
+        return _of_slices(str(folder), _volumes(files), order, facts, known, drawn)
+    read, scale = _pictures_of(files, drawn)
+    pairs = _of_slices(str(folder), read, order, facts if drawn else {**facts, "white": scale.kinds}, known, drawn)
+    return pairs if drawn else replace(pairs, warnings=(*pairs.warnings, *beyond_white(cases, scale)))
 
 
 def _nifti_cases(folder: Path) -> dict[str, tuple[Path, Path]]:
@@ -306,22 +312,47 @@ def _nifti(folder: Path, cases: Mapping[str, tuple[Path, Path]]) -> Pairs:
     made = [each["provenance"] for each in sidecars] if drawn else []
     given = {"given_conditions": True, "given_masks": True} if any(map(_was_given, made)) else {}
     drawn_by = {**_drawn_by(made), **given} if drawn else {}
-    read = {case: _read_case(*both) for case, both in cases.items()}
+    read = _volumes(cases)
     if any(isinstance(each.get("spacing"), str) for each in sidecars):  # 1 mm stands for what is not known
         read = {case: (grey, classes, None) for case, (grey, classes, _) in read.items()}
     return _of_slices(str(folder), read, labels, {"layout": "NIfTI", **drawn_by}, None, drawn)
 
 
 Sides = tuple[float, ...] | None
+Cases = dict[str, tuple[NDArray[Any], NDArray[Any], Sides]]  # as ``_volume`` gives each
 
 
-def _read_case(image: Path, mask: Path) -> tuple[NDArray[Any], NDArray[Any], Sides]:
+def _pictures_of(files: Mapping[str, tuple[Path, Path]], drawn: bool) -> tuple[Cases, Scale]:
+    """Pictures whose white is one for all, as `fit` finds it; of medgen's own samples it is the highest of their type.
+
+    Floats have 1 as their white, and may be brighter.
+    """
+    greys = [_grey(image) for image, _ in files.values()]
+    scale = scale_of([levels_of(grey.pixels, grey.maxval) for grey in greys])
+    found: Cases = {}
+    for (case, (image, mask)), grey, white in zip(files.items(), greys, scale.white, strict=True):
+        pixels, classes = grey.pixels, read_grey(mask).pixels
+        _check_shapes(image, pixels.shape, classes.shape)
+        if pixels.dtype.kind != "f":
+            pixels = np.minimum(pixels / (np.iinfo(pixels.dtype).max if drawn else white), 1)
+        found[case] = pixels[None], classes[None], None
+    return found, scale
+
+
+def _grey(path: Path) -> GreyImage:
+    try:
+        image = read_grey(path)
+        return image if image.pixels.dtype.kind == "f" else read_image(path)
+    except BadFileError as error:
+        raise EvaluationError(f"{path} {error}") from error
+
+
+def _volumes(files: Mapping[str, tuple[Path, Path]]) -> Cases:
+    return {case: _volume(*both) for case, both in files.items()}
+
+
+def _volume(image: Path, mask: Path) -> tuple[NDArray[Any], NDArray[Any], Sides]:
     """Slices [Z, rows, columns] of both, and the mm between rows and between columns, if they are known."""
-    if not image.name.endswith((NIFTI, ".nii")):
-        grey, classes = read_grey(image).pixels, read_grey(mask).pixels
-        _check_shapes(image, grey.shape, classes.shape)
-        white = 1.0 if grey.dtype.kind == "f" else float(np.iinfo(grey.dtype).max)
-        return (grey / white)[None], classes[None], None
     volume, labelled = read_nifti(image), read_nifti(mask)
     _check_shapes(image, volume.voxels.shape, labelled.voxels.shape)
     if not np.allclose(volume.affine, labelled.affine, atol=1e-3):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.evaluation.pairs import (
     EvaluationError,
@@ -70,6 +71,31 @@ def test_classes_of_nnunet_are_ordered_by_their_names(tmp_path: Path):
     pairs = read_pairs(str(tmp_path / "out/nnunet"), labels=HEART)
     assert pairs.labels == HEART
     assert (pairs.masks == np.array([0, 3, 2, 1])[drawn.arrays["mask"][:, 0]]).all()
+
+
+@pytest.mark.parametrize(("drawn", "white"), [(False, 4095), (True, 65535)])
+def test_pictures_of_nnunet_have_one_white_as_fit_finds_it(tmp_path: Path, drawn, white):
+    described = {"labels": {"background": 0, "lesion": 1}, "file_ending": ".png"}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    brightest = {"case_1": 1000, "case_2": 4000, "case_3": 3000}  # of 12 bits, in files of 16
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    for case, level in brightest.items():
+        name = f"synthetic_{case}" if drawn else case
+        grey = np.full((SIZE, SIZE), level, np.uint16)
+        grey[0] = 0
+        Image.fromarray(grey).save(tmp_path / "imagesTr" / f"{name}_0000.png")
+        Image.fromarray(np.eye(SIZE, dtype=np.uint8)).save(tmp_path / "labelsTr" / f"{name}.png")
+    found = read_pairs(str(tmp_path))
+    assert found.images.max((1, 2)).tolist() == pytest.approx([level / white for level in brightest.values()])
+
+
+def test_a_picture_of_nnunet_that_is_not_grey_is_named(tmp_path: Path):
+    write_samples(samples(LESION, None), tmp_path, layouts=[make_layout("nnunet")])
+    place = next((tmp_path / "nnunet" / "imagesTr").iterdir())
+    Image.new("RGB", (SIZE, SIZE)).save(place)
+    with pytest.raises(EvaluationError, match=f"{place.name} is RGB, not grey"):
+        read_pairs(str(tmp_path / "nnunet"))
 
 
 def test_slices_of_volumes_belong_to_their_patients(tmp_path: Path):
