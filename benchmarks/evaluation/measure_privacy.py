@@ -11,6 +11,8 @@ from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.features import Extractor
 from benchmarks.evaluation.measure_quality import NO_SEGMENTER, segmenter_features
 from benchmarks.evaluation.membership import (
+    DRAWS,
+    LEVELS,
     Attack,
     Seen,
     by_features,
@@ -266,9 +268,10 @@ def _membership(
     rows: list[list[Cell]] = [[way, attack.auc, attack.tpr] for way, attack in attacks.items()]
     counts = f"{len(sides.train)} pictures of {sides.train.patient_count} patients that it was trained on"
     note = (
-        f"{counts}, {len(sides.held_out)} of {sides.held_out.patient_count} others. Noise levels from 0.3 to 0.6 of "
-        "the schedule, eight of them with noise that is the same for all pictures. Intervals are over patients; the "
-        "regression scores each patient by a fit without any of theirs. The claim that these are its members is the "
+        f"{counts}, {len(sides.held_out)} of {sides.held_out.patient_count} others. Noise levels at {DRAWS} places "
+        f"from {LEVELS[0]:g} to {LEVELS[-1]:g} of the schedule, with noise that is the same for all pictures. "
+        "Intervals are over patients; the regression scores each patient by a fit without any of theirs, and its AUC "
+        "is of members and others whom one fit scored. The claim that these are its members is the "
         f"user's. Its config names the data as {config.get('data', 'unknown')!r}."
     )
     section.tables.append(Table(f"Membership inference: {name}", ["", "AUC", "TPR at 1 % FPR"], rows, note))

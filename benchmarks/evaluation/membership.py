@@ -26,6 +26,7 @@ from training.noising import levels, noised
 
 DRAWS = 8
 NOISE_RANGE = (0.3, 0.6)  # of the schedule, counted from the data; the paper's
+LEVELS = [NOISE_RANGE[0] + draw / DRAWS * (NOISE_RANGE[1] - NOISE_RANGE[0]) for draw in range(DRAWS)]
 BAND = (0.15, 0.85)  # of the highest frequency
 BATCH = 32
 FOLDS = 5

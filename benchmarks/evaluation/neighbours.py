@@ -91,6 +91,7 @@ def median_of(values: Array, groups: Groups, seed: int = 0) -> Interval:
 
     def median(weights: Array) -> float:
         running = np.cumsum(weights[order])
-        return float(ordered[np.searchsorted(running, running[-1] / 2)])
+        middle = [np.searchsorted(running, running[-1] / 2, side) for side in ("left", "right")]
+        return float(ordered[middle].mean())
 
     return one_sided(median, groups, seed, 500)

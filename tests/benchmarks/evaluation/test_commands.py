@@ -102,6 +102,7 @@ def test_a_report_has_all_three_on_a_page_without_a_network(drawn, tmp_path, mon
         assert f"synthetic: the model says of its samples: {NOTICE}" in section["warnings"]
     assert any("not that the model keeps its secrets" in line for line in privacy["warnings"])
     assert privacy["tables"][1]["rows"][0][0] == "threshold on the loss"
+    assert "Noise levels at 8 places from 0.3 to 0.5625 of the schedule" in privacy["tables"][1]["note"]
 
     # All that is no count has an interval, or its table says why not.
     tables = [table for section in report["sections"] for table in section["tables"]]

@@ -99,8 +99,15 @@ def test_few_patients_give_no_interval(patients):
         median_of(values, one),
         compare(values, values, one).delta,
     ]
-    assert [each.value for each in found] == pytest.approx([2.5, 0.5, 0, 2, 0])
+    assert [each.value for each in found] == pytest.approx([2.5, 0.5, 0, 2.5, 0])
     assert np.isnan([[each.low, each.high] for each in found]).all()
+
+
+def test_a_median_is_numpys():
+    random = np.random.default_rng(8)
+    for count in range(1, 9):
+        values = random.normal(size=count)
+        assert median_of(values, own(count)).value == pytest.approx(np.median(values))
 
 
 def test_equal_values_give_no_interval_and_neither_do_resamplings_that_are_mostly_undefined():
