@@ -56,6 +56,7 @@ UNTRAINED = (
     ". So does one that predicts noise and was hardly trained: near the last timestep rounding is divided by alpha"
 )
 WEIGHTS = ".bin"  # of a graph "step.xml" they are in "step.bin"
+ANCESTRY = ("digest", "data", "imported", "elsewhere")  # of each of a checkpoint's ancestors
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 
 
@@ -164,7 +165,9 @@ def are_independent(
     family: Family, engine: StepEngine, graphs: Mapping[str, onnx.ModelProto], options: Options
 ) -> bool:
     """Whether a sample's bits are the same in every batch, as far as is known and is seen."""
-    if options.target == "onnx" and any(are_cut(graph, options.max_batch) for graph in graphs.values()):
+    if options.target == "onnx" and any(
+        are_cut(for_onnxruntime(graph), options.max_batch) for graph in graphs.values()
+    ):
         return False
     return rows_are_independent(family, engine, options.max_batch)
 
@@ -204,7 +207,8 @@ def describe(family: Family, config: Mapping[str, Any], options: Options, target
     origin |= {key: config[key] for key in ("sites", "elsewhere", "private", "vgg16_sha256") if config.get(key)}
     origin["steps"] = dict(zip(phases_of(family, config), family.preset.steps, strict=False))
     if before := ancestors(config):
-        origin["ancestors"] = before
+        # No more than of its own weights: summaries name files.
+        origin["ancestors"] = [{key: each[key] for key in ANCESTRY if key in each} for each in before]
     if options.chosen:
         origin["chosen"] = dict(options.chosen)
     if licence := options.license or config.get("license"):
@@ -294,8 +298,12 @@ def engine_files(
 
 def onnx_files(graphs: Mapping[str, onnx.ModelProto]) -> dict[str, bytes]:
     """What ONNX Runtime runs, by file name."""
-    rewritten = {name: in_whole_packets(summed_by_products(graph)) for name, graph in graphs.items()}
-    return {f"{name}.onnx": graph.SerializeToString() for name, graph in rewritten.items()}
+    return {f"{name}.onnx": for_onnxruntime(graph).SerializeToString() for name, graph in graphs.items()}
+
+
+def for_onnxruntime(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph, written so that a row's bits depend on the batch as little as can be."""
+    return in_whole_packets(summed_by_products(graph))
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:

@@ -153,9 +153,12 @@ def _shipped(chain: Chain, model: str, learnt: Mapping[str, Mapping[str, Any]]) 
         raise BuildError(needed) from None
     for stage, config in learnt.items():
         for other in no_phantoms(config):
-            found = "" if other is config else " comes from weights that learnt"
-            raise BuildError(
-                f"{needed}; the one that medgen ships learnt phantoms, and {stage}{found} "
-                f"{other.get('data', 'other data')}"
-            )
+            whose = stage if other is config else f"the weights that {stage} comes from"
+            raise BuildError(f"{needed}; the one that medgen ships learnt phantoms, and {whose} {_learnt(other)}")
     return checkpoint
+
+
+def _learnt(config: Mapping[str, Any]) -> str:
+    if config.get("elsewhere"):
+        return "learnt at sites elsewhere too"
+    return f"learnt {config['data']}" if config.get("data") else "learnt what is not recorded"

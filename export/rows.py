@@ -10,7 +10,7 @@ from serving.engines import StepEngine
 from serving.sampling.solvers import HISTORY
 from training.family import Family
 
-BATCHES = (2, 3, 4, 5, 8, 16)  # and the largest there may be: batches that are compared with their rows alone
+BATCHES = (2, 3, 4, 5, 8, 16)  # compared with their rows alone, and the largest there may be, if smaller
 
 
 def rows_are_independent(family: Family, engine: StepEngine, most: int) -> bool:

@@ -139,9 +139,9 @@ def same_weights(held: Held, checkpoint: Path | None) -> Path:
 
 def kin(own: Held, others: Sequence[Held] = ()) -> set[str | None]:
     """Weights that count as those of the bundle that is tuned: its own, those that it comes from, and those that come
-    from what counts, taught or packed."""
+    from what counts, taught or packed; an older bundle names its teacher alone."""
     known = {own.weights, *own.line}
-    while more := {each.weights for each in others if known.intersection(each.line)} - known:
+    while more := {weights for each in others if known.intersection(each.line) for weights in each.line} - known:
         known |= more
     return known
 

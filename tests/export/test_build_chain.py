@@ -175,14 +175,15 @@ class TestShipped:
         shutil.rmtree(repository / "cmr_ddpm_image")
         before = contents(repository)
         other = learnt("data/acdc", checkpoints["cmr_mask"], tmp_path / "other")
-        assert f"{NEEDED}; the one that medgen ships learnt phantoms, and cmr_mask data/acdc" in build(
+        assert f"{NEEDED}; the one that medgen ships learnt phantoms, and cmr_mask learnt data/acdc" in build(
             repository, other, say=refused
         )
         before_it = {"ancestors": [{"digest": "d" * 64, "data": "data/mnms"}]}
         taught = learnt("phantom", checkpoints["cmr_mask"], tmp_path / "taught", **before_it)
-        assert "and cmr_mask comes from weights that learnt data/mnms" in build(repository, taught, say=refused)
-        assert f"{NEEDED}; the one that medgen ships learnt phantoms, and cmr_mask other data" in build(
-            repository, say=refused
+        assert "and the weights that cmr_mask comes from learnt data/mnms" in build(repository, taught, say=refused)
+        assert (
+            f"{NEEDED}; the one that medgen ships learnt phantoms, and cmr_mask learnt what is not recorded"
+            in build(repository, say=refused)
         )
         assert contents(repository) == before
 

@@ -282,6 +282,8 @@ def test_a_student_has_seen_what_its_teachers_learnt(teacher: Path, tmp_path: Pa
         (first["digest"], "phantom:4"),
         (known["digest"], "/data/mini-mias"),
     ]
+    told = [set(each) for each in described(tmp_path / "second").checkpoint["ancestors"]]
+    assert told == [{"digest", "data"}, {"digest", "data", "imported"}], "summaries name files"
     card = model_card(described(tmp_path / "second"))
     assert "- data: `phantom:4`" in card
     assert f"`{known['digest']}`, which learnt `mini-mias`, and were imported from files of diffusers" in card

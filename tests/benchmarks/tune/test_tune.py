@@ -329,6 +329,7 @@ def test_other_weights_are_not_taken_for_the_bundles(repository: Path, tmp_path:
     for one, its in ((own, third), (third, own), (own, packed), (packed, own), (packed, third)):
         assert labelled(its, kin(one, [its])) == its
     assert labelled(own, kin(taught)) == own
+    assert labelled(own, kin(second, [taught])) == own, "which older bundles name by their teachers alone"
     assert labelled(other, kin(taught)).label == "onnx fp32 of other weights"
 
 
