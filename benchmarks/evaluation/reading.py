@@ -22,9 +22,9 @@ from training.data.dataset import LoadedPairs
 from training.data.formats.grey_image import SUFFIXES, GreyImage, read_grey
 from training.data.formats.nifti import read_nifti
 from training.data.layouts.mini_mias import patient_of
-from training.data.layouts.picture_folder import beyond_white, read_image
+from training.data.layouts.picture_folder import beyond_white
 from training.data.listing import digest
-from training.data.preparation.grey_scale import Scale, levels_of, scale_of
+from training.data.preparation.grey_scale import BIT_DEPTHS, levels_of, scale_of
 from training.data.preparation.resize import fit_classes, fit_image
 from training.data.problems import BadFileError, some
 
@@ -283,9 +283,9 @@ def _nnunet(folder: Path, wanted: tuple[str, ...]) -> Pairs:
     facts: dict[str, Any] = {"layout": "nnU-Net", "labels_in_file": given}
     if ending in (NIFTI, ".nii"):
         return _of_slices(str(folder), _volumes(files), order, facts, known, drawn)
-    read, scale = _pictures_of(files, drawn)
-    pairs = _of_slices(str(folder), read, order, facts if drawn else {**facts, "white": scale.kinds}, known, drawn)
-    return pairs if drawn else replace(pairs, warnings=(*pairs.warnings, *beyond_white(cases, scale)))
+    read, whites, cut_off = _pictures_of(files, drawn)
+    pairs = _of_slices(str(folder), read, order, facts if drawn else {**facts, "white": whites}, known, drawn)
+    return pairs if drawn else replace(pairs, warnings=(*pairs.warnings, *cut_off))
 
 
 def _nifti_cases(folder: Path) -> dict[str, tuple[Path, Path]]:
@@ -322,27 +322,39 @@ Sides = tuple[float, ...] | None
 Cases = dict[str, tuple[NDArray[Any], NDArray[Any], Sides]]  # as ``_volume`` gives each
 
 
-def _pictures_of(files: Mapping[str, tuple[Path, Path]], drawn: bool) -> tuple[Cases, Scale]:
-    """Pictures whose white is one for all, as `fit` finds it; of medgen's own samples it is the highest of their type.
+def _pictures_of(files: Mapping[str, tuple[Path, Path]], drawn: bool) -> tuple[Cases, dict[str, int], list[str]]:
+    """Pictures, the white of each kind of file, and a warning where some are brighter, and cut off.
 
-    Floats have 1 as their white, and may be brighter.
+    Integers have one white for all, as `fit` finds it; of medgen's own samples it is the highest of their type. Floats
+    are in units of their own, and so are all integers of a type that holds less than 0 or more than 65,535 in any.
     """
-    greys = [_grey(image) for image, _ in files.values()]
-    scale = scale_of([levels_of(grey.pixels, grey.maxval) for grey in greys])
+    greys = {case: _read_one(image) for case, (image, _) in files.items()}
+    for case, grey in greys.items():
+        if grey.pixels.dtype.kind == "b":
+            raise EvaluationError(f"{files[case][0]} is 1 bit deep, which no grey image is")
+    own_units = {grey.pixels.dtype for grey in greys.values() if _leaves_16_bits(grey.pixels)}
+    levels = {
+        case: levels_of(grey.pixels, grey.maxval) for case, grey in greys.items() if grey.pixels.dtype not in own_units
+    }
+    scale = scale_of([*levels.values()])
+    white = dict(zip(levels, scale.white, strict=True))
     found: Cases = {}
-    for (case, (image, mask)), grey, white in zip(files.items(), greys, scale.white, strict=True):
-        pixels, classes = grey.pixels, read_grey(mask).pixels
+    for case, (image, mask) in files.items():
+        pixels, classes = greys[case].pixels, _read_one(mask).pixels
         _check_shapes(image, pixels.shape, classes.shape)
-        if pixels.dtype.kind != "f":
-            pixels = np.minimum(pixels / (np.iinfo(pixels.dtype).max if drawn else white), 1)
+        if case in white:
+            pixels = np.minimum(pixels / (np.iinfo(pixels.dtype).max if drawn else white[case]), 1)
         found[case] = pixels[None], classes[None], None
-    return found, scale
+    return found, scale.kinds, beyond_white([*levels], scale)
 
 
-def _grey(path: Path) -> GreyImage:
+def _leaves_16_bits(pixels: NDArray[Any]) -> bool:
+    return pixels.dtype.kind == "f" or bool(pixels.min() < 0 or pixels.max() >= 2 ** BIT_DEPTHS[-1])
+
+
+def _read_one(path: Path) -> GreyImage:
     try:
-        image = read_grey(path)
-        return image if image.pixels.dtype.kind == "f" else read_image(path)
+        return read_grey(path)
     except BadFileError as error:
         raise EvaluationError(f"{path} {error}") from error
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from benchmarks.evaluation.pairs import (
@@ -88,6 +89,47 @@ def test_pictures_of_nnunet_have_one_white_as_fit_finds_it(tmp_path: Path, drawn
         Image.fromarray(np.eye(SIZE, dtype=np.uint8)).save(tmp_path / "labelsTr" / f"{name}.png")
     found = read_pairs(str(tmp_path))
     assert found.images.max((1, 2)).tolist() == pytest.approx([level / white for level in brightest.values()])
+
+
+def of_tiffs(folder: Path, *pictures: np.ndarray) -> Pairs:
+    """Of nnU-Net: case_0, case_1 and so on."""
+    described = {"labels": {"background": 0, "lesion": 1}, "file_ending": ".tif"}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir()
+    for number, pixels in enumerate(pictures):
+        tifffile.imwrite(folder / "imagesTr" / f"case_{number}_0000.tif", pixels)
+        tifffile.imwrite(folder / "labelsTr" / f"case_{number}.tif", np.eye(len(pixels), dtype=np.uint8))
+    return read_pairs(str(folder))
+
+
+def test_bright_floats_of_nnunet_are_scaled_and_not_said_to_be_cut_off(tmp_path: Path):
+    ramp = np.arange(SIZE**2, dtype=np.float32).reshape(SIZE, SIZE)
+    found = of_tiffs(tmp_path, ramp, ramp / 2, ramp / ramp.max())
+    assert found.facts["white"] == {}
+    assert found.facts["volumes_scaled_by_percentiles"] == 2
+    assert not [line for line in found.warnings if "cut off" in line]
+    assert found.images[0] == pytest.approx(found.images[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high"), [(np.int16, -1000, 2000), (np.int32, 0, 10**6), (np.uint32, 0, 10**6)]
+)
+def test_integers_of_nnunet_beyond_16_bits_are_scaled_by_percentiles(tmp_path: Path, kind, low, high):
+    ramp = np.linspace(low, high, SIZE**2).astype(kind).reshape(SIZE, SIZE)
+    found = of_tiffs(tmp_path, ramp, ramp.clip(0, 2000))  # the second could be of 12 bits, beside another such
+    assert found.facts["white"] == {}
+    assert found.facts["volumes_scaled_by_percentiles"] == 2
+    assert found.images[0].mean() == pytest.approx(0.5, abs=0.01)
+    assert (found.images.min(), found.images.max()) == (0, 1)
+
+
+def test_a_mask_of_nnunet_that_cannot_be_read_is_named(tmp_path: Path):
+    write_samples(samples(LESION, None), tmp_path, layouts=[make_layout("nnunet")])
+    place = next((tmp_path / "nnunet" / "labelsTr").iterdir())
+    place.write_bytes(b"no PNG")
+    with pytest.raises(EvaluationError, match=f"{place.name} cannot be read"):
+        read_pairs(str(tmp_path / "nnunet"))
 
 
 def test_a_picture_of_nnunet_that_is_not_grey_is_named(tmp_path: Path):
