@@ -23,6 +23,7 @@ from serving.bundle import BundleError, bundle_folder, load_bundle
 from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, load_checkpoint, read_config, unfinished
 from training.family import Family
 from training.fit import Run, fit
+from training.lineage import lineage
 from training.models import load_family
 
 OFTEN = 100  # steps, after which a run that is cut short goes on
@@ -143,12 +144,13 @@ class Workshop:
         preset = preset.replaced(changed)
         torch.manual_seed(self.seed)
         family = kind(preset)
-        begun = None
+        begun: list[dict[str, Any]] = []
         if init is not None:
             other, config = load_checkpoint(init)
             family.load_state_dict(other.state_dict())
-            begun = config["digest"]
-        described = {"preset_name": self.amounts.preset, "data": data, "seed": self.seed, "init": begun}
+            begun = lineage(config)
+        digest = begun[0]["digest"] if begun else None
+        described = {"preset_name": self.amounts.preset, "data": data, "seed": self.seed, "init": digest}
         told = {**described, "learnt_sha256": train.digest}
         resume = any(out.glob(CONFIGS))
         if resume:
@@ -159,7 +161,9 @@ class Workshop:
             if not unfinished(load_checkpoint(out)[0], there):
                 return out
         self.say(f"training {name} on {data}: {' + '.join(map(str, preset.steps))} steps of {preset.batch}")
-        run = Run(out, told, self.seed, log_every=10, checkpoint_every=OFTEN, preview_every=0)
+        # Not in what is compared above: the runs of an older medgen have none, and go on.
+        config = {**told, **({"ancestors": begun} if begun else {})}
+        run = Run(out, config, self.seed, log_every=10, checkpoint_every=OFTEN, preview_every=0)
         fit(family, Learnt(train), run, resume)
         return out
 

@@ -23,7 +23,7 @@ from benchmarks.evaluation.statistics import holm
 from benchmarks.papers import amounts, comparing, drawing, hearts, mammograms, models, paper, sources, tables
 from benchmarks.papers.command import measure
 from training import CheckpointError
-from training.checkpoint import save_checkpoint
+from training.checkpoint import find_checkpoint, save_checkpoint
 from training.data.classes import HEART, LESION
 from training.data.listing import digest
 from training.models import load_family
@@ -168,6 +168,35 @@ def test_a_given_model_is_doubted_unless_its_config_says_that_it_learnt_these_da
     workshop = models.Workshop(tmp_path / "out", TINY, {"ddpm-paired": tmp_path / "alone"}, 0, print)
     with pytest.raises(CheckpointError, match="alone has paired=False; wanted is paired=True"):
         workshop.model("ddpm-paired", "ddpm", phantoms, "phantoms", {"paired": True})
+
+
+def test_what_a_model_began_with_is_said_and_runs_that_do_not_say_it_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.Workshop, "_built", lambda self, name, run, digest, repository: digest)
+    presets = load_family("seg_guided").presets
+    monkeypatch.setitem(presets, "small", presets["small"].replaced(FIELDS["seg_guided"]))
+    family = load_family("seg_guided")(presets["small"])
+    save_checkpoint(tmp_path / "ships", family, family.state_dict(), {"preset_name": "small", "data": "phantom"})
+    said: list[str] = []
+    pairs = read_pairs("phantom:5", 32, "train")
+
+    def made(steps: int) -> Mapping[str, Any]:
+        workshop = models.Workshop(tmp_path / "out", replace(TINY, steps=steps), {}, 0, said.append)
+        return workshop.model("seg_guided", "seg_guided", pairs, "phantoms", init=tmp_path / "ships").config
+
+    config = made(2)
+    assert config["ancestors"] == [{"digest": config["init"], "data": "phantom"}]
+    file = find_checkpoint(tmp_path / "out" / "phantoms" / "seg_guided" / "run") / "config.json"
+    older = json.loads(file.read_text())
+    del older["ancestors"]
+    file.write_text(json.dumps(older))
+    assert made(2)["digest"] == config["digest"]
+    assert len(said) == 1, "the older run is there already"
+    older["preset"]["steps"] = [3]
+    file.write_text(json.dumps(older))
+    after = made(3)
+    assert (after["step"], after["ancestors"]) == (3, config["ancestors"]), "an older run that was cut short goes on"
 
 
 def test_copies_are_looked_for_in_all_that_was_learnt(tmp_path: Path) -> None:
