@@ -20,7 +20,15 @@ from export.build import build
 from export.default_target import default_targets
 from export.options import Options
 from serving.bundle import BundleError, bundle_folder, load_bundle
-from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, load_checkpoint, read_config, unfinished
+from training.checkpoint import (
+    CONFIGS,
+    CheckpointError,
+    find_checkpoint,
+    goes_on,
+    load_checkpoint,
+    read_config,
+    unfinished,
+)
 from training.family import Family
 from training.fit import Run, fit
 from training.lineage import lineage
@@ -109,7 +117,7 @@ class Workshop:
             if (there := getattr(trained.preset, field)) != value:
                 raise CheckpointError(f"{run} has {field}={there}; wanted is {field}={value}")
         if so_far := unfinished(trained, config):
-            raise CheckpointError(f"{run} was trained to {so_far}: go on with fit --resume first")
+            raise CheckpointError(f"{run} was trained to {so_far}: go on with {goes_on(config)} first")
         doubt = doubt_of(config, train) if given and not checkpoint else None
         if doubt:
             self.say(f"{run}: {doubt}")

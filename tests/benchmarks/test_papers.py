@@ -166,6 +166,11 @@ def test_a_given_model_is_doubted_unless_its_config_says_that_it_learnt_these_da
     family = tiny_family("ddpm", paired=False)
     save_checkpoint(tmp_path / "alone", family, family.state_dict(), {"preset_name": "small"})
     workshop = models.Workshop(tmp_path / "out", TINY, {"ddpm-paired": tmp_path / "alone"}, 0, print)
+    taught = {"student": {"teacher": "7" * 64}, "phase": "distillation", "step": 1}
+    save_checkpoint(tmp_path / "unfinished", family, family.state_dict(), {"preset_name": "small", **taught})
+    given = {"ddpm": tmp_path / "unfinished"}
+    with pytest.raises(CheckpointError, match=r"unfinished was trained to step 1 of .* go on with distill --resume"):
+        replace(workshop, given=given).model("ddpm", "ddpm", phantoms, "phantoms")
     with pytest.raises(CheckpointError, match="alone has paired=False; wanted is paired=True"):
         workshop.model("ddpm-paired", "ddpm", phantoms, "phantoms", {"paired": True})
 
