@@ -131,12 +131,14 @@ def _privacy(
     rows = nearness(train, held_out, samples, judge)
     for chain, model in models.items():
         rows[chain] |= attacks(model, members, held_out, judge)
+    teachers = {chain: model.config["student"]["teacher"] for chain, model in models.items() if is_student(model)}
     patients = members.patient_count, held_out.patient_count
     return {
         "rows": rows,
         "searched": len(train),
         "members": len(members),
         "patients": patients,
+        "teachers": teachers,
         "few": min(patients) < FEW_PATIENTS,
     }
 
@@ -162,7 +164,12 @@ def nearness(train: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], judge:
 
 
 def attacks(model: Model, members: Pairs, held_out: Pairs, judge: Judge) -> dict[str, Any]:
-    """By the loss and, where each side has two patients or more to fit a regression on, by the paper's features."""
+    """By the loss and, where each side has two patients or more to fit a regression on, by the paper's features.
+
+    Not of a student, whose loss at noise levels that it did not learn would say little of its members.
+    """
+    if is_student(model):
+        return {}
 
     def of(pairs: Pairs) -> Seen:
         made_of = [model.config["digest"], pairs.digest, judge.seed]
@@ -175,6 +182,10 @@ def attacks(model: Model, members: Pairs, held_out: Pairs, judge: Judge) -> dict
     if min(members.patient_count, held_out.patient_count) > 1:
         found["AUC"] = by_features(*both, *whose, judge.seed).auc.as_json()
     return found
+
+
+def is_student(model: Model) -> bool:
+    return bool(model.config.get("student"))
 
 
 def _perceived(samples: Pairs, train: Pairs, rows: Sequence[int] | np.ndarray, judge: Judge) -> Any:

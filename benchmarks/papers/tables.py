@@ -238,6 +238,11 @@ def table_6(hearts: Figures) -> Table:
     searched, members = (hearts["Table VI"][what] for what in ("searched", "members"))
     patients, others = hearts["Table VI"]["patients"]
     strangers = hearts["held_out"]["pairs"]
+    students = [
+        f"{chain} is a student, and learnt at the noise levels of its own steps alone: its loss at others would say "
+        f"little of its members, so it is not attacked; its teacher has the sha256 {teacher}. "
+        for chain, teacher in hearts["Table VI"].get("teachers", {}).items()
+    ]
     note = (
         f"Samples under held-out masks, nearest of all {searched} training pictures; L2 is of {hearts['size']} px, and "
         f"goes with the side: theirs would be {scale:g} times as far. The attack is on {members} training pictures of "
@@ -245,6 +250,7 @@ def table_6(hearts: Figures) -> Table:
         + (": that the attack runs is shown, not that models keep secrets. " if hearts["Table VI"]["few"] else ". ")
         + (f"1 % of {strangers} is less than one, so the TPR is that at no false alarm. " if strangers < 100 else "")
         + ("The regression that AUC is of needs two patients on each side. " if min(patients, others) < 2 else "")
+        + "".join(students)
         + f"{paper.DOUBTS['Table VI']} {NOT_COMPARED}"
     )
     columns = ["", *(f"theirs: {name}" for name in paper.CHAINS), *(f"ours: {name}" for name in paper.CHAINS)]

@@ -269,6 +269,9 @@ def test_units_and_what_a_figure_is_stand_in_the_tables() -> None:
     assert [row[0] for row in table_6.rows] == names
     assert "1 % of 76 is less than one, so the TPR is that at no false alarm" in table_6.note
     assert "false alarm" not in tables.table_6({**hearts_of_76, "held_out": {"pairs": 100}}).note
+    taught = {"Table VI": {**attacked, **found, "teachers": {"cmr_flow": "7" * 64}}}
+    assert "cmr_flow is a student" in (note := tables.table_6({**hearts_of_76, **taught}).note)
+    assert f"its teacher has the sha256 {'7' * 64}" in note
 
 
 def test_what_is_called_fid_and_why_stands_above_the_tables() -> None:
@@ -305,6 +308,15 @@ def test_one_patient_held_out_leaves_the_regression_out(tmp_path: Path) -> None:
     found = hearts.attacks(model, learnt, replace(others, patients=("one",) * 4), judge)
     assert found["AUC by the loss"]["value"] is not None
     assert "AUC" not in found
+
+
+def test_a_student_is_not_attacked(tmp_path: Path) -> None:
+    learnt, others = (read_pairs("phantom:4", 32, split, HEART) for split in ("train", "validation"))
+    teacher = models.Model(tiny_family("cmr_flow_image"), {"digest": "weights"}, tmp_path, "bundle", {})
+    student = replace(teacher, config={"digest": "others", "student": {"teacher": "7" * 64, "steps": 4}})
+    judge = comparing.Judge(TINY, Cache(tmp_path))
+    assert hearts.attacks(teacher, learnt, others, judge)
+    assert hearts.attacks(student, learnt, others, judge) == {}
 
 
 class TestCommand:
