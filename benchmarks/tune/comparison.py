@@ -66,7 +66,7 @@ class Comparison:
         """How far two halves of the real images may be from each other: the mean over some ways to halve them.
 
         Not of the reference's own distance: the worse that is, the worse a candidate might be. Raises EvaluationError
-        if no half has four patients.
+        if no way leaves four patients in each half: eight at the least, and more where some have many pairs.
         """
         (real,) = standardised(raw, raw)
         highs = []
@@ -77,7 +77,7 @@ class Comparison:
         if np.isnan(highs).all():
             raise EvaluationError(
                 f"the real pairs are of {self.real.patient_count} patients; the margin of the kernel distance needs "
-                f"{FEWEST} in each half of them"
+                f"at least {2 * FEWEST}, {FEWEST} in each half"
             )
         return max(float(np.nanmean(highs)), SMALLEST)
 

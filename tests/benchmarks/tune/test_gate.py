@@ -275,11 +275,11 @@ class TestReal:
             assert found.verdict == verdict
         assert f"which {gate.ENOUGH - 1} real pictures leave too wide" in found.what
 
-    def test_two_patients_are_too_few(self, real: Pairs, tmp_path: Path) -> None:
-        """Halves have one each: how far they may be apart is not known, and that is said before anything is drawn."""
-        two = replace(real, patients=tuple(f"patient {row % 6}" for row in range(len(real))))
-        with pytest.raises(EvaluationError, match="of 6 patients; the margin of the kernel distance needs 4 in each"):
-            compared(two, tmp_path)
+    def test_six_patients_are_too_few(self, real: Pairs, tmp_path: Path) -> None:
+        """Halves have three each: how far they may be apart is not known, and that is said before anything is drawn."""
+        six = replace(real, patients=tuple(f"patient {row % 6}" for row in range(len(real))))
+        with pytest.raises(EvaluationError, match=r"of 6 patients; the margin .* needs at least 8, 4 in each half"):
+            compared(six, tmp_path)
 
 
 def test_other_shapes_and_masks_that_cannot_be_are_refused(judged, samples: Pairs) -> None:
