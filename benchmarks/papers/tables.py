@@ -13,6 +13,10 @@ from benchmarks.papers.comparing import CEILING, FLOOR
 Figures = Mapping[str, Any]
 TESTS = ("M&Ms", "ACDC")
 NOT_COMPARED = "Not to be compared with the paper's figures; side by side for their order alone."
+NO_INTERVAL = (
+    "There is no interval where all pictures have the same figure, as 0 where no lesion is found, or where they are of "
+    "fewer than four patients."
+)
 FEW = "Frechet distances of few pictures are too high, and more so of few patients, as those of real slices are. "
 
 
@@ -140,6 +144,8 @@ def table_2(each: Figures) -> Table:
         "ours are 0.5, 1 and 1.5 a real one. Theirs is five-fold cross-validation, ours one split. No latent model of "
         f"breasts is here. {NOT_COMPARED}"
     )
+    if any("no interval" in shown(cell) for row in rows for cell in row):
+        note += f" {NO_INTERVAL}"
     return Table(f"PIG's Table 2 on {each['name']}: segmentation", [*columns, "Dice gained"], rows, note)
 
 

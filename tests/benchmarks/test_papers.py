@@ -274,6 +274,14 @@ def test_units_and_what_a_figure_is_stand_in_the_tables() -> None:
     assert f"its teacher has the sha256 {'7' * 64}" in note
 
 
+@pytest.mark.parametrize("low", [None, 0.2])
+def test_table_2_says_why_figures_have_no_interval_where_some_have_none(low: float | None) -> None:
+    figure = {"value": 0.5, "low": low, "high": low and 0.7}
+    row = {"real": 8, "synthetic": 0, **dict.fromkeys(("Dice", "IoU", "precision", "recall"), figure)}
+    table_2 = tables.table_2({"name": "phantoms", "Table 2": {"real": row}})
+    assert ("There is no interval where all pictures have the same figure" in table_2.note) == (low is None)
+
+
 def test_what_is_called_fid_and_why_stands_above_the_tables() -> None:
     figures = {"amounts": TINY.described(), "budget_minutes": 1, "machine": "m", "seed": 0, "found": ["ACDC"]}
     assert tables.head(figures).endswith("Found in --data: ACDC.")
