@@ -34,6 +34,7 @@ CUT_OUT = 128  # rows and columns of what has no size of its own
 MOMENT = re.compile(r"_(?:frame\d+|ED|ES)(?:_slice\d+)?$|_slice\d+$")  # what a patient's name ends before
 PERCENTILES = (1, 99)  # of a volume in units of its own, which become 0 and 1
 UNNAMED = "does not name the classes of its masks: only their range was checked"
+MASKS_OF_WHOM = "its files do not say whether its masks were given: if so, their shapes are none of the model's"
 ONE_PATIENT_EACH = "nothing is known of its patients, so each pair counts as one: intervals are too narrow if it is not"
 
 
@@ -281,11 +282,15 @@ def _nnunet(folder: Path, wanted: tuple[str, ...]) -> Pairs:
     files = {case: (folder / IMAGES / f"{case}_0000{ending}", folder / LABELS / f"{case}{ending}") for case in cases}
     drawn = all(case.startswith("synthetic_") for case in cases)
     facts: dict[str, Any] = {"layout": "nnU-Net", "labels_in_file": given}
+    warnings = [f"{folder}: {MASKS_OF_WHOM}"] if drawn else []
     if ending in (NIFTI, ".nii"):
-        return _of_slices(str(folder), _volumes(files), order, facts, known, drawn)
-    read, whites, cut_off = _pictures_of(files, drawn)
-    pairs = _of_slices(str(folder), read, order, facts if drawn else {**facts, "white": whites}, known, drawn)
-    return pairs if drawn else replace(pairs, warnings=(*pairs.warnings, *cut_off))
+        read = _volumes(files)
+    else:
+        read, whites, cut_off = _pictures_of(files, drawn)
+        if not drawn:
+            facts, warnings = {**facts, "white": whites}, cut_off
+    pairs = _of_slices(str(folder), read, order, facts, known, drawn)
+    return replace(pairs, warnings=(*pairs.warnings, *warnings))
 
 
 def _nifti_cases(folder: Path) -> dict[str, tuple[Path, Path]]:

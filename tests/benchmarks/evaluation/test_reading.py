@@ -53,6 +53,7 @@ def test_samples_are_the_same_in_all_layouts(tmp_path: Path, labels, spacing):
         assert (pairs.masks == drawn.arrays["mask"][:, 0]).all(), folder
         assert pairs.labels == labels
         assert pairs.knows_patients
+        assert any("whether its masks were given" in line for line in pairs.warnings) == (folder == "out/nnunet")
         assert pairs.described()["empty_masks"] == 1
         assert pairs.in_mm == (spacing is not None)
         if spacing is not None:
