@@ -113,10 +113,13 @@ def measure(
     sizes = {model: load_family(model).presets[amounts.preset].size for model in ("pig", "cmr_mask")}
     for sets, model, labels in ((of_breasts, "pig", LESION), (of_hearts, "cmr_mask", HEART)):
         # Tried, and read and let go, before anything is trained.
+        if sets:
+            judge.networks(sizes[model])
         for name, source in sets.items():
-            figures["networks"] = {each.name: each.identity for each in judge.networks(sizes[model])}
             if name != sources.PHANTOMS:
                 sources.read_sides(source, name, sizes[model], labels, skip_bad)
+    if of_breasts:
+        figures["networks"] = {each.name: each.identity for each in judge.networks(sizes["pig"])}
     for name, source in of_breasts.items():
         sides = sources.read_sides(source, name, sizes["pig"], LESION, skip_bad)
         figures["mammograms"].append(mammograms.measure(*sides, name, workshop, judge))
@@ -124,6 +127,7 @@ def measure(
         yield figures | {"unfinished": list(left)}
     if of_hearts:
         size = sizes["cmr_mask"]
+        figures["networks"] = {each.name: each.identity for each in judge.networks(size)}
         read = {name: sources.read_sides(source, name, size, HEART, skip_bad) for name, source in of_hearts.items()}
         figures["hearts"] = hearts.measure(read, workshop, judge)
         yield figures | {"unfinished": []}

@@ -299,6 +299,19 @@ def test_networks_to_compare_by_are_tried_before_anything_is_trained(tmp_path: P
         next(measure(tmp_path, only, False, SimpleNamespace(amounts=TINY, given={}), judge, False))
 
 
+def test_figures_name_the_networks_that_they_were_measured_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ddsm" / "fgt_seg").mkdir(parents=True)
+    for model, size in (("pig", 32), ("cmr_mask", 64)):
+        presets = load_family(model).presets
+        monkeypatch.setitem(presets, "small", presets["small"].replaced({"size": size}))
+    monkeypatch.setattr(sources, "read_sides", lambda *_: (None, None))
+    for group in (mammograms, hearts):
+        monkeypatch.setattr(group, "measure", lambda *_: {})
+    judge = SimpleNamespace(networks=lambda size: [SimpleNamespace(name="mine", identity=f"at {size}")])
+    found = measure(tmp_path, None, False, SimpleNamespace(amounts=TINY, given={}), judge, False)
+    assert [each["networks"] for each in found] == [{"mine": "at 32"}, {"mine": "at 64"}]
+
+
 def test_files_that_cannot_be_used_are_said_before_anything_is_trained(tmp_path: Path) -> None:
     (tmp_path / "mias").mkdir()
     (tmp_path / "mias" / "Info.txt").write_text("mdb001 G NORM\n")
