@@ -18,7 +18,7 @@ from benchmarks.latency.timing import Figures
 
 CHECKOUT = Path(__file__).parents[2]
 FEW = ["pytorch-eager", "medgen"]
-ALL = ["pytorch-eager", "pytorch-channels-last", "onnxruntime-python-loop", "medgen", "medgen-triton", PAPER]
+ALL = ["pytorch-eager", "medgen", "medgen-triton", PAPER]
 
 
 @pytest.mark.parametrize(
