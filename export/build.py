@@ -165,11 +165,10 @@ def are_independent(
     family: Family, engine: StepEngine, graphs: Mapping[str, onnx.ModelProto], options: Options
 ) -> bool:
     """Whether a sample's bits are the same in every batch, as far as is known and is seen."""
-    if options.target == "onnx" and any(
-        are_cut(for_onnxruntime(graph), options.max_batch) for graph in graphs.values()
-    ):
+    most = options.max_batch
+    if options.target == "onnx" and any(are_cut(for_onnxruntime(graph), most) for graph in graphs.values()):
         return False
-    return rows_are_independent(family, engine, options.max_batch)
+    return rows_are_independent(family, engine, most)
 
 
 def describe_target(options: Options) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from export.sums import sizes
+from export.sums import shapes_of
 
 # Of ONNX Runtime 1.31; Exp, Erf, Sigmoid and Tanh have one way for all.
 KINDS = ("Acos", "Asin", "Atan", "Celu", "Cos", "Elu", "Log", "Mish", "Selu", "Sin", "Softplus")
@@ -25,8 +25,7 @@ def in_whole_packets(graph: onnx.ModelProto) -> onnx.ModelProto:
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph)
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {value.name: sizes(value) for value in (*inferred.value_info, *inferred.input)}
+    shapes = shapes_of(model)
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         shape = shapes.get(node.input[0]) if node.op_type in KINDS else None

@@ -23,8 +23,7 @@ def summed_by_products(graph: onnx.ModelProto) -> onnx.ModelProto:
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph)
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {value.name: sizes(value) for value in (*inferred.value_info, *inferred.input)}
+    shapes = shapes_of(model)
     constants = {weight.name: weight for weight in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
@@ -74,6 +73,12 @@ def summed_axes(node: NodeProto, constants: dict[str, onnx.TensorProto]) -> list
     if len(node.input) < 2 or node.input[1] not in constants:
         return []
     return sorted(numpy_helper.to_array(constants[node.input[1]]).reshape(-1).tolist())
+
+
+def shapes_of(model: onnx.ModelProto) -> dict[str, list[int] | None]:
+    """By ``sizes``, of all that the graph is given and computes."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    return {value.name: sizes(value) for value in (*inferred.value_info, *inferred.input)}
 
 
 def sizes(value: onnx.ValueInfoProto) -> list[int] | None:

@@ -7,7 +7,7 @@ import math
 
 import onnx
 
-from export.sums import sizes
+from export.sums import shapes_of
 
 # Of ONNX Runtime 1.31. Threads get parts of a batch, and where a part ends is computed as in `packets`.
 CUT = ("Celu", "Elu", "Log", "Mish", "Selu", "Softplus")
@@ -19,9 +19,7 @@ FEW, BLOCK = 8, 4
 
 def are_cut(graph: onnx.ModelProto, most: int) -> bool:
     """Whether there is such an operator, where batches have up to ``most`` rows."""
-    inferred = onnx.shape_inference.infer_shapes(graph).graph
-    shapes = {value.name: sizes(value) for value in (*inferred.value_info, *inferred.input)}
-    shapes |= {weight.name: [*weight.dims] for weight in graph.graph.initializer}
+    shapes = shapes_of(graph) | {weight.name: [*weight.dims] for weight in graph.graph.initializer}
     for node in graph.graph.node:
         if node.op_type in CUT:
             shape = shapes.get(node.input[0])
