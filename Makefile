@@ -19,7 +19,7 @@ setup: .venv/.complete
 .venv/.complete: pyproject.toml constraints.txt
 	@echo "Installing into .venv, 4 GB: takes a few minutes, in which pip says nothing"
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[server,bench,dev]"
+	$(PY) -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[server,bench,dev]"
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation pyradiomics \
 	|| echo "Without a C compiler there is no pyradiomics: evaluation leaves radiomics out"
 	touch $@
