@@ -59,7 +59,7 @@ class StepEngine(abc.ABC):
 
     buckets: the batches that all others are padded to, smallest first; None if none is.
     joins: whether requests may join between two steps at no loss; else it is at its best with whole trajectories.
-    machine: what the bits of a sample depend on here beside the bundle, where they do.
+    machine: the library, and what of this machine the bits of a batch's rows may depend on, where they may.
     """
 
     buckets: tuple[int, ...] | None = None
@@ -154,14 +154,14 @@ def _open_openvino(bundle: Bundle) -> Engine:
 def _alone(engine: StepEngine, bundle: Bundle) -> StepEngine:
     """The engine, given one row at a time unless a sample's bits are known to be the same in every batch.
 
-    They are where the build has seen it, on this machine if it is one of those engines to which that matters.
+    They are where the build has seen it, with this version of the library, and on this machine if that matters.
     """
     target = bundle.manifest.target
     seen_on = target.get("seen_on", engine.machine)
     if not target.get("rows_are_independent", True):
         why = "a row's bits depend on its batch"
     elif seen_on != engine.machine:
-        why = f"it was built on {seen_on}, and here is {engine.machine}; build it here to have batches"
+        why = f"it was built with {seen_on}, and here is {engine.machine}; build it here to have batches"
     else:
         return engine
     from serving.engines.one_by_one import OneByOneEngine

@@ -15,6 +15,8 @@ from serving.engines.named_graphs import NamedGraphs
 class OnnxRuntimeEngine(NamedGraphs):
     """Runs ``step.onnx`` and ``finish.onnx``; a sample's bits are the same in every batch."""
 
+    machine = f"ONNX Runtime {onnxruntime.__version__}"  # another one may cut a batch in other places
+
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
         self._sessions = {name: open_session(bundle.engine_path(name)) for name in bundle.manifest.engines}

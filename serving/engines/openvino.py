@@ -44,7 +44,8 @@ class OpenVinoEngine(NamedGraphs):
         self._streams = STREAMS if self._threads % STREAMS == 0 else 1
         # Some sums are cut into as many parts as a stream has threads, and kernels are chosen by what the CPU can.
         name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        self.machine = f"{name}, {self._threads} threads in {self._streams} streams"
+        library = f"OpenVINO {self._openvino.__version__.partition('-')[0]}"
+        self.machine = f"{library}, {name}, {self._threads} threads in {self._streams} streams"
         if warning := lacking(self._core, manifest.precision):
             logging.getLogger(__name__).warning("%s: %s", manifest.model, warning)
         self._requests: dict[tuple[str, int, int], list[Any]] = {}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -69,7 +70,8 @@ class TestBundle:
         manifest = built.manifest
         assert (manifest.model, manifest.preset, manifest.sample_shape) == ("pig", "small", (2, SIZE, SIZE))
         assert [output.name for output in manifest.outputs] == ["mask", "image"]
-        assert manifest.target == {"name": "onnx", "opset": 18, "fused": True, "rows_are_independent": True}
+        seen = {"rows_are_independent": True, "seen_on": f"ONNX Runtime {onnxruntime.__version__}"}
+        assert manifest.target == {"name": "onnx", "opset": 18, "fused": True, **seen}
         assert manifest.checkpoint["step"] == 7
         assert manifest.tools["torch"] == torch.__version__
 
@@ -348,7 +350,10 @@ class TestCommands:
         assert built.digest in printed
         assert f"unipc, {STEPS} steps" in printed
         assert "trained      7 steps" in printed
-        assert "onnx (opset 18, fused, rows_are_independent), fp32, batch up to 16" in printed
+        assert (
+            f"onnx (opset 18, fused, rows_are_independent, seen_on {OnnxRuntimeEngine.machine}), fp32, batch up to 16"
+            in printed
+        )
         assert re.search(r"^finish.onnx  [\d.,]+ (kB|bytes): ", printed, re.MULTILINE)
         assert self.run("inspect", "pig", "--repository", built.folder.parents[2]) == printed
 

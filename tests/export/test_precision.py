@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
@@ -101,7 +102,8 @@ def test_fp16_bundle(checkpoint, tmp_path):
     folder = bundle_folder(tmp_path, "pig")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["precision"] == "fp16"
-    assert manifest["target"] == {"name": "onnx", "opset": OPSET, "fused": True, "rows_are_independent": True}
+    seen = {"rows_are_independent": True, "seen_on": f"ONNX Runtime {onnxruntime.__version__}"}
+    assert manifest["target"] == {"name": "onnx", "opset": OPSET, "fused": True, **seen}
     assert manifest["parity"]["tolerance"] == {
         "step": 5e-3,
         "end_to_end": 1e-2,

@@ -12,6 +12,7 @@ from tiny_openvino import write_tiny_openvino_bundle
 from serving.bundle import Bundle, BundleError, Condition, load_bundle
 from serving.engines import EngineError, StepEngine, open_engine, open_on_cpu, openvino, threads
 from serving.engines.one_by_one import OneByOneEngine, alone
+from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.engines.openvino import SIZES, OpenVinoEngine, rounds_of
 from serving.sampling.loop import Loop
 from serving.sampling.requests import parse_request
@@ -277,13 +278,23 @@ def test_a_row_that_is_alone_begins_where_memory_is_aligned():
         np.testing.assert_array_equal(row, expected[None])
 
 
-def test_on_another_machine_each_is_alone_too(bundle, caplog):
-    machine = OpenVinoEngine(bundle).machine
-    for seen_on, kind in ((machine, OpenVinoEngine), ("another CPU, 64 threads", OneByOneEngine)):
+@pytest.mark.parametrize(
+    ("write", "kind", "library"),
+    [
+        (write_tiny_bundle, OnnxRuntimeEngine, "ONNX Runtime 1."),
+        (write_tiny_openvino_bundle, OpenVinoEngine, "OpenVINO"),
+    ],
+)
+def test_with_another_version_or_on_another_machine_each_is_alone_too(tmp_path, write, kind, library, caplog):
+    bundle = load_bundle(write(tmp_path))
+    machine = kind(bundle).machine
+    assert machine.startswith(library)
+    other = machine.replace(library, "Another 0.")
+    for seen_on, opened in ((machine, kind), (other, OneByOneEngine)):
         target = {**bundle.manifest.target, "rows_are_independent": True, "seen_on": seen_on}
         manifest = dataclasses.replace(bundle.manifest, target=target)
-        assert isinstance(open_engine(dataclasses.replace(bundle, manifest=manifest)), kind)
-    assert f"it was built on another CPU, 64 threads, and here is {machine}" in caplog.text
+        assert isinstance(open_on_cpu(dataclasses.replace(bundle, manifest=manifest)), opened)
+    assert f"it was built with {other}, and here is {machine}" in caplog.text
 
 
 class TestThreads:
