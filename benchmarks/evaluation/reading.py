@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,7 +19,7 @@ from serving.writers.sample_folder import PAIRS, PROVENANCE
 from training.data import DataError, open_dataset
 from training.data.classes import FIELD_OF_VIEW, HEART, LESION
 from training.data.dataset import LoadedPairs
-from training.data.formats.grey_image import SUFFIXES, GreyImage, read_grey
+from training.data.formats.grey_image import SUFFIXES, read_grey
 from training.data.formats.nifti import read_nifti
 from training.data.layouts.mini_mias import patient_of
 from training.data.layouts.picture_folder import beyond_white
@@ -27,6 +27,8 @@ from training.data.listing import digest
 from training.data.preparation.grey_scale import BIT_DEPTHS, levels_of, scale_of
 from training.data.preparation.resize import fit_classes, fit_image
 from training.data.problems import BadFileError, some
+
+Read = TypeVar("Read")
 
 NIFTI = ".nii.gz"
 MASK, SEED = "mask", "seed"  # arrays of samples
@@ -308,7 +310,7 @@ def _nifti_cases(folder: Path) -> dict[str, tuple[Path, Path]]:
 
 def _nifti(folder: Path, cases: Mapping[str, tuple[Path, Path]]) -> Pairs:
     masks = [mask.with_name(mask.name.removesuffix(NIFTI) + ".json") for _, mask in cases.values()]
-    sidecars = [json.loads(file.read_text()) for file in masks if file.is_file()]
+    sidecars = [_sidecar(file) for file in masks if file.is_file()]
     named = {tuple(each.get("labels", {}).items()) for each in sidecars}
     if len(named) > 1:
         raise EvaluationError(f"the sidecars of {folder} name different classes: {some([str(dict(x)) for x in named])}")
@@ -333,7 +335,7 @@ def _pictures_of(files: Mapping[str, tuple[Path, Path]], drawn: bool) -> tuple[C
     Integers have one white for all, as `fit` finds it; of medgen's own samples it is the highest of their type. Floats
     are in units of their own, and so are all integers of a type that holds less than 0 or more than 65,535 in any.
     """
-    greys = {case: _read_one(image) for case, (image, _) in files.items()}
+    greys = {case: _named(read_grey, image) for case, (image, _) in files.items()}
     for case, grey in greys.items():
         if grey.pixels.dtype.kind == "b":
             raise EvaluationError(f"{files[case][0]} is 1 bit deep, which no grey image is")
@@ -345,7 +347,7 @@ def _pictures_of(files: Mapping[str, tuple[Path, Path]], drawn: bool) -> tuple[C
     white = dict(zip(levels, scale.white, strict=True))
     found: Cases = {}
     for case, (image, mask) in files.items():
-        pixels, classes = greys[case].pixels, _read_one(mask).pixels
+        pixels, classes = greys[case].pixels, _named(read_grey, mask).pixels
         _check_shapes(image, pixels.shape, classes.shape)
         if case in white:
             pixels = np.minimum(pixels / (np.iinfo(pixels.dtype).max if drawn else white[case]), 1)
@@ -357,11 +359,21 @@ def _leaves_16_bits(pixels: NDArray[Any]) -> bool:
     return pixels.dtype.kind == "f" or bool(pixels.min() < 0 or pixels.max() >= 2 ** BIT_DEPTHS[-1])
 
 
-def _read_one(path: Path) -> GreyImage:
+def _named(read: Callable[[Path], Read], path: Path) -> Read:
     try:
-        return read_grey(path)
+        return read(path)
     except BadFileError as error:
         raise EvaluationError(f"{path} {error}") from error
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise EvaluationError(f"{path} is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise EvaluationError(f"{path} holds {type(found).__name__}; it must be an object")
+    return found
 
 
 def _volumes(files: Mapping[str, tuple[Path, Path]]) -> Cases:
@@ -370,7 +382,7 @@ def _volumes(files: Mapping[str, tuple[Path, Path]]) -> Cases:
 
 def _volume(image: Path, mask: Path) -> tuple[NDArray[Any], NDArray[Any], Sides]:
     """Slices [Z, rows, columns] of both, and the mm between rows and between columns, if they are known."""
-    volume, labelled = read_nifti(image), read_nifti(mask)
+    volume, labelled = (_named(read_nifti, path) for path in (image, mask))
     _check_shapes(image, volume.voxels.shape, labelled.voxels.shape)
     if not np.allclose(volume.affine, labelled.affine, atol=1e-3):
         raise EvaluationError(f"{mask} lies elsewhere than its image: their affines differ")

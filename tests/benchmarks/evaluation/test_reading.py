@@ -1,6 +1,7 @@
 """Pairs are the same whatever they are stored as, and what cannot be compared is refused."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,6 +193,27 @@ def test_an_expression_finds_patients(tmp_path: Path):
 def test_a_voxel_that_stands_for_an_unknown_one_is_no_millimetre(tmp_path: Path):
     write_samples(samples(LESION, None), tmp_path / "out", layouts=[make_layout("nifti")])
     assert not read_pairs(str(tmp_path / "out/nifti")).in_mm
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("*_image.nii.gz", b"broken", "cannot be read"),
+        ("*_mask.nii.gz", None, "is missing"),
+        ("*_mask.json", b"{", "is no JSON"),
+        ("*_mask.json", b"[]", "holds list; it must be an object"),
+    ],
+)
+def test_a_file_of_nifti_that_cannot_be_read_is_named(tmp_path, file, content, said):
+    write_samples(samples(LESION, None), tmp_path / "out", layouts=[make_layout("nifti")])
+    path = sorted((tmp_path / "out/nifti").glob(file))[0]
+    if content is None:
+        path = path.with_name(path.name.replace("_mask", "_image"))
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(EvaluationError, match=f"{re.escape(str(path))} ({said})"):
+        read_pairs(str(tmp_path / "out/nifti"))
 
 
 def test_hearts_have_the_pixels_that_training_gives_them():
