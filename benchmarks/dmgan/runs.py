@@ -3,7 +3,7 @@
 import csv
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,24 @@ from training.federated.shards import shards
 from training.federated.site import Site, SitesHere
 from training.federated.terms import Terms
 from training.fit import Run, fit
+from training.lineage import lineage
 from training.models import load_family
 from training.reconstructions import Pairs, found_pairs, open_prior
 
 PHANTOMS = 500  # that the prior of other data learns
 TIMED = "seconds.json"
 THE_DATA = "the data"
-Prior = tuple[Family, str, float | None]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A trained pggan, the sha256 of its weights, the seconds of its training, if known, and what it and those before
+    it had learnt."""
+
+    model: Family
+    digest: str
+    seconds: float | None
+    lineage: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -103,8 +114,12 @@ def check_unseen(run: Path, learnt: Part) -> None:
         )
 
 
-def trained(family: Family, dataset: Dataset[Any], out: Path, plan: Plan, seed: int = 0) -> tuple[Family, float]:
+def trained(
+    family: Family, dataset: Dataset[Any], out: Path, plan: Plan, seed: int = 0, **told: Any
+) -> tuple[Family, float]:
     """The trained model and the seconds it took; of one that is there already, those it took then.
+
+    told: what its config says beside the preset, the data and the seed.
 
     Raises CheckpointError if one is there that is not whole, or of another preset.
     """
@@ -115,7 +130,8 @@ def trained(family: Family, dataset: Dataset[Any], out: Path, plan: Plan, seed: 
         return found, float(json.loads((out / TIMED).read_text()))
     plan.say(f"training {out.name}")
     began = time.perf_counter()
-    fit(family, dataset, Run(out, {"preset_name": plan.preset}, seed, checkpoint_every=10**9, preview_every=10**9))
+    config = {"preset_name": plan.preset, "data": plan.data, "seed": seed, **told}
+    fit(family, dataset, Run(out, config, seed, checkpoint_every=10**9, preview_every=10**9))
     seconds = time.perf_counter() - began
     (out / TIMED).write_text(json.dumps(seconds))
     found, _ = load_checkpoint(out)
@@ -139,12 +155,14 @@ def priors(plan: Plan, learnt: Part) -> dict[str, Prior]:
             out, seconds = given[name], seconds_in(given[name])
         else:
             out = plan.out / f"pggan of {name}"
-            shown = learnt if name == THE_DATA else open_dataset(f"phantom:{PHANTOMS}", plan.size)
-            _, seconds = trained(untrained("pggan", plan.fields("pggan"), plan.preset), shown, out, plan)
+            source = plan.data if name == THE_DATA else f"phantom:{PHANTOMS}"
+            shown = learnt if name == THE_DATA else open_dataset(source, plan.size)
+            _, seconds = trained(untrained("pggan", plan.fields("pggan"), plan.preset), shown, out, plan, data=source)
         model, digest = open_prior(out, "dmgan_image", "--prior" if name == THE_DATA else f"--other-prior {name}=")
         if model.preset.size != plan.size:
             raise CheckpointError(f"{out} draws {model.preset.size} pixels; wanted is a pggan of {plan.size}")
-        found[name] = model, digest, seconds
+        config = read_config(find_checkpoint(out))
+        found[name] = Prior(model, digest, seconds, lineage({**config, "digest": digest}))
     return found
 
 
@@ -161,25 +179,32 @@ def seconds_in(run: Path) -> float | None:
 
 
 def found_again(plan: Plan, part: Part, what: str, prior: Prior, preset: Any) -> Pairs:
-    model, digest, _ = prior
     file = plan.out / "reconstructions" / f"{what}.safetensors"
-    return found_pairs(file, part, model, digest, preset, part.names)
+    return found_pairs(file, part, prior.model, prior.digest, preset, part.names)
 
 
 def refined(
-    plan: Plan, pairs: Pairs, learnt: Part, digest: str, count: int, seed: int, private: Mapping[str, Any] | None = None
+    plan: Plan,
+    pairs: Pairs,
+    learnt: Part,
+    prior: Prior,
+    count: int,
+    seed: int,
+    private: Mapping[str, Any] | None = None,
 ) -> tuple[Family, float]:
     """G2 with so many discriminators; what it learns from is the same however many there are."""
     own, parts = shards(learnt.names, learnt.sizes, count)
     family: Any = untrained("dmgan_image", plan.fields("dmgan_image"), plan.preset, seed)
-    terms = Terms(family.name, family.preset, seed, digest)
+    terms = Terms(family.name, family.preset, seed, prior.digest)
     noisy = sparse_vector_privacy(private) if private else None
     family.panel = SitesHere({
         f"site-{k:02d}": Site(f"site-{k:02d}", Pairs(pairs.images[part], pairs.conditions[part]), terms, private=noisy)
         for k, part in enumerate(parts, 1)
     })  # fmt: skip
     name = f"dm-GAN of {count} sites, seed {seed}" + (" private" if private else "")
-    return trained(family, Pairs(pairs.images[own], pairs.conditions[own]), plan.out / name, plan, seed)
+    shown = Pairs(pairs.images[own], pairs.conditions[own])
+    told = {"learnt_through": prior.digest, "sites": count, "private": private or None, "ancestors": prior.lineage}
+    return trained(family, shown, plan.out / name, plan, seed, **told)
 
 
 @torch.no_grad()

@@ -40,8 +40,8 @@ def measure(
         seconds = time.perf_counter() - began
         pictures = pairs.conditions / 2 + 0.5
         rows[f"mGANprior of {name}"] = judged(pictures, truth, real, features) | {
-            "training_seconds": prior[2],
-            "steps": sum(prior[0].preset.steps),
+            "training_seconds": prior.seconds,
+            "steps": sum(prior.model.preset.steps),
             "seconds_a_picture": seconds / len(held_out) if seconds > 1 else None,
         }
     prior = found_priors[THE_DATA]
@@ -51,7 +51,7 @@ def measure(
     sites: dict[str, Any] = {}
 
     def run(count: int, seed: int, noise: Mapping[str, Any]) -> dict[str, Any]:
-        model, seconds = refined(plan, pairs, learnt, prior[1], count, seed, noise)
+        model, seconds = refined(plan, pairs, learnt, prior, count, seed, noise)
         return judged(refine(model, sought.conditions), truth, real, features) | {
             "training_seconds": seconds,
             "steps": sum(model.preset.steps),

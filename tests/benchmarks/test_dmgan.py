@@ -15,7 +15,7 @@ from benchmarks.dmgan import paper, runs
 from benchmarks.dmgan.features import frechet, pyramid_bands
 from benchmarks.dmgan.tables import psnr
 from training.__main__ import main as fit_main
-from training.checkpoint import save_checkpoint
+from training.checkpoint import find_checkpoint, read_config, save_checkpoint
 from training.models import load_family
 
 
@@ -70,6 +70,13 @@ class TestCommand:
         assert figures["sites"]["1"][0]["psnr"] != figures["sites"]["1"][1]["psnr"], "two seeds are two runs"
         assert {"mGANprior of phantoms", "mGANprior of the data", "DCGAN", "CycleGAN"} == figures["rows"].keys()
         assert str(tmp_path) not in json.dumps(figures)
+        priors, refined = (
+            read_config(find_checkpoint(tmp_path / "runs" / run))
+            for run in ("pggan of the data", "dm-GAN of 2 sites, seed 1")
+        )
+        assert (priors["data"], refined["data"], refined["seed"], refined["sites"]) == (*["phantom:12"] * 2, 1, 2)
+        (ancestor,) = refined["ancestors"]
+        assert (ancestor["digest"], ancestor["data"]) == (refined["learnt_through"], "phantom:12")
         assert figures["rows"]["DCGAN"]["steps"] == figures["sites"]["2"][0]["steps"] == 2
         for told in (
             "theirs: mGANprior_bird",
