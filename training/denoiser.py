@@ -32,11 +32,15 @@ class Denoiser(Family):
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> Tensor:
         data = self.data(batch)
-        t = draw_timesteps(self.preset.schedule, len(data), generator).to(data.device)
+        t = self.timesteps(len(data), generator).to(data.device)
         noise = torch.randn(data.shape, generator=generator).to(data.device)
         state, target = noised(self.preset.schedule, data, noise, t)
         out = self.predicted(phase, state, t, batch, generator)
         return F.mse_loss(out.float(), target)
+
+    def timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """Those of a batch that the network learns from."""
+        return draw_timesteps(self.preset.schedule, count, generator)
 
     def predicted(self, phase: str, state: Tensor, t: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
         """What the network that a phase trains makes of noisy states [B, C, H, W]."""

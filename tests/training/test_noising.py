@@ -38,9 +38,21 @@ class TestTimesteps:
         assert (torch.histc(t, 10, 0, 999) - 10_000).abs().max() < 700
 
     @pytest.mark.parametrize("schedule", [LINEAR, FLOW], ids=lambda s: s.kind)
-    def test_antithetic_halves_mirror_each_other(self, schedule):
+    @pytest.mark.parametrize(("middle", "share"), [(0.0, 0.42), (0.5, 0.61), (1.0, 0.80)])
+    @pytest.mark.parametrize("antithetic", [True, False])
+    def test_a_share_is_drawn_about_the_middle(self, schedule, middle, share, antithetic):
+        t = draw_timesteps(schedule, 100_000, generator(), antithetic, middle)
         last = schedule.num_train_timesteps - 1
-        t = draw_timesteps(schedule, 8, generator())
+        assert t.dtype == (torch.int64 if schedule is LINEAR else torch.float32)
+        assert 0 <= t.min() < t.max() <= last
+        assert ((t / last - 0.5).abs() < 0.21).float().mean() == pytest.approx(share, abs=0.01)
+        assert t.float().mean() == pytest.approx(last / 2, rel=0.01)
+
+    @pytest.mark.parametrize("middle", [0.0, 0.7])
+    @pytest.mark.parametrize("schedule", [LINEAR, FLOW], ids=lambda s: s.kind)
+    def test_antithetic_halves_mirror_each_other(self, schedule, middle):
+        last = schedule.num_train_timesteps - 1
+        t = draw_timesteps(schedule, 8, generator(), middle=middle)
         assert (t[:4] + t[4:] == last).all()
         odd = draw_timesteps(schedule, 5, generator())
         assert len(odd) == 5

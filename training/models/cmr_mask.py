@@ -16,6 +16,7 @@ from serving.sampling.solvers import Schedule
 from training.cardiac_families import CLASSES, mask_output
 from training.denoiser import Denoiser
 from training.family import Batch, Preset
+from training.noising import draw_timesteps
 from training.painters import one_hot
 from training.unets import UNetPreset, monai_options, placed
 
@@ -23,6 +24,12 @@ from training.unets import UNetPreset, monai_options, placed
 @dataclasses.dataclass(frozen=True)
 class MaskPreset(UNetPreset):
     coordinates: bool  # the network also sees where each pixel is
+    middle: float  # share of the timesteps about the middle, where it is decided whether a ring is closed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.middle <= 1:
+            raise ValueError(f"preset field 'middle' is {self.middle}; it must be from 0 to 1")
 
 
 # fmt: off
@@ -31,12 +38,12 @@ PRESETS = {
         size=128, widths=(64, 128, 256, 512), attention=(2, 3), layers=2, head_dim=32, norm_groups=32,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "epsilon"), clip=1.0, default_solver="ddpm", default_steps=1000,
         batch=8, steps=(135_000,), learning_rate=1e-4, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999,
-        coordinates=False),
+        coordinates=False, middle=0.0),
     "small": MaskPreset(                         # 1.82 M parameters
         size=64,  widths=(16, 32, 64, 96),    attention=(2, 3), layers=1, head_dim=32, norm_groups=8,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "v"),       clip=1.0, default_solver="ddpm", default_steps=100,
         batch=8, steps=(3_500,),   learning_rate=1e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
-        coordinates=True),
+        coordinates=True, middle=0.0),
 }
 # fmt: on
 
@@ -61,12 +68,17 @@ class CmrMask(Denoiser):
     name: ClassVar[str] = "cmr_mask"
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
+    preset: MaskPreset
+
     def __init__(self, preset: MaskPreset) -> None:
         super().__init__()
         self.preset = preset
         self.denoiser = MaskUNet(preset)
         self.sample_shape = (CLASSES, preset.size, preset.size)
         self.outputs = (mask_output(preset.size),)
+
+    def timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        return draw_timesteps(self.preset.schedule, count, generator, middle=self.preset.middle)
 
     def data(self, batch: Batch) -> Tensor:
         return one_hot(batch["mask"], CLASSES) * 2 - 1
