@@ -67,7 +67,7 @@ PRESETS = {
         mask_dropout=0.0, spade_channels=128, autoencoder_widths=(64, 128, 256, 256), latent_channels=4, codes=8192),
     "small": LdmPreset(                         # 2.54 M parameters, and 0.68 M of the VQ-VAE
         size=64,  widths=(32, 64, 96),    attention=(1, 2), layers=1, head_dim=32, norm_groups=8,
-        schedule=Schedule("linear", 1000, 1e-4, 0.02, "v"), clip=None, default_solver="dpmpp_2m", default_steps=12,
+        schedule=Schedule("linear", 1000, 1e-4, 0.02, "v"), clip=None, default_solver="dpmpp_2m", default_steps=10,
         batch=8,  steps=(1_600, 3_500),   learning_rate=1e-3, lr_schedule="cosine", weight_decay=0.0,   ema_decay=0.999,
         mask_dropout=0.0, spade_channels=32,  autoencoder_widths=(16, 32, 64),       latent_channels=4, codes=512),
 }
