@@ -417,6 +417,7 @@ class SampleClient(Client):
             check_is_alone(model, parameters)
         configs = [self._config(stage.model) for stage in chain.stages] if chain else [config]
         size = min(one.max_batch_size for one in configs)
+        told = [stage.outputs[PROVENANCE] for stage in chain.stages] if chain else [PROVENANCE]
         starts = deque(range(0, len(seeds), size))
         under_way: deque[_Call] = deque()
         parts: list[Arrays] = []
@@ -427,11 +428,15 @@ class SampleClient(Client):
                 under_way.append(_Call(self, partial(self._send, model, part, parameters)))
             answer = under_way.popleft().answer()
             parts.append({name: answer.as_numpy(name) for name in names})
-            if any(values is None for values in parts[-1].values()):
-                self._configs.clear()
-                raise SamplingError(f"{model} was loaded anew meanwhile and draws something else: ask again", 503)
+            if any(values is None for values in parts[-1].values()) or any(
+                _said(parts[-1][name]) != _said(parts[0][name]) for name in told
+            ):
+                raise self._loaded_anew(model)
             if given is not None and not chain and len(parts) == 1:
-                check_classes(model, given, _described_condition(parts[0][PROVENANCE]))
+                condition = _described_condition(parts[0][PROVENANCE])
+                if isinstance(given, Labels) and given.names and given.names != condition.labels:
+                    raise self._loaded_anew(model)
+                check_classes(model, given, condition)
             if progress is not None:
                 progress(sum(len(part[names[0]]) for part in parts), len(seeds))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
@@ -446,6 +451,11 @@ class SampleClient(Client):
             return _as_described(arrays, {name: name for name in names}, given)
         except BundleError as error:
             raise SamplingError(OTHER_VERSION.format(error), 500) from None
+
+    def _loaded_anew(self, model: str) -> SamplingError:
+        self._configs.clear()
+        self._labels.clear()
+        return SamplingError(f"{model} was loaded anew meanwhile and draws something else: ask again", 503)
 
     def condition(self, model: str) -> Condition | None:
         return self.describe(model).condition
@@ -574,7 +584,7 @@ class SampleClient(Client):
             return self._client.get_model_config(model, **self._limit).config
 
         try:
-            return _Call(self, lambda _: ask, is_named=False).answer()
+            return _Call(self, lambda *_: ask, is_named=False).answer()
         except SamplingError as error:
             if error.status != 404:
                 raise
@@ -585,14 +595,16 @@ class SampleClient(Client):
         """Of a request; with a dot, where no metrics are to be told of it alone."""
         return f"medgen.{uuid.uuid4().hex}" if self._watch is None else self._watch.new_name()
 
-    def _send(self, model: str, columns: Arrays, parameters: dict[str, Any], request_id: str) -> Callable[[], Any]:
-        """Sends one request and returns what waits for its result."""
+    def _send(
+        self, model: str, columns: Arrays, parameters: dict[str, Any], request_id: str, left: float
+    ) -> Callable[[], Any]:
+        """Sends one request, which may take the seconds that are left, and returns what waits for its result."""
         inputs = []
         for name, values in columns.items():
             inputs.append(self._triton.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
             inputs[-1].set_data_from_numpy(values)
         # An HTTP client that has gone away is not noticed, nor is any by the stages of a chain.
-        given: dict[str, Any] = {"parameters": parameters, "timeout": round(1e6 * min(self.timeout + 1, MOST_SECONDS))}
+        given: dict[str, Any] = {"parameters": parameters, "timeout": round(1e6 * min(left + 1, MOST_SECONDS))}
         given["request_id"] = request_id
         if self.protocol == "http":
             return self._client.async_infer(model, inputs, **given).get_result
@@ -604,7 +616,7 @@ class SampleClient(Client):
             else:
                 future.set_exception(error)
 
-        self._client.async_infer(model, inputs, settle, **given, **self._limit)
+        self._client.async_infer(model, inputs, settle, **given, client_timeout=left)
         return future.result
 
     def explain(self, failure: Exception) -> SamplingError:
@@ -662,15 +674,19 @@ class SampleClient(Client):
 
 
 class _Call:
-    """A request under way; `send` sends it by its id, "" if it is not named, and returns what waits for its result."""
+    """A request under way; `send` sends it by its id, "" if it is not named, for the seconds that are left, and returns
+    what waits for its result."""
 
-    def __init__(self, client: SampleClient, send: Callable[[str], Callable[[], Any]], is_named: bool = True) -> None:
+    def __init__(
+        self, client: SampleClient, send: Callable[[str, float], Callable[[], Any]], is_named: bool = True
+    ) -> None:
         self._client, self._send, self._id = client, send, client.new_id() if is_named else ""
         self._deadline = time.monotonic() + client.timeout
         self._ask()
 
     def _ask(self) -> None:
-        self._connection, self._result = self._client.connection, self._send(self._id)
+        left = max(self._deadline - time.monotonic(), SHORTEST_PAUSE)
+        self._connection, self._result = self._client.connection, self._send(self._id, left)
 
     def answer(self) -> Any:
         """The result, after as many repeats as are necessary; raises SamplingError.
@@ -743,6 +759,12 @@ def _condition_column(config: ModelConfig, given: Given | None, rows: int) -> Ar
     if picture := _picture(config):
         check_values(given, picture)
     return {} if given is None else {name: given.values}
+
+
+def _said(provenance: NDArray[Any]) -> list[Any]:
+    """What a server says of all outputs of a model and of its condition."""
+    facts = json.loads(provenance[0, 0])
+    return [facts.get("outputs"), facts.get("condition")]
 
 
 def _described_condition(provenance: NDArray[Any]) -> Condition:

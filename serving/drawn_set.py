@@ -127,12 +127,12 @@ class DrawnSet:
         record = self.folder / RECORDS / f"{part:06d}.json"
         try:
             files = read_record(record)["files"]
-            if all((self.folder / name).stat().st_size == file["bytes"] for name, file in files.items()):
-                return True
-        except FileNotFoundError:
-            pass
+        except FileNotFoundError:  # and another process may put it there now: it is left alone
+            return False
         except SetError:  # cut short by a power cut
-            pass
+            files = None
+        if files is not None and all(_has_size(self.folder / name, file["bytes"]) for name, file in files.items()):
+            return True
         record.unlink(missing_ok=True)
         return False
 
@@ -199,12 +199,15 @@ def check_set(folder: Path, most: int = 10) -> Checked:
     Raises SetError if there is no set.
     """
     index = read_index(folder)
-    plan = Plan(**index["plan"])
+    try:
+        plan = Plan(**index["plan"])
+    except (KeyError, TypeError) as error:
+        raise SetError(f"{folder / INDEX} is damaged: {error}") from None
     problems: list[str] = []
     more = 0
     digest, good, samples, known = hashlib.sha256(), 0, 0, 0
     for part in range(plan.parts):
-        wrong = list(_problems_of(folder, part, plan))
+        wrong = list(_problems_of(folder, part, plan, index.get("drawn_by")))
         problems += wrong[: most - len(problems)]
         more += len(wrong)
         if wrong:
@@ -214,6 +217,8 @@ def check_set(folder: Path, most: int = 10) -> Checked:
         good, samples = good + 1, samples + len(plan.seeds(part))
         known += len(read_record(record)["files"])
     if not more:
+        lost = [folder / name for name in index["set_files"] if not (folder / name).is_file()]
+        problems += [f"{file} is missing: the same draw writes it again" for file in lost]
         there = sum(len(files) for place, _, files in os.walk(folder) if not _is_own(Path(place), folder))
         there -= sum((folder / name).is_file() for name in (INDEX, *index["set_files"]))
         if there != known:
@@ -227,7 +232,7 @@ def _is_own(place: Path, folder: Path) -> bool:
     return place.relative_to(folder).parts[:1] in ((RECORDS,), (DRAFTS,))
 
 
-def _problems_of(folder: Path, part: int, plan: Plan) -> Iterator[str]:
+def _problems_of(folder: Path, part: int, plan: Plan, drawn_by: object) -> Iterator[str]:
     path = folder / RECORDS / f"{part:06d}.json"
     try:
         record = read_record(path)
@@ -240,6 +245,8 @@ def _problems_of(folder: Path, part: int, plan: Plan) -> Iterator[str]:
     seeds = [facts.get("seed") for facts in record["samples"]]
     if seeds != [*plan.seeds(part)]:
         yield f"{path} has other seeds than part {part} of {INDEX}"
+    if drawn_by is not None and common(record["samples"]) != drawn_by:
+        yield f"{path} was not drawn by what {INDEX} says"
     for name, file in record["files"].items():
         try:
             if file_digest(folder / name) != file["sha256"]:
@@ -271,6 +278,13 @@ def read_index(folder: Path) -> dict[str, Any]:
     if index.get("format") != FORMAT:
         raise SetError(f"{folder / INDEX} has format {index.get('format')!r}; this medgen reads {FORMAT}")
     return index
+
+
+def _has_size(file: Path, size: int) -> bool:
+    try:
+        return file.stat().st_size == size
+    except FileNotFoundError:
+        return False
 
 
 def read_record(file: Path) -> dict[str, Any]:

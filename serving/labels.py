@@ -12,12 +12,13 @@ from serving.sampling.requests import BadRequest, shown
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Class indices int64 [N, 1]."""
+    """Class indices int64 [N, 1], and the names of all classes of the model that they are for, where it has any."""
 
     values: NDArray[np.int64]
+    names: tuple[str, ...] = ()
 
     def rows(self, first: int, end: int) -> "Labels":
-        return Labels(self.values[first:end])
+        return Labels(self.values[first:end], self.names)
 
 
 def labels_of(asked: Sequence[int | str], condition: Condition, rows: int) -> Labels:
@@ -28,7 +29,7 @@ def labels_of(asked: Sequence[int | str], condition: Condition, rows: int) -> La
     if len(asked) > rows:
         raise BadRequest(f"{len(asked)} values of {condition.name} were given for {rows} samples: give one for each")
     found = [index_of(label, condition) for label in asked]
-    return Labels(np.resize(np.array(found, np.int64), rows)[:, None])
+    return Labels(np.resize(np.array(found, np.int64), rows)[:, None], condition.labels)
 
 
 def index_of(label: int | str, condition: Condition) -> int:

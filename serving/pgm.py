@@ -41,6 +41,8 @@ def read_pgm(path: Path) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], int]:
     else:
         numbers = re.sub(rb"#[^\n]*", b"", raster).split()
         held, rest = len(numbers), b" ".join(numbers[count:])
+        if strange := next((number for number in numbers[:count] if not re.fullmatch(rb"\d{1,9}", number)), None):
+            raise ValueError(f"{strange[:20].decode('ascii', 'replace')!r} is no sample; they are 0 to {maxval}")
         samples = np.array(numbers[:count], np.int64)
     if held < count:
         raise ValueError(f"image file is truncated: {held} of {count} pixels are there")

@@ -28,8 +28,9 @@ BITS = 16
 WHEN, TIME = "20260101", "000000"  # a date is wanted, and the day of the drawing would be other bytes
 NOMINAL_MM = 1.0
 NOT_A_PATIENT = "SYNTHETIC, drawn by a generative model: no patient, not for diagnosis"
-OF_A_PICTURE = "SYNTHETIC, drawn by a generative model after a picture, perhaps a patient's: not for diagnosis"
+OF_ANOTHER = "SYNTHETIC, drawn by a generative model after another image, perhaps a patient's: not for diagnosis"
 NOMINAL = "place, direction, side and view are nominal"
+SIZE_TOO = "size (1 mm stands for it), place, direction, side and view are nominal"
 
 
 class Kind(NamedTuple):
@@ -115,8 +116,8 @@ class Dicom(Layout):
     values 0 to 65535 stand for low to high. A mask is a segmentation of the sample's first picture, with a segment for
     each class but 0. UIDs, and all other bytes, follow from the provenance.
 
-    A picture that was given is none of medgen's, and is not written. What was drawn under one may show whom that shows,
-    so nothing is said of there being no patient, and the model's notices are.
+    A picture or mask that was given is none of medgen's, and is not written. What was drawn under one may show whom
+    that shows, so nothing is said of there being no patient, and the model's notices are.
     """
 
     name = "dicom"
@@ -147,15 +148,16 @@ class Dicom(Layout):
     def write(self, samples: Samples, folder: Path, part: str) -> None:
         self.check_outputs(samples.outputs)
         drawn = [picture for picture in _pictures(samples.outputs) if picture.name not in samples.given]
-        after_pictures = len(drawn) < len(_pictures(samples.outputs))
+        masks = [mask for mask in samples.outputs if is_mask(mask) and mask.name not in samples.given]
+        images = [output.name for output in samples.outputs if is_mask(output) or is_picture(output)]
         for row, name in enumerate(samples.names):
-            case = _Case(name, samples.provenance[row], after_pictures)
+            case = _Case(name, samples.provenance[row], not {*images}.isdisjoint(samples.given))
             first = None
             for number, output in enumerate(drawn, 1):
                 picture = case.picture(output, samples.arrays[output.name][row, 0], number)
                 first = first or picture
                 picture.save_as(folder / f"{name}_{output.name}.dcm", enforce_file_format=True)
-            for number, output in enumerate(filter(is_mask, samples.outputs), len(samples.outputs)):
+            for number, output in enumerate(masks, len(samples.outputs)):
                 values = samples.arrays[output.name][row, 0]
                 mask = case.segmentation(output, values, first, number)
                 mask.save_as(folder / f"{name}_{output.name}.dcm", enforce_file_format=True)
@@ -172,12 +174,12 @@ def stored(output: Output, values: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 class _Case:
-    """One sample: one study of one patient who never was, unless it was drawn after a picture."""
+    """One sample: one study of one patient who never was, unless it was drawn after another image."""
 
-    def __init__(self, name: str, provenance: Mapping[str, Any], after_picture: bool = False) -> None:
+    def __init__(self, name: str, provenance: Mapping[str, Any], after_another: bool = False) -> None:
         self._name, self._model = name, str(provenance["model"])
-        self._after_picture = after_picture
-        self._said = ". ".join([OF_A_PICTURE if after_picture else NOT_A_PATIENT, *notices_of(provenance)])
+        self._after_another = after_another
+        self._said = ". ".join([OF_ANOTHER if after_another else NOT_A_PATIENT, *notices_of(provenance)])
         self._source = json.dumps(provenance, sort_keys=True)
         bundles = [str(stage.get("bundle", "")) for stage in provenance.get("stages", [provenance])]
         self._bundles = bundles
@@ -300,7 +302,7 @@ class _Case:
         dataset.PatientBirthDate, dataset.PatientSex = "", ""
         dataset.PatientComments = self._said[:10240]
         dataset.SyntheticData = "YES"
-        if self._after_picture:
+        if self._after_another:
             dataset.PatientIdentityRemoved = "NO"
         else:
             dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", "There never was a patient"
@@ -313,7 +315,8 @@ class _Case:
         dataset.DeviceSerialNumber, dataset.SoftwareVersions = self._bundles[0][:64] or "none", self._version
         dataset.StudyDescription = "SYNTHETIC"
         dataset.SeriesDescription = f"SYNTHETIC {output.name} by medgen {self._model}"[:64]
-        dataset.ImageComments = f"{self._said}. {NOMINAL}. {self._source}"[:10240]
+        nominal = NOMINAL if output.spacing else SIZE_TOO
+        dataset.ImageComments = f"{self._said}. {nominal}. {self._source}"[:10240]
         equipment = Dataset()
         equipment.PurposeOfReferenceCodeSequence = [_coded(EQUIPMENT)]
         equipment.Manufacturer, equipment.ManufacturerModelName = "medgen", self._model[:64]

@@ -11,7 +11,7 @@ from typing import Any
 
 from serving.folders import Busy, check_place, recover, replacing
 from serving.sample_set import Samples
-from serving.writers.layout import Layout, text_of
+from serving.writers.layout import Layout, LayoutError, text_of
 from serving.writers.layouts import LAYOUTS, part_name
 from serving.writers.npz import GrowingNpz, NameClashError, check_name
 from serving.writers.pictures import contact_sheet, drawings
@@ -127,6 +127,11 @@ class _Filled:
             check_name(output.name, *OTHERS)
         if twice := self._taken & {*samples.names}:
             raise NameClashError(f"samples of {min(twice)} are there already")
+        if self._first is not None and (samples.outputs, samples.given) != (self._first.outputs, self._first.given):
+            raise LayoutError(
+                f"from {samples.names[0]} on samples have other outputs, classes, ranges or spacings than before: "
+                "the model was loaded anew meanwhile; ask again"
+            )
         if self._first is None:
             self._first = samples
             for layout in self._layouts:

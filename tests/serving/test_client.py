@@ -1,9 +1,11 @@
 """The client library against the live server and in process; what the server itself promises is in test_server."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from live import CONDITION, LABEL, MAX_BATCH, NOTICE, PICTURE, Live, free_ports
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serving.bundle import Output, bundle_folder, load_bundle
-from serving.client import CONFIG_SECONDS, Client, LocalClient, SampleClient, SamplingError
+from serving.client import CONFIG_SECONDS, Client, LocalClient, SampleClient, SamplingError, _Call
 from serving.condition_files import Masks
 from serving.labels import Labels
 
@@ -457,6 +459,45 @@ def test_a_model_that_was_loaded_anew_with_other_outputs_is_no_sample(
         monkeypatch.setattr(client, "_asked_config", lambda model: config)
         with pytest.raises(SamplingError, match="tiny was loaded anew meanwhile and draws something else: ask again"):
             client.sample("tiny", seeds=[1], steps=1)
+
+
+@pytest.mark.parametrize(("model", "told"), [("tiny", "provenance"), ("cmr_flow", "mask_provenance")])
+def test_a_model_that_was_loaded_anew_between_two_requests_is_no_sample(
+    live: Live, monkeypatch: pytest.MonkeyPatch, model: str, told: str
+) -> None:
+    asked = []
+
+    class Other:
+        def __init__(self, answer: Any) -> None:
+            self.answer = answer
+
+        def as_numpy(self, name: str) -> Any:
+            values = self.answer.as_numpy(name)
+            if name == told:
+                facts = json.loads(values[0, 0])
+                facts["outputs"][0]["spacing"] = [9.0, 9.0]
+                values = np.array([[json.dumps(facts)]] * len(values), object)
+            return values
+
+    def second_is_other(call: _Call, answer: Any = _Call.answer) -> Any:
+        asked.append(call)
+        return Other(answer(call)) if len(asked) == 2 else answer(call)
+
+    monkeypatch.setattr(_Call, "answer", second_is_other)
+    with live.client("grpc") as client:
+        with pytest.raises(SamplingError, match=f"{model} was loaded anew meanwhile and draws something else: ask a"):
+            client.sample(model, MAX_BATCH + 1, steps=1)
+        assert len(client.sample(model, MAX_BATCH + 1, steps=1)) == MAX_BATCH + 1
+
+
+def test_names_of_classes_are_those_that_a_label_was_looked_up_in(live: Live) -> None:
+    with live.client("grpc") as client:
+        before = replace(LABEL, labels=(*LABEL.labels[1:], LABEL.labels[0]))
+        client._labels["tiny_label"] = before
+        with pytest.raises(SamplingError, match="tiny_label was loaded anew meanwhile"):
+            client.sample("tiny_label", 1, steps=1, label=before.labels[0])
+        samples = client.sample("tiny_label", 1, steps=1, label=before.labels[0])
+        assert samples.provenance[0]["label_name"] == before.labels[0]
 
 
 @pytest.mark.parametrize(("model", "stage"), [("tiny", "tiny"), ("cmr_flow", "cmr_flow_image")])

@@ -183,6 +183,21 @@ def test_check_names_what_is_wrong(whole: Path, tmp_path: Path) -> None:
     assert "has no index.json: it is no set of samples" in command("--check", tmp_path).output
 
 
+def test_check_reads_what_the_index_says(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "set"))
+    index = json.loads((folder / "index.json").read_text())
+
+    def said(**changed: object) -> str:
+        (folder / "index.json").write_text(json.dumps({**index, **changed}))
+        return command("--check", folder).output
+
+    assert "as they were drawn\nsha256 of all" in said()
+    other = {**index["drawn_by"], "bundle": "0" * 64}
+    assert f"{folder / 'parts' / '000000.json'} was not drawn by what index.json says" in said(drawn_by=other)
+    assert f"{folder / 'dataset.json'} is missing: the same draw writes it" in said(set_files=["dataset.json"])
+    assert f"{folder / 'index.json'} is damaged: " in said(plan={"model": "tiny"})
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -232,6 +247,23 @@ def test_two_who_draw_one_part_write_it_once_and_alike(repository: Path, whole: 
     with pytest.raises(SetError, match=r"part 0 of .* was drawn twice at the same time, and not alike"):
         sets[1].add(0, samples)
     assert (folder / "part-000000.npz").read_bytes() == (whole / "part-000000.npz").read_bytes()
+
+
+def test_a_part_that_is_put_there_while_another_process_looks_stays(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn(repository, tmp_path / "set", range(0))
+    drawn_set = DrawnSet(tmp_path / "set", PLAN, make_layout("npz"))
+    assert drawn_set.open()
+
+    def too_early(record: Path) -> dict[str, Any]:
+        monkeypatch.undo()
+        drawn(repository, tmp_path / "set", range(1))
+        raise FileNotFoundError(record)
+
+    monkeypatch.setattr("serving.drawn_set.read_record", too_early)
+    assert not drawn_set.has(0)
+    assert drawn_set.has(0)
 
 
 def test_a_chain_and_masks_of_others(repository: Path, tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ def of_16_colours() -> bytes:
         ("a.png", Image.fromarray(EIGHT[:3]), "a.png is 1 x 3 x 6, and photo must be 1 x 4 x 6: nothing is resized"),
         ("a.pgm", pgm(EIGHT, 255)[:-3], "a.pgm cannot be read: image file is truncated: 21 of 24 pixels are there"),
         ("a.pgm", pgm(EIGHT, 100), "a.pgm cannot be read: holds 255, above its own maxval 100"),
+        ("a.pgm", b"P2\n2 1\n255\n-1 7", "a.pgm cannot be read: '-1' is no sample; they are 0 to 255"),
+        ("a.pgm", b"P2\n2 1\n255\n7 99999999999999999999", "'99999999999999999999' is no sample; they are 0 to 255"),
         ("a.pgm", b"P6\n6 4\n255\n" + bytes(72), "a.pgm cannot be read: its header is no PGM's"),
         ("a.npy", np.full((1, 4, 6), np.nan), "a.npy: row 0 holds nan; allowed are values from -1 to 1"),
         ("a.npy", np.float32([RAMP, RAMP + 0.5]), "a.npy: row 1 holds 1.02.*; allowed are values from -1 to 1"),

@@ -102,6 +102,25 @@ def test_what_cannot_be_dicom_is_refused(heart: Samples) -> None:
         Dicom().check_outputs([replace(mask, spacing=(1.0, 1.0)), image])
 
 
+def test_a_mask_that_was_given_is_not_said_to_be_drawn_nor_to_be_nobody_s(heart: Samples, tmp_path: Path) -> None:
+    mask, image = heart.outputs
+    drawn = Samples({"image": heart.arrays["image"]}, heart.provenance, (image,))
+    condition = Condition("mask", mask.shape, classes=len(mask.labels), labels=mask.labels, spacing=mask.spacing)
+    Dicom().write(under(condition, heart.arrays["mask"], drawn), tmp_path, "part")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{name}_image.dcm" for name in heart.names]
+    for file in tmp_path.iterdir():
+        dataset = pydicom.dcmread(file)
+        assert dataset.PatientIdentityRemoved == "NO"
+        assert "after another image, perhaps a patient's" in dataset.PatientComments
+
+
+def test_a_size_that_is_unknown_is_said_to_be(heart: Samples, tmp_path: Path) -> None:
+    outputs = tuple(replace(output, spacing=None) for output in heart.outputs)
+    Dicom().write(replace(heart, outputs=outputs), tmp_path, "part")
+    for file in tmp_path.iterdir():
+        assert "size (1 mm stands for it), place, direction" in pydicom.dcmread(file).ImageComments
+
+
 @pytest.mark.parametrize("by_a_chain", [False, True])
 def test_what_was_drawn_after_a_picture_is_not_said_to_show_no_patient(
     unnamed: Samples, tmp_path: Path, by_a_chain: bool
@@ -122,7 +141,7 @@ def test_what_was_drawn_after_a_picture_is_not_said_to_show_no_patient(
         assert "DeidentificationMethod" not in dataset
         (equipment,) = dataset.ContributingEquipmentSequence
         for text in (dataset.PatientComments, dataset.ImageComments, equipment.ContributionDescription):
-            assert "after a picture, perhaps a patient's" in text
+            assert "after another image, perhaps a patient's" in text
             said, _, _source = text.partition("{")
             assert said.count("A near copy of what went in.") == 1
             assert "no patient" not in text

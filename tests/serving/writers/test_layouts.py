@@ -1,5 +1,7 @@
 """What `sample` and `draw` ask of every layout."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,18 @@ def test_parts_of_a_folder_are_the_folder(heart: Samples, tmp_path: Path) -> Non
         add(heart)
         with pytest.raises(NameClashError, match="samples of 000007 are there already"):
             add(heart)
+
+
+def test_a_part_that_another_model_drew_is_refused(heart: Samples, tmp_path: Path) -> None:
+    """As where a server loads a bundle anew between two parts."""
+    mask, image = heart.outputs
+    later = [{**facts, "seed": facts["seed"] + 100} for facts in heart.provenance]
+    for other in (replace(mask, labels=mask.labels[::-1]), replace(mask, spacing=(9.0, 9.0))):
+        with filling(tmp_path / "folder") as add:
+            add(heart)
+            with pytest.raises(LayoutError, match="from 000107 on samples have other outputs, classes, ranges or spac"):
+                add(Samples(heart.arrays, later, (other, image)))
+        shutil.rmtree(tmp_path / "folder")
 
 
 def test_options_that_are_not_for_a_layout_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
