@@ -40,8 +40,9 @@ from serving.bundle import (
     load_bundle,
     seal,
 )
-from serving.engines import EngineError, StepEngine, open_engine
+from serving.engines import EngineError, StepEngine, open_as_built
 from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.engines.openvino import lacking, the_core
 from serving.folders import Busy, replacing
 from serving.repository import prepare_repository
 from training.checkpoint import check_chosen, find_checkpoint, goes_on, load_model, phases_of, unfinished
@@ -57,6 +58,7 @@ UNTRAINED = (
 )
 WEIGHTS = ".bin"  # of a graph "step.xml" they are in "step.bin"
 ANCESTRY = ("digest", "data", "imported", "elsewhere")  # of each of a checkpoint's ancestors
+ON_CPUS = ("onnx", "openvino")  # targets that run there
 TOOLS = ("torch", "diffusers", "onnx", "onnxscript", "numpy")
 
 
@@ -139,11 +141,9 @@ def write_compared(
     target = bundle.manifest.target
     with compared_engine(bundle, graphs) as engine:
         figures = measure_parity(family, engine, progress, min(BATCH, options.max_batch))
-        if engine.buckets is None and not is_compared_by_graphs(manifest):
+        if options.target in ON_CPUS:
             progress("comparing rows in company with rows alone")
-            target = {**target, "rows_are_independent": are_independent(family, engine, graphs, options)}
-            if engine.machine:
-                target["seen_on"] = engine.machine
+            target = {**target, **seen_of_rows(family, bundle, engine, graphs, options)}
         if options.target == "tensorrt":
             figures |= compare_every_batch(family, engine, bundle, graphs, progress)
     check(figures, tolerance, manifest)
@@ -153,6 +153,8 @@ def write_compared(
     limits = {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None}
     notes = [NO_TF32] if manifest.precision == "tf32" and isinstance(engine, OnnxRuntimeEngine) else []
     notes += [ON_GRAPHS] if is_compared_by_graphs(manifest) else []
+    if options.target == "openvino" and (warning := lacking(the_core(), manifest.precision)):
+        notes.append(f"Compared where these differences are not those of {manifest.precision}: {warning}.")
     if notes:
         parity["note"] = " ".join(notes)
     manifest = dataclasses.replace(bundle.manifest, target=target, parity={**parity, "tolerance": limits})
@@ -161,14 +163,27 @@ def write_compared(
     seal(folder)
 
 
-def are_independent(
-    family: Family, engine: StepEngine, graphs: Mapping[str, onnx.ModelProto], options: Options
-) -> bool:
-    """Whether a sample's bits are the same in every batch, as far as is known and is seen."""
+def note_rows(family: Family, bundle: Bundle, graphs: Mapping[str, onnx.ModelProto], options: Options) -> None:
+    """Have a bundle that is not compared with PyTorch say what is seen of its rows."""
+    target = {**bundle.manifest.target, **seen_of_rows(family, bundle, open_built(bundle), graphs, options)}
+    (bundle.folder / MANIFEST).write_text(dataclasses.replace(bundle.manifest, target=target).to_json())
+    seal(bundle.folder)
+
+
+def seen_of_rows(
+    family: Family, bundle: Bundle, engine: StepEngine, graphs: Mapping[str, onnx.ModelProto], options: Options
+) -> dict[str, Any]:
+    """For a target: whether a sample's bits are the same in every batch on a CPU, as far as is known and is seen here,
+    and what here is. Nothing where no CPU can run it."""
+    if engine.buckets is not None:  # on a GPU
+        try:
+            engine = OnnxRuntimeEngine(bundle)
+        except EngineError:
+            return {}
     most = options.max_batch
-    if options.target == "onnx" and any(are_cut(for_onnxruntime(graph), most) for graph in graphs.values()):
-        return False
-    return rows_are_independent(family, engine, most)
+    cut = options.target == "onnx" and any(are_cut(for_onnxruntime(graph), most) for graph in graphs.values())
+    independent = not cut and rows_are_independent(family, engine, most)
+    return {"rows_are_independent": independent, "seen_on": engine.machine}
 
 
 def describe_target(options: Options) -> dict[str, Any]:
@@ -349,7 +364,7 @@ def on_onnx_runtime(bundle: Bundle, graphs: Mapping[str, onnx.ModelProto]) -> It
 def open_built(bundle: Bundle) -> StepEngine:
     """The engine of a bundle, to be compared step by step."""
     try:
-        engine = open_engine(bundle)
+        engine = open_as_built(bundle)
     except EngineError as error:
         if (bundle.manifest.target["name"], bundle.manifest.precision) == ("onnx", "bf16"):
             raise BuildError(

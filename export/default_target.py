@@ -1,5 +1,6 @@
 """What a bundle is built for if nobody says."""
 
+import importlib
 import importlib.util
 from collections.abc import Iterator
 
@@ -17,12 +18,23 @@ def default_targets(precision: str) -> Iterator[tuple[str, str]]:
         yield "onnx", f"there is a GPU here ({gpu}); --target tensorrt builds plans for it"
     elif precision == "tf32":
         yield "onnx", "tf32 is for GPUs, and there is none here"
-    elif importlib.util.find_spec("openvino") is None:
-        yield "onnx", "there is no GPU here, and OpenVINO, which is faster on a CPU, is not installed"
+    elif why_not := without_openvino():
+        yield "onnx", f"there is no GPU here, and OpenVINO, which is faster on a CPU, {why_not}"
     else:
         yield "openvino", "there is no GPU here, and OpenVINO is the fastest engine for CPUs that is installed"
         if precision != "bf16":
             yield "onnx", "OpenVINO missed the tolerance here"
+
+
+def without_openvino() -> str | None:
+    """Why it cannot be used, if so."""
+    if importlib.util.find_spec("openvino") is None:
+        return "is not installed"
+    try:
+        importlib.import_module("openvino")
+    except ImportError as error:
+        return f"does not load ({error})"
+    return None
 
 
 def gpu_here() -> str | None:

@@ -41,7 +41,10 @@ def representations(graphs: Mapping[str, onnx.ModelProto], manifest: Manifest) -
     files: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, graph in graphs.items():
-            model = core.read_model(joined_linears(written_by_channel(graph)).SerializeToString())
+            try:
+                model = core.read_model(joined_linears(written_by_channel(graph)).SerializeToString())
+            except RuntimeError as error:
+                raise BuildError(f"OpenVINO cannot read the {name} graph, which --target onnx can: {error}") from None
             for number, node in enumerate(model.get_ordered_ops()):
                 kind = node.get_type_name()
                 if node.get_friendly_name().startswith(f"{kind}_"):  # and a number of all nodes of this process

@@ -10,16 +10,17 @@ from serving.engines import StepEngine
 from serving.sampling.solvers import HISTORY
 from training.family import Family
 
-BATCHES = (2, 3, 4, 5, 8, 16)  # compared with their rows alone, and the largest there may be, if smaller
+BATCHES = (2, 3, 4, 5, 6, 7, 8, 16)  # compared with their rows alone
+LARGEST = 64  # and the largest there may be, up to so many; of larger ones nothing is seen
 
 
 def rows_are_independent(family: Family, engine: StepEngine, most: int) -> bool:
     """Whether the engine gives each row, to the bit, what it gives the row alone.
 
-    Asked of a step, where there are any, and the finish, in batches of up to ``most`` rows, each in an order and
+    Asked of a step, where there are any, and the finish, in ``BATCHES`` of up to ``most`` rows, each in an order and
     company of its own.
     """
-    count = min(most, max(BATCHES))
+    count = min(most, LARGEST)
     table = table_of(family, family.preset.default_solver, family.preset.default_steps)
     sample, *history, noise = (stacked_noise(family, number, count) for number in range(HISTORY + 2))
     coeffs = table[np.linspace(0, len(table) - 1, count).astype(int)].astype(np.float32) if len(table) else None

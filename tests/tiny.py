@@ -7,6 +7,7 @@ import onnx
 from numpy.typing import NDArray
 
 from serving.bundle import MANIFEST, Condition, EngineFile, Manifest, Output, file_digest, seal
+from serving.engines.onnxruntime import machine
 from serving.sampling.solvers import COLUMNS, Schedule
 
 OPSET = 18
@@ -142,7 +143,7 @@ def write_tiny_bundle(
         max_batch=max_batch,
         precision="fp32",
         engines={name: EngineFile(f"{name}.onnx", file_digest(folder / f"{name}.onnx")) for name in graphs},
-        target={"name": "onnx", "opset": OPSET},
+        target={"name": "onnx", "opset": OPSET, "rows_are_independent": True, "seen_on": machine()},
         parity={},
         checkpoint={},
         tools={},

@@ -10,6 +10,7 @@ from tiny import write_tiny_bundle
 from export.build import write_bundle
 from export.openvino import describe_target, representations
 from serving.bundle import load_bundle
+from serving.engines.openvino import OpenVinoEngine
 
 
 def write_tiny_openvino_bundle(folder: Path, **options: Any) -> Path:
@@ -20,4 +21,7 @@ def write_tiny_openvino_bundle(folder: Path, **options: Any) -> Path:
     for name in manifest.engines:
         graphs[name] = onnx.load(bundle.engine_path(name))
         bundle.engine_path(name).unlink()
-    return write_bundle(folder, manifest, representations(graphs, manifest)).folder
+    files = representations(graphs, manifest)
+    seen_on = OpenVinoEngine(write_bundle(folder, manifest, files)).machine
+    target = {**manifest.target, "rows_are_independent": True, "seen_on": seen_on}
+    return write_bundle(folder, dataclasses.replace(manifest, target=target), files).folder

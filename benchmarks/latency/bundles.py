@@ -8,7 +8,8 @@ from serving.bundle import bundle_folder
 
 def export_bundles(case: Case, repository: Path, target: str, precision: str) -> None:
     """A bundle of each stage in a repository. They are not compared with PyTorch: the table compares their samples."""
-    from export.build import describe, describe_target, write_engines  # what a process that only draws has no need of
+    # What a process that only draws has no need of.
+    from export.build import describe, describe_target, note_rows, write_engines
     from export.options import Options
     from training.checkpoint import load_built
 
@@ -18,4 +19,4 @@ def export_bundles(case: Case, repository: Path, target: str, precision: str) ->
         manifest = describe(family, config, options, describe_target(options))
         folder = bundle_folder(repository, stage.model)
         folder.mkdir(parents=True)
-        write_engines(folder, family, manifest, options)
+        note_rows(family, *write_engines(folder, family, manifest, options), options)

@@ -24,6 +24,7 @@ from benchmarks.latency.timing import Figures, measure
 from benchmarks.tables import wide_console
 from export import BuildError
 from serving.bundle import REPOSITORY, BundleError
+from serving.engines.cpu import instruction_sets
 from serving.progress import NowAndThen
 from serving.sampling.solvers import SOLVERS
 from training import CheckpointError
@@ -152,7 +153,8 @@ def describe_device(threads: int) -> str:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
         found = None
-    return f"{found[1].strip() if found else platform.processor() or platform.machine()}, {threads} threads"
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{name} with {instruction_sets()}, {threads} threads"
 
 
 def print_table(console: Console, case: Case, device: str, rows: list[Figures]) -> None:

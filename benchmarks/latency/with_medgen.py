@@ -21,6 +21,7 @@ from serving.bundle import bundle_folder, load_bundle
 from serving.chain import read_chain
 from serving.client import SampleClient
 from serving.engines import StepEngine, open_engine
+from serving.engines.openvino import lacking, the_core
 from serving.sampling.chain_sampler import ChainSampler
 from serving.sampling.requests import parse_request
 from serving.sampling.sampler import Sampler
@@ -46,6 +47,8 @@ class InProcess:
     def sampler(self, model: str) -> Sampler:
         bundle = load_bundle(bundle_folder(self.repository, model))
         engine = open_engine(bundle)
+        if bundle.manifest.target["name"] == "openvino":
+            self.note = lacking(the_core(), bundle.manifest.precision) or self.note
         if not isinstance(engine, StepEngine) or type(engine).generate is not StepEngine.generate:
             self.networks = None
         elif self.networks:

@@ -14,7 +14,7 @@ from benchmarks.latency.masks import conditions
 from export.chain import by_model, check_known
 from serving.bundle import Bundle, Condition, Manifest, Output, bundle_folder, file_digest, load_bundle
 from serving.chain import check_stages, read_chain
-from serving.engines.threads import threads
+from serving.engines.cpu import threads
 from serving.picture_files import PictureFileError, read_pictures
 from serving.sampling.requests import parse_request
 from serving.sampling.solvers import solvers_for

@@ -201,7 +201,7 @@ def _tune(
     from benchmarks.tune.reader import reader_of
     from benchmarks.tune.timing import Clock, paper_sampler
     from benchmarks.tune.tune import Judge, published, split, tuned
-    from serving.engines.threads import threads
+    from serving.engines.cpu import threads
     from serving.sampling.solvers import SOLVERS, solver_table, solvers_for
 
     own = held(repository, model, "")

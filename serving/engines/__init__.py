@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import Bundle, BundleError
+from serving.bundle import MANIFEST, Bundle, BundleError, file_digest
 from serving.sampling.solvers import HISTORY
 
 Float32 = NDArray[np.float32]
@@ -101,8 +101,17 @@ def open_engine(bundle: Bundle, device: int | None = None) -> Engine:
     """The engine for the bundle's target, on GPU ``device`` or, if that is None, the first.
 
     ONNX graphs run on the CPU where ONNX Runtime cannot use a GPU; if one was asked for or promised, the log says why.
-    Raises ``BundleError`` for a target that this version does not serve, ``EngineError`` for one that cannot run here.
+    On a CPU it is given one row at a time unless a sample's bits are known to be the same in every batch, and the log
+    says so. Raises ``BundleError`` for a target that this version does not serve, ``EngineError`` for one that cannot
+    run here.
     """
+    engine = open_as_built(bundle, device)
+    check_is_there(bundle)
+    return _alone(engine, bundle)
+
+
+def open_as_built(bundle: Bundle, device: int | None = None) -> Engine:
+    """``open_engine``, but given whole batches, whatever is known of its rows."""
     target = bundle.manifest.target.get("name")
     # Imported here, as a host has only the runtime that it serves with.
     if target == "tensorrt":
@@ -129,12 +138,29 @@ def open_on_cpu(bundle: Bundle) -> Engine:
             "use KIND_GPU or KIND_AUTO in its config.pbtxt, or build it with --target onnx"
         )
     if target == "openvino":
-        return _open_openvino(bundle)
-    if target == "onnx":
+        engine = _open_openvino(bundle)
+    elif target == "onnx":
         from serving.engines.onnxruntime import OnnxRuntimeEngine
 
-        return _alone(OnnxRuntimeEngine(bundle), bundle)
-    raise _unknown_target(bundle)
+        engine = OnnxRuntimeEngine(bundle)
+    else:
+        raise _unknown_target(bundle)
+    check_is_there(bundle)
+    return _alone(engine, bundle)
+
+
+def check_is_there(bundle: Bundle) -> None:
+    """Raises BundleError if another bundle has taken its place since it was loaded: an engine that was opened meanwhile
+    may have read the other's files."""
+    try:
+        found = file_digest(bundle.folder / MANIFEST)
+    except OSError:
+        found = "nothing"
+    if found != bundle.digest:
+        raise BundleError(
+            f"{bundle.folder} was replaced while it was opened: it held {bundle.digest}, and holds {found}; "
+            "open it again"
+        )
 
 
 def _unknown_target(bundle: Bundle) -> BundleError:
@@ -148,20 +174,29 @@ def _unknown_target(bundle: Bundle) -> BundleError:
 def _open_openvino(bundle: Bundle) -> Engine:
     from serving.engines.openvino import OpenVinoEngine
 
-    return _alone(OpenVinoEngine(bundle), bundle)
+    return OpenVinoEngine(bundle)
 
 
-def _alone(engine: StepEngine, bundle: Bundle) -> StepEngine:
-    """The engine, given one row at a time unless a sample's bits are known to be the same in every batch.
+def _alone(engine: Engine, bundle: Bundle) -> Engine:
+    """The engine, on a CPU given one row at a time unless a sample's bits are known to be the same in every batch.
 
-    They are where the build has seen it, with this version of the library, and on this machine if that matters.
+    They are where the build has seen it, with this version of the library and on a machine like this one.
     """
-    target = bundle.manifest.target
-    seen_on = target.get("seen_on", engine.machine)
-    if not target.get("rows_are_independent", True):
+    if not isinstance(engine, StepEngine) or engine.buckets is not None:
+        return engine
+    independent, seen_on = (bundle.manifest.target.get(key) for key in ("rows_are_independent", "seen_on"))
+    if independent is False:
         why = "a row's bits depend on its batch"
+    elif independent is None or seen_on is None:
+        why = (
+            "its build does not say where it saw that a row's bits do not depend on its batch; "
+            "build it here to have batches"
+        )
     elif seen_on != engine.machine:
-        why = f"it was built with {seen_on}, and here is {engine.machine}; build it here to have batches"
+        why = (
+            f"that a row's bits do not depend on its batch was seen with {seen_on}, and here is {engine.machine}; "
+            "build it here to have batches"
+        )
     else:
         return engine
     from serving.engines.one_by_one import OneByOneEngine
@@ -180,4 +215,4 @@ def _open_onnx(bundle: Bundle, device: int | None) -> Engine:
             return OnnxRuntimeCudaEngine(bundle, device or 0)
         except NoGpuError as error:
             logging.getLogger(__name__).warning("%s runs on the CPU: %s", bundle.manifest.model, error)
-    return _alone(OnnxRuntimeEngine(bundle), bundle)
+    return OnnxRuntimeEngine(bundle)

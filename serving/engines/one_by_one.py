@@ -13,7 +13,7 @@ class OneByOneEngine(StepEngine):
     """Has a row of a batch computed as if it were alone: in no company, and in no place but the first."""
 
     def __init__(self, engine: StepEngine) -> None:
-        self._engine, self.machine = engine, engine.machine
+        self._engine = engine
 
     def step(
         self,

@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 from serving.bundle import Bundle
 from serving.engines import EngineError
+from serving.engines.cpu import instruction_sets, threads
 from serving.engines.named_graphs import NamedGraphs
 
 
 class OnnxRuntimeEngine(NamedGraphs):
     """Runs ``step.onnx`` and ``finish.onnx``; a sample's bits are the same in every batch."""
 
-    machine = f"ONNX Runtime {onnxruntime.__version__}"  # another one may cut a batch in other places
-
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
+        self.machine = machine()
         self._sessions = {name: open_session(bundle.engine_path(name)) for name in bundle.manifest.engines}
 
     def run(self, name: str, outputs: list[str], feeds: Mapping[str, NDArray | None]) -> list[NDArray]:
@@ -29,10 +29,16 @@ class OnnxRuntimeEngine(NamedGraphs):
             raise EngineError(f"ONNX Runtime failed in the {name} graph: {error}") from error
 
 
+def machine() -> str:
+    """Another version, more threads or other kernels may cut a batch in other places."""
+    return f"ONNX Runtime {onnxruntime.__version__}, {instruction_sets()}, {threads()} threads"
+
+
 def open_session(path: Path, *gpu: tuple[str, dict[str, Any]]) -> onnxruntime.InferenceSession:
     """A session on the CPU, or on the GPU with the provider and its options that ``gpu`` names."""
     options = onnxruntime.SessionOptions()
     options.use_deterministic_compute = True
+    options.intra_op_num_threads = threads()
     # Threads that spin between operators take the cores from all else that runs: twice as slow on a busy machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from serving.bundle import Bundle
 from serving.engines import EngineError
+from serving.engines.cpu import cores, instruction_sets, threads
 from serving.engines.named_graphs import NamedGraphs
-from serving.engines.threads import cores, threads
 from serving.user import cache_folder
 
 # Of pieces. With a dynamic one OpenVINO takes 1.7 times as long. Each takes 120 MB a stream for PIG's `small`;
@@ -31,7 +31,8 @@ class OpenVinoEngine(NamedGraphs):
     """Runs ``step.xml`` and ``finish.xml``, with compiled models for pieces of each of ``SIZES``.
 
     Two pieces of a batch are computed at once, a row that is left over by all threads. Each model is made when it is
-    first needed, and kept in the user's cache for the next process.
+    first needed, of the graph that was there when the bundle was opened, and kept in the user's cache for the next
+    process.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -43,11 +44,12 @@ class OpenVinoEngine(NamedGraphs):
         self._threads = threads()
         self._streams = STREAMS if self._threads % STREAMS == 0 else 1
         # Some sums are cut into as many parts as a stream has threads, and kernels are chosen by what the CPU can.
-        name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         library = f"OpenVINO {self._openvino.__version__.partition('-')[0]}"
-        self.machine = f"{library}, {name}, {self._threads} threads in {self._streams} streams"
+        cpu = f"{self._core.get_property('CPU', 'FULL_DEVICE_NAME')} with {instruction_sets()}"
+        self.machine = f"{library}, {cpu}, {self._threads} threads in {self._streams} streams"
         if warning := lacking(self._core, manifest.precision):
             logging.getLogger(__name__).warning("%s: %s", manifest.model, warning)
+        self._graphs = {name: self._read(name) for name in manifest.engines}
         self._requests: dict[tuple[str, int, int], list[Any]] = {}
 
     def run(self, name: str, outputs: list[str], feeds: Mapping[str, NDArray | None]) -> list[NDArray]:
@@ -66,12 +68,10 @@ class OpenVinoEngine(NamedGraphs):
                 [np.ascontiguousarray(feeds[name_of(tensor)][piece]) for tensor in request.model_inputs]  # type: ignore[index]
                 for request, piece in zip(requests, pieces, strict=True)
             ]
-            try:
+            with ExitStack() as running:  # none is left so, even where another one fails
                 for request, values in zip(requests, given, strict=True):
                     request.start_async(values, share_inputs=True)
-            finally:  # none is left running
-                for request in requests:
-                    request.wait()
+                    running.callback(request.wait)
             return [
                 [np.array(request.get_output_tensor(number).data) for number in range(len(outputs))]
                 for request in requests
@@ -86,8 +86,18 @@ class OpenVinoEngine(NamedGraphs):
             self._requests[key] = [compiled.create_infer_request() for _ in range(streams)]
         return self._requests[key]
 
-    def _compiled(self, name: str, size: int, streams: int) -> Any:
+    def _read(self, name: str) -> Any:
         path = self._bundle.engine_path(name)
+        try:
+            return self._core.read_model(path)
+        except RuntimeError as error:
+            raise self._not_opened(name, error) from error
+
+    def _not_opened(self, name: str, error: Exception) -> EngineError:
+        path, built = self._bundle.engine_path(name), self._bundle.manifest.target.get("openvino")
+        return EngineError(f"OpenVINO cannot open {path}, which OpenVINO {built} wrote: {error}")
+
+    def _compiled(self, name: str, size: int, streams: int) -> Any:
         options = {
             "INFERENCE_PRECISION_HINT": "dynamic",  # each node in what the graph says
             "INFERENCE_NUM_THREADS": self._threads,
@@ -101,12 +111,11 @@ class OpenVinoEngine(NamedGraphs):
             if (content := kept.read()) is not None:
                 with suppress(RuntimeError):  # of another build of the library, or another CPU
                     return self._core.import_model(io.BytesIO(content), "CPU", options)
-            model = self._core.read_model(path)
+            model = self._graphs[name].clone()
             model.reshape({tensor: [size, *list(tensor.partial_shape)[1:]] for tensor in model.inputs})
             compiled = self._core.compile_model(model, "CPU", options)
         except Exception as error:
-            built = self._bundle.manifest.target.get("openvino")
-            raise EngineError(f"OpenVINO cannot open {path}, which OpenVINO {built} wrote: {error}") from error
+            raise self._not_opened(name, error) from error
         kept.write(compiled.export_model().getvalue())
         return compiled
 
@@ -139,8 +148,11 @@ class KeptModel:
             file = cache_folder() / self._name
             file.parent.mkdir(parents=True, exist_ok=True)
             aside = file.with_suffix(f".{os.getpid()}")
-            aside.write_bytes(hashlib.sha256(model).digest() + model)
-            aside.replace(file)
+            try:
+                aside.write_bytes(hashlib.sha256(model).digest() + model)
+                aside.replace(file)
+            finally:
+                aside.unlink(missing_ok=True)
 
 
 def load(model: str) -> ModuleType:
@@ -170,8 +182,8 @@ def lacking(core: Any, precision: str) -> str | None:
     if precision not in UNITS or precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return None
     return (
-        f"this CPU does not compute in {precision}, for which it needs {UNITS[precision]}: it rounds to it and "
-        "computes in float32, which is no faster than --precision fp32"
+        f"this CPU does not compute in {precision}, for which it needs {UNITS[precision]}: it computes in float32, of "
+        "rounded weights, which is no faster than --precision fp32"
     )
 
 

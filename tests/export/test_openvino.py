@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from collections import Counter
 
 import numpy as np
@@ -193,6 +194,12 @@ def test_the_default_is_the_fastest_that_is_installed(monkeypatch):
     assert [name for name, _ in default_target.default_targets("fp32")] == ["openvino", "onnx"]
     assert [name for name, _ in default_target.default_targets("bf16")] == ["openvino"]
     assert [name for name, _ in default_target.default_targets("tf32")] == ["onnx"]
+    with monkeypatch.context() as broken:
+        broken.setitem(sys.modules, "openvino", None)
+        broken.setattr("importlib.util.find_spec", lambda name: object())
+        ((name, reason),) = default_target.default_targets("fp32")
+        assert name == "onnx"
+        assert "OpenVINO, which is faster on a CPU, does not load (import of openvino halted" in reason
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     ((name, reason),) = default_target.default_targets("fp32")
     assert name == "onnx"

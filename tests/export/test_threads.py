@@ -1,12 +1,14 @@
 """What ONNX Runtime's threads cut is known, and the rest of a row is in one order wherever it stands."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 from tiny_families import tiny_family
 
-from export.build import are_independent
+from export.build import seen_of_rows
 from export.options import Options
 from export.sums import summed_by_products
 from export.threads import WHOLE, are_cut
@@ -61,8 +63,15 @@ def test_a_row_that_is_no_multiple_of_four_is_added_up_in_one_order_in_every_pla
 def test_a_graph_that_is_cut_has_no_independent_rows_whatever_was_seen(monkeypatch, target, expected):
     monkeypatch.setattr("export.build.rows_are_independent", lambda family, engine, most: True)
     graphs = {"step": graph_of("Mish", ["batch", 32, 28, 28]), "finish": graph_of("Sigmoid", ["batch", 8])}
-    assert are_independent(tiny_family("ddpm"), None, graphs, Options(target=target)) == expected
+    engine, options = SimpleNamespace(buckets=None, machine="here"), Options(target=target)
+
+    def independent():
+        seen = seen_of_rows(tiny_family("ddpm"), None, engine, graphs, options)
+        assert seen["seen_on"] == engine.machine
+        return seen["rows_are_independent"]
+
+    assert independent() == expected
     graphs["step"] = graph_of("Softplus", ["batch", WHOLE // 16 - 1])  # which has four values for each in packets
-    assert are_independent(tiny_family("ddpm"), None, graphs, Options(target=target)) == expected
+    assert independent() == expected
     del graphs["step"]
-    assert are_independent(tiny_family("ddpm"), None, graphs, Options(target=target))
+    assert independent()

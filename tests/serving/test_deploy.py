@@ -233,7 +233,7 @@ def test_what_images_cache_is_where_a_pod_has_room() -> None:
 
 @needs_kubectl
 def test_a_model_computes_with_as_many_threads_as_its_pod_has_processors() -> None:
-    """Which serving.engines.threads reads from the limit."""
+    """Which serving.engines.cpu reads from the limit."""
     for name, spec in every_pod().items():
         for one in spec["containers"]:
             if one["image"].startswith("medgen-server:"):

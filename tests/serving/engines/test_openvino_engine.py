@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import logging
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from tiny import write_tiny_bundle
 from tiny_openvino import write_tiny_openvino_bundle
 
 from serving.bundle import Bundle, BundleError, Condition, load_bundle
-from serving.engines import EngineError, StepEngine, open_engine, open_on_cpu, openvino, threads
+from serving.engines import EngineError, StepEngine, open_engine, open_on_cpu, openvino
+from serving.engines.cpu import instruction_sets
 from serving.engines.one_by_one import OneByOneEngine, alone
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.engines.openvino import SIZES, OpenVinoEngine, rounds_of
@@ -25,7 +27,9 @@ MASK = Condition("mask", (1, 16, 16), classes=4)
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return load_bundle(write_tiny_openvino_bundle(tmp_path_factory.mktemp("bundle"), max_batch=16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino, "threads", lambda: 1)
+        return load_bundle(write_tiny_openvino_bundle(tmp_path_factory.mktemp("bundle"), max_batch=16))
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +144,7 @@ class TestHalves:
 
     def test_each_has_a_thread_and_what_is_left_over_has_both(self, bundle):
         engine = OpenVinoEngine(bundle)
-        assert engine.machine.endswith(", 2 threads in 2 streams")  # a bundle seen in one has no batches
+        assert engine.machine.endswith(f"with {instruction_sets()}, 2 threads in 2 streams")
         engine.step(*inputs(3))
         found = {
             (size, streams): requests[0].get_compiled_model().get_property("NUM_STREAMS")
@@ -181,6 +185,31 @@ class TestCache:
             kept.write_bytes(damaged)
             assert OpenVinoEngine(bundle).step(*inputs(1))[0].tobytes() == expected[0].tobytes()
             assert kept.read_bytes()[:32] != damaged[:32] or kept.read_bytes() != damaged
+
+    def test_another_bundle_in_its_place_is_neither_run_nor_kept(self, tmp_path):
+        first, other = tmp_path / "first", tmp_path / "other"
+        write_tiny_openvino_bundle(first, max_batch=16)
+        write_tiny_openvino_bundle(other, max_batch=16, sample_shape=(1, 16, 16))
+        kept = load_bundle(first)
+        expected = OpenVinoEngine(kept).step(*inputs(1))[0].tobytes()
+        for file in (tmp_path / "medgen").iterdir():
+            file.unlink()
+        engine = OpenVinoEngine(kept)
+        first.rename(tmp_path / "before")
+        other.rename(first)
+        assert engine.step(*inputs(1))[0].tobytes() == expected
+        assert engine.finish(inputs(1)[0])["image"].shape == (1, 1, 16, 16)
+        (tmp_path / "before").rename(tmp_path / "again")
+        assert OpenVinoEngine(load_bundle(tmp_path / "again")).step(*inputs(1))[0].tobytes() == expected
+
+    def test_nothing_is_left_of_one_that_there_is_no_room_for(self, bundle, folder, monkeypatch):
+        def full(self, content):
+            self.touch()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        assert OpenVinoEngine(bundle).finish(inputs(1)[0])
+        assert not [*folder.iterdir()]
 
     def test_no_place_for_one_is_no_error(self, bundle, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
@@ -223,12 +252,18 @@ def test_a_cpu_without_bf16_says_what_it_costs(bundle, caplog, monkeypatch):
         def get_property(self, device, name):
             return ["FP32", "INT8"] if name == "OPTIMIZATION_CAPABILITIES" else "an old CPU"
 
+        def read_model(self, path):
+            return path
+
     assert openvino.lacking(Old(), "fp32") is None
     monkeypatch.setattr(openvino, "the_core", Old)
     manifest = dataclasses.replace(bundle.manifest, precision="bf16")
     with caplog.at_level(logging.WARNING):
         OpenVinoEngine(dataclasses.replace(bundle, manifest=manifest))
-    assert "tiny: this CPU does not compute in bf16, for which it needs avx512_bf16 or AMX" in caplog.text
+    assert (
+        "tiny: this CPU does not compute in bf16, for which it needs avx512_bf16 or AMX: it computes in float32, of"
+        in caplog.text
+    )
 
 
 def test_without_openvino_it_says_how_to_get_it(bundle, monkeypatch):
@@ -259,7 +294,7 @@ def test_where_rows_depend_on_their_batch_each_is_alone(tmp_path, write, opened,
     assert "tiny is computed a sample at a time: a row's bits depend on its batch" in caplog.text
     assert isinstance(engine, OneByOneEngine)
     assert isinstance(plain, StepEngine)
-    assert (engine.buckets, engine.machine) == (None, plain.machine)
+    assert engine.buckets is None
     seen = []
     step = engine._engine.step
     engine._engine.step = lambda sample, *others: seen.append(len(sample)) or step(sample, *others)
@@ -294,25 +329,33 @@ def test_with_another_version_or_on_another_machine_each_is_alone_too(tmp_path, 
         target = {**bundle.manifest.target, "rows_are_independent": True, "seen_on": seen_on}
         manifest = dataclasses.replace(bundle.manifest, target=target)
         assert isinstance(open_on_cpu(dataclasses.replace(bundle, manifest=manifest)), opened)
-    assert f"it was built with {other}, and here is {machine}" in caplog.text
+    assert f"was seen with {other}, and here is {machine}; build it here to have batches" in caplog.text
 
 
-class TestThreads:
-    def test_two_of_a_core_count_once(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(threads, "CORES", tmp_path)
-        for processor, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
-            (tmp_path / f"cpu{processor}" / "topology").mkdir(parents=True)
-            (tmp_path / f"cpu{processor}" / "topology" / "thread_siblings_list").write_text(siblings)
-        assert threads.cores([0, 1, 2, 3]) == 2
-        assert threads.cores([0, 2]) == 1
-        assert threads.cores([7, 8, 9]) == 3
+@pytest.mark.parametrize("opened", [open_engine, open_on_cpu])
+@pytest.mark.parametrize(
+    ("write", "kind"), [(write_tiny_bundle, OnnxRuntimeEngine), (write_tiny_openvino_bundle, OpenVinoEngine)]
+)
+def test_a_bundle_that_is_replaced_while_it_is_opened_is_not_run(tmp_path, monkeypatch, write, kind, opened):
+    bundle = load_bundle(write(tmp_path / "bundle"))
+    write(tmp_path / "other", sample_shape=(1, 16, 16))
+    begin = kind.__init__
 
-    @pytest.mark.parametrize(("limit", "most"), [("150000 100000", 2), ("50000 100000", 1)])
-    def test_a_container_s_share_is_not_exceeded(self, tmp_path, monkeypatch, limit, most):
-        monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
-        monkeypatch.setattr(threads, "cores", lambda _: 64)
-        assert threads.threads() == 64
-        (tmp_path / "cpu.max").write_text("max 100000\n")
-        assert threads.threads() == 64
-        (tmp_path / "cpu.max").write_text(f"{limit}\n")
-        assert threads.threads() == most
+    def replaced(self, bundle):
+        (tmp_path / "bundle").rename(tmp_path / "before")
+        (tmp_path / "other").rename(tmp_path / "bundle")
+        begin(self, bundle)
+
+    monkeypatch.setattr(kind, "__init__", replaced)
+    with pytest.raises(BundleError, match=f"was replaced while it was opened: it held {bundle.digest}, and holds"):
+        opened(bundle)
+
+
+@pytest.mark.parametrize("lacks", ["rows_are_independent", "seen_on"])
+def test_where_the_build_did_not_say_what_it_saw_each_is_alone_too(tmp_path, lacks, caplog):
+    bundle = load_bundle(write_tiny_bundle(tmp_path))
+    target = {**bundle.manifest.target, "rows_are_independent": True, "seen_on": OnnxRuntimeEngine(bundle).machine}
+    del target[lacks]
+    manifest = dataclasses.replace(bundle.manifest, target=target)
+    assert isinstance(open_on_cpu(dataclasses.replace(bundle, manifest=manifest)), OneByOneEngine)
+    assert "tiny is computed a sample at a time: its build does not say where it saw that" in caplog.text
