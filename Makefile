@@ -67,7 +67,9 @@ phantom: setup
 HEARTS = $(MEDGEN) fit --preset small --data phantom --precision bf16 --workers 4
 
 phantom-hearts: setup
-	$(HEARTS) --model cmr_mask       --batch 64 --set 'steps=[2320]'       --out runs/cmr_mask-phantom
+	$(HEARTS) --model cmr_mask       --batch 64 --set 'steps=[2320]'       --out runs/cmr_mask-first
+	$(HEARTS) --model cmr_mask       --batch 32 --set 'steps=[4500]'       --out runs/cmr_mask-phantom \
+	  --init runs/cmr_mask-first --seed 1 --set learning_rate=7e-4 --set middle=0.7 --precision no
 	$(HEARTS) --model cmr_ddpm_image --batch 32 --set 'steps=[2960]'       --out runs/cmr_ddpm_image-phantom
 	$(HEARTS) --model cmr_ldm_image  --batch 32 --set 'steps=[1200, 1680]' --out runs/cmr_ldm_image-phantom
 	$(HEARTS) --model cmr_flow_image --batch 32 --set 'steps=[1780]'       --out runs/cmr_flow_image-phantom
