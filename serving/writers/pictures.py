@@ -104,8 +104,8 @@ def columns_of(samples: Samples, row: int, zoom: int = 1) -> dict[str, Image.Ima
 
 def tile_of(columns: Mapping[str, Image.Image]) -> Image.Image:
     """Pictures of one height side by side."""
-    beside = [*columns.values()]
-    tile = Image.new(beside[-1].mode, (sum(picture.width for picture in beside), beside[-1].height))
+    beside = [picture.convert("RGB") for picture in columns.values()]  # pasted, a mask would lose its palette
+    tile = Image.new("RGB", (sum(picture.width for picture in beside), beside[-1].height))
     for k, picture in enumerate(beside):
         tile.paste(picture, (sum(other.width for other in beside[:k]), 0))
     return tile
@@ -131,7 +131,7 @@ def contact_sheet(samples: Samples) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for row, tile in enumerate(tiles):
         x, y = GAP + row % columns * step_x, top + row // columns * step_y
-        sheet.paste(tile.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
+        sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), (x, y))
         draw.text((x + 2, y + height + 1), caption(samples, row), INK, font)
     for column in range(columns if len(names) > 1 else 0):
         x = GAP + column * step_x

@@ -105,6 +105,12 @@ def test_the_sheet_has_a_tile_for_every_sample() -> None:
     assert caption.max() > 150, "no seed is written under the tile"
 
 
+def test_masks_alone_have_their_colours_on_the_sheet() -> None:
+    both = pairs(4)
+    alone = contact_sheet(Samples({"mask": both.arrays["mask"]}, both.provenance, both.outputs[:1]))
+    assert {tuple(PALETTE[1]), tuple(PALETTE[2])} <= colours(alone.crop((0, 0, alone.width, alone.height - 40)))
+
+
 def test_columns_of_the_sheet_have_headings(monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     text = ImageDraw.ImageDraw.text
