@@ -16,6 +16,7 @@ help:
 
 setup: .venv/.complete
 
+# A run imports a small part of the 4 GB, which Python compiles then; to compile it all took nearly as long as to install it.
 .venv/.complete: pyproject.toml constraints.txt
 	@echo "Installing into .venv, 4 GB: takes a few minutes, in which pip says nothing"
 	$(PYTHON) -m venv .venv

@@ -11,14 +11,14 @@ from serving.sampling.solvers import HISTORY
 from training.family import Family
 
 BATCHES = (2, 3, 4, 5, 6, 7, 8, 16)  # compared with their rows alone
-LARGEST = 64  # and the largest there may be, up to so many; of larger ones nothing is seen
+LARGEST = 64  # that is compared, where ``most`` is more
 
 
 def rows_are_independent(family: Family, engine: StepEngine, most: int) -> bool:
     """Whether the engine gives each row, to the bit, what it gives the row alone.
 
-    Asked of a step, where there are any, and the finish, in ``BATCHES`` of up to ``most`` rows, each in an order and
-    company of its own.
+    Asked of a step, where there are any, and the finish, in ``BATCHES`` and the largest there may be, each in an order
+    and company of its own.
     """
     count = min(most, LARGEST)
     table = table_of(family, family.preset.default_solver, family.preset.default_steps)

@@ -105,9 +105,7 @@ def open_engine(bundle: Bundle, device: int | None = None) -> Engine:
     says so. Raises ``BundleError`` for a target that this version does not serve, ``EngineError`` for one that cannot
     run here.
     """
-    engine = open_as_built(bundle, device)
-    check_is_there(bundle)
-    return _alone(engine, bundle)
+    return _checked(open_as_built(bundle, device), bundle)
 
 
 def open_as_built(bundle: Bundle, device: int | None = None) -> Engine:
@@ -138,18 +136,15 @@ def open_on_cpu(bundle: Bundle) -> Engine:
             "use KIND_GPU or KIND_AUTO in its config.pbtxt, or build it with --target onnx"
         )
     if target == "openvino":
-        engine = _open_openvino(bundle)
-    elif target == "onnx":
+        return _checked(_open_openvino(bundle), bundle)
+    if target == "onnx":
         from serving.engines.onnxruntime import OnnxRuntimeEngine
 
-        engine = OnnxRuntimeEngine(bundle)
-    else:
-        raise _unknown_target(bundle)
-    check_is_there(bundle)
-    return _alone(engine, bundle)
+        return _checked(OnnxRuntimeEngine(bundle), bundle)
+    raise _unknown_target(bundle)
 
 
-def check_is_there(bundle: Bundle) -> None:
+def _check_is_there(bundle: Bundle) -> None:
     """Raises BundleError if another bundle has taken its place since it was loaded: an engine that was opened meanwhile
     may have read the other's files."""
     try:
@@ -177,11 +172,13 @@ def _open_openvino(bundle: Bundle) -> Engine:
     return OpenVinoEngine(bundle)
 
 
-def _alone(engine: Engine, bundle: Bundle) -> Engine:
+def _checked(engine: Engine, bundle: Bundle) -> Engine:
     """The engine, on a CPU given one row at a time unless a sample's bits are known to be the same in every batch.
 
-    They are where the build has seen it, with this version of the library and on a machine like this one.
+    They are where the build has seen it, with this version of the library and on a machine like this one. Raises
+    BundleError if the engine may be that of another bundle.
     """
+    _check_is_there(bundle)
     if not isinstance(engine, StepEngine) or engine.buckets is not None:
         return engine
     independent, seen_on = (bundle.manifest.target.get(key) for key in ("rows_are_independent", "seen_on"))

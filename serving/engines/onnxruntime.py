@@ -14,7 +14,7 @@ from serving.engines.named_graphs import NamedGraphs
 
 
 class OnnxRuntimeEngine(NamedGraphs):
-    """Runs ``step.onnx`` and ``finish.onnx``; a sample's bits are the same in every batch."""
+    """Runs ``step.onnx`` and ``finish.onnx``."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)

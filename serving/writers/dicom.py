@@ -149,9 +149,9 @@ class Dicom(Layout):
         self.check_outputs(samples.outputs)
         drawn = [picture for picture in _pictures(samples.outputs) if picture.name not in samples.given]
         masks = [mask for mask in samples.outputs if is_mask(mask) and mask.name not in samples.given]
-        images = [output.name for output in samples.outputs if is_mask(output) or is_picture(output)]
+        after_another = any(o.name in samples.given for o in samples.outputs if is_mask(o) or is_picture(o))
         for row, name in enumerate(samples.names):
-            case = _Case(name, samples.provenance[row], not {*images}.isdisjoint(samples.given))
+            case = _Case(name, samples.provenance[row], after_another)
             first = None
             for number, output in enumerate(drawn, 1):
                 picture = case.picture(output, samples.arrays[output.name][row, 0], number)
