@@ -1,5 +1,6 @@
 """What a model repository has of a model beside its bundle: the files that medgen ships."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -30,7 +31,7 @@ def prepare_repository(repository: Path, model: str) -> None:
     for file in OWN_FILES:
         if (ours / file).is_file() and is_cut_short(theirs / file, ours / file):
             (theirs / file).parent.mkdir(exist_ok=True)
-            aside = (theirs / file).with_name(f".{Path(file).name}.new")
+            aside = (theirs / file).with_name(f".{Path(file).name}.{os.getpid()}.new")  # two may be at it
             shutil.copyfile(ours / file, aside)
             aside.replace(theirs / file)
 

@@ -23,6 +23,7 @@ from serving.bundle import (
     bundle_folder,
     file_digest,
     load_bundle,
+    stream_digest,
     sums_in,
 )
 from serving.chain import read_chain
@@ -40,8 +41,8 @@ class StoreError(Exception):
 def push(repository: Path, model: str, url: str) -> str:
     """Copy a model's bundle, once it is checked, to URL/MODEL/DIGEST, and return that address.
 
-    SHA256SUMS goes last: without it nobody takes the rest for a bundle. A second push writes the same again, which
-    mends one that was cut short or damaged.
+    SHA256SUMS goes last: without it nobody takes the rest for a bundle. A second push reads what is there and writes
+    what is not as it should be, which mends one that was cut short or damaged; a good one is not touched.
 
     Raises BundleError if the bundle is none or damaged, StoreError if the model is a chain, if it cannot be written
     there, or if there is another under the digest, of the same engines with other papers.
@@ -52,14 +53,26 @@ def push(repository: Path, model: str, url: str) -> str:
     address = f"{url.rstrip('/')}/{bundle.manifest.model}/{bundle.digest}"
     sums = (bundle.folder / SUMS).read_bytes()
     with _opened(address) as (system, place):
-        if system.exists(f"{place}/{SUMS}") and not sums.startswith(system.cat_file(f"{place}/{SUMS}")):
+        there = system.cat_file(f"{place}/{SUMS}") if system.exists(f"{place}/{SUMS}") else b""
+        if not sums.startswith(there):
             raise StoreError(f"{address} holds a bundle with other files beside the same {MANIFEST}; it is kept")
         system.makedirs(place, exist_ok=True)
-        for name in sums_in(bundle.folder):
+        for name, sha256 in sums_in(bundle.folder).items():
+            if _digest(system, f"{place}/{name}") == sha256:
+                continue
             with (bundle.folder / name).open("rb") as ours, system.open(f"{place}/{name}", "wb") as theirs:
                 shutil.copyfileobj(ours, theirs, BLOCK)
-        system.pipe_file(f"{place}/{SUMS}", sums)
+        if there != sums:
+            system.pipe_file(f"{place}/{SUMS}", sums)
     return address
+
+
+def _digest(system: Any, path: str) -> str | None:
+    """The sha256 of a file in a storage; None if there is none."""
+    if not system.exists(path):
+        return None
+    with system.open(path, "rb") as stream:
+        return stream_digest(stream)
 
 
 def pull(address: str, repository: Path) -> Bundle:

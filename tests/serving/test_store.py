@@ -121,6 +121,16 @@ def test_a_push_that_was_cut_short_is_no_bundle_until_it_is_done_again(
         pull(address, tmp_path)
 
 
+def test_a_good_one_is_not_touched_by_a_second_push(repository: Path, tmp_path: Path) -> None:
+    address = push(repository, "pig", f"file://{tmp_path}/bucket")
+    folder = Path(address.removeprefix("file://"))
+    (folder / "step.onnx").write_bytes(b"half")
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert push(repository, "pig", f"file://{tmp_path}/bucket") == address
+    assert {name for name, time in before.items() if (folder / name).stat().st_mtime_ns != time} == {"step.onnx"}
+    assert contents(folder) == contents(bundle_folder(repository, "pig"))
+
+
 def test_other_papers_of_the_same_engines_are_kept(repository: Path, bucket: str, tmp_path: Path) -> None:
     address = push(repository, "pig", bucket)
     shutil.copytree(repository, tmp_path, dirs_exist_ok=True)
