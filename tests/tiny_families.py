@@ -31,7 +31,8 @@ STEPPING: dict[str, dict[str, Any]] = {
     "cmr_flow_image": {"control_channels": 8, "transformer_layers": 1, "resblock_updown": True},
 }
 # What PIG is compared with. No checkpoint is shipped, and the networks are those of `cmr_ddpm_image` and
-# `cmr_flow_image`: with MEDGEN_ALL_GRAPHS alone they are exported in every way that those are.
+# `cmr_flow_image`, as the imported one is `cmr_mask`'s: with MEDGEN_ALL_GRAPHS alone they are exported in every way
+# that those are.
 BASELINES = ("ddpm", "seg_guided", "controlnet")
 ONE_PASS: dict[str, dict[str, Any]] = {
     "cyclegan": {"size": SIZE, "width": 4, "blocks": 1, "critic_width": 4, "pool": 3},
@@ -73,7 +74,7 @@ IMPORTED: dict[str, dict[str, Any]] = {
 FIELDS = {name: {**UNET, "default_steps": STEPS, **fields} for name, fields in STEPPING.items()}
 FIELDS |= ONE_PASS | MADE | THROUGH | IMPORTED
 FAMILIES = family_names()
-EXPORTED = [name for name in FAMILIES if name not in BASELINES or os.environ.get("MEDGEN_ALL_GRAPHS")]
+EXPORTED = [name for name in FAMILIES if name not in {*BASELINES, *IMPORTED} or os.environ.get("MEDGEN_ALL_GRAPHS")]
 LEARNING = [name for name in FAMILIES if name not in {*MADE, *IMPORTED}]
 
 
