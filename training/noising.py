@@ -1,21 +1,28 @@
 """What a denoiser is trained on: data at a random noise level, and what it is to predict there."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from serving.sampling.solvers import Schedule, data_weights
 
-MIDDLE_SCALE = 0.7  # of 1000 timesteps four fifths are then from 290 to 710
+FOCUS_SCALE = 0.7  # about a quarter of 1000 timesteps four fifths are then from 120 to 450
 
 
 def draw_timesteps(
-    schedule: Schedule, count: int, generator: torch.Generator, antithetic: bool = True, middle: float = 0.0
+    schedule: Schedule,
+    count: int,
+    generator: torch.Generator,
+    antithetic: bool = True,
+    focus: float = 0.0,
+    focus_at: float = 0.5,
 ) -> Tensor:
     """What a network is told of ``count`` noise levels: uniform int64 on 0 .. T-1, for a flow float32 from 0 to T-1.
 
     antithetic: half of them are drawn, the other half lie as far from the other end, which evens out the loss.
-    middle: the share, from 0 to 1, of those that are rather drawn about the middle, logit-normal with location 0 and
-    scale ``MIDDLE_SCALE`` (Esser et al. 2024, arXiv 2403.03206, eq. 19).
+    focus: the share, from 0 to 1, of those that are rather drawn about ``focus_at`` of T, inside 0 to 1: logit-normal
+    with that median and scale ``FOCUS_SCALE`` (Esser et al. 2024, arXiv 2403.03206, eq. 19).
     """
     drawn = (count + 1) // 2 if antithetic else count
     last = schedule.num_train_timesteps - 1
@@ -23,11 +30,16 @@ def draw_timesteps(
         t = torch.rand(drawn, generator=generator) * last
     else:
         t = torch.randint(last + 1, (drawn,), generator=generator)
-    if middle:
-        share = torch.sigmoid(MIDDLE_SCALE * torch.randn(drawn, generator=generator))
-        about = share * last if schedule.process == "flow" else (share * (last + 1)).long()
-        t = torch.where(torch.rand(drawn, generator=generator) < middle, about, t)
-    return torch.cat([t, last - t])[:count] if antithetic else t
+    pair = [t, last - t]
+    if focus:
+        away = FOCUS_SCALE * torch.randn(drawn, generator=generator)
+        is_focused = torch.rand(drawn, generator=generator) < focus
+        median = math.log(focus_at / (1 - focus_at))
+        for k, logit in enumerate([median + away, median - away]):
+            share = torch.sigmoid(logit)
+            about = share * last if schedule.process == "flow" else (share * (last + 1)).long()
+            pair[k] = torch.where(is_focused, about, pair[k])
+    return torch.cat(pair)[:count] if antithetic else pair[0]
 
 
 def noised(schedule: Schedule, data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.linalg import sqrtm
 from torch import Tensor
 
 BANDS = 4
@@ -38,11 +37,3 @@ def scripted(file: Path) -> Features:
         return np.asarray(network(pictures.expand(-1, 3, -1, -1)).double().numpy())
 
     return features
-
-
-def frechet(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Dowson and Landau 1982, the paper's eq. 5, of the normal distributions with the moments of [N, D] features."""
-    means = one.mean(0), other.mean(0)
-    spreads = [np.cov(features, rowvar=False) for features in (one, other)]
-    root = sqrtm(spreads[0] @ spreads[1])
-    return float(np.square(means[0] - means[1]).sum() + np.trace(spreads[0] + spreads[1] - 2 * np.real(root)))

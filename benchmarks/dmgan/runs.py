@@ -1,6 +1,7 @@
 """Everything is trained on one part of the patients and judged on the others, in this process."""
 
 import csv
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from benchmarks.evaluation.reading import has_split
 from serving.sampling.noise import draw
 from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, load_checkpoint, read_config, unfinished
 from training.data import DataError, open_dataset
@@ -32,6 +34,7 @@ from training.reconstructions import Pairs, found_pairs, open_prior
 PHANTOMS = 500  # that the prior of other data learns
 TIMED = "seconds.json"
 THE_DATA = "the data"
+ANCESTORS = "ancestors"  # what the prior had learnt: its digest, which is compared, stands for it
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,10 @@ class Part(Dataset[dict[str, Tensor]]):
 def split(plan: Plan) -> tuple[Part, Part]:
     """What is learnt and what is held out: as the data set's own split has it, or else every fifth patient."""
     learnt = open_dataset(plan.data, plan.size, "train", plan.skip_bad, masks=False)
-    try:
-        held_out = open_dataset(plan.data, plan.size, "validation", plan.skip_bad, masks=False)
-    except DataError:
+    if not has_split(plan.data):
         own, (others,) = shards(names_of(learnt), getattr(learnt, "sizes", None), 1)
         return Part(learnt, others, listing_digest(getattr(learnt, "files", {}))), Part(learnt, own)
+    held_out = open_dataset(plan.data, plan.size, "validation", plan.skip_bad, masks=False)
     return Part(learnt, list(range(len(learnt)))), Part(held_out, list(range(len(held_out))))
 
 
@@ -121,21 +123,39 @@ def trained(
 
     told: what its config says beside the preset, the data and the seed.
 
-    Raises CheckpointError if one is there that is not whole, or of another preset.
+    Raises CheckpointError if one is there that is not whole, of another preset, or of other data, pictures, or terms.
     """
+    config = {"data": plan.data, "seed": seed, **told, "learnt_sha256": pictures_digest(dataset)}
     if any(out.glob(CONFIGS)):
-        found, config = load_checkpoint(out)
-        if found.preset != family.preset or unfinished(found, config) or not (out / TIMED).is_file():
+        found, there = load_checkpoint(out)
+        wanted = json.loads(json.dumps(config))
+        if others := [name for name in wanted if name != ANCESTORS and there.get(name) != wanted[name]]:
+            was, now = ({name: each.get(name) for name in others} for each in (there, wanted))
+            raise CheckpointError(f"{out} holds a training of {was}, and wanted is one of {now}: name another --out")
+        if found.preset != family.preset or unfinished(found, there) or not (out / TIMED).is_file():
             raise CheckpointError(f"{out} holds another training, or one that is not through: name another --out")
         return found, float(json.loads((out / TIMED).read_text()))
     plan.say(f"training {out.name}")
     began = time.perf_counter()
-    config = {"preset_name": plan.preset, "data": plan.data, "seed": seed, **told}
-    fit(family, dataset, Run(out, config, seed, checkpoint_every=10**9, preview_every=10**9))
+    fit(
+        family,
+        dataset,
+        Run(out, {"preset_name": plan.preset, **config}, seed, checkpoint_every=10**9, preview_every=10**9),
+    )
     seconds = time.perf_counter() - began
     (out / TIMED).write_text(json.dumps(seconds))
     found, _ = load_checkpoint(out)
     return found, seconds
+
+
+def pictures_digest(dataset: Dataset[Any]) -> str:
+    """The sha256 of all that a data set shows: names stay where pictures change."""
+    digest = hashlib.sha256()
+    for k in range(len(dataset)):  # type: ignore[arg-type]  # Dataset has no length, and each of these has
+        for name, tensor in sorted(dataset[k].items()):
+            digest.update(name.encode())
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def untrained(name: str, fields: Mapping[str, Any], preset: str, seed: int = 0) -> Family:
@@ -180,7 +200,7 @@ def seconds_in(run: Path) -> float | None:
 
 def found_again(plan: Plan, part: Part, what: str, prior: Prior, preset: Any) -> Pairs:
     file = plan.out / "reconstructions" / f"{what}.safetensors"
-    return found_pairs(file, part, prior.model, prior.digest, preset, part.names)
+    return found_pairs(file, part, prior.model, prior.digest, preset, [*part.names, pictures_digest(part)])
 
 
 def refined(
@@ -203,7 +223,7 @@ def refined(
     })  # fmt: skip
     name = f"dm-GAN of {count} sites, seed {seed}" + (" private" if private else "")
     shown = Pairs(pairs.images[own], pairs.conditions[own])
-    told = {"learnt_through": prior.digest, "sites": count, "private": private or None, "ancestors": prior.lineage}
+    told = {"learnt_through": prior.digest, "sites": count, "private": private or None, ANCESTORS: prior.lineage}
     return trained(family, shown, plan.out / name, plan, seed, **told)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.dmgan.features import Features, frechet
+from benchmarks.dmgan.features import Features
 from benchmarks.dmgan.runs import THE_DATA, Plan, found_again, others, priors, refine, refined, split, untrained
+from benchmarks.evaluation.distances import frechet
 from benchmarks.latency.command import describe_device
 
 SHOWN = 5  # pictures in the paper's table 1

@@ -6,7 +6,7 @@ from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.pairs import EvaluationError, Pairs, share_names
 from benchmarks.evaluation.report import Cell, Section, Table
 from benchmarks.evaluation.segmentation import DISTANCES, METRICS, Recipe, steps_of
-from benchmarks.evaluation.sides import Sides
+from benchmarks.evaluation.sides import Sides, warnings_of
 from benchmarks.evaluation.similarity import partners
 from benchmarks.evaluation.utility import (
     RATIOS,
@@ -42,6 +42,7 @@ def utility(
     if sides.without_masks is not None:
         raise EvaluationError(f"{sides.without_masks}: a segmenter learns nothing by pictures alone")
     section = Section("Utility", warnings=sides.warnings())
+    section.warnings += [line for both in elsewhere for each in both if each is not None for line in warnings_of(each)]
     tests = [sides.held_out, *(test for _, test in elsewhere)]
     rows = list(trainings(sides.train, sides.synthetic, RATIOS, seed))
     rows += [Training(f"real, {test.name}", own, len(own), 0) for own, test in elsewhere if own is not None]

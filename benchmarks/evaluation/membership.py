@@ -237,6 +237,9 @@ def _auc_within(members: tuple[Array, Groups], others: tuple[Array, Groups]) -> 
 
 
 def _tpr(members: Array, others: Array, groups: Groups, other_groups: Groups, seed: int) -> Interval:
+    scored = np.isfinite(members)  # beside nobody, where a fold has no others
+    members, groups = members[scored], np.unique(groups[scored], return_inverse=True)[1].astype(np.int64)
+
     def tpr(weights: Array, more: Array) -> float:
         return caught(np.repeat(members, weights.astype(int)), np.repeat(others, more.astype(int)), FALSE_ALARMS)
 

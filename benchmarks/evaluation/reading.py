@@ -37,6 +37,7 @@ MOMENT = re.compile(r"_(?:frame\d+|ED|ES)(?:_slice\d+)?$|_slice\d+$")  # what a 
 PERCENTILES = (1, 99)  # of a volume in units of its own, which become 0 and 1
 UNNAMED = "does not name the classes of its masks: only their range was checked"
 MASKS_OF_WHOM = "its files do not say whether its masks were given: if so, their shapes are none of the model's"
+A_PATIENT_A_VOLUME = "each volume is taken for a patient of its own, by its name (--patient finds another in it)"
 ONE_PATIENT_EACH = "nothing is known of its patients, so each pair counts as one: intervals are too narrow if it is not"
 
 
@@ -112,7 +113,7 @@ def _renamed(pairs: Pairs, name: str | None, patient: str | None) -> Pairs:
             missed = [each for each, match in zip(pairs.names, found, strict=True) if match is None]
             raise EvaluationError(f"--patient {patient!r} finds nothing in {len(missed)} names: {some(missed)}")
         knows, patients = True, tuple(match[1 if match.re.groups else 0] for match in found if match)
-        warnings = tuple(line for line in warnings if line != ONE_PATIENT_EACH)
+        warnings = tuple(line for line in warnings if line not in (ONE_PATIENT_EACH, A_PATIENT_A_VOLUME))
     return replace(pairs, name=name or pairs.name, patients=patients, knows_patients=knows, warnings=warnings)
 
 
@@ -285,6 +286,10 @@ def _nnunet(folder: Path, wanted: tuple[str, ...]) -> Pairs:
     drawn = all(case.startswith("synthetic_") for case in cases)
     facts: dict[str, Any] = {"layout": "nnU-Net", "labels_in_file": given}
     warnings = [f"{folder}: {MASKS_OF_WHOM}"] if drawn else []
+    channels = described.get("channel_names", {})
+    if len(channels) > 1:
+        first = channels.get("0", next(iter(channels.values())))
+        warnings.append(f"{folder} has {len(channels)} channels; {first!r}, the first, is compared alone")
     if ending in (NIFTI, ".nii"):
         read = _volumes(files)
     else:
@@ -305,6 +310,10 @@ def _nifti_cases(folder: Path) -> dict[str, tuple[Path, Path]]:
         file.name.removesuffix(NIFTI): (folder / "images" / file.name, file)
         for file in sorted((folder / "masks").glob(f"*{NIFTI}"))
     }
+    images = [*folder.glob(f"*_image{NIFTI}")] if beside else [*(folder / "images").glob(f"*{NIFTI}")]
+    paired = {image.name for image, _ in (beside or apart).values()}
+    if (beside or apart) and (alone := sorted({image.name for image in images} - paired)):
+        raise EvaluationError(f"{folder}: {len(alone)} images have no mask: {some(alone)}")
     return beside or apart
 
 
@@ -434,7 +443,7 @@ def _of_slices(
     facts |= {"spacings_mm": [list(each) for each in spacings[:9]], "slices_without_a_structure": left_out}
     facts |= {"volumes_scaled_by_percentiles": scaled}
     knows = drawn or len({*patients}) < len(names)
-    warnings = [] if knows else [ONE_PATIENT_EACH]
+    warnings = [] if drawn else [A_PATIENT_A_VOLUME if knows else ONE_PATIENT_EACH]
     if not labels:
         warnings.append(f"{name} {UNNAMED}")
     if not images:

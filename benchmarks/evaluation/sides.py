@@ -18,7 +18,7 @@ from benchmarks.evaluation.pairs import (
     share_names,
     together,
 )
-from benchmarks.evaluation.reading import ONE_PATIENT_EACH, has_split, read_pairs
+from benchmarks.evaluation.reading import A_PATIENT_A_VOLUME, ONE_PATIENT_EACH, has_split, read_pairs
 from benchmarks.evaluation.report import Cell, Section, Table
 from serving.bundle import REPOSITORY
 
@@ -112,19 +112,7 @@ class Sides:
         return found
 
     def warnings(self) -> list[str]:
-        every = (self.train, self.held_out, self.synthetic)
-        lines = [
-            f"{each.name}: {line}" if line == ONE_PATIENT_EACH else line for each in every for line in each.warnings
-        ]
-        for each in (self.train, self.held_out):
-            if each.knows_patients and each.patient_count < FEW_PATIENTS:
-                lines.append(
-                    f"{each.name}: {each.patient_count} patients are few. Intervals over so few are too narrow, and "
-                    "what is found of them need not hold for others"
-                )
-        for each in every:
-            if each.empty:
-                lines.append(f"{each.name}: {each.empty} of {len(each)} masks are empty, and counted")
+        lines = [line for each in (self.train, self.held_out, self.synthetic) for line in warnings_of(each)]
         if (under := self.synthetic.facts.get("drawn_under")) is not None:
             lines.append(f"{self.synthetic.name}: {_said(under)}")
         if self.synthetic.facts.get("given_conditions"):
@@ -158,6 +146,8 @@ def open_sides(asked: Asked) -> Sides:
         train, held_out, as_fit = _real_sides(asked, side, condition.labels)
         under = drawn_by_patient(held_out, len(drawing.seeds), asked.seed)
         synthetic = drawing.drawn(under)
+        if not (train.knows_patients and held_out.knows_patients):  # as ``together`` will call whose masks they are
+            synthetic = replace(synthetic, patients=tuple(f"{under.name}: {each}" for each in synthetic.patients))
     else:
         synthetic = _samples(asked) if drawing is None else drawing.drawn()
         train, held_out, as_fit = _real_sides(asked, asked.size or synthetic.size, synthetic.labels)
@@ -168,6 +158,21 @@ def open_sides(asked: Asked) -> Sides:
     check_alike(train, held_out, synthetic)
     check_apart(train, held_out)
     return Sides(train, held_out, synthetic, as_fit, under, drawing)
+
+
+def warnings_of(side: Pairs) -> list[str]:
+    """What was said when it was read, and what it is too few of."""
+    lines = [
+        f"{side.name}: {line}" if line in (ONE_PATIENT_EACH, A_PATIENT_A_VOLUME) else line for line in side.warnings
+    ]
+    if side.knows_patients and side.patient_count < FEW_PATIENTS:
+        lines.append(
+            f"{side.name}: {side.patient_count} patients are few. Intervals over so few are too narrow, and what is "
+            "found of them need not hold for others"
+        )
+    if side.empty:
+        lines.append(f"{side.name}: {side.empty} of {len(side)} masks are empty, and counted")
+    return lines
 
 
 def _real_sides(asked: Asked, size: int, labels: tuple[str, ...]) -> tuple[Pairs, Pairs, bool]:
@@ -271,9 +276,10 @@ def _samples(asked: Asked) -> Pairs:
 
 
 def _of_whose_masks(samples: Pairs, *real: Pairs) -> Pairs:
-    """Samples under masks of one patient are no more independent than the masks."""
+    """Samples under masks of one patient are no more independent than the masks; named as ``together`` names them."""
+    knows = all(side.knows_patients for side in real)
     of_mask = {
-        mask.tobytes(): patient
+        mask.tobytes(): patient if knows else f"{side.name}: {patient}"
         for side in real
         for mask, patient in zip(side.masks, side.patients, strict=True)
         if mask.any()

@@ -155,7 +155,7 @@ class Compared(NamedTuple):
 def compare(
     real: Array, synthetic: Array, groups: Groups, seed: int = 0, count: int = 200, others: Groups | None = None
 ) -> Compared | None:
-    """None if a side has fewer than two values; the interval of delta is a bootstrap over the real side's patients.
+    """None if a side has fewer than two values; the interval of delta is a bootstrap over the patients of each side.
 
     others: the patients of the synthetic side; None: each value is its own.
     """
@@ -165,18 +165,15 @@ def compare(
     if min(len(real), len(synthetic)) < 2:
         return None
     found = stats.ks_2samp(real, synthetic)
-    groups = np.unique(groups, return_inverse=True)[1].astype(np.int64)
-    # Of each real value, how many synthetic ones are above less those below: delta is a weighted mean of these.
-    ordered = np.sort(synthetic)
-    above = len(ordered) - np.searchsorted(ordered, real, "right")
-    excess = (above - np.searchsorted(ordered, real, "left")) / len(ordered)
-    random = np.random.default_rng(seed)
-    spread = random.normal(0, 1, count) * _deviation_of_delta(real, synthetic)
+    groups, others = (np.unique(each, return_inverse=True)[1].astype(np.int64) for each in (groups, others))
+    # Delta is the mean of either side's; what resampling one side changes is nearly what it does whatever the other is.
+    excess, deficit = _excess(real, synthetic), _excess(synthetic, real)
+    value = float(excess.mean())
     drawn = [
-        float(weights @ excess / weights.sum()) + noise
-        for weights, noise in zip(resampled(groups, seed, count), spread, strict=True)
+        float(weights @ excess / weights.sum() - also @ deficit / also.sum()) - value
+        for weights, also in zip(resampled(groups, seed, count), resampled(others, seed + 1, count), strict=True)
     ]
-    delta = around(float(excess.mean()), np.clip(drawn, -1, 1) if are_enough(groups, others) else [])
+    delta = around(value, np.clip(drawn, -1, 1) if are_enough(groups, others) else [])
     p = _p_of_patients(real, synthetic, groups, others, seed)
     return Compared(float(real.mean()), float(synthetic.mean()), float(found.statistic), p, delta)
 
@@ -205,12 +202,11 @@ def _one_each(values: Array, groups: Groups, random: np.random.Generator) -> Arr
     return values[order[np.unique(groups[order], return_index=True)[1]]]
 
 
-def _deviation_of_delta(real: Array, synthetic: Array) -> float:
-    """The part of delta's standard error that the synthetic side has."""
-    ordered = np.sort(real)
-    below = np.searchsorted(ordered, synthetic, "left")
-    excess = (below - (len(ordered) - np.searchsorted(ordered, synthetic, "right"))) / len(ordered)
-    return float(excess.std(ddof=1) / len(synthetic) ** 0.5)
+def _excess(values: Array, others: Array) -> Array:
+    """Of each value [N], how many of the others are above it less those below, as a share of them."""
+    ordered = np.sort(others)
+    above = len(ordered) - np.searchsorted(ordered, values, "right")
+    return (above - np.searchsorted(ordered, values, "left")) / len(ordered)
 
 
 def ks_interval(d: float, one: Groups, other: Groups) -> Interval:

@@ -18,6 +18,7 @@ from benchmarks.load.arrivals import Arrival
 
 PATIENCE = 1200.0  # seconds for all answers after the last request was sent
 SOLVER = "dpmpp_2m"  # fits every model
+QUEUE_IS_FULL = ("Exceeds maximum queue size", "the queue of ")  # Triton's words, and ours; a dead server has others
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def play(url: str, model: str, arrivals: Sequence[Arrival]) -> Play:
 
     def settle(number: int, due: float, result: Any, error: InferenceServerException | None) -> None:
         seconds = time.perf_counter() - due
-        if error is not None and error.status() != "StatusCode.UNAVAILABLE":
+        if error is not None and not any(words in str(error.message()) for words in QUEUE_IS_FULL):
             failures.append(f"{arrivals[number]}: {error.message()}")
         answers[number] = Answer(seconds, None if error else digest(result))
         left.release()

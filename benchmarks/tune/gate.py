@@ -180,10 +180,12 @@ def following(
     level = 1 - 2 * chance
     told = bootstrapped_mean(reference.own - reference.others, groups, seed, level=level)
     # Nothing where the reference has a mask, and nothing found: all that there was to follow is lost.
-    candidate = np.where(np.isnan(candidate) & np.isfinite(reference.own), 0.0, candidate)
-    lost = bootstrapped_mean(reference.own - candidate, groups, seed, level=level)
+    # Of an empty mask nothing can be lost but this: the reference's picture rightly shows nothing, and this one does.
+    own = np.where(np.isnan(reference.own) & np.isfinite(candidate), 1.0, reference.own)
+    candidate = np.where(np.isnan(candidate) & np.isfinite(own), 0.0, candidate)
+    lost = bootstrapped_mean(own - candidate, groups, seed, level=level)
     limit = limits.lost * max(float(np.nan_to_num(told.value)), 0.0)
-    after, before, strangers = (_mean(each) for each in (candidate, reference.own, reference.others))
+    after, before, strangers = (_mean(each) for each in (candidate, own, reference.others))
     what = (
         f"Dice {after:.3f} with what a segmenter finds, the reference {before:.3f}, in others' pictures {strangers:.3f}"
     )

@@ -1,6 +1,7 @@
 """The tables of dm-GAN's paper, and ours beside them."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from tiny_families import FIELDS, tiny_family
+from tiny_families import FIELDS, SIZE, tiny_family
 
 from benchmarks.__main__ import main
 from benchmarks.dmgan import paper, runs
-from benchmarks.dmgan.features import frechet, pyramid_bands
+from benchmarks.dmgan.features import pyramid_bands
 from benchmarks.dmgan.tables import psnr
+from benchmarks.evaluation.distances import frechet
 from training.__main__ import main as fit_main
-from training.checkpoint import find_checkpoint, read_config, save_checkpoint
+from training.checkpoint import CheckpointError, find_checkpoint, read_config, save_checkpoint
+from training.data import DataError
+from training.data.phantom import Phantoms
 from training.models import load_family
 
 
@@ -91,6 +95,28 @@ class TestCommand:
         assert {file: file.stat().st_mtime_ns for file in kept} == kept, "what is there is not trained again"
         other = CliRunner().invoke(main, [word if word != "2" else "3" for word in asked])
         assert "holds another training, or one that is not through: name another --out" in other.output
+
+    def test_what_learnt_other_pictures_or_under_other_terms_is_not_taken(self, tiny, tmp_path: Path) -> None:
+        plan = runs.Plan("phantom:4", tmp_path, "small", 2, False, None, {}, {}, lambda _: None)
+        one, other = (Phantoms(count, SIZE) for count in (4, 5))
+        found = partial(runs.trained, runs.untrained("dcgan", {"steps": [2]}, "small"), out=tmp_path / "run", plan=plan)
+        _, seconds = found(one, private=None)
+        assert found(one, private=None)[1] == seconds
+        with pytest.raises(CheckpointError, match=r"run holds a training of \{'private': None\}, and wanted is one of"):
+            found(one, private={"epsilon": 1})
+        with pytest.raises(CheckpointError, match="'learnt_sha256'"):
+            found(other, private=None)
+
+    def test_a_film_that_is_missing_makes_no_other_split(self, tiny, monkeypatch) -> None:
+        def missing(_data: str, _size: int, split: str, *_: object, **__: object) -> Phantoms:
+            if split == "validation":
+                raise DataError("mias: not every file can be used")
+            return Phantoms(4, SIZE)
+
+        monkeypatch.setattr(runs, "open_dataset", missing)
+        plan = runs.Plan("mias", Path(), "small", 2, False, None, {}, {}, lambda _: None)
+        with pytest.raises(DataError, match="not every file can be used"):
+            runs.split(plan)
 
     def test_what_has_learnt_the_pictures_that_are_held_out_is_refused(self, tiny, tmp_path: Path) -> None:
         (tmp_path / "images").mkdir()

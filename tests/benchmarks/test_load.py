@@ -17,6 +17,7 @@ from tiny import write_tiny_bundle
 from benchmarks.load.arrivals import MIX, Arrival, mean_row_steps, poisson
 from benchmarks.load.command import load
 from benchmarks.load.figures import summed_up
+from benchmarks.load.open_loop import LoadError, play
 from benchmarks.load.simulated import COSTS, capacity, simulated
 from benchmarks.load.simulation import (
     Policy,
@@ -103,6 +104,11 @@ def test_a_simulated_gpu_does_half_as_much_again():
     figures = {(machine, one.way): one.steps_per_second for machine, one in simulated((1.5,), seed=1)}
     for machine in COSTS:
         assert figures[machine, "in_flight"] > 1.5 * figures[machine, "static"]
+
+
+def test_nobody_there_is_no_full_queue():
+    with pytest.raises(LoadError, match="2 requests failed, the first"):
+        play("127.0.0.1:1", "pig", [Arrival(0.0, 1, 8, 0), Arrival(0.0, 1, 8, 1)])
 
 
 def test_figures_are_of_those_who_were_served():

@@ -198,10 +198,13 @@ def test_coordinates_tell_one_place_from_another(name):
     assert weights[0] == weights[1] + 2
 
 
-def test_a_mask_s_timesteps_are_about_the_middle_where_it_is_told():
-    for middle, share in ((0.0, 0.42), (1.0, 0.8)):
-        t = tiny_family("cmr_mask", middle=middle).timesteps(20_000, torch.Generator().manual_seed(0))
-        assert ((t / 999 - 0.5).abs() < 0.21).float().mean().item() == pytest.approx(share, abs=0.02)
-    for middle in (-0.1, 1.5):
-        with pytest.raises(ValueError, match=f"preset field 'middle' is {middle}; it must be from 0 to 1"):
-            tiny_family("cmr_mask", middle=middle)
+def test_a_mask_s_timesteps_are_where_it_is_told():
+    for fields, at, share in (({"focus": 0.0}, 0.5, 0.42), ({"focus": 1.0, "focus_at": 0.3}, 0.3, 0.88)):
+        t = tiny_family("cmr_mask", **fields).timesteps(20_000, torch.Generator().manual_seed(0))
+        assert ((t / 999 - at).abs() < 0.21).float().mean().item() == pytest.approx(share, abs=0.02)
+    for focus in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=f"preset field 'focus' is {focus}; it must be from 0 to 1"):
+            tiny_family("cmr_mask", focus=focus)
+    for at in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"preset field 'focus_at' is {at}; it must be between 0 and 1"):
+            tiny_family("cmr_mask", focus_at=at)

@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from serving.sampling.solvers import COLUMNS, Schedule, solver_table
-from training.noising import draw_timesteps, estimate, noised
+from training.noising import FOCUS_SCALE, draw_timesteps, estimate, noised
 
 LINEAR = Schedule("linear", 1024, 1e-4, 0.02, "epsilon")
 SCALED_V = Schedule("scaled_linear", 1000, 0.00085, 0.012, "v")
@@ -38,25 +38,39 @@ class TestTimesteps:
         assert (torch.histc(t, 10, 0, 999) - 10_000).abs().max() < 700
 
     @pytest.mark.parametrize("schedule", [LINEAR, FLOW], ids=lambda s: s.kind)
-    @pytest.mark.parametrize(("middle", "share"), [(0.0, 0.42), (0.5, 0.61), (1.0, 0.80)])
+    @pytest.mark.parametrize(("focus", "share"), [(0.0, 0.42), (0.5, 0.61), (1.0, 0.80)])
     @pytest.mark.parametrize("antithetic", [True, False])
-    def test_a_share_is_drawn_about_the_middle(self, schedule, middle, share, antithetic):
-        t = draw_timesteps(schedule, 100_000, generator(), antithetic, middle)
+    def test_a_share_is_drawn_about_the_middle(self, schedule, focus, share, antithetic):
+        t = draw_timesteps(schedule, 100_000, generator(), antithetic, focus)
         last = schedule.num_train_timesteps - 1
         assert t.dtype == (torch.int64 if schedule is LINEAR else torch.float32)
         assert 0 <= t.min() < t.max() <= last
         assert ((t / last - 0.5).abs() < 0.21).float().mean() == pytest.approx(share, abs=0.01)
         assert t.float().mean() == pytest.approx(last / 2, rel=0.01)
 
-    @pytest.mark.parametrize("middle", [0.0, 0.7])
     @pytest.mark.parametrize("schedule", [LINEAR, FLOW], ids=lambda s: s.kind)
-    def test_antithetic_halves_mirror_each_other(self, schedule, middle):
+    @pytest.mark.parametrize("antithetic", [True, False])
+    def test_or_about_another_timestep(self, schedule, antithetic):
+        t = draw_timesteps(schedule, 100_000, generator(), antithetic, focus=1.0, focus_at=0.25)
         last = schedule.num_train_timesteps - 1
-        t = draw_timesteps(schedule, 8, generator(), middle=middle)
-        assert (t[:4] + t[4:] == last).all()
+        assert (t / last).float().median() == pytest.approx(0.25, abs=0.005)
+        logits = torch.logit((t[t > 0] / last).double(), eps=1e-4)
+        assert logits.std() == pytest.approx(FOCUS_SCALE, rel=0.02)
+
+    @pytest.mark.parametrize("focus", [0.0, 0.7])
+    @pytest.mark.parametrize("schedule", [LINEAR, FLOW], ids=lambda s: s.kind)
+    def test_antithetic_halves_mirror_each_other(self, schedule, focus):
+        last = schedule.num_train_timesteps - 1
+        t = draw_timesteps(schedule, 8, generator(), focus=focus)
+        assert (t[:4] + t[4:]).float() == pytest.approx(torch.full((4,), float(last)), abs=1e-3)
         odd = draw_timesteps(schedule, 5, generator())
         assert len(odd) == 5
         assert (odd[:2] + odd[3:] == last).all()
+
+    def test_those_in_focus_mirror_each_other_about_where_that_is(self):
+        share = draw_timesteps(FLOW, 8, generator(), focus=1.0, focus_at=0.25) / (FLOW.num_train_timesteps - 1)
+        logits = torch.logit(share)
+        assert logits[:4] + logits[4:] == pytest.approx(torch.full((4,), 2 * math.log(1 / 3)), abs=1e-4)
 
     def test_others_do_not(self):
         t = draw_timesteps(LINEAR, 8, generator(), antithetic=False)

@@ -23,6 +23,10 @@ class DataError(Exception):
     """A data set cannot be trained on; the message names every file at fault and what is wrong with it."""
 
 
+# What this process has logged: each split of a data set is read by itself, and has the problems of all again.
+_TOLD: set[tuple[Path, str, str]] = set()
+
+
 class Problems:
     """Collects what is wrong with a folder's files, so that all of it is said at once."""
 
@@ -45,18 +49,29 @@ class Problems:
         """Raise the DataError that lists every problem or, to skip them, log the list as a warning."""
         if not self.found:
             return
-        listed = "".join(f"\n  {line}" for line in self.lines())
         if not skip_bad:
             raise DataError(
-                f"{self.folder}: not every file can be used; mend these ({len(self.found)}) "
-                f"or leave them out with skip_bad (--skip-bad):{listed}"
+                f"{self.folder}: not every file can be used; mend these ({self.left_out}) "
+                "or leave them out with skip_bad (--skip-bad):" + "".join(f"\n  {line}" for line in self.lines())
             )
-        log.warning("%s: left out (%d):%s", self.folder, len(self.found), listed)
+        new = [each for each in self.found if (self.folder, *each) not in _TOLD]
+        _TOLD.update((self.folder, *each) for each in new)
+        if new:
+            listed = "".join(f"\n  {line}" for line in self.lines(new))
+            log.warning("%s: left out (%d):%s", self.folder, len({path for path, _ in new}), listed)
 
-    def lines(self) -> list[str]:
-        """A line for each problem; where many files have the same one they share a line, and too many lines are cut."""
+    @property
+    def left_out(self) -> int:
+        """How many files; one may have several problems."""
+        return len({path for path, _ in self.found})
+
+    def lines(self, found: Sequence[tuple[str, str]] | None = None) -> list[str]:
+        """A line for each problem; where many files have the same one they share a line, and too many lines are cut.
+
+        found: some of the problems; None: all.
+        """
         same = defaultdict(list)
-        for path, reason in self.found:
+        for path, reason in self.found if found is None else found:
             same[reason].append(path)
         lines = []
         for reason, paths in same.items():

@@ -24,12 +24,15 @@ from training.unets import UNetPreset, monai_options, placed
 @dataclasses.dataclass(frozen=True)
 class MaskPreset(UNetPreset):
     coordinates: bool  # the network also sees where each pixel is
-    middle: float  # share of the timesteps about the middle, where it is decided whether a ring is closed
+    focus: float  # share of the timesteps that are drawn about ``focus_at``
+    focus_at: float  # of all of them; whether a thin ring is closed is decided about a quarter
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.middle <= 1:
-            raise ValueError(f"preset field 'middle' is {self.middle}; it must be from 0 to 1")
+        if not 0 <= self.focus <= 1:
+            raise ValueError(f"preset field 'focus' is {self.focus}; it must be from 0 to 1")
+        if not 0 < self.focus_at < 1:
+            raise ValueError(f"preset field 'focus_at' is {self.focus_at}; it must be between 0 and 1")
 
 
 # fmt: off
@@ -38,12 +41,12 @@ PRESETS = {
         size=128, widths=(64, 128, 256, 512), attention=(2, 3), layers=2, head_dim=32, norm_groups=32,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "epsilon"), clip=1.0, default_solver="ddpm", default_steps=1000,
         batch=8, steps=(135_000,), learning_rate=1e-4, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999,
-        coordinates=False, middle=0.0),
+        coordinates=False, focus=0.0, focus_at=0.5),
     "small": MaskPreset(                         # 1.82 M parameters
         size=64,  widths=(16, 32, 64, 96),    attention=(2, 3), layers=1, head_dim=32, norm_groups=8,
         schedule=Schedule("linear", 1000, 1e-4, 0.02, "v"),       clip=1.0, default_solver="ddpm", default_steps=100,
         batch=8, steps=(3_500,),   learning_rate=1e-3, lr_schedule="cosine",   weight_decay=0.0, ema_decay=0.999,
-        coordinates=True, middle=0.0),
+        coordinates=True, focus=0.0, focus_at=0.5),
 }
 # fmt: on
 
@@ -78,7 +81,9 @@ class CmrMask(Denoiser):
         self.outputs = (mask_output(preset.size),)
 
     def timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        return draw_timesteps(self.preset.schedule, count, generator, middle=self.preset.middle)
+        return draw_timesteps(
+            self.preset.schedule, count, generator, focus=self.preset.focus, focus_at=self.preset.focus_at
+        )
 
     def data(self, batch: Batch) -> Tensor:
         return one_hot(batch["mask"], CLASSES) * 2 - 1

@@ -267,6 +267,9 @@ def test_no_patient_is_trained_on_and_tested_on_in_another_data_set(tmp_path, dr
     def found(*more: object) -> tuple[list[str], list[str]]:
         run(*asked, *more)
         _, section = json.loads((tmp_path / "out/utility.json").read_text())["sections"]
+        named = more[-1].name
+        told = any(line.startswith(f"{named}: ") for line in section["warnings"])
+        assert told, f"what is to be said of {named} is said"
         return section["text"], [line for line in section["warnings"] if line.startswith("whether a patient")]
 
     known = ("--patient", r"^([a-e]|seed)[_ ]")

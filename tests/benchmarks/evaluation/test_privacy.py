@@ -139,6 +139,19 @@ def test_members_that_every_fit_tells_are_all_found_however_patients_fall_into_f
         assert (found.auc.value, found.tpr.value) == (1, 1)
 
 
+def test_members_of_a_fold_without_others_count_on_neither_side():
+    random = np.random.default_rng(4)
+    found = []
+    for seed in range(12):
+        groups, others = np.repeat(np.arange(16), random.integers(1, 30, 16)), np.repeat(np.arange(4), [1, 1, 1, 60])
+        sides = [
+            SimpleNamespace(loss=np.zeros(len(whose)), features=random.normal(place, 1, (len(whose), 2)))
+            for whose, place in ((groups, 0), (others, 100))
+        ]
+        found.append(by_features(*sides, groups, others, seed).tpr.value)
+    assert found == [1] * 12
+
+
 def test_where_nothing_tells_members_few_are_caught_of_folds_with_few_others():
     random = np.random.default_rng(3)
     groups, others = np.arange(20).repeat(20), np.repeat(np.arange(5), [5, 40, 10, 20, 40])

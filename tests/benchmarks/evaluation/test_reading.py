@@ -17,10 +17,11 @@ from benchmarks.evaluation.pairs import (
     check_apart,
     drawn_by_patient,
     halves_by_patient,
+    of_same_patients,
     together,
 )
-from benchmarks.evaluation.reading import of_samples, read_pairs
-from benchmarks.evaluation.sides import _named_alike
+from benchmarks.evaluation.reading import A_PATIENT_A_VOLUME, of_samples, read_pairs
+from benchmarks.evaluation.sides import _named_alike, _of_whose_masks
 from serving.bundle import Output
 from serving.drawn_set import DrawnSet, Plan
 from serving.sample_set import Samples
@@ -160,6 +161,20 @@ def test_slices_of_volumes_belong_to_their_patients(tmp_path: Path):
     assert pairs.masks[0, 5:8, 3:6].all()  # rows are y, of which there are 16, and two are put above
     assert pairs.spacing.tolist() == [[1, 1]] * 6
     assert any("does not name the classes of its masks" in line for line in pairs.warnings)
+    assert A_PATIENT_A_VOLUME in pairs.warnings
+    assert A_PATIENT_A_VOLUME not in read_pairs(str(tmp_path), patient="^patient[0-9]+").warnings
+
+
+@pytest.mark.parametrize("named", ["images/{}", "{}_image"])
+def test_volumes_without_a_mask_are_refused_as_pictures_are(tmp_path: Path, named: str):
+    nibabel = pytest.importorskip("nibabel")
+    for case, parts in {"a": ("image", "mask"), "b": ("image",)}.items():
+        for part in parts:
+            file = tmp_path / f"{named.replace('image', part).format(case)}.nii.gz"
+            file.parent.mkdir(exist_ok=True)
+            nibabel.Nifti1Image(np.ones((16, 16, 2), np.uint8), np.eye(4)).to_filename(file)
+    with pytest.raises(EvaluationError, match=r"1 images have no mask: b(_image)?\.nii\.gz"):
+        read_pairs(str(tmp_path))
 
 
 @pytest.mark.parametrize("strange", [np.nan, np.inf])
@@ -290,6 +305,12 @@ def test_classes_that_one_side_does_not_name_are_those_of_the_others():
 def test_files_of_the_same_name_are_not_of_the_same_patient_where_nobody_says_so():
     one, other = (replace(pairs("ab", seed), knows_patients=seed == 0) for seed in (0, 1))
     assert together(one, other).patient_count == 4
+
+
+def test_samples_under_masks_of_pictures_are_called_as_these_are_where_nobody_knows_patients():
+    one, other = (replace(pairs("ab", seed), knows_patients=False) for seed in (0, 1))
+    own = replace(pairs("xy", 2), masks=other.masks)
+    assert of_same_patients(together(one, other), _of_whose_masks(own, one, other)).sum(0).tolist() == [1, 1]
 
 
 def test_samples_have_no_split(tmp_path: Path):

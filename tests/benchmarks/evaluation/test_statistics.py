@@ -55,6 +55,20 @@ def test_cliffs_delta_has_its_sign_and_an_interval_that_holds_it():
     assert compare(np.array([np.nan, 1.0]), random.normal(size=9), own(2)) is None
 
 
+def test_the_interval_of_cliffs_delta_is_of_the_patients_of_both_sides():
+    random = np.random.default_rng(4)
+    first, second = np.repeat(own(60), 5), np.repeat(own(20), 20)
+    held = []
+    for seed in range(60):
+        real, synthetic = (
+            0.8**0.5 * random.normal(size=groups.max() + 1)[groups] + 0.2**0.5 * random.normal(size=len(groups))
+            for groups in (first, second)
+        )
+        delta = compare(real, synthetic, first, seed, others=second).delta
+        held.append(delta.low < 0 < delta.high)
+    assert np.mean(held) > 0.8  # 0.6 if each of the second side's values were its own patient's
+
+
 def test_the_interval_of_d_holds_it_however_alike_slices_are():
     random = np.random.default_rng(3)
     patients = np.repeat(own(12), 10)

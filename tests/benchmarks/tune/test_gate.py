@@ -208,6 +208,12 @@ class TestFollowing:
         found = gate.following(followed(before), after, np.arange(100), Limits(), 0)
         assert (found.verdict, found.value.value) == ("refused", pytest.approx(0.54))
 
+    def test_what_is_invented_where_masks_are_empty_is_lost(self) -> None:
+        before = np.where(np.arange(300) < 60, np.nan, 0.9)
+        after = np.where(np.arange(300) < 60, 0.0, 0.9)
+        found = gate.following(followed(before), after, np.arange(300), Limits(), 0)
+        assert (found.verdict, found.value.value) == ("refused", pytest.approx(0.2))
+
     def test_masks_agree_by_the_classes_that_either_has(self) -> None:
         first, second = np.zeros((4, 8, 8), np.uint8), np.zeros((4, 8, 8), np.uint8)
         first[1, :4], second[1, :2] = 1, 1

@@ -449,6 +449,15 @@ class TestBadFiles:
         assert f"left out ({len(expected)})" in warning
         assert all(f"  {path} " in warning for path in expected)
 
+    def test_what_is_left_out_is_said_once_and_counted_by_files(self, tmp_path, caplog):
+        pair(tmp_path, grey(9), name="good.png")
+        for suffix in ("png", "tif"):  # alike in their stem, and without a mask
+            write(tmp_path / "images" / f"double.{suffix}", grey(1))
+        for _ in range(2):
+            assert load_pairs(tmp_path, 16, skip_bad=True).reading["left_out"] == 2
+        (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert "left out (2)" in warning
+
     def test_an_empty_folder_is_an_error_even_when_skipping(self, tmp_path):
         for name in ("images", "masks"):
             (tmp_path / name).mkdir()

@@ -79,7 +79,7 @@ def load_cardiac(
         "split": split,
         "patients": len({(prefix, recording.patient) for prefix, recording in (chosen[name] for name in used)}),
         **_geometry(list(used.values())),
-        "left_out": len(problems.found),
+        "left_out": problems.left_out,
     }
     tables = filter(None, [mnms.find_table(folder)]) if layout is mnms else []
     return LoadedPairs(names, images, masks, HEART, reading, _warnings(used), list_files(folder, {*files, *tables}))

@@ -96,7 +96,7 @@ def load_tissue(folder: Path, size: int, tissue: str, split: str = "train", skip
         "tissue": TISSUES[tissue],
         "patients": len({patient_of(name) for name in names}),
         "missing": missing,
-        "left_out": len(problems.found),
+        "left_out": problems.left_out,
     }
     warnings = [f"{missing} of the {len(listed)} films that Info.txt lists are not there"] if missing else []
     files = [folder / "Info.txt", *(folder / f"{name}.pgm" for name in names)]
@@ -158,7 +158,7 @@ def load_mias(
         "films_in_info_txt": len(films),
         "normal": sum(film.normal for film in films.values()),
         "without_a_true_circle": sum(film.uncircled > 0 for film in films.values()),
-        "left_out": len(problems.found),
+        "left_out": problems.left_out,
     }
     files = [folder / "Info.txt", *(folder / f"{name}.pgm" for name in names)]
     return LoadedPairs(

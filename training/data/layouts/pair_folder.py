@@ -72,7 +72,7 @@ def load_pairs(folder: Path, size: int, skip_bad: bool = False) -> LoadedPairs:
         "layout": "pairs",
         "white": scale.kinds,
         **told_by(read),
-        "left_out": len(problems.found),
+        "left_out": problems.left_out,
     }
     files = [path for name in names for path in (images[name][0], masks[name][0])]
     return LoadedPairs(names, fitted_images, fitted_masks, LESION, reading, warnings, list_files(folder, files))
@@ -87,7 +87,7 @@ def _matched(images: Files, masks: Files, problems: Problems) -> list[str]:
             for path in paths:
                 if len(paths) > 1:
                     problems.add(path, f"shares its stem with {', '.join(p.name for p in paths if p != path)}")
-                if stem not in partners:
+                elif stem not in partners:
                     problems.add(path, f"has no partner in {where}/")
         if [len(paths) for paths in pair] == [1, 1]:
             matched.append(stem)

@@ -49,7 +49,7 @@ def load_pictures(folder: Path, size: int, skip_bad: bool = False) -> LoadedPair
         "layout": "images",
         "white": scale.kinds,
         **told_by(read),
-        "left_out": len(problems.found),
+        "left_out": problems.left_out,
     }
     listing = list_files(folder, [files[name][0] for name in names])
     return LoadedPairs(names, fitted, None, (), reading, [*beyond_white(names, scale), *unlike(read)], listing)
