@@ -312,6 +312,9 @@ def start_from(checkpoint: Path, untrained: "Family") -> list[dict[str, Any]]:
     if shapes[0] != shapes[1]:
         raise ValueError(f"--init is {checkpoint}, a {trained.name} of other networks than this preset's")
     untrained.load_state_dict(trained.state_dict())
+    then, now = (model.preset.schedule for model in (trained, untrained))
+    if then != now:
+        click.echo(f"{checkpoint} learnt under {then}, and goes on under {now}")
     return lineage(config)
 
 
@@ -323,11 +326,11 @@ def check_classes(family: "Family", dataset: "LoadedPairs | Phantoms", data: str
 
 
 def check_unchanged(then: dict[str, Any], now: dict[str, Any]) -> None:
-    """A resumed run is the run it was."""
+    """A resumed run is the run it was: what is asked now is what was then, and of that no field is left out."""
     for name, value in now.items():
         before = then.get(name)
         if isinstance(value, dict) and isinstance(before, dict):
-            check_unchanged(before, value)
+            check_unchanged(before, dict.fromkeys(before) | value)
         elif before != value:
             raise ValueError(f"--resume goes on with the run as it was: its {name} is {before}, not {value}")
 

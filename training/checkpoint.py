@@ -222,7 +222,12 @@ def pack(path: Path, out: Path) -> Path:
     family, config = load_checkpoint(path)
     kept = {key: value for key, value in config.items() if key not in ("format", "model", "preset", "digest")}
     kept.setdefault("packed_from", config["digest"])
-    save_checkpoint(out, family, {name: tensor.half() for name, tensor in family.state_dict().items()}, kept)
+    weights = family.state_dict()
+    halved = {name: weight.half() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        if weight.isfinite().all() and not halved[name].isfinite().all():
+            raise CheckpointError(f"{path}: {name} has a weight of {weight.abs().max():g}; float16 ends at 65504")
+    save_checkpoint(out, family, halved, kept)
     return out
 
 

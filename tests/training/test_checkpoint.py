@@ -177,6 +177,17 @@ class TestPack:
         first, second = pack(saved.parents[1], tmp_path / "first"), tmp_path / "second"
         assert contents(pack(first, second)) == contents(first) == contents(pack(saved, second))
 
+    def test_weights_that_float16_does_not_hold_are_refused(self, tmp_path):
+        pig = tiny_pig()
+        weights = pig.state_dict()
+        name = next(iter(weights))
+        weights[name] = weights[name] * 0 + 1e5
+        large = tmp_path / "large"
+        save_checkpoint(large, pig, weights, {"preset_name": "small"})
+        with pytest.raises(CheckpointError, match=f"{name} has a weight of 100000; float16 ends at 65504"):
+            pack(large, tmp_path / "packed")
+        assert not (tmp_path / "packed").exists()
+
     def test_it_does_not_replace_another_folder(self, saved, tmp_path):
         diary = tmp_path / "diary"
         diary.mkdir()

@@ -202,6 +202,8 @@ class TestCommand:
         assert find_checkpoint(tmp_path / "run").name == "00000002"
         row = (tmp_path / "run" / "log.csv").read_text().splitlines()[-1].split(",")
         assert row[5] == "-1.000000", "sites that add noise do not say what their discriminators lose"
+        bare = self.fit(tmp_path / "run", "--prior", str(prior), "--sites", "2", "--resume")
+        assert "--resume goes on with the run as it was: its epsilon is 1" in bare.output
 
     def test_a_run_of_fewer_sites_is_another_run_unless_they_are_real(self, prior: Path, tmp_path: Path):
         asked = ("--prior", str(prior), "--sites")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, MessagePropKey
+from tiny import contents
 from tiny_families import fields_of, random_batch
 
 from training import CheckpointError
@@ -189,6 +190,18 @@ class TestSite:
         for step in (2, 3):  # the server went back
             found = answer(again, step)
         assert torch.equal(found.gradient, expected.gradient)
+
+    def test_what_it_kept_is_not_overwritten_by_one_that_has_just_come_back(self, tmp_path: Path) -> None:
+        site = Site("a", pairs(1), terms(), tmp_path)
+        for step in range(2):
+            answer(site, step)
+        site.save(2)
+        before = contents(tmp_path)
+        Site("a", pairs(1), terms(), tmp_path).save(2)
+        assert contents(tmp_path) == before
+        answer(site, 2)
+        site.save(2)  # which it has learnt beyond
+        assert contents(tmp_path) == before
 
     def test_what_is_asked_again_is_not_learnt_again(self) -> None:
         straight, asked_twice = Site("a", pairs(1), terms()), Site("a", pairs(1), terms())

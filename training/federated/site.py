@@ -156,7 +156,9 @@ class Site:
         return {int(file.stem): file for file in sorted(files) if re.fullmatch(r"\d{8}", file.stem)}
 
     def save(self, step: int) -> None:
-        if self.folder is None:
+        """Keep what was learnt before a server's step; not of a site that has just begun or come back, which has learnt
+        nothing since, nor what was learnt of that step."""
+        if self.folder is None or (self.fresh and step) or self.step > step:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{step:08d}.pt"

@@ -408,6 +408,16 @@ class TestSplit:
         recordings = [recording(f"{part}/C{n}/a.nii.gz") for part in parts for n in range(20)]
         assert assign(recordings, Path("/data"), 0.5, seed=0) == ["train"] * 20 + ["validation"] * 20 + ["testing"] * 20
 
+    def test_patients_of_one_name_in_two_parts_are_refused(self, tmp_path):
+        for part in ("Training", "Validation"):
+            write_acdc(tmp_path / part / "patient001")
+        with pytest.raises(DataError, match="1 patients are in more than one of train, .*: patient001"):
+            load_cardiac(tmp_path, 32)
+
+    def test_an_empty_file_in_the_cache_is_none(self, tmp_path):
+        (tmp_path / "empty.npz").touch()
+        assert cached_slices._read(tmp_path / "empty.npz") is None
+
     def test_a_split_reads_its_own_part(self, tmp_path):
         for part, patient in {"training": "patient001", "testing": "patient101"}.items():
             write_acdc(tmp_path / part / patient)

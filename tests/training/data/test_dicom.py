@@ -121,6 +121,7 @@ def test_jpeg_2000_is_read(tmp_path):
         (RAMP, {"PixelAspectRatio": [1, 2]}, "pixels must be square"),
         (RAMP, {"BurnedInAnnotation": "YES"}, "words burnt into it"),
         (RAMP, {"PixelData": b"12"}, "cannot be read"),
+        (RAMP + 1, {}, "holds 4096; its BitsStored is 12, and no more than 16 are read"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(tmp_path, pixels, attributes, said):
@@ -179,3 +180,16 @@ def test_samples_come_back(tmp_path, modality):
         np.testing.assert_array_equal(read[row]["mask"][0, 4:28], samples.arrays["mask"][row, 0])
     assert read.reading["mm_a_pixel"] == [[0.5, 0.5]]
     assert any("2 of 2 images are synthetic" in warning for warning in read.warnings)
+
+
+def test_shares_of_a_segmentation_are_no_mask(tmp_path):
+    fractional = {
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4",
+        "SegmentationType": "FRACTIONAL",
+        "MaximumFractionalValue": 255,
+    }
+    shares = np.array([[0, 1], [128, 255]], np.uint8)
+    with pytest.raises(BadFileError, match="holds shares, such as 1 of 255"):
+        read_grey(dicom(tmp_path / "a.dcm", shares, 8, **fractional))
+    whole = read_grey(dicom(tmp_path / "b.dcm", shares // 255 * 255, 8, **fractional))
+    assert whole.pixels.tolist() == [[False, False], [False, True]]

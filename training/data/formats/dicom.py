@@ -49,6 +49,8 @@ def read_dicom(path: Path) -> GreyImage:
         stored = pydicom.dcmread(path).pixel_array
     if stored.dtype.kind != "u" or _rescaled(header):
         raise BadFileError("has values below 0, or in units of their own, and no window: nothing says what is white")
+    if (highest := int(stored.max())) > min(2**header.BitsStored, 2**16) - 1:
+        raise BadFileError(f"holds {highest}; its BitsStored is {header.BitsStored}, and no more than 16 are read")
     if "inverted" in decided:
         stored = 2**header.BitsStored - 1 - stored
     return GreyImage(stored.astype(np.uint8 if header.BitsStored <= 8 else np.uint16), spacing=spacing, decided=decided)
@@ -102,4 +104,9 @@ def _segments(stored: "Dataset") -> NDArray[np.bool_]:
     }
     if len(places) > 1:
         raise BadFileError(f"segments {len(places)} planes, not one")
+    if stored.get("SegmentationType") == "FRACTIONAL":
+        most = stored.MaximumFractionalValue
+        if len(between := np.unique(frames[(frames != 0) & (frames != most)])):
+            told = f"{between[0]} of {most}"
+            raise BadFileError(f"holds shares, such as {told}; a mask says where a lesion is, or is not")
     return (frames != 0).any(axis=0)

@@ -15,7 +15,7 @@ from training.data.layouts.recording import Recording
 from training.data.layouts.stacks import read_stacks
 from training.data.preparation.resize import Floats
 from training.data.preparation.short_axis import SETTINGS, prepare
-from training.data.problems import Problems
+from training.data.problems import DataError, Problems
 
 
 class Slices(NamedTuple):
@@ -76,7 +76,7 @@ def _read(path: Path) -> Slices | None:
     try:
         with np.load(path) as arrays:
             return Slices(**arrays)
-    except (OSError, TypeError, ValueError, zipfile.BadZipFile):  # there is none, or not all of it
+    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile):  # there is none, or not all of it
         return None
 
 
@@ -87,5 +87,8 @@ def _write(path: Path, slices: Slices) -> None:
         with aside.open("wb") as file:
             np.savez(file, **slices._asdict())
         aside.replace(path)
+    except OSError as error:
+        why = error.strerror or error
+        raise DataError(f"{path.parent} cannot be written: {why}; XDG_CACHE_HOME names another place") from error
     finally:
         aside.unlink(missing_ok=True)

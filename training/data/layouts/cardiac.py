@@ -51,6 +51,7 @@ def load_cardiac(
     layout = acdc if acdc.find_patients(folder) else mnms
     recordings = layout.find_recordings(folder, problems)
     parts = assign(recordings, folder, validation_fraction, seed)
+    check_parts(recordings, parts, folder)
     chosen = {
         recording.image.relative_to(folder).as_posix(): (prefix, recording)
         for prefix, recording, part in zip(prefixes(recordings, folder), recordings, parts, strict=True)
@@ -117,6 +118,18 @@ def assign(recordings: Sequence[Recording], folder: Path, validation_fraction: f
         else "train"
         for recording, names in zip(recordings, folders, strict=True)
     ]
+
+
+def check_parts(recordings: Sequence[Recording], parts: Sequence[str], folder: Path) -> None:
+    """Raises DataError if patients of one name are in several parts: they may be one, and nobody may be in two."""
+    of_patient: dict[str, set[str]] = {}
+    for recording, part in zip(recordings, parts, strict=True):
+        of_patient.setdefault(recording.patient, set()).add(part)
+    if torn := sorted(patient for patient, those in of_patient.items() if len(those) > 1):
+        raise DataError(
+            f"{folder}: {len(torn)} patients are in more than one of train, validation and testing: {some(torn)}; if "
+            "they are others of the same name, rename them"
+        )
 
 
 def _draw(patient: str, seed: int) -> float:
