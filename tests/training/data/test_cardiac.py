@@ -411,7 +411,7 @@ class TestSplit:
     def test_patients_of_one_name_in_two_parts_are_refused(self, tmp_path):
         for part in ("Training", "Validation"):
             write_acdc(tmp_path / part / "patient001")
-        with pytest.raises(DataError, match="1 patients are in more than one of train, .*: patient001"):
+        with pytest.raises(DataError, match=r"1 patients are in more than one of train, .*: patient001"):
             load_cardiac(tmp_path, 32)
 
     def test_an_empty_file_in_the_cache_is_none(self, tmp_path):

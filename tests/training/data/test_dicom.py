@@ -121,7 +121,7 @@ def test_jpeg_2000_is_read(tmp_path):
         (RAMP, {"PixelAspectRatio": [1, 2]}, "pixels must be square"),
         (RAMP, {"BurnedInAnnotation": "YES"}, "words burnt into it"),
         (RAMP, {"PixelData": b"12"}, "cannot be read"),
-        (RAMP + 1, {}, "holds 4096; its BitsStored is 12, and no more than 16 are read"),
+        (RAMP.astype(np.uint32) * 32, {"BitsStored": 32, "HighBit": 31}, "holds 131040; no more than 16 bits are read"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(tmp_path, pixels, attributes, said):

@@ -49,8 +49,8 @@ def read_dicom(path: Path) -> GreyImage:
         stored = pydicom.dcmread(path).pixel_array
     if stored.dtype.kind != "u" or _rescaled(header):
         raise BadFileError("has values below 0, or in units of their own, and no window: nothing says what is white")
-    if (highest := int(stored.max())) > min(2**header.BitsStored, 2**16) - 1:
-        raise BadFileError(f"holds {highest}; its BitsStored is {header.BitsStored}, and no more than 16 are read")
+    if (highest := int(stored.max())) >= 2**16:
+        raise BadFileError(f"holds {highest}; no more than 16 bits are read")
     if "inverted" in decided:
         stored = 2**header.BitsStored - 1 - stored
     return GreyImage(stored.astype(np.uint8 if header.BitsStored <= 8 else np.uint16), spacing=spacing, decided=decided)
