@@ -69,8 +69,12 @@ HEARTS = $(MEDGEN) fit --preset small --data phantom --precision bf16 --workers 
 
 phantom-hearts: setup
 	$(HEARTS) --model cmr_mask       --batch 64 --set 'steps=[2320]'       --out runs/cmr_mask-first
-	$(HEARTS) --model cmr_mask       --batch 32 --set 'steps=[4500]'       --out runs/cmr_mask-phantom \
-	  --init runs/cmr_mask-first --seed 1 --set learning_rate=7e-4 --set middle=0.7 --precision no
+	$(HEARTS) --model cmr_mask       --batch 32 --set 'steps=[4500]'       --out runs/cmr_mask-second \
+	  --init runs/cmr_mask-first --seed 1 --set learning_rate=7e-4 --set focus=0.7 --precision no
+	$(HEARTS) --model cmr_mask       --batch 32 --set 'steps=[2560]'       --out runs/cmr_mask-third \
+	  --init runs/cmr_mask-second --seed 2 --set learning_rate=5e-4 --set focus=0.7 --precision no
+	$(HEARTS) --model cmr_mask       --batch 32 --set 'steps=[1500]'       --out runs/cmr_mask-phantom \
+	  --init runs/cmr_mask-third --seed 3 --set learning_rate=5e-4 --set focus=0.8 --set focus_at=0.25 --precision no
 	$(HEARTS) --model cmr_ddpm_image --batch 32 --set 'steps=[2960]'       --out runs/cmr_ddpm_image-phantom
 	$(HEARTS) --model cmr_ldm_image  --batch 32 --set 'steps=[1200, 1680]' --out runs/cmr_ldm_image-phantom
 	$(HEARTS) --model cmr_flow_image --batch 32 --set 'steps=[1780]'       --out runs/cmr_flow_image-phantom
