@@ -1,6 +1,5 @@
-"""How many workers there are, and in which order they take files, for ``--dist loadfile --no-loadscope-reorder``."""
+"""The order in which workers take the files, for ``--dist loadfile --no-loadscope-reorder``."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -39,8 +38,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     turns = {HERE / name: turn for turn, name in enumerate(FIRST)}
     assert all(file.exists() for file in turns)
     items.sort(key=lambda item: turns.get(item.path, len(turns)))
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: tests of servers, browsers and processes wait half the time."""
-    return (os.cpu_count() or 1) + 1
