@@ -39,6 +39,7 @@ UNNAMED = "does not name the classes of its masks: only their range was checked"
 MASKS_OF_WHOM = "its files do not say whether its masks were given: if so, their shapes are none of the model's"
 A_PATIENT_A_VOLUME = "each volume is taken for a patient of its own, by its name (--patient finds another in it)"
 ONE_PATIENT_EACH = "nothing is known of its patients, so each pair counts as one: intervals are too narrow if it is not"
+OF_PATIENTS = (A_PATIENT_A_VOLUME, ONE_PATIENT_EACH)
 
 
 def read_pairs(
@@ -113,7 +114,7 @@ def _renamed(pairs: Pairs, name: str | None, patient: str | None) -> Pairs:
             missed = [each for each, match in zip(pairs.names, found, strict=True) if match is None]
             raise EvaluationError(f"--patient {patient!r} finds nothing in {len(missed)} names: {some(missed)}")
         knows, patients = True, tuple(match[1 if match.re.groups else 0] for match in found if match)
-        warnings = tuple(line for line in warnings if line not in (ONE_PATIENT_EACH, A_PATIENT_A_VOLUME))
+        warnings = tuple(line for line in warnings if line not in OF_PATIENTS)
     return replace(pairs, name=name or pairs.name, patients=patients, knows_patients=knows, warnings=warnings)
 
 

@@ -18,7 +18,7 @@ from benchmarks.evaluation.pairs import (
     share_names,
     together,
 )
-from benchmarks.evaluation.reading import A_PATIENT_A_VOLUME, ONE_PATIENT_EACH, has_split, read_pairs
+from benchmarks.evaluation.reading import OF_PATIENTS, has_split, read_pairs
 from benchmarks.evaluation.report import Cell, Section, Table
 from serving.bundle import REPOSITORY
 
@@ -162,9 +162,7 @@ def open_sides(asked: Asked) -> Sides:
 
 def warnings_of(side: Pairs) -> list[str]:
     """What was said when it was read, and what it is too few of."""
-    lines = [
-        f"{side.name}: {line}" if line in (ONE_PATIENT_EACH, A_PATIENT_A_VOLUME) else line for line in side.warnings
-    ]
+    lines = [f"{side.name}: {line}" if line in OF_PATIENTS else line for line in side.warnings]
     if side.knows_patients and side.patient_count < FEW_PATIENTS:
         lines.append(
             f"{side.name}: {side.patient_count} patients are few. Intervals over so few are too narrow, and what is "

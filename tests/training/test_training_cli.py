@@ -91,6 +91,15 @@ class TestFit:
         (before,) = its_config["ancestors"]
         assert [before[key] for key in ("digest", "data")] == [config["digest"], config["data"]]
         assert all(torch.equal(tensor, end.state_dict()[name]) for name, tensor in start.state_dict().items())
+        assert "and goes on under" not in result.output
+
+    def test_a_start_under_another_schedule_is_said(self, run, tmp_path):
+        schedule = json.dumps({**load_checkpoint(run)[1]["preset"]["schedule"], "beta_end": 0.01})
+        result = train(*FIT, "--out", str(tmp_path), "--init", str(run), "--set", f"schedule={schedule}")
+        assert result.exit_code == 0, result.output
+        line = " ".join(result.output.split())
+        assert f"{run} learnt under Schedule(" in line
+        assert "beta_end=0.01" in line.partition("and goes on under")[2]
 
     def test_it_starts_from_weights_that_others_published(self, tmp_path):
         theirs = tiny_family("pggan").generator.state_dict()

@@ -45,7 +45,8 @@ def load_cardiac(
         seed: of that draw.
 
     Raises:
-        DataError: a file of the split is missing or cannot be used (all are listed), or no slice is left.
+        DataError: a file of the split is missing or cannot be used (all are listed), patients of one name are in
+            several parts, or no slice is left.
     """
     problems = Problems(folder)
     layout = acdc if acdc.find_patients(folder) else mnms
