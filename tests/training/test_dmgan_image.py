@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny import contents
 from tiny_families import ONE_PASS, random_batch, set_options, tiny_family
 from torch import Tensor
 
+from serving.folders import locked
 from training.__main__ import main
 from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from training.federated.panel import Verdict
@@ -199,11 +201,28 @@ class TestCommand:
         result = self.fit(tmp_path / "run", "--prior", str(prior), "--sites", "2", "--private", "epsilon=1")
         assert result.exit_code == 0, result.output
         assert "2 sites of 4 pictures, by patients; the sizes of breasts are not known" in result.output
+        log = (tmp_path / "run" / "sites" / "site-01" / "log.txt").read_text()
+        (said,) = (line for line in log.splitlines() if line.startswith("--private: an answer's epsilon is "))
+        assert float(said.split()[5].rstrip(",")) > 100, "what the values are costs more than which they are"
+        assert said in result.output
         assert find_checkpoint(tmp_path / "run").name == "00000002"
         row = (tmp_path / "run" / "log.csv").read_text().splitlines()[-1].split(",")
         assert row[5] == "-1.000000", "sites that add noise do not say what their discriminators lose"
         bare = self.fit(tmp_path / "run", "--prior", str(prior), "--sites", "2", "--resume")
         assert "--resume goes on with the run as it was: its epsilon is 1" in bare.output
+
+    def test_a_folder_that_is_taken_is_told_before_anything_is_written_there(self, prior: Path, tmp_path: Path):
+        (tmp_path / "run" / "checkpoints" / "00000002").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / "00000002" / "config.json").write_text("{}")
+        before = contents(tmp_path / "run")
+        assert "run already holds a run" in self.fit(tmp_path / "run", "--prior", str(prior)).output
+        assert contents(tmp_path / "run") == before
+        (tmp_path / "other").mkdir()
+        with locked(tmp_path / "other" / ".lock"):
+            before = contents(tmp_path / "other")
+            said = self.fit(tmp_path / "other", "--prior", str(prior)).output
+            assert "other is the folder of a run that is under way" in said
+            assert contents(tmp_path / "other") == before
 
     def test_a_run_of_fewer_sites_is_another_run_unless_they_are_real(self, prior: Path, tmp_path: Path):
         asked = ("--prior", str(prior), "--sites")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -23,10 +24,10 @@ from tiny_families import fields_of, random_batch
 
 from training import CheckpointError
 from training.data.dataset import LoadedPairs
-from training.federated import client
+from training.federated import client, runs
 from training.federated.channel import CHANNEL, ChannelError, check_door, check_free, listen, name_in, write_kits
 from training.federated.panel import MessageError, Question, Vote, mean_of
-from training.federated.runs import end, free_port, lost, prepared, recorded, split
+from training.federated.runs import end, free_port, lost, prepared, recorded, simulated_site, split
 from training.federated.server import STRIKES, SitesElsewhere
 from training.federated.shards import patient, shards
 from training.federated.site import Site, SitesHere
@@ -360,6 +361,20 @@ def test_a_server_resumed_from_a_checkpoint_before_its_last_goes_on_to_the_same_
     straight = fitted(False)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000005")
     assert fitted(True) == straight
+
+
+def test_the_noise_of_each_simulated_site_is_its_own(tmp_path: Path, monkeypatch) -> None:
+    """Though all begin with what the process had drawn that they are forked from."""
+    monkeypatch.setattr(runs, "run_site", lambda *given: given[-1](np.random.laplace(size=3).tolist()))
+    folders = [tmp_path / name for name in ("north", "south")]
+    for folder in folders:
+        folder.mkdir()
+        process = multiprocessing.get_context("fork").Process(target=simulated_site, args=("", folder, folder, {}, 1))
+        process.start()
+        process.join()
+    north, south = ((folder / "log.txt").read_text() for folder in folders)
+    assert north.startswith("[")
+    assert north != south
 
 
 class TestShards:

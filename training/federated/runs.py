@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -20,7 +22,7 @@ from training.data.dataset import LoadedPairs
 from training.family import Family
 from training.federated.channel import SERVER, ChannelError, check_installed, write_kits
 from training.federated.client import StruckOut, run_site
-from training.federated.privacy import check_fields, sparse_vector_privacy
+from training.federated.privacy import check_fields, sparse_vector_privacy, try_privacy
 from training.federated.server import SitesElsewhere
 from training.federated.shards import known_patient, shards
 from training.federated.site import Site, SitesHere
@@ -97,6 +99,8 @@ def judged(
                 address, kit = f"localhost:{free_port()}", out / "sites" / "kits" / SERVER
                 names = [f"site-{number:02d}" for number in range(1, sites.count + 1)]
                 key = key_of(files, digest, preset)
+                if sites.private:
+                    try_privacy(sites.private, (preset.batch, 1, preset.size, preset.size), say)
                 processes = prepared(out / "sites", names, shares, key, address, sites.private)
                 stack.callback(end, processes)
             family.panel = stack.enter_context(
@@ -183,6 +187,8 @@ def simulated_site(address: str, kit: Path, folder: Path, private: Mapping[str, 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which tells the sites
     failed = False
     torch.set_num_threads(threads)
+    # FLARE's noise is of numpy's own generator, whose state all that are forked have from one process.
+    np.random.seed()
     with open(folder / "log.txt", "a", buffering=1) as log:
 
         def open_data(terms: Terms) -> Pairs:
@@ -192,8 +198,9 @@ def simulated_site(address: str, kit: Path, folder: Path, private: Mapping[str, 
             return pairs
 
         try:
-            noisy = sparse_vector_privacy(private) if private else None
-            run_site(address, kit, folder, open_data, noisy, PATIENCE, lambda line: print(line, file=log))
+            say = partial(print, file=log)
+            noisy = sparse_vector_privacy(private, say) if private else None
+            run_site(address, kit, folder, open_data, noisy, PATIENCE, say)
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=log)
             failed = not isinstance(error, StruckOut)  # the others go on, and the server has said it
@@ -232,6 +239,8 @@ def open_site_data(data: str, prior_path: Path, folder: Path, skip_bad: bool, sa
             raise ValueError(
                 f"--prior {prior_path} has the sha256 {digest[:12]}; the server's prior {terms.prior[:12]}"
             )
+        if data == "phantom":
+            raise ValueError("--data is 'phantom'; say of how many reconstructions are to be found: phantom:COUNT")
         dataset = open_dataset(data, terms.preset.size, "train", skip_bad, masks=False)
         files = getattr(dataset, "files", None) or names_of(dataset)
         say(f"{len(dataset)} pictures; finding them again through the prior, which is done once")
