@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.pairs import Masks, Pairs
 from benchmarks.evaluation.progress import followed
+from training.memory import keep_freed_memory
 
 METRICS = ("Dice", "IoU", "HD95", "ASD", "precision", "recall")
 DISTANCES = ("HD95", "ASD")
@@ -72,6 +73,7 @@ def network_of(recipe: Recipe, classes: int) -> nn.Module:
 def trained(pairs: Pairs, classes: int, recipe: Recipe, steps: int, seed: int, what: str) -> nn.Module:
     """A DynUNet: images [B, 1, S, S] in [-1, 1] -> logits [B, classes, S, S]; the same for the same seed."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    keep_freed_memory()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = network_of(recipe, classes).to(device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from serving.progress import NowAndThen
+from training.memory import keep_freed_memory
 
 BATCH = 16
 LEARNING_RATE = 2e-3
@@ -21,6 +22,7 @@ LEARNING_RATE = 2e-3
 def train_segmenter(dataset: Sequence[dict[str, Tensor]], classes: int, epochs: int, seed: int = 0) -> nn.Module:
     """A residual UNet: images [B, 1, H, W] in [-1, 1] -> logits [B, classes, H, W]; the same for the same seed."""
     torch.manual_seed(seed)
+    keep_freed_memory()
     network = UNet(2, 1, classes, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2, norm="BATCH")
     criterion = DiceCELoss(to_onehot_y=True, softmax=True)
     loader: DataLoader[dict[str, Tensor]] = DataLoader(

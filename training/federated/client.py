@@ -25,6 +25,7 @@ from training.federated.channel import (
 from training.federated.panel import MessageError
 from training.federated.site import Filter, PairData, Site
 from training.federated.terms import Terms
+from training.memory import keep_freed_memory
 
 HEARTBEAT = 3.0  # seconds without a question, after which a site says that it is still there
 FAREWELL = 10.0  # seconds until a server has noticed that a site of the same name has gone
@@ -60,6 +61,7 @@ def run_site(
         CheckpointError: what was kept is damaged or of another run.
         ValueError: the data do not fit.
     """
+    keep_freed_memory()
     name = name_in(kit, "client")
     wait_for_door(address, kit, patience, say)
     cell = open_cell(name, address, kit, "client")
