@@ -11,6 +11,7 @@ import click
 
 # Here and above, nothing that takes long: commands import what they need when they run.
 from serving.command_list import CommandList
+from serving.finite import FiniteRange
 from training import CheckpointError
 from training.assignment import assignment
 from training.importing import import_command
@@ -51,7 +52,7 @@ def main() -> None:
 @click.option("--sites",            type=click.IntRange(1, 1000),                     help="Of dmgan_image: discriminators at so many sites, simulated on this machine by cutting --data, or with --listen real ones.")
 @click.option("--listen",           metavar="HOST:PORT",                              help="Wait there for the sites, which have data of their own; --data is the server's alone.")
 @click.option("--certificate",      type=click.Path(path_type=Path),                  help="The server's kit, of python -m training certificates.")
-@click.option("--site-timeout",     default=60.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Seconds after which a site is left out of a step.")
+@click.option("--site-timeout",     default=60.0, show_default=True, type=FiniteRange(0, min_open=True), help="Seconds after which a site is left out of a step.")
 @click.option("--private", "private", multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Of simulated sites: noise on their votes, by fields of FLARE's SVTPrivacy, as in --private epsilon=1.")
 def fit_command(
     model: str,
@@ -88,7 +89,7 @@ def fit_command(
     from serving.bundle import file_digest
     from training.checkpoint import find_checkpoint, read_config
     from training.federated.runs import Sites, judged
-    from training.fit import Run
+    from training.fit import Run, check_folder
     from training.lineage import lineage
     from training.models import load_family
     from training.reconstructions import open_prior
@@ -133,6 +134,7 @@ def fit_command(
         def learning(dataset: Any) -> AbstractContextManager[Any]:
             if through is None:
                 return nullcontext(dataset)
+            check_folder(out, resume)  # before what takes long, and is written there
             out.mkdir(parents=True, exist_ok=True)
             return judged(untrained, dataset, *through, elsewhere, out, seed, click.echo)
 
@@ -208,7 +210,7 @@ def distill_command(
         config = {"preset_name": known.get("preset_name", "custom"), **kept, "data": source, "seed": seed}
         config |= {"precision": precision, "student": planned.record(), "ancestors": lineage(known)}
         run = Run(out, config, seed, precision, compiled, workers, log_every, checkpoint_every, preview_every)
-        train(student, source, run, resume, skip_bad)
+        train(student, source, run, resume, skip_bad, learnt_by_teacher=None if data else known.get("data_digest"))
 
 
 # fmt: on
@@ -217,12 +219,17 @@ def distill_command(
 @contextmanager
 def failures_in_words(out: Path) -> Iterator[None]:
     """What can be expected to go wrong in a run is one line, and a run that was stopped ends with 130."""
+    import torch
+
     from training.data import DataError
     from training.federated.channel import ChannelError
     from training.fit import Interrupted
 
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        (why, *_) = str(error).splitlines() or ["out of memory"]
+        raise click.ClickException(f"{why}: a smaller --batch takes less") from error
     except BrokenPipeError:
         raise  # who reads has seen enough, and click knows what to do
     except OSError as error:
@@ -243,10 +250,12 @@ def train(
     skip_bad: bool,
     learning: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
     may_change: Set[str] = frozenset(),
+    learnt_by_teacher: str | None = None,
 ) -> None:
     """Open the data, see that a run that is resumed is as it was, and fit.
 
     learning: of the data what is learnt from. may_change: what of the config is not the run's for ever.
+    learnt_by_teacher: the digest that the data's files must have, if they must.
     """
     from accelerate import PartialState
 
@@ -260,12 +269,14 @@ def train(
     from training.fit import fit
 
     preset = untrained.preset
+    run = dataclasses.replace(run, config={**run.config, "processes": PartialState().num_processes})
     if resume:
         now = {"model": untrained.name, **run.config, "preset": dataclasses.asdict(preset)}
         before = read_config(find_checkpoint(run.out))
         if before.get("model") == untrained.name:
             before["preset"] = with_defaults(preset, before.get("preset", {}))
         now = json.loads(json.dumps(now))
+        before.setdefault("processes", now["processes"])  # which an older medgen did not say
         if "ancestors" not in before:  # of an older medgen, which kept one digest alone
             before["ancestors"] = now.get("ancestors")
             if "student" in before and "student" in now:
@@ -283,6 +294,10 @@ def train(
         dataset = open_dataset(data, preset.size, "train", skip_bad, labels or LESION, masks=bool(labels))
         check_classes(untrained, dataset, data)
     files = getattr(dataset, "files", {})
+    if learnt_by_teacher not in (None, listing_digest(files)):
+        raise ValueError(
+            f"{data} is not what the teacher learnt from: its files are others; name with --data what to take"
+        )
     if resume:
         then = read_config(find_checkpoint(run.out)).get("data_digest")
         if then is None:
@@ -296,6 +311,11 @@ def train(
         checkpoint = fit(untrained, learnt, dataclasses.replace(run, config=config, files=files), resume)
     if PartialState().is_main_process:
         click.echo(f"{checkpoint} is ready: medgen export build --model {untrained.name} --checkpoint {run.out}")
+
+
+# Of presets: what says how is learnt, which may be another at any time, and what networks compute with the same weights.
+OF_LEARNING = {"batch", "steps", "learning_rate", "lr_schedule", "weight_decay", "ema_decay", "betas", "focus", "focus_at"}
+OF_NETWORKS = {"head_dim", "norm_groups", "time_embedding"}
 
 
 def start_from(checkpoint: Path, untrained: "Family") -> list[dict[str, Any]]:
@@ -312,9 +332,13 @@ def start_from(checkpoint: Path, untrained: "Family") -> list[dict[str, Any]]:
     if shapes[0] != shapes[1]:
         raise ValueError(f"--init is {checkpoint}, a {trained.name} of other networks than this preset's")
     untrained.load_state_dict(trained.state_dict())
-    then, now = (model.preset.schedule for model in (trained, untrained))
-    if then != now:
-        click.echo(f"{checkpoint} learnt under {then}, and goes on under {now}")
+    then, now = (dataclasses.asdict(model.preset) for model in (trained, untrained))
+    for name in sorted((then.keys() & now.keys()) - OF_LEARNING):
+        if then[name] == now[name]:
+            continue
+        if name in OF_NETWORKS:
+            raise ValueError(f"--init is {checkpoint}, whose {name} is {then[name]}; this preset's is {now[name]}")
+        click.echo(f"{checkpoint} learnt with {name} {then[name]}, and goes on with {now[name]}")
     return lineage(config)
 
 
@@ -361,8 +385,8 @@ def pack_command(checkpoint: Path, out: Path) -> None:
 @click.option("--data",        required=True,                                          help="This site's pictures, as of fit; they do not leave it.")
 @click.option("--prior",       required=True, type=click.Path(path_type=Path),         help="The server's pggan.")
 @click.option("--out",         required=True, type=click.Path(path_type=Path),         help="This site's folder: its discriminator's checkpoints, and its reconstructions.")
-@click.option("--private", "private", multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Noise on what is said of pictures, by fields of FLARE's SVTPrivacy: epsilon, gamma, fraction, tau, noise_var.")
-@click.option("--patience",    default=600.0, show_default=True, type=click.FloatRange(0), help="Seconds that the server may be away.")
+@click.option("--private", "private", multiple=True, callback=assignment, metavar="FIELD=VALUE", help="Noise on what is said of pictures, by fields of FLARE's SVTPrivacy: epsilon, epsilon_release, gamma, fraction, tau, noise_var.")
+@click.option("--patience",    default=600.0, show_default=True, type=FiniteRange(0), help="Seconds that the server may be away.")
 @click.option("--skip-bad",    is_flag=True,                                           help="Leave out files that cannot be used, instead of stopping.")
 def site_command(
     server: str, certificate: Path, data: str, prior: Path, out: Path, private: dict[str, Any], patience: float, skip_bad: bool
@@ -380,7 +404,7 @@ def site_command(
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        noisy = sparse_vector_privacy(private) if private else None
+        noisy = sparse_vector_privacy(private, click.echo) if private else None
         with locked(out / ".lock"):
             opened = open_site_data(data, prior, out, skip_bad, click.echo)
             run_site(server, certificate, out, opened, noisy, patience, click.echo)

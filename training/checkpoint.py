@@ -25,6 +25,7 @@ from training.models import family_names, load_family
 
 FORMAT = 1
 CONFIGS = "checkpoints/[0-9]*/config.json"  # in a run folder; one that is being written has a name with a dot
+TRAINING = "training.pt"
 SHIPPED = Path(__file__).parent / "checkpoints"
 
 
@@ -53,7 +54,7 @@ def save_checkpoint(
             (aside / "config.json").write_text(json.dumps(described, indent=2) + "\n")
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, aside / "model.safetensors")
             if training is not None:
-                torch.save(dict(training), aside / "training.pt")
+                torch.save(dict(training), aside / TRAINING)
     except (OSError, RuntimeError, SafetensorError, Busy) as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
 
@@ -219,6 +220,8 @@ def pack(path: Path, out: Path) -> Path:
     """
     if out.exists() and not (out / "config.json").is_file():
         raise CheckpointError(f"{out} is there already and no checkpoint; name a new folder")
+    if (out / TRAINING).exists():
+        raise CheckpointError(f"{out} is a checkpoint that a training may go on from; name a new folder")
     family, config = load_checkpoint(path)
     kept = {key: value for key, value in config.items() if key not in ("format", "model", "preset", "digest")}
     kept.setdefault("packed_from", config["digest"])

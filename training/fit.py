@@ -26,9 +26,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from serving.folders import Busy, locked, remove
 from serving.progress import NowAndThen
-from training.checkpoint import CONFIGS, CheckpointError, find_checkpoint, save_checkpoint
+from training.checkpoint import CONFIGS, TRAINING, CheckpointError, find_checkpoint, save_checkpoint
 from training.data.listing import Listing, write_listing
 from training.family import Batch, Family, Loss, Preset, Turn, WaitedInVain
+from training.memory import keep_freed_memory
 from training.preview import save_preview
 
 LOG_FIELDS = ("step", "phase", "loss", "learning_rate", "samples_per_second")
@@ -140,6 +141,8 @@ def fit(family: Family, dataset: Dataset, run: Run, resume: bool = False) -> Pat
         )
     distributed = DistributedDataParallelKwargs(find_unused_parameters=family.has_idle_weights)
     accelerator = Accelerator(mixed_precision=run.precision, kwargs_handlers=[distributed])
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     if resume:
         find_checkpoint(run.out)
     run.out.mkdir(parents=True, exist_ok=True)
@@ -147,7 +150,24 @@ def fit(family: Family, dataset: Dataset, run: Run, resume: bool = False) -> Pat
         with locked(run.out / LOCK) if accelerator.is_main_process else nullcontext():
             return train(family, dataset, run, resume, accelerator)
     except Busy as error:
-        raise CheckpointError(f"{run.out} is the folder of a run that is under way: {error}") from None
+        raise CheckpointError(under_way(run.out, error)) from None
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """Raises CheckpointError where ``fit`` would not begin, or not go on."""
+    if resume:
+        find_checkpoint(out)
+    elif any(out.glob(CONFIGS)):
+        raise CheckpointError(f"{out} already holds a run; go on with it (--resume) or name another folder")
+    try:
+        with locked(out / LOCK) if out.exists() else nullcontext():
+            pass
+    except Busy as error:
+        raise CheckpointError(under_way(out, error)) from None
+
+
+def under_way(out: Path, error: Busy) -> str:
+    return f"{out} is the folder of a run that is under way: {error}"
 
 
 def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator: Accelerator) -> Path:
@@ -422,7 +442,7 @@ def clear(checkpoints: Path) -> None:
 
 def load_training_state(out: Path) -> dict[str, Any]:
     """What the newest checkpoint of a run holds to go on from."""
-    file = find_checkpoint(out) / "training.pt"
+    file = find_checkpoint(out) / TRAINING
     if not file.is_file():
         raise CheckpointError(f"{file} is missing: this checkpoint can be exported, not resumed")
     try:

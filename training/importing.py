@@ -82,7 +82,7 @@ def names(_context: click.Context, _parameter: click.Parameter, text: str | None
 @click.option("--config",           type=click.Path(path_type=Path),                  help="inference.json of a lone file of MONAI's weights, or scheduler_config.json of a lone network of diffusers'.")
 @click.option("--weights",          type=click.Path(path_type=Path),                  help="imported: the denoiser's weights in a bundle.  [default: models/model.pt]")
 @click.option("--autoencoder-weights", type=click.Path(path_type=Path),               help="imported: the autoencoder's.  [default: models/model_autoencoder.pt]")
-@click.option("--key",              help="imported, cmr_*, controlnet: under which the files hold the state dict, if there is more in them.")
+@click.option("--key",              help="imported, cmr_mask, cmr_flow_image, controlnet: under which the files hold the state dict, if there is more in them.")
 def import_command(source: Path, model: str, out: Path, fields: dict[str, Any], **options: Any) -> None:
     """Make a checkpoint of SRC, that other people's code has written.
 

@@ -113,7 +113,13 @@ class ControlledUNet(nn.Module):
         self.begin_control()
 
     def begin_control(self) -> None:
-        """The ControlNet begins as the UNet's encoder: Zhang et al. 2023 (arXiv 2302.05543), section 3.1."""
+        """The ControlNet begins as the UNet's encoder: Zhang et al. 2023 (arXiv 2302.05543), section 3.1.
+
+        One that has learnt, whose zero convolutions are no longer 0, stays as it is.
+        """
+        ends = (self.control.controlnet_down_blocks, self.control.controlnet_mid_block)
+        if any(weight.any() for end in ends for weight in end.parameters()):
+            return
         self.control.load_state_dict(self.unet.state_dict(), strict=False)
 
     def forward(self, state: Tensor, t: Tensor, mask: Tensor) -> Tensor:

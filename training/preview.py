@@ -1,20 +1,38 @@
 """Pictures of what a half-trained model draws."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from serving.sample_set import Samples, under
 from serving.sampling.noise import draw
-from serving.sampling.solvers import solver_table
+from serving.sampling.solvers import SOLVERS, solver_table
 from serving.writers.pictures import contact_sheet
 from training.family import Family
 
 COUNT = 16
+
+
+class Noises(Sequence[Tensor]):
+    """Of seeds 0 to 15: the start, and one for each of some rows. Each is drawn when it is asked for, for those of a
+    thousand rows at 512 pixels take 17 GB."""
+
+    def __init__(self, family: Family, rows: int, device: torch.device) -> None:
+        self.family, self.rows, self.device = family, rows, device
+
+    def __len__(self) -> int:
+        return 1 + self.rows
+
+    def __getitem__(self, number: Any) -> Any:
+        noise = np.empty((COUNT, *self.family.sample_shape), np.float32)
+        for seed, sample in enumerate(noise):
+            draw(seed, self.family.name, number, out=sample)
+        return torch.from_numpy(noise).to(self.device)
 
 
 def save_preview(
@@ -29,11 +47,8 @@ def save_preview(
     preset = family.preset
     schedule, solver = preset.schedule, str(preset.default_solver)
     rows = 0 if schedule is None else len(solver_table(solver, schedule, preset.default_steps))
-    noises = np.empty((rows + 1, COUNT, *family.sample_shape), np.float32)
-    for number, noise in enumerate(noises):
-        for seed, sample in enumerate(noise):
-            draw(seed, family.name, number, out=sample)
     device = next(family.parameters()).device
+    noises = Noises(family, rows if rows and SOLVERS[solver].stochastic else 0, device)
     condition = None
     if (wanted := family.condition) is not None:
         pairs = len(dataset)  # type: ignore[arg-type]
@@ -42,9 +57,7 @@ def save_preview(
         if not wanted.classes:
             low, high = wanted.limits
             condition = (low + (condition + 1) / 2 * (high - low)).clamp(low, high)
-    tensors = family.sample(
-        list(torch.from_numpy(noises).to(device)), preset.default_solver, preset.default_steps, condition, progress
-    )
+    tensors = family.sample(noises, preset.default_solver, preset.default_steps, condition, progress)
     arrays = {output.name: tensor.cpu().numpy() for output, tensor in zip(family.outputs, tensors, strict=True)}
     samples = Samples(arrays, [{"seed": seed} for seed in range(COUNT)], family.outputs)
     if family.condition is not None and condition is not None:

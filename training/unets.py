@@ -35,9 +35,11 @@ class UNetPreset(SteppingPreset):
             )
         if not set(self.attention) <= set(levels):
             raise ValueError(f"preset field 'attention' is {self.attention}; the levels are {tuple(levels)}")
-        if self.head_dim < 1 or any(self.widths[level] % self.head_dim for level in self.attention):
+        attending = [self.widths[level] for level in sorted({*self.attention, levels[-1]})]  # the deepest always
+        if self.head_dim < 1 or any(width % self.head_dim for width in attending):
             raise ValueError(
-                f"preset field 'head_dim' is {self.head_dim}; it must divide the widths of the levels with attention"
+                f"preset field 'head_dim' is {self.head_dim}; it must divide the widths of the levels with attention, "
+                f"{', '.join(map(str, attending))}"
             )
 
     @property

@@ -76,3 +76,11 @@ def test_a_controlnet_begins_as_its_unet_which_has_never_seen_a_mask():
     assert all(torch.equal(control.state_dict()[name], theirs[name]) for name in shared)
     torch.testing.assert_close(model.denoiser(state, t, mask), alone)
     torch.testing.assert_close(model.predicted("control", state, t, batch, torch.Generator()), alone)
+
+
+@torch.no_grad()
+def test_a_controlnet_that_has_learnt_is_not_begun_again():
+    model = tiny_family("controlnet")  # whose zero convolutions are not 0
+    before = {name: weight.clone() for name, weight in model.denoiser.control.state_dict().items()}
+    model.begin("control", None)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.denoiser.control.state_dict().items())

@@ -167,6 +167,7 @@ class TestLatents:
             ({"autoencoder_widths": [8, 14]}, r"'norm_groups' is 4; it must divide \(8, 14\)"),
             ({"codes": 0}, "'codes' is 0; it must be at least 1"),
             ({"head_dim": 5}, "'head_dim' is 5"),
+            ({"attention": [], "head_dim": 32}, "'head_dim' is 32; .* the levels with attention, 16"),  # the deepest
         ],
     )
     def test_networks_that_cannot_be_are_refused(self, fields, message):

@@ -196,6 +196,14 @@ class TestPack:
             pack(saved, diary)
         assert contents(diary) == {"today": b"a page"}
 
+    def test_nor_a_checkpoint_that_a_training_may_go_on_from(self, saved, tmp_path):
+        run = tmp_path / "run" / "checkpoints" / "00000001"
+        save_checkpoint(run, tiny_pig(), tiny_pig().state_dict(), {"preset_name": "small"}, {"step": 1})
+        before = contents(run)
+        with pytest.raises(CheckpointError, match=r"00000001 is a checkpoint that a training may go on from"):
+            pack(saved, run)
+        assert contents(run) == before
+
 
 class TestShipped:
     def test_it_is_found_by_model(self, saved, tmp_path, monkeypatch):

@@ -335,6 +335,15 @@ def test_a_run_of_an_older_medgen_goes_on_and_says_more(teacher: Path, run: Path
     assert [after[name] for name in ("ancestors", "student")] == [before[name] for name in ("ancestors", "student")]
 
 
+def test_other_files_than_the_teacher_learnt_are_refused_unless_they_are_named(teacher: Path, tmp_path: Path) -> None:
+    family, known = load_checkpoint(teacher)
+    save_checkpoint(tmp_path / "patients", family, family.state_dict(), {**known, "data_digest": "d" * 64})
+    asked = ["distill", "--teacher", str(tmp_path / "patients"), "--out", str(tmp_path / "run"), "--steps", "4"]
+    result = CliRunner().invoke(main, asked)
+    assert "phantom:4 is not what the teacher learnt from: its files are others; name with --data" in result.output
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_teacher_cannot_go_on(teacher: Path, run: Path, tmp_path: Path) -> None:
     family, _ = load_checkpoint(teacher)
     save_checkpoint(

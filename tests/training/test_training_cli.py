@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -91,15 +92,15 @@ class TestFit:
         (before,) = its_config["ancestors"]
         assert [before[key] for key in ("digest", "data")] == [config["digest"], config["data"]]
         assert all(torch.equal(tensor, end.state_dict()[name]) for name, tensor in start.state_dict().items())
-        assert "and goes on under" not in result.output
+        assert "and goes on with" not in result.output
 
     def test_a_start_under_another_schedule_is_said(self, run, tmp_path):
         schedule = json.dumps({**load_checkpoint(run)[1]["preset"]["schedule"], "beta_end": 0.01})
         result = train(*FIT, "--out", str(tmp_path), "--init", str(run), "--set", f"schedule={schedule}")
         assert result.exit_code == 0, result.output
         line = " ".join(result.output.split())
-        assert f"{run} learnt under Schedule(" in line
-        assert "beta_end=0.01" in line.partition("and goes on under")[2]
+        assert f"{run} learnt with schedule {{" in line
+        assert "'beta_end': 0.01" in line.partition("and goes on with")[2]
 
     def test_it_starts_from_weights_that_others_published(self, tmp_path):
         theirs = tiny_family("pggan").generator.state_dict()
@@ -130,6 +131,11 @@ class TestFit:
     def test_it_does_not_start_from_other_networks(self, run, tmp_path):
         line = the_line(train(*FIT, "--out", str(tmp_path), "--init", str(run), "--set", "layers=2"))
         assert f"--init is {run}, a pig of other networks than this preset's" in line
+
+    @pytest.mark.parametrize(("field", "then", "now"), [("head_dim", 8, 16), ("norm_groups", 4, 8)])
+    def test_nor_from_such_as_compute_something_else_with_the_same_weights(self, run, tmp_path, field, then, now):
+        line = the_line(train(*FIT, "--out", str(tmp_path), "--init", str(run), "--set", f"{field}={now}"))
+        assert f"--init is {run}, whose {field} is {then}; this preset's is {now}" in line
 
     @pytest.mark.parametrize("model", [name for name in FAMILIES if name.startswith("cmr")])
     def test_masks_of_other_classes_are_refused(self, model, tmp_path):
@@ -184,6 +190,14 @@ class TestResume:
 
     def test_another_start_is_named(self, run):
         assert "its init is None, not " in the_line(train(*FIT, "--out", str(run), "--resume", "--init", str(run)))
+
+    def test_another_number_of_processes_is_named(self, run, tmp_path):
+        shutil.copytree(run, tmp_path / "run")
+        file = find_checkpoint(tmp_path / "run") / "config.json"
+        config = json.loads(file.read_text())
+        assert config["processes"] == 1
+        file.write_text(json.dumps({**config, "processes": 4}))
+        assert "its processes is 4, not 1" in the_line(train(*FIT, "--out", str(tmp_path / "run"), "--resume"))
 
     def test_nothing_to_resume_is_named(self, tmp_path):
         assert f"no checkpoint in {tmp_path}" in the_line(train(*FIT, "--out", str(tmp_path), "--resume"))

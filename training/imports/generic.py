@@ -81,6 +81,8 @@ def imported_family(found: Found, said: Said, fields: Mapping[str, Any]) -> tupl
         family = Imported(PRESETS["small"].replaced(preset).replaced(fields))  # type: ignore[arg-type]  # of its type
     except ValueError as error:
         raise CheckpointError(str(error)) from error
+    except RuntimeError as error:
+        raise CheckpointError(f"the autoencoder decodes no state {preset['state']} of the denoiser: {error}") from error
     for part, network in {"denoiser.net": found.denoiser, "autoencoder": found.autoencoder}.items():
         if network is not None:
             family.get_submodule(part).load_state_dict(network.weights)

@@ -55,7 +55,10 @@ def from_diffusers(written: Mapping[str, Any], where: str) -> Sampling:
     kind = getattr(diffusers, name)
     given = {key: value for key, value in written.items() if not key.startswith("_")}
     refuse_unknown(given, kind, where)
-    scheduler = kind.from_config(given)
+    try:
+        scheduler = kind.from_config(given)
+    except (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: diffusers makes no {name} of it: {error}") from error
     config = dict(scheduler.config)
     if config["prediction_type"] not in PREDICTIONS:
         raise CheckpointError(f"{where}: prediction_type is {config['prediction_type']!r}; known are {[*PREDICTIONS]}")

@@ -208,6 +208,16 @@ class TestDiffusers:
             ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type is 'flow'"),
             ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "betas must be above 0 and below 1"),
             ("scheduler/scheduler_config.json", {"new": 1}, "has 'new', which DDIMScheduler of this version"),
+            (
+                "scheduler/scheduler_config.json",
+                {"beta_schedule": "sigmoid"},
+                "makes no DDIMScheduler of it: ",
+            ),
+            (
+                "scheduler/scheduler_config.json",
+                {"num_train_timesteps": "9"},
+                "makes no DDIMScheduler of it: ",
+            ),
             ("unet/config.json", {"_class_name": "Transformer2DModel"}, "is of a Transformer2DModel"),
             ("unet/config.json", {"class_embed_type": "identity"}, "does not run on states of"),
             ("unet/config.json", {"new": 1}, "has 'new', which UNet2DModel of this version does not know"),
