@@ -12,6 +12,7 @@ from export.options import BF16_OPSET, COMPATIBILITY, OPSET, TARGETS, TOLERANCES
 from serving.bundle import MAX_BATCH, REPOSITORY, BundleError
 from serving.command_list import CommandList
 from serving.engines import EngineError
+from serving.finite import FiniteRange
 from serving.folders import Busy
 from serving.progress import NowAndThen
 from serving.signals import terminated_as_interrupted
@@ -75,13 +76,13 @@ def main() -> None:
 @click.option("--max-batch",  default=16, show_default=True, type=click.IntRange(1, MAX_BATCH),    help="Samples that one launch may hold.")
 @click.option("--opset",      type=click.IntRange(18, 23),                                         help=f"ONNX operator set.  [default: {OPSET}, the fastest; {BF16_OPSET} for bf16]")
 @click.option("--fuse/--no-fuse", "fused", default=None,                                          help="Whether to put the fused operators of `kernels` into the graphs.  [default: --fuse; for tensorrt the faster, timed on this GPU]")
-@click.option("--tolerance",  type=click.FloatRange(0),                                            help=f"Largest difference from PyTorch in any one step.  [default: {STEP_TOLERANCES}]")
-@click.option("--end-to-end-tolerance", type=click.FloatRange(0),                                  help=f"Largest difference at the end: of an image's values, of a mask's share of pixels.  [default: {END_TOLERANCES}, and 0.001 for masks]")
+@click.option("--tolerance",  type=FiniteRange(0),                                            help=f"Largest difference from PyTorch in any one step; of a gradient, as a share of its length.  [default: {STEP_TOLERANCES}]")
+@click.option("--end-to-end-tolerance", type=FiniteRange(0),                                  help=f"Largest difference at the end: of an image's values, of a mask's share of pixels, of a loss as a share of it.  [default: {END_TOLERANCES}, and 0.001 for masks]")
 @click.option("--unfinished", is_flag=True,                                                        help="Take a checkpoint whose training was not through; bundle and samples say so.")
 @click.option("--set",        "chosen", multiple=True, callback=assignment, metavar="FIELD=VALUE",   help="Change a field of the preset that training does not decide, as in --set direction=b_to_a.")
 @click.option("--preset",     help="Of a model that is made from another's checkpoint, one of its own presets.  [default: that which is called as the checkpoint's]")
 @click.option("--license",    metavar="ID",                                                            help="Licence of the weights for the model card, as Hugging Face's hub names it.  [default: what the checkpoint says, or unknown]")
-@click.option("--workspace",  type=click.FloatRange(0, min_open=True),                             help="GiB of GPU memory that TensorRT may use for one layer.  [default: all]")
+@click.option("--workspace",  type=FiniteRange(0, min_open=True),                             help="GiB of GPU memory that TensorRT may use for one layer.  [default: all]")
 @click.option("--hardware-compatibility", default=COMPATIBILITY[0], show_default=True, type=click.Choice(COMPATIBILITY), help="Other GPUs that TensorRT's plans are to run on; they are slower for it.")
 def build_command(
     model: str,
@@ -115,9 +116,11 @@ def build_command(
 
     limits = TOLERANCES[precision]
     if tolerance is not None:
-        limits = replace(limits, step=tolerance)
+        limits = replace(limits, step=tolerance, gradient=tolerance)
     if end_to_end_tolerance is not None:
-        limits = replace(limits, end_to_end=end_to_end_tolerance, mask=None, state=None)
+        limits = replace(
+            limits, end_to_end=end_to_end_tolerance, mask=None, state=None, loss=end_to_end_tolerance
+        )
     plan = PlanOptions(workspace, hardware_compatibility)
     targets = [(target, "")] if target else [*default_targets(precision)]
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()

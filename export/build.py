@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from training.family import Family
 from training.lineage import ancestors
 from training.models import load_family
 
-KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures; TensorRT has one of the last two
+KINDS = ("random", "step", "end_to_end", "onnx", "batches")  # of parity figures; a GPU has one of the last two
 ON_GRAPHS = "Compared in ONNX Runtime, on the graphs that the plans were made from; the plans were not run."
 NO_TF32 = "Compared on a CPU, which has no TF32: these differences are those of float32."
 UNTRAINED = (
@@ -100,10 +100,11 @@ def build_all(
         (model, *_) = checkpoints
         check_chosen(load_family(model), {name: options.chosen[name] for name in unknown})
     loaded = {}
+    found = {model: find_checkpoint(path) for model, path in checkpoints.items()}  # a run may write another meanwhile
     for model, checkpoint in checkpoints.items():
         progress(f"loading {checkpoint}")
         chosen = options.chosen if len(checkpoints) == 1 else choosable(model, options.chosen)
-        family, config = load_model(model, checkpoint, options.preset, chosen)
+        family, config = load_model(model, found[model], options.preset, chosen)
         refuse_unfinished(f"{checkpoint} was", unfinished(family, config), config, options)
         loaded[model] = family, describe(family, config, dataclasses.replace(options, chosen=chosen), target)
     check_manifests({model: manifest for model, (_, manifest) in loaded.items()})
@@ -113,7 +114,7 @@ def build_all(
             prepare_repository(repository, model)
         with replacing(*places) as folders:
             for folder, (model, (family, manifest)) in zip(folders, loaded.items(), strict=True):
-                write_compared(folder, family, manifest, checkpoints[model], options, progress)
+                write_compared(folder, family, manifest, found[model], options, progress)
     except Busy as error:
         raise BuildError(str(error)) from None
     return {model: load_bundle(place) for model, place in zip(loaded, places, strict=True)}
@@ -144,10 +145,10 @@ def write_compared(
         if options.target in ON_CPUS:
             progress("comparing rows in company with rows alone")
             target = {**target, **seen_of_rows(family, bundle, engine, graphs, options)}
-        if options.target == "tensorrt":
-            figures |= compare_every_batch(family, engine, bundle, graphs, progress)
+        if engine.buckets is not None:
+            figures |= compare_every_batch(family, engine, engine.buckets, bundle, graphs, progress)
     check(figures, tolerance, manifest)
-    figures["checkpoint"] = str(find_checkpoint(checkpoint).absolute())
+    figures["checkpoint"] = str(checkpoint.absolute())
     (folder / PARITY).write_text(json.dumps(figures, indent=1) + "\n")
     parity = {name: figures[name] for name in KINDS if name in figures}
     limits = {name: limit for name, limit in dataclasses.asdict(tolerance).items() if limit is not None}
@@ -268,7 +269,21 @@ def write_engines(
     for name, graph in makers.items():
         progress(f"exporting the {name} graph")
         graphs[name] = graph(family, manifest.target["opset"], manifest.target["fused"], options.precision)
+    check_outputs(graphs["finish"], manifest)
     return write_bundle(folder, manifest, engine_files(graphs, manifest, options.plan, progress)), graphs
+
+
+def check_outputs(graph: onnx.ModelProto, manifest: Manifest) -> None:
+    """Raises BuildError if the finish graph's outputs are not of the manifest's types and shapes, as engines take."""
+    for given, output in zip(graph.graph.output, manifest.outputs, strict=True):
+        kind = given.type.tensor_type
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        shape = tuple(side.dim_value for side in kind.shape.dim[1:])
+        if (dtype, shape) != (output.dtype, tuple(output.shape)):
+            raise BuildError(
+                f"{manifest.model}'s finish gives {output.name} as {dtype} {list(shape)} of each sample, and its "
+                f"outputs say {output.dtype} {list(output.shape)}"
+            )
 
 
 def write_faster(
@@ -377,13 +392,17 @@ def open_built(bundle: Bundle) -> StepEngine:
 
 
 def compare_every_batch(
-    family: Family, engine: StepEngine, bundle: Bundle, graphs: Mapping[str, onnx.ModelProto], progress: Progress
+    family: Family,
+    engine: StepEngine,
+    batches: Sequence[int],
+    bundle: Bundle,
+    graphs: Mapping[str, onnx.ModelProto],
+    progress: Progress,
 ) -> dict[str, Figures]:
-    """How far a bundle's plans are from ONNX Runtime on the graphs they were made from, as "onnx".
+    """How far a GPU's engine is, in each batch that it pads to, from ONNX Runtime's CPU on the same graphs, as "onnx".
 
     Or, as "batches", from PyTorch, which where a network cuts at a threshold can decide as they do.
     """
-    batches = bundle.manifest.target["buckets"]
     if family.has_threshold:
         return {"batches": compare_batches(family, engine, batches, progress)}
     with on_onnx_runtime(bundle, graphs) as reference:

@@ -23,6 +23,7 @@ from training.family import Family
 
 STEP_INPUTS = ("sample", "history_1", "history_2", "history_3", "noise", "coeffs")
 STEP_OUTPUTS = ("sample_next", "prediction")
+LARGEST = 2**31 - 2**20  # bytes of weights: protobuf ends at 2 GiB, and a graph has more than weights
 
 
 class Step(nn.Module):
@@ -116,6 +117,7 @@ def export_graph(
     if family.condition is not None:
         input_names = (*input_names, "condition")
     shapes: Any = (tuple({0: torch.export.Dim.DYNAMIC} for _ in example),)
+    check_size(module, family.name, precision)
     module.eval()
     with quiet(), frozen(module):
         if fused:
@@ -142,6 +144,14 @@ def export_graph(
         add_functions(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def check_size(module: nn.Module, name: str, precision: str) -> None:
+    """Raises BuildError if the weights are more than a file of ONNX holds."""
+    size = sum(weight.nbytes for weight in module.parameters()) // (2 if precision in DTYPES else 1)
+    if size > LARGEST:
+        advice = "" if precision in DTYPES else ": --precision fp16 halves them"
+        raise BuildError(f"{name} has {size / 2**30:.1f} GiB of weights, and a graph of ONNX holds 2{advice}")
 
 
 def forget_origins(model: onnx.ModelProto) -> None:

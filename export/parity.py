@@ -23,6 +23,9 @@ LONGEST = 20  # rows of a trajectory that is followed
 BEFORE_KINKS = 2  # rows of a descent on which two engines are compared
 ALLOWED = 0.02  # of a sample's values, where a network cuts at a threshold
 TIMED = 7  # trajectories, after the first
+# A row's coefficients, of which the tables of any two solvers leave some at 0; each is another, so that none can stand
+# for another.
+OF_EVERYTHING = {"a": 0.5, "b": 0.4, "c": 0.3, "s": 0.6, "m": 0.7, "n": 0.2, "d1": 0.25, "d2": -0.35, "d3": 0.45}
 
 Float32 = NDArray[np.float32]
 Figures = dict[str, Any]
@@ -72,7 +75,7 @@ def measure_parity(family: Family, engine: StepEngine, progress: Progress = sile
 
 
 def followed(family: Family) -> list[tuple[str | None, int]]:
-    """The default solver, and the first that draws noise: together they use every input of the step graph.
+    """The default solver, and the first that draws noise; ``compare_random`` asks for what they leave out.
 
     Of a descent all, as they ask for the gradient in different ways; without steps None, once.
     """
@@ -159,21 +162,22 @@ def compare_engines(
 ) -> Figures:
     """How far two engines end up from one another, by output as in ``end_to_end``: the worst of any batch size.
 
-    A TensorRT plan has kernels of its own for each batch size, so each draws samples: the reference's, in turn. It is
-    for families without a threshold, see ``compare_batches``. Descents take BEFORE_KINKS steps: their ways part later.
+    A GPU's engine may have kernels of its own for each batch size, so each draws samples: the reference's, in turn.
+    It is for families without a threshold, see ``compare_batches``. Descents take BEFORE_KINKS steps: their ways part
+    later.
     """
-    solver, steps = followed(family)[0]
-    steps = min(steps, BEFORE_KINKS) if descends(family) else steps
-    progress(f"drawing samples with {steps} steps of {solver} on ONNX Runtime")
-    table, noises, condition = whole_work(family, solver, steps)
-    state, outputs = reference.generate(whole_trajectory(table, noises, condition, np.arange(BATCH)))
     ends = []
-    for done, batch in enumerate(batches):
-        progress(f"comparing a batch of {batch} with them", done, len(batches))
-        rows = np.arange(batch) % BATCH
-        got = engine.generate(whole_trajectory(table, noises, condition, rows))
-        expected = state[rows], {name: values[rows] for name, values in outputs.items()}
-        ends.append(compare_ends(family, got, expected))
+    for solver, steps in followed(family):
+        steps = min(steps, BEFORE_KINKS) if descends(family) else steps
+        progress(f"drawing samples with {steps} steps of {solver} on ONNX Runtime")
+        table, noises, condition = whole_work(family, solver, steps)
+        state, outputs = reference.generate(whole_trajectory(table, noises, condition, np.arange(BATCH)))
+        for done, batch in enumerate(batches):
+            progress(f"comparing a batch of {batch} with them", done, len(batches))
+            rows = np.arange(batch) % BATCH
+            got = engine.generate(whole_trajectory(table, noises, condition, rows))
+            expected = state[rows], {name: values[rows] for name, values in outputs.items()}
+            ends.append(compare_ends(family, got, expected))
     return worst(ends)
 
 
@@ -183,16 +187,17 @@ def compare_batches(family: Family, engine: StepEngine, batches: Sequence[int], 
     Where a network cuts at a threshold, another engine's samples would differ in whole regions from these, though both
     are right, and it cannot be told how to decide. PyTorch can, and decides as the engine does in each batch size.
     """
-    solver, steps = followed(family)[0]
-    table, noises, condition = whole_work(family, solver, steps)
     ends = []
-    for done, batch in enumerate(batches):
-        progress(f"comparing a batch of {batch} with PyTorch", done, len(batches))
-        rows = np.arange(batch) % BATCH
-        got = engine.generate(whole_trajectory(table, noises, condition, rows))
-        state = decided_by_the_engine(family, engine, table, noises, condition, rows)
-        outputs = finished(family, state, None if condition is None else condition[: len(state)])
-        ends.append(compare_ends(family, got, (state[rows], {name: values[rows] for name, values in outputs.items()})))
+    for solver, steps in followed(family):
+        table, noises, condition = whole_work(family, solver, steps)
+        for done, batch in enumerate(batches):
+            progress(f"comparing a batch of {batch} and {steps} steps of {solver} with PyTorch", done, len(batches))
+            rows = np.arange(batch) % BATCH
+            got = engine.generate(whole_trajectory(table, noises, condition, rows))
+            state = decided_by_the_engine(family, engine, table, noises, condition, rows)
+            outputs = finished(family, state, None if condition is None else condition[: len(state)])
+            expected = state[rows], {name: values[rows] for name, values in outputs.items()}
+            ends.append(compare_ends(family, got, expected))
     return worst(ends)
 
 
@@ -336,13 +341,25 @@ def step_in_torch(
 
 
 def compare_random(family: Family, engine: StepEngine, condition: NDArray[Any] | None, batch: int) -> Figures:
-    """One step on standard normal states and history, each sample of the batch at a row of its own."""
+    """Steps on standard normal states and history, each sample of the batch at a row of its own.
+
+    One by the default solver's rows, and one that takes something of everything, as other solvers do: a request may
+    name any. Of a descent all solvers are followed.
+    """
     table = table_of(family, family.preset.default_solver, family.preset.default_steps)
     sample, *history, noise = (stacked_noise(family, number, batch) for number in range(HISTORY + 2))
-    coeffs = table[np.linspace(0, len(table) - 1, batch).astype(int)].astype(np.float32)
-    inputs = [sample, *history, noise, coeffs]
-    outputs = step_in_torch(family, inputs, condition, engine_estimate(family, engine, inputs, condition))
-    return compare_row(family, engine, inputs, outputs, condition)
+    rows = np.linspace(0, len(table) - 1, batch).astype(int)
+    asked = [table[rows]]
+    if not descends(family):
+        later = table[(len(table) - 1 + rows) // 2]  # early the estimate of the data is a multiple of all rounding
+        later[:, [COLUMNS.index(name) for name in OF_EVERYTHING]] = [*OF_EVERYTHING.values()]
+        asked.append(later)
+    figures = []
+    for coeffs in asked:
+        inputs = [sample, *history, noise, coeffs.astype(np.float32)]
+        outputs = step_in_torch(family, inputs, condition, engine_estimate(family, engine, inputs, condition))
+        figures.append(compare_row(family, engine, inputs, outputs, condition))
+    return worst(figures)
 
 
 def compare_step(family: Family, got: Sequence[Float32], expected: Sequence[Float32], coeffs: Float32) -> Figures:

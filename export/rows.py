@@ -10,8 +10,8 @@ from serving.engines import StepEngine
 from serving.sampling.solvers import HISTORY
 from training.family import Family
 
-BATCHES = (2, 3, 4, 5, 6, 7, 8, 16)  # compared with their rows alone
-LARGEST = 64  # that is compared, where ``most`` is more
+BATCHES = range(2, 17)  # compared with their rows alone
+SAMPLES = 64  # that are run alone; a larger batch has them more than once
 
 
 def rows_are_independent(family: Family, engine: StepEngine, most: int) -> bool:
@@ -20,7 +20,7 @@ def rows_are_independent(family: Family, engine: StepEngine, most: int) -> bool:
     Asked of a step, where there are any, and the finish, in ``BATCHES`` and the largest there may be, each in an order
     and company of its own.
     """
-    count = min(most, LARGEST)
+    count = min(most, SAMPLES)
     table = table_of(family, family.preset.default_solver, family.preset.default_steps)
     sample, *history, noise = (stacked_noise(family, number, count) for number in range(HISTORY + 2))
     coeffs = table[np.linspace(0, len(table) - 1, count).astype(int)].astype(np.float32) if len(table) else None
@@ -36,7 +36,8 @@ def rows_are_independent(family: Family, engine: StepEngine, most: int) -> bool:
 
     alone = [np.concatenate(parts) for parts in zip(*(run(np.array([row])) for row in range(count)), strict=True)]
     random = np.random.default_rng(0)
-    orders = [random.permutation(count)[:batch] for batch in sorted({*BATCHES, count}) if batch <= count]
+    sizes = sorted({*BATCHES, most})
+    orders = [random.permutation(np.arange(max(size, count)) % count)[:size] for size in sizes if size <= most]
     return all(
         got.tobytes() == expected[rows].tobytes()
         for rows in orders

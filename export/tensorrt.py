@@ -1,11 +1,8 @@
 """ONNX graphs -> plans of TensorRT, for the GPU that is here, or of TensorRT for RTX. Not measured on hardware."""
 
-import os
 import re
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -17,7 +14,7 @@ from export.tensorrt_libraries import LIBRARIES
 from export.tensorrt_parser import Reading
 from serving.bundle import Manifest
 from serving.engines.memory import in_plain_words
-from serving.user import cache_folder
+from serving.kept import KeptFile
 from training.fit import stop_requests
 
 if TYPE_CHECKING:
@@ -70,7 +67,7 @@ def build_plan(
             least, usual, most = (trt.Dims((batch, *tuple(tensor.shape)[1:])) for batch in batches)
             profile.set_shape(tensor.name, least, usual, most)
         config.add_optimization_profile(profile)
-    timings = timings_file(library.timings_name(target))
+    timings = kept_timings(library.timings_name(target))
     if timings:
         use_timings(config, timings)
     with stop_requests() as stops:
@@ -82,7 +79,7 @@ def build_plan(
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
     if timings:
-        keep_timings(config, timings)
+        timings.write(bytes(config.get_timing_cache().serialize()))
     if stops:
         raise KeyboardInterrupt
     if plan is None and time.monotonic() >= options.deadline:
@@ -93,23 +90,12 @@ def build_plan(
     return bytes(plan)
 
 
-def timings_file(name: str | None) -> Path | None:
+def kept_timings(name: str | None) -> KeptFile | None:
     """Where timings of kernels are kept from build to build."""
-    if name is None:
-        return None
-    name = re.sub(r"[^a-z0-9.]+", "-", name.lower())
-    return cache_folder() / f"{name}.timings"
+    return KeptFile(f"{re.sub(r'[^a-z0-9.]+', '-', name.lower())}.timings") if name else None
 
 
-def use_timings(config: "trt.IBuilderConfig", file: Path) -> None:
-    kept = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+def use_timings(config: "trt.IBuilderConfig", file: KeptFile) -> None:
+    kept = config.create_timing_cache(file.read() or b"")
     if kept is None or not config.set_timing_cache(kept, ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-
-
-def keep_timings(config: "trt.IBuilderConfig", file: Path) -> None:
-    aside = file.with_suffix(f".{os.getpid()}")
-    with suppress(OSError):  # without them the next build takes longer, that is all
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(bytes(config.get_timing_cache().serialize()))
-        aside.replace(file)

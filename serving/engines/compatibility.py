@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 from serving.bundle import REPOSITORY, Bundle, Manifest, bundle_folder
 from serving.engines import EngineError
@@ -54,13 +55,22 @@ def rebuild(bundle: Bundle) -> str:
     was_timed = "seconds_a_step" in target  # with and without fused operators: the GPU here may like the other better
     if "opset" in target and not was_timed:
         command += ["--opset", str(target["opset"])]
-    repository = bundle.folder.parents[2]
-    if repository != REPOSITORY.absolute() and bundle.folder == bundle_folder(repository, manifest.model):
-        command += ["--repository", str(repository)]
+    if bundle.folder.parts[-3:] == bundle_folder(Path(), manifest.model).parts:
+        repository = bundle.folder.parents[2]
+        command += ["--repository", str(repository)] if repository != REPOSITORY.absolute() else []
     if target.get("hardware_compatibility", "none") != "none":
         command += ["--hardware-compatibility", target["hardware_compatibility"]]
     if not target.get("fused", True) and not was_timed:
         command += ["--no-fuse"]
+    made = manifest.checkpoint
+    if "prior" in made:  # the preset is its own, and need not be called as the checkpoint's
+        command += ["--preset", manifest.preset]
+    for name, value in made.get("chosen", {}).items():
+        command += ["--set", f"{name}={json.dumps(value)}"]
+    if "unfinished" in made:
+        command += ["--unfinished"]
+    if "license" in made:
+        command += ["--license", made["license"]]
     report = bundle.folder / "parity.json"
     if report.is_file() and (checkpoint := json.loads(report.read_text()).get("checkpoint")):
         command += ["--checkpoint", checkpoint]

@@ -18,7 +18,7 @@ from serving.bundle import Bundle
 from serving.engines import EngineError
 from serving.engines.cpu import cores, instruction_sets, threads
 from serving.engines.named_graphs import NamedGraphs
-from serving.user import cache_folder
+from serving.kept import KeptFile
 
 # Of pieces. With a dynamic one OpenVINO takes 1.7 times as long. Each takes 120 MB a stream for PIG's `small`;
 # two pieces of 4 at once, instead of four of 2, would save 6 % of the time.
@@ -106,7 +106,8 @@ class OpenVinoEngine(NamedGraphs):
             # it would be on the first of them, and so would all others.
             "ENABLE_CPU_PINNING": self._threads == cores(os.sched_getaffinity(0)),
         }
-        kept = KeptModel(self._key(name, size, options))
+        # OpenVINO's own cache has no digest, and would compute with weights that were damaged on the disk.
+        kept = KeptFile(f"{hashlib.sha256(self._key(name, size, options).encode()).hexdigest()[:32]}.openvino")
         try:
             if (content := kept.read()) is not None:
                 with suppress(RuntimeError):  # of another build of the library, or another CPU
@@ -125,34 +126,6 @@ class OpenVinoEngine(NamedGraphs):
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         facts = [engine.sha256, engine.weights and engine.weights.sha256, size, options, self.machine, capabilities]
         return json.dumps([self._openvino.__version__, *facts])
-
-
-class KeptModel:
-    """A compiled model in the user's cache folder, after the sha256 of its bytes: OpenVINO's own cache has none, and
-    would compute with weights that were damaged on the disk."""
-
-    def __init__(self, key: str) -> None:
-        self._name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.openvino"
-
-    def read(self) -> bytes | None:
-        """None if there is none, or it is damaged."""
-        try:
-            content = (cache_folder() / self._name).read_bytes()
-        except OSError:
-            return None
-        digest, model = content[:32], content[32:]
-        return model if hashlib.sha256(model).digest() == digest else None
-
-    def write(self, model: bytes) -> None:
-        with suppress(OSError):  # without it the next start takes longer, that is all
-            file = cache_folder() / self._name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            aside = file.with_suffix(f".{os.getpid()}")
-            try:
-                aside.write_bytes(hashlib.sha256(model).digest() + model)
-                aside.replace(file)
-            finally:
-                aside.unlink(missing_ok=True)
 
 
 def load(model: str) -> ModuleType:

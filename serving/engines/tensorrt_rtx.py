@@ -1,17 +1,14 @@
 """TensorRT for RTX: plans for many GPUs, whose kernels are made where they run, and kept for the next time."""
 
 import importlib
-import os
 import re
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from serving.bundle import Bundle
 from serving.engines.compatibility import check_capability
 from serving.engines.device import Device
 from serving.engines.tensorrt import TensorRTEngine
-from serving.user import cache_folder
+from serving.kept import KeptFile
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -29,11 +26,11 @@ class TensorRTForRTXEngine(TensorRTEngine):
     module: ClassVar[str] = "tensorrt_rtx"
 
     def __init__(self, bundle: Bundle, number: int) -> None:
-        self._kernels: dict[str, tuple[Path, Any, Any]] = {}  # of each plan: the file, the configuration, the cache
+        self._kernels: dict[str, tuple[KeptFile, Any, Any]] = {}  # of each plan: the file, the configuration, the cache
         self._digests = {name: engine.sha256 for name, engine in bundle.manifest.engines.items()}
         super().__init__(bundle, number)
         for file, _, cache in self._kernels.values():
-            keep(file, cache)
+            file.write(bytes(cache.serialize()))
 
     def _check_gpu(self, bundle: Bundle, device: Device) -> None:
         check_capability(bundle.manifest, device.name, device.compute_capability)
@@ -53,7 +50,7 @@ class TensorRTForRTXEngine(TensorRTEngine):
         context: trt.IExecutionContext = plan.create_execution_context(configuration)
         return context
 
-    def _configure(self, name: str, plan: Any) -> tuple[Path, Any, Any]:
+    def _configure(self, name: str, plan: Any) -> tuple[KeptFile, Any, Any]:
         rtx = importlib.import_module(self.module)
         configuration = plan.create_runtime_config()
         configuration.set_execution_context_allocation_strategy(rtx.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -62,20 +59,12 @@ class TensorRTForRTXEngine(TensorRTEngine):
         )
         configuration.cuda_graph_strategy = rtx.CudaGraphStrategy.DISABLED  # the trajectory is captured as a whole
         cache = configuration.create_runtime_cache()
-        file = cache_file(self._digests[name], self._device.name)
-        if file.is_file():
-            cache.deserialize(file.read_bytes())  # checks for itself whether it fits
+        file = kept_kernels(self._digests[name], self._device.name)
+        if (kernels := file.read()) is not None:
+            cache.deserialize(kernels)  # checks for itself whether it fits
         self._check(configuration.set_runtime_cache(cache), f"keep the kernels of the {name} plan")
         return file, configuration, cache
 
 
-def cache_file(digest: str, gpu: str) -> Path:
-    return cache_folder() / f"{re.sub('[^a-z0-9]+', '-', gpu.lower())}-{digest[:16]}.kernels"
-
-
-def keep(file: Path, cache: Any) -> None:
-    aside = file.with_suffix(f".{os.getpid()}")
-    with suppress(OSError):  # without it the next start takes longer, that is all
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(bytes(cache.serialize()))
-        aside.replace(file)
+def kept_kernels(digest: str, gpu: str) -> KeptFile:
+    return KeptFile(f"{re.sub('[^a-z0-9]+', '-', gpu.lower())}-{digest[:16]}.kernels")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -15,9 +17,10 @@ from click.testing import CliRunner, Result
 from tiny import contents
 from tiny_pig import FIELDS, SIZE, tiny_pig
 
-from export import BuildError
+from export import BuildError, ToleranceError
 from export.__main__ import main
-from export.build import build
+from export.build import build, check_outputs
+from export.graphs import check_size
 from export.options import Options, Tolerance
 from export.parity import measure_parity
 from serving import folders
@@ -26,6 +29,7 @@ from serving.client import LocalClient
 from serving.engines import open_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine, machine
 from serving.repository import prepare_repository
+from serving.sampling.solvers import COLUMNS
 from serving.triton.served_models import find_models
 from training.checkpoint import save_checkpoint
 
@@ -163,6 +167,46 @@ class TestFailures:
             build("pig", checkpoint, tmp_path, Options(tolerance=Tolerance(1e-12, 1e-3)))
         assert not bundle_folder(tmp_path, "pig").exists()
         assert {file.name for file in (tmp_path / "pig" / "1").iterdir()} == {"model.py"}
+
+    def test_each_batch_that_a_gpu_pads_to_is_compared(self, exported, checkpoint, tmp_path, monkeypatch):
+        class Padding(OnnxRuntimeEngine):
+            buckets = (1, 2, 4)
+
+            def generate(self, trajectory):
+                state, outputs = super().generate(trajectory)
+                if (
+                    len(state) == 4 and trajectory.coeffs[:, :, COLUMNS.index("s")].any()
+                ):  # of a solver that draws noise
+                    outputs["image"] = outputs["image"] + np.float32(0.5)
+                return state, outputs
+
+        monkeypatch.setattr("export.build.open_built", Padding)
+        with pytest.raises(ToleranceError, match=r"onnx: image differs from ONNX Runtime by 5\.00e-01"):
+            build("pig", checkpoint, tmp_path, Options(max_batch=4))
+
+    @pytest.mark.parametrize("changed", [{"dtype": "int64"}, {"shape": (1, SIZE, SIZE + 1)}])
+    def test_outputs_of_other_types_or_shapes_than_the_family_says(self, built, changed):
+        graph = onnx.load(built.engine_path("finish"))
+        mask, *others = built.manifest.outputs
+        manifest = dataclasses.replace(built.manifest, outputs=(dataclasses.replace(mask, **changed), *others))
+        check_outputs(graph, built.manifest)
+        with pytest.raises(
+            BuildError, match=rf"pig's finish gives mask as uint8 \[1, {SIZE}, {SIZE}\] of each sample, and"
+        ):
+            check_outputs(graph, manifest)
+
+    def test_more_weights_than_a_graph_holds(self, monkeypatch):
+        pig = tiny_pig()
+        size = sum(weight.nbytes for weight in pig.parameters())
+        monkeypatch.setattr("export.graphs.LARGEST", size // 2)
+        check_size(pig, "pig", "fp16")
+        with pytest.raises(
+            BuildError, match=r"pig has .* GiB of weights, and .* holds 2: --precision fp16 halves them"
+        ):
+            check_size(pig, "pig", "fp32")
+        monkeypatch.setattr("export.graphs.LARGEST", size // 3)
+        with pytest.raises(BuildError, match=r"pig has .* GiB of weights, and a graph of ONNX holds 2$"):
+            check_size(pig, "pig", "fp16")
 
     def test_full_disk(self, repository, built, checkpoint):
         """A file-size limit fails a write in the middle, as a full disk does."""
@@ -328,11 +372,46 @@ class TestUnfinished:
         assert samples.provenance[0]["unfinished"] == self.SO_FAR
 
 
+def test_the_checkpoint_that_is_named_is_the_one_that_was_built(exported, built, tmp_path, monkeypatch):
+    """A training that goes on may write another meanwhile."""
+    pig, run = tiny_pig(), tmp_path / "run"
+
+    def reach(step):
+        config = {"preset_name": "small", "phase": pig.phases[-1], "step": step}
+        save_checkpoint(run / "checkpoints" / f"{step:08d}", pig, pig.state_dict(), config)
+
+    def exporting(*_):
+        reach(sum(pig.preset.steps) + 1)
+        return onnx.load(built.engine_path("step"))
+
+    monkeypatch.setattr("export.build.step_graph", exporting)
+    reach(sum(pig.preset.steps))
+    bundle = build("pig", run, tmp_path / "repository")
+    parity = json.loads((bundle.folder / "parity.json").read_text())
+    assert (
+        Path(parity["checkpoint"]).name == f"{bundle.manifest.checkpoint['step']:08d}" == f"{sum(pig.preset.steps):08d}"
+    )
+
+
 class TestCommands:
     def run(self, *arguments: object) -> str:
         result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.stdout
+
+    @pytest.mark.parametrize("value", ["inf", "nan"])
+    def test_limits_are_numbers(self, value):
+        result = CliRunner().invoke(main, ["build", "--model", "pig", "--tolerance", value])
+        assert result.exit_code == 2
+        assert f"Invalid value for '--tolerance': {value} is no finite number." in result.stderr
+
+    def test_limits_are_also_those_of_a_gradient_and_a_loss(self, monkeypatch):
+        seen = []
+        monkeypatch.setattr("export.build.build", lambda *given: seen.append(given[3]))
+        given = ["--target", "onnx", "--tolerance", "0.25", "--end-to-end-tolerance", "0.5"]
+        CliRunner().invoke(main, ["build", "--model", "pig", *given])
+        (options,) = seen
+        assert options.tolerance == Tolerance(step=0.25, end_to_end=0.5, gradient=0.25, loss=0.5)
 
     def test_list(self, built, tmp_path):
         assert built.digest[:12] in self.run("list", "--repository", built.folder.parents[2])

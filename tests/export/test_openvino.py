@@ -184,6 +184,17 @@ def test_rows_that_depend_on_their_company_are_noticed(built):
     assert not rows_are_independent(family, engine, 4)
 
 
+@pytest.mark.parametrize("odd", [9, 20])
+def test_rows_are_compared_in_every_batch_up_to_16_and_in_the_largest(built, monkeypatch, odd):
+    """Also where there are more rows in it than were run alone."""
+    monkeypatch.setattr("export.rows.SAMPLES", 5)
+    engine, family = open_engine(built), tiny_pig()
+    step = engine.step
+    engine.step = lambda sample, *others: [out + np.float32(len(sample) == odd) for out in step(sample, *others)]
+    assert rows_are_independent(family, engine, 8)
+    assert not rows_are_independent(family, engine, 20)
+
+
 def test_tf32_is_for_gpus():
     with pytest.raises(BuildError, match="tf32 is for GPUs; --target openvino takes fp32, bf16 and fp16"):
         describe_target(Options(target="openvino", precision="tf32"))

@@ -14,6 +14,7 @@ from export.parity import (
     ALLOWED,
     compare_batches,
     compare_engines,
+    compare_random,
     compare_trajectory,
     finished,
     largest_difference,
@@ -22,6 +23,7 @@ from export.parity import (
     run,
 )
 from serving.engines import StepEngine
+from serving.sampling.solvers import COLUMNS
 from training.models import pig
 
 
@@ -189,3 +191,18 @@ def test_a_descent_is_followed_to_its_end(kind, beyond):
     family = tiny_family("mganprior")
     figures = compare_trajectory(family, kind(family), "heavy_ball", 4, random_condition(family, 2), 2)["end_to_end"]
     assert {name for name, value in figures.items() if value > TOLERANCES["fp32"].end_to_end} == beyond
+
+
+@pytest.mark.parametrize("column", ["a", "b", "c", "s", "m", "n", "d1", "d2", "d3"])
+def test_every_coefficient_and_what_it_is_of_are_asked_for(column):
+    """The model's default solver, ddpm, has c, m, n and those of the history at 0 in every row."""
+
+    class Without(TorchEngine):
+        def step(self, sample, history, noise, coeffs, condition=None):
+            coeffs = coeffs.copy()
+            coeffs[:, COLUMNS.index(column)] = 0
+            return super().step(sample, history, noise, coeffs)
+
+    family = tiny_family("cmr_mask")
+    assert max(compare_random(family, TorchEngine(family), None, 2).values()) < 1e-5
+    assert max(compare_random(family, Without(family), None, 2).values()) > 0.1

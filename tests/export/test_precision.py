@@ -190,6 +190,7 @@ class Parts(nn.Module):
 
     def forward(self, x, row):
         hidden = F.conv2d(self.conv(x), self.blur, padding=1, groups=8)
+        hidden = hidden / (hidden.square().mean(1, keepdim=True) + 1e-8).sqrt()
         tokens = self.group_norm(hidden).flatten(2).transpose(1, 2)
         tokens = self.image(self.layer_norm(tokens)) + self.row(row)[:, None]
         scores = torch.softmax(tokens @ tokens.transpose(1, 2), -1) @ tokens
@@ -208,7 +209,7 @@ def test_every_form_of_product_and_island(precision):
         def call_function(self, target, args, kwargs):
             kinds = {
                 value.dtype
-                for value in (*args, *(args[1] if isinstance(args[1], list) else ()))
+                for value in (*args, *(part for several in args if isinstance(several, list) for part in several))
                 if isinstance(value, torch.Tensor)
             }
             seen.setdefault(str(target), []).append(kinds)
@@ -221,7 +222,8 @@ def test_every_form_of_product_and_island(precision):
     assert seen["aten.linear.default"] == [half, full]
     assert seen["aten.matmul.default"] == [half, half]
     assert seen["aten.einsum.default"] == [half if precision == "fp16" else full]  # ONNX has none of bfloat16
-    for island in ("group_norm.default", "layer_norm.default", "softmax.int", "scaled_dot_product_attention.default"):
+    islands = "group_norm.default", "layer_norm.default", "square.default", "softmax.int"
+    for island in (*islands, "scaled_dot_product_attention.default"):
         assert seen[f"aten.{island}"] == [full], island
     casts = [node.args[0] for node in module.graph.nodes if node.op == "call_method"]
     assert not [value for value in casts if value.op == "get_attr"]  # weights are kept in half precision, not converted

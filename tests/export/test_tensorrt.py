@@ -56,7 +56,7 @@ def build_plans(checkpoint, repository, **options):
 
 def timings(tmp_path):
     (file,) = (tmp_path / "cache" / "medgen").iterdir()
-    return file.name, file.read_bytes()
+    return file.name, file.read_bytes()[32:]  # after its digest
 
 
 def test_every_target_has_its_library():

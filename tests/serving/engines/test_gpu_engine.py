@@ -706,6 +706,22 @@ def test_the_command_that_rebuilds_makes_a_bundle_like_the_one_there_is(tiny, te
     }
 
 
+def test_the_command_that_rebuilds_makes_the_same_of_the_same_checkpoint(tiny):
+    bundle = as_tensorrt(tiny)
+    made = {"prior": "pggan", "chosen": {"layer": 4, "vgg16": "my vgg.pth"}, "unfinished": "step 3", "license": "mit"}
+    manifest = dataclasses.replace(bundle.manifest, checkpoint=made)
+    words = shlex.split(rebuild(dataclasses.replace(bundle, manifest=manifest)))
+    chosen = ["--set", "layer=4", "--set", 'vgg16="my vgg.pth"', "--unfinished", "--license", "mit"]
+    assert words[words.index("--preset") :] == ["--preset", bundle.manifest.preset, *chosen]
+
+
+def test_the_command_that_rebuilds_is_there_wherever_the_bundle_is(tiny):
+    for folder in ("/bundle", "/models/tiny"):
+        assert "medgen export build --model tiny" in rebuild(
+            dataclasses.replace(as_tensorrt(tiny), folder=Path(folder))
+        )
+
+
 def test_the_command_that_rebuilds_times_again_what_was_timed(tiny):
     timed = {"fused": False, "opset": 18, "seconds_a_step": {"fused": 2.0, "plain": 1.0}}
     assert not {"--no-fuse", "--opset"} & set(rebuild(as_tensorrt(tiny, **timed)).split())

@@ -66,14 +66,15 @@ def test_kernels_do_not_change_half_way(bundle, rtx):
 def test_kernels_are_kept_by_plan_and_gpu(bundle, rtx, cuda, tmp_path):
     open_engine(bundle)
     files = sorted((tmp_path / "cache" / "medgen").iterdir())
-    assert [file.read_bytes() for file in files] == [b"kernels"] * 2
+    assert [file.read_bytes()[32:] for file in files] == [b"kernels"] * 2  # after their digests
     assert all(file.name.startswith("nvidia-rtx-6000-ada-generation-") for file in files)
     assert [configuration.found for configuration in rtx.configurations] == [None] * 2
     open_engine(bundle)
     assert [configuration.found for configuration in rtx.configurations[2:]] == [b"kernels"] * 2
-    files[0].write_bytes(b"of another version")
+    files[0].write_bytes(b"damaged")
     open_engine(bundle)
-    assert files[0].read_bytes() == b"kernels"
+    assert sorted(configuration.found or b"" for configuration in rtx.configurations[4:]) == [b"", b"kernels"]
+    assert files[0].read_bytes()[32:] == b"kernels"
 
 
 def test_a_cache_folder_that_cannot_be_written_costs_nothing(bundle, rtx, tmp_path):
