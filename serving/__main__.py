@@ -24,6 +24,7 @@ from serving.condition_files import MaskFileError
 from serving.conditions import check_count, read_condition
 from serving.draw import digest_of, fill, in_parts
 from serving.drawn_set import DrawnSet, Plan, SetError, check_set
+from serving.finite import FiniteRange
 from serving.page.settings import Server
 from serving.picture_files import PictureFileError
 from serving.progress import NowAndThen
@@ -215,12 +216,12 @@ ASKING = (
     click.option("--url", help="HOST:PORT of the server.  [default: port 8001 (grpc) or 8000 (http) of this machine]"),
     click.option(
         "--timeout",
-        type=click.FloatRange(0, min_open=True),
+        type=FiniteRange(0, min_open=True),
         default=300.0,
         help="Seconds that a request may take, waiting for those before it included.",
     ),
     click.option(
-        "--wait", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a server that is still coming up."
+        "--wait", type=FiniteRange(0), default=0.0, help="Seconds to wait for a server that is still coming up."
     ),
     click.option(
         "--metrics-url", metavar="HOST:PORT", help="The server's metrics: steps are shown too, as they tell them."
@@ -483,9 +484,7 @@ def pull_command(address: str, repository: Path) -> None:
     help="The server's metrics: steps are shown too, as they tell them.  [default: port 8002 of this machine, without "
     "--url]",
 )
-@click.option(
-    "--timeout", type=click.FloatRange(0, min_open=True), default=300.0, help="Seconds that a request may take."
-)
+@click.option("--timeout", type=FiniteRange(0, min_open=True), default=300.0, help="Seconds that a request may take.")
 @click.option("--host", default=LOOPBACK, help="Address to listen on. Nobody is asked for a name.")
 @click.option("--port", type=PORT, default=7860)
 def page(url: str | None, metrics_url: str | None, timeout: float, host: str, port: int) -> None:

@@ -762,9 +762,9 @@ def _condition_column(config: ModelConfig, given: Given | None, rows: int) -> Ar
 
 
 def _said(provenance: NDArray[Any]) -> list[Any]:
-    """What a server says of all outputs of a model and of its condition."""
+    """What a server says of a model's bundle, of all its outputs and of its condition."""
     facts = json.loads(provenance[0, 0])
-    return [facts.get("outputs"), facts.get("condition")]
+    return [facts.get(name) for name in ("bundle", "outputs", "condition")]
 
 
 def _described_condition(provenance: NDArray[Any]) -> Condition:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
 
 NAME = "mask"
+LARGEST = 2**30  # bytes of arrays that a file may unpack to
 # What the readers of damaged files raise, and of archives that are locked or packed by another method.
 UNREADABLE = (
     ValueError, SyntaxError, EOFError, OSError, MemoryError, RuntimeError, BadZipFile, TokenError, zlib.error,
@@ -44,6 +45,7 @@ def read_masks(file: Path) -> Masks:
     Raises MaskFileError.
     """
     try:
+        check_unpacked(file)
         held = np.load(file, allow_pickle=False)
         if isinstance(held, np.ndarray):
             return Masks(_checked(file, held))
@@ -54,6 +56,16 @@ def read_masks(file: Path) -> Masks:
             return Masks(_checked(file, arrays[NAME]), _labels(file, labels), _spacing(file, spacing))
     except UNREADABLE as error:
         raise MaskFileError(f"{file} is no .npz or .npy of masks: {error}") from None
+
+
+def check_unpacked(file: Path, largest: int = LARGEST) -> None:
+    """Raises ValueError for an archive that is larger when it is unpacked: a few MB of zeros would take all memory."""
+    if not is_zipfile(file):
+        return
+    with ZipFile(file) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > largest:
+        raise ValueError(f"{file.name} unpacks to {size / 2**20:.0f} MiB; at most {largest >> 20} are read")
 
 
 def _checked(file: Path, held: NDArray[Any]) -> NDArray[np.uint8]:

@@ -73,6 +73,7 @@ class DrawnSet:
         self.folder, self.plan, self._layout = folder, plan, layout
         self._drawn_by: Any = None
         self.outputs: tuple[Output, ...] = ()
+        self._given: Sequence[str] = ()
 
     def open(self) -> bool:
         """Whether it is begun; raises SetError if it is another's, or if there is something else in the folder."""
@@ -88,7 +89,7 @@ class DrawnSet:
                     f"{self.folder} was begun with other options: its {name} is {theirs!r}, not {ours!r}; draw those "
                     "into another folder"
                 )
-        self._drawn_by, self.outputs = index["drawn_by"], _outputs(index)
+        self._drawn_by, self.outputs, self._given = index["drawn_by"], _outputs(index), index.get("given", ())
         return True
 
     def begin(self, samples: Samples, notes: Sequence[str] = ()) -> None:
@@ -101,10 +102,11 @@ class DrawnSet:
             "plan": dataclasses.asdict(self.plan),
             "drawn_by": common(samples.provenance),
             "outputs": [dataclasses.asdict(output) for output in samples.outputs],
+            **({"given": list(samples.given)} if samples.given else {}),
             "set_files": list(self._layout.set_files),
             **({"notes": list(notes)} if notes else {}),
         }
-        self._layout.check_outputs(samples.outputs)
+        self._layout.check_outputs(samples.outputs, samples.given)
         self.folder.mkdir(parents=True, exist_ok=True)
         with _draft(self.folder, "index") as draft:
             _write(draft / INDEX, text_of(index))
@@ -117,7 +119,8 @@ class DrawnSet:
         """Writes the layout's files of the whole set."""
         names = (f"{seed:06d}" for seed in range(self.plan.seed, self.plan.seed + self.plan.count))
         with _draft(self.folder, "set") as draft:
-            self._layout.describe(draft, self.plan.model, names, self.plan.count, self.outputs)
+            model = str(self._drawn_by["model"])  # as files have it; the plan's is what the folder is called
+            self._layout.describe(draft, model, names, self.plan.count, self.outputs, self._given)
             for name in self._layout.set_files:
                 _flush(draft / name)
                 (draft / name).replace(self.folder / name)
@@ -148,8 +151,9 @@ class DrawnSet:
         except FileNotFoundError:  # who else drew it at the same time was first, and cleared up
             if not self.has(part):
                 raise
-        for left in (self.folder / DRAFTS).glob(f"{name}-*"):  # by a kill
-            shutil.rmtree(left, ignore_errors=True)
+        for left in (self.folder / DRAFTS).glob(f"{name}-*"):  # by a kill, or of one who is at it, and finds it gone
+            with suppress(OSError):
+                shutil.rmtree(left.rename(left.with_name(f"gone-{uuid.uuid4().hex}")), ignore_errors=True)
         with suppress(OSError):
             (self.folder / DRAFTS).rmdir()
 
@@ -159,6 +163,8 @@ class DrawnSet:
         described = {
             str(file): {"sha256": file_digest(draft / file), "bytes": (draft / file).stat().st_size} for file in files
         }
+        if not draft.is_dir():  # and files that were open were still written
+            raise FileNotFoundError(draft)
         seeds = {"seed": samples.seeds[0], "count": len(samples)}
         record = text_of({"part": part, **seeds, "files": described, "samples": samples.provenance})
         place = self.folder / RECORDS / f"{part:06d}.json"
@@ -205,7 +211,7 @@ def check_set(folder: Path, most: int = 10) -> Checked:
         raise SetError(f"{folder / INDEX} is damaged: {error}") from None
     problems: list[str] = []
     more = 0
-    digest, good, samples, known = hashlib.sha256(), 0, 0, 0
+    digest, good, samples, files = hashlib.sha256(), 0, 0, set[str]()
     for part in range(plan.parts):
         wrong = list(_problems_of(folder, part, plan, index.get("drawn_by")))
         problems += wrong[: most - len(problems)]
@@ -215,21 +221,19 @@ def check_set(folder: Path, most: int = 10) -> Checked:
         record = folder / RECORDS / f"{part:06d}.json"
         digest.update(bytes.fromhex(file_digest(record)))
         good, samples = good + 1, samples + len(plan.seeds(part))
-        known += len(read_record(record)["files"])
+        files |= {*read_record(record)["files"]}
     if not more:
+        files |= {*index["set_files"], INDEX}
         lost = [folder / name for name in index["set_files"] if not (folder / name).is_file()]
         problems += [f"{file} is missing: the same draw writes it again" for file in lost]
-        there = sum(len(files) for place, _, files in os.walk(folder) if not _is_own(Path(place), folder))
-        there -= sum((folder / name).is_file() for name in (INDEX, *index["set_files"]))
-        if there != known:
-            problems.append(f"{folder} holds {there} files of samples, and {INDEX} and {RECORDS} know {known}")
+        there = {Path(place, name) for place, _, names in os.walk(folder) for name in names}
+        there = {file for file in there if file.relative_to(folder).parts[0] not in (RECORDS, DRAFTS)}
+        strangers = sorted(there - {folder / name for name in files})
+        problems += [f"{file} is not of the set" for file in strangers[: most - len(problems)]]
+        more += len(lost) + len(strangers)
     if more > len(problems):
         problems.append(f"and {more - len(problems)} more")
     return Checked(good, samples, digest.hexdigest(), tuple(problems))
-
-
-def _is_own(place: Path, folder: Path) -> bool:
-    return place.relative_to(folder).parts[:1] in ((RECORDS,), (DRAFTS,))
 
 
 def _problems_of(folder: Path, part: int, plan: Plan, drawn_by: object) -> Iterator[str]:
@@ -250,7 +254,7 @@ def _problems_of(folder: Path, part: int, plan: Plan, drawn_by: object) -> Itera
     for name, file in record["files"].items():
         try:
             if file_digest(folder / name) != file["sha256"]:
-                yield f"{folder / name} is not the file that was drawn"
+                yield f"{folder / name} is not the file that was drawn: remove it, and the same draw makes it again"
         except OSError as error:
             yield f"{folder / name} cannot be read: {error.strerror or error}"
 

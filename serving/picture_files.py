@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.bundle import Condition
-from serving.condition_files import UNREADABLE
+from serving.condition_files import UNREADABLE, check_unpacked
 from serving.pgm import read_pgm
 
 SUFFIXES = (".png", ".pgm")
@@ -20,6 +20,7 @@ GREY = 0  # of PNG's colour types
 DEPTHS = (8, 16)
 DIM = 0.25  # share of white; what is below it in all of a file may have been scaled by another white
 ORIENTATION = 274  # Exif's tag
+MOST_PIXELS = 2**26
 
 
 class PictureFileError(Exception):
@@ -93,6 +94,9 @@ def _read_png(file: Path) -> _Stored:
         start = stream.read(26)
     if start[:8] != HEADER or len(start) < 26:
         raise PictureFileError(f"{file} is no PNG")
+    width, height = (int.from_bytes(start[at : at + 4], "big") for at in (16, 20))
+    if width * height > MOST_PIXELS:
+        raise PictureFileError(f"{file} has {width} x {height} pixels; at most {MOST_PIXELS} are read")
     depth, colours = start[24], start[25]
     if colours != GREY or depth not in DEPTHS:
         raise PictureFileError(
@@ -120,6 +124,7 @@ def _read_pgm(file: Path) -> _Stored:
 
 
 def _read_arrays(file: Path, name: str) -> _Stored:
+    check_unpacked(file)
     held = np.load(file, allow_pickle=False)
     ends = None
     if not isinstance(held, np.ndarray):

@@ -51,6 +51,11 @@ def notices_of(provenance: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(notice for facts in stages for notice in facts.get("notices", ())))
 
 
+def bundles_of(provenance: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """The digests of the bundles that a sample was drawn by, of a chain's stages in order."""
+    return tuple(facts.get("bundle") for facts in provenance.get("stages", [provenance]))
+
+
 def under(condition: Condition, given: NDArray[Any], samples: Samples) -> Samples:
     """The samples with the masks or pictures [N, C, H, W] that they were drawn under.
 

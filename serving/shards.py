@@ -26,16 +26,17 @@ class Shard(NamedTuple):
 def shard_of(text: str | None, environment: Mapping[str, str]) -> Shard:
     """K/N as given; or N alone, or nothing, and K from Slurm's or Kubernetes' environment.
 
-    Of a Slurm array with ids from A to B by S, K is how many come before this one, and N how many there are. Without
-    `text` and either variable it is the whole. Raises ShardError.
+    K is the task's id where N is given, so that a few tasks can be sent again by themselves. Without N, of a Slurm
+    array with ids from A to B by S, K is how many come before this one, and N how many there are. Without `text` and
+    either variable it is the whole. Raises ShardError.
     """
     if match := re.fullmatch(r"(\d+)/(\d+)", text or ""):
         return _checked(int(match[1]), int(match[2]), "--shard")
     if text is not None and not re.fullmatch(r"\d+", text):
         raise ShardError(f"--shard is {text!r}; it must be K/N, with K from 0 to N - 1, or N")
     if SLURM in environment:
-        number, count = _of_slurm(environment)
-        return _checked(number, int(text or count), SLURM)
+        number, count = _of_slurm(environment) if text is None else (_number(environment, SLURM), int(text))
+        return _checked(number, count, SLURM)
     if KUBERNETES in environment:
         if text is None:
             raise ShardError(f"{KUBERNETES} is {environment[KUBERNETES]}, and nothing says of how many: give --shard N")

@@ -13,6 +13,8 @@ from pathlib import Path
 import click
 import ray
 
+from serving.finite import FiniteRange
+
 
 @ray.remote
 def draw(shard: str, arguments: tuple[str, ...]) -> str:
@@ -26,8 +28,8 @@ def draw(shard: str, arguments: tuple[str, ...]) -> str:
 
 @click.command()
 @click.option("--shards", type=click.IntRange(1), required=True, help="How many tasks; more than workers is well.")
-@click.option("--cpus", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Of each task.")
-@click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="Of each task.")
+@click.option("--cpus", type=FiniteRange(0, min_open=True), default=1.0, show_default=True, help="Of each task.")
+@click.option("--gpus", type=FiniteRange(0), default=0.0, show_default=True, help="Of each task.")
 @click.option("--retries", type=int, default=3, show_default=True, help="Of a task whose worker dies; -1 is for ever.")
 @click.argument("arguments", nargs=-1, required=True)
 def main(shards: int, cpus: float, gpus: float, retries: int, arguments: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serving.client import SamplingError
 from serving.client_checks import Given
-from serving.condition_files import MaskFileError
+from serving.condition_files import UNREADABLE, MaskFileError, check_unpacked
 from serving.conditions import check_count, read_condition
 from serving.page.settings import MOST, Server, Settings, Upload
 from serving.picture_files import PictureFileError
@@ -19,6 +19,7 @@ from serving.sample_set import Samples
 LOOK_SECONDS = 0.3
 PLACES = 8  # of drawings at once; the server has a queue too
 AT_ONCE = threading.BoundedSemaphore(PLACES)
+UNPACKED = 128 * 2**20  # bytes of a file that a visitor gives: as many visitors as there are places may give one
 FAILURES = (SamplingError, MaskFileError, PictureFileError, OSError)
 
 
@@ -100,6 +101,11 @@ class Drawing:
     def _draw(self) -> Drawn:
         client, settings = self._client, self._settings
         with named(settings.files) as files:
+            try:
+                for file in files:
+                    check_unpacked(file, UNPACKED)
+            except UNREADABLE as error:
+                raise MaskFileError(str(error)) from None
             given, notes = read_condition(client, settings.model, files)
             count = _count(files, settings.count, given)
         self._samples = 0, count

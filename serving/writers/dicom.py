@@ -8,7 +8,7 @@ direction in the patient, and of a mammogram the side, the view and the thicknes
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,7 +127,8 @@ class Dicom(Layout):
             if importlib.util.find_spec(package) is None:
                 raise LayoutError(f"DICOM files need {package}: pip install 'medgen[dicom]'")
 
-    def check_outputs(self, outputs: Sequence[Output]) -> None:
+    def check_outputs(self, outputs: Sequence[Output], given: Collection[str] = ()) -> None:
+        outputs = [output for output in outputs if output.name not in given]  # which are not written
         drawn = ", ".join(f"{output.name} {output.dtype} {list(output.shape)}" for output in outputs)
         pictures = _pictures(outputs)
         if not pictures:
@@ -146,7 +147,7 @@ class Dicom(Layout):
         )
 
     def write(self, samples: Samples, folder: Path, part: str) -> None:
-        self.check_outputs(samples.outputs)
+        self.check_outputs(samples.outputs, samples.given)
         drawn = [picture for picture in _pictures(samples.outputs) if picture.name not in samples.given]
         masks = [mask for mask in samples.outputs if is_mask(mask) and mask.name not in samples.given]
         after_another = any(o.name in samples.given for o in samples.outputs if is_mask(o) or is_picture(o))
@@ -197,6 +198,7 @@ class _Case:
     def picture(self, output: Output, values: NDArray[Any], number: int) -> "Dataset":
         from pydicom.dataset import Dataset, FileMetaDataset
         from pydicom.uid import ExplicitVRLittleEndian
+        from pydicom.valuerep import DSfloat
 
         kind = KINDS.get(str(output.modality), SECONDARY)
         picture = Dataset()
@@ -214,7 +216,7 @@ class _Case:
             view = _coded(OBLIQUE)
             view.ViewModifierCodeSequence = []
             picture.AnatomicRegionSequence, picture.ViewCodeSequence = [_coded(BREAST)], [view]
-        spacing = list(output.spacing or (NOMINAL_MM, NOMINAL_MM))
+        spacing = [DSfloat(side, auto_format=True) for side in output.spacing or (NOMINAL_MM, NOMINAL_MM)]
         picture.PixelSpacing = spacing
         if kind.modality == "MG":
             picture.ImagerPixelSpacing = spacing

@@ -1,7 +1,7 @@
 """What a way to lay samples out as files has to do."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ class Layout:
     def check(self) -> None:
         """Raises LayoutError if a package that it needs is missing."""
 
-    def check_outputs(self, outputs: Sequence[Output]) -> None:
-        """Raises LayoutError if such outputs cannot be laid out so."""
+    def check_outputs(self, outputs: Sequence[Output], given: Collection[str] = ()) -> None:
+        """Raises LayoutError if such outputs, of which those that are given were not drawn, cannot be laid out so."""
 
     def options(self) -> dict[str, Any]:
         """What was chosen about it and changes its files."""
@@ -45,8 +45,16 @@ class Layout:
         """Writes the files of some samples below a folder that is there; part: what a file of all of them is called."""
         raise NotImplementedError
 
-    def describe(self, folder: Path, model: str, names: Iterable[str], count: int, outputs: Sequence[Output]) -> None:
-        """Writes what belongs to all samples together; names: of all, as Samples has them."""
+    def describe(
+        self,
+        folder: Path,
+        model: str,
+        names: Iterable[str],
+        count: int,
+        outputs: Sequence[Output],
+        given: Collection[str] = (),
+    ) -> None:
+        """Writes what belongs to all samples together; names: of all, as Samples has them; given: as Samples'."""
 
 
 def is_picture(output: Output) -> bool:

@@ -49,7 +49,8 @@ def write_nifti(samples: Samples, folder: Path) -> None:
     Voxels are [x, y, 1]: x counts columns, y counts rows. The affine has the spacing, in mm, and nominal directions: it
     does not place the slice in a patient. Columns run to the patient's left and rows to the back (LPS, as in DICOM), so
     that a viewer with the front at the top and the patient's left on the right shows the PNG, and training reads the
-    array back. Where the spacing is unknown, a voxel is 1 mm. The sidecar says both. Raises NiftiError if nibabel is
+    array back. Where the spacing is unknown, a voxel is 1 mm. The sidecar says both, and what made
+    the output, or that it was given. Raises NiftiError if nibabel is
     missing.
     """
     check_nifti()
@@ -58,7 +59,8 @@ def write_nifti(samples: Samples, folder: Path) -> None:
         check_name(output.name)
         for row, name in enumerate(samples.names):
             write_slice(samples.arrays[output.name][row, 0], output.spacing, folder / f"{name}_{output.name}.nii.gz")
-            sidecar = json.dumps(_described(output, samples.provenance[row]), indent=1)
+            facts = {"given": True} if output.name in samples.given else {"provenance": samples.provenance[row]}
+            sidecar = json.dumps(_described(output, facts), indent=1)
             (folder / f"{name}_{output.name}.json").write_text(sidecar + "\n")
 
 
@@ -74,7 +76,7 @@ def write_slice(values: NDArray[Any], spacing: tuple[float, float] | None, file:
     image.to_filename(file)
 
 
-def _described(output: Output, provenance: dict[str, Any]) -> dict[str, Any]:
+def _described(output: Output, facts: dict[str, Any]) -> dict[str, Any]:
     spacing: dict[str, Any] = {"spacing": "unknown; a voxel of 1 mm stands for it"}
     if output.spacing is not None:
         between_rows, between_columns = output.spacing
@@ -85,5 +87,5 @@ def _described(output: Output, provenance: dict[str, Any]) -> dict[str, Any]:
         "labels": {str(number): label for number, label in enumerate(output.labels)},
         **spacing,
         "orientation": ORIENTATION,
-        "provenance": provenance,
+        **facts,
     }

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ PNG, NIFTI = ".png", ".nii.gz"
 FAR_APART = 999.0  # mm between slices, as nnU-Net takes PNGs to be: else it plans to look across them
 FOLDS, SHUFFLED_BY = 5, 12345  # as nnU-Net splits cases by itself
 SYNTHETIC = "Synthetic: drawn by a generative model, of no patient. Not for validation."
+UNDER_GIVEN = (
+    "Synthetic: drawn by a generative model, but for {}, which it was given, and which may be of patients. "
+    "Not for validation."
+)
 
 
 class NnUnet(Layout):
@@ -44,7 +48,7 @@ class NnUnet(Layout):
         self._apart = FAR_APART if self._real is None else self._real.apart
         self.set_files = (DATASET, SPLITS) if real else (DATASET,)
 
-    def check_outputs(self, outputs: Sequence[Output]) -> None:
+    def check_outputs(self, outputs: Sequence[Output], given: Collection[str] = ()) -> None:
         mask, images = _parts(outputs)
         if self._real is not None:
             self._real.check(mask, images, NIFTI if mask.spacing else PNG)
@@ -78,7 +82,15 @@ class NnUnet(Layout):
             scaled = (np.asarray(values, np.float64) - output.low) / (output.high - output.low)
             Image.fromarray(np.rint(np.clip(scaled, 0, 1) * 65535).astype(np.uint16)).save(file)
 
-    def describe(self, folder: Path, model: str, names: Iterable[str], count: int, outputs: Sequence[Output]) -> None:
+    def describe(
+        self,
+        folder: Path,
+        model: str,
+        names: Iterable[str],
+        count: int,
+        outputs: Sequence[Output],
+        given: Collection[str] = (),
+    ) -> None:
         mask, images = _parts(outputs)
         described = {
             "channel_names": {str(channel): image.name for channel, image in enumerate(images)},
@@ -86,7 +98,7 @@ class NnUnet(Layout):
             "numTraining": count,
             "file_ending": NIFTI if mask.spacing else PNG,
             "name": f"synthetic_{model}",
-            "description": SYNTHETIC,
+            "description": UNDER_GIVEN.format(" and ".join(given)) if given else SYNTHETIC,
         }
         (folder / DATASET).write_text(text_of(described))
         if self._real is not None:

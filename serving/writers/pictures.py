@@ -71,8 +71,9 @@ def drawings(samples: Samples, row: int, zoom: int = 1) -> dict[str, Image.Image
             masks.append(values)
             drawn[f"{output.name}s"] = mask_picture(values, int(output.high) + 1)
         else:
-            greys.append(to_8_bit(values, output.low, output.high))
-            drawn[f"{output.name}s"] = Image.fromarray(greys[-1])
+            grey = to_8_bit(values, output.low, output.high)
+            drawn[f"{output.name}s"] = Image.fromarray(grey)
+            greys.insert(len(greys) if output.name in samples.given else 0, grey)  # masks lie on what was drawn
     if masks and greys and masks[0].shape == greys[0].shape:
         drawn["overlays"] = overlay(greys[0], masks[0], zoom)
     return drawn

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.folders import Busy, check_place, recover, replacing
-from serving.sample_set import Samples
+from serving.sample_set import Samples, bundles_of
 from serving.writers.layout import Layout, LayoutError, text_of
 from serving.writers.layouts import LAYOUTS, part_name
 from serving.writers.npz import GrowingNpz, NameClashError, check_name
@@ -22,6 +22,7 @@ SHEET = "sheet.png"
 PAIRS = "pairs.npz"
 OTHERS = (PAIRS, SHEET, PROVENANCE, "overlays", *LAYOUTS)
 PNG = Png()
+ANEW = "the model was loaded anew meanwhile; ask again"
 
 
 def check_destination(folder: Path, replace: bool = False) -> None:
@@ -130,12 +131,15 @@ class _Filled:
         if self._first is not None and (samples.outputs, samples.given) != (self._first.outputs, self._first.given):
             raise LayoutError(
                 f"from {samples.names[0]} on samples have other outputs, classes, ranges or spacings than before: "
-                "the model was loaded anew meanwhile; ask again"
+                f"{ANEW}"
             )
+        bundles = {bundles_of(facts) for facts in samples.provenance}
+        if len(bundles | ({bundles_of(self._provenance[0])} if self._provenance else set())) > 1:
+            raise LayoutError(f"{samples.names[0]} and those with it were drawn by another bundle: {ANEW}")
         if self._first is None:
             self._first = samples
             for layout in self._layouts:
-                layout.check_outputs(samples.outputs)
+                layout.check_outputs(samples.outputs, samples.given)
                 (self._folder / layout.name).mkdir()
         self._pairs.add(samples)
         PNG.write(samples, self._folder, "")
@@ -151,11 +155,12 @@ class _Filled:
         assert self._first is not None
         if drawings(self._first, 0):
             contact_sheet(self._first).save(self._folder / SHEET)
-        outputs, model = self._first.outputs, str(self._provenance[0]["model"])
+        outputs, given, model = self._first.outputs, self._first.given, str(self._provenance[0]["model"])
         for layout in self._layouts:
-            layout.describe(self._folder / layout.name, model, self._names, len(self._names), outputs)
+            layout.describe(self._folder / layout.name, model, self._names, len(self._names), outputs, given)
         record = {
             "outputs": [dataclasses.asdict(output) for output in outputs],
+            **({"given": list(given)} if given else {}),
             **({"notes": list(notes)} if notes else {}),
             "files": self._names,
             "samples": [{**facts, **numbers} for facts, numbers in zip(self._provenance, self._numbers, strict=True)],

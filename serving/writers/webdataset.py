@@ -16,7 +16,8 @@ TAR_BLOCK = 512
 
 
 class WebDataset(Layout):
-    """PART.tar: NAME.OUTPUT.npy for every output of every sample, and NAME.json, what made it and what outputs mean."""
+    """PART.tar: NAME.OUTPUT.npy for every output of every sample, and NAME.json: what made it, what outputs
+    mean, and which were given and not drawn."""
 
     name = "webdataset"
 
@@ -26,6 +27,7 @@ class WebDataset(Layout):
     def write(self, samples: Samples, folder: Path, part: str) -> None:
         for output in samples.outputs:
             check_name(output.name)
+        given = {"given": list(samples.given)} if samples.given else {}
         described = [dataclasses.asdict(output) for output in samples.outputs]
         with tarfile.open(folder / f"{part}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for row, name in enumerate(samples.names):
@@ -33,7 +35,7 @@ class WebDataset(Layout):
                     content = io.BytesIO()
                     np.lib.format.write_array(content, values[row], allow_pickle=False)
                     _add(tar, f"{name}.{kind}.npy", content.getvalue())
-                facts = {"provenance": samples.provenance[row], "outputs": described}
+                facts = {"provenance": samples.provenance[row], "outputs": described, **given}
                 _add(tar, f"{name}.json", json.dumps(facts).encode())
 
 

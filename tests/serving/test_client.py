@@ -462,8 +462,9 @@ def test_a_model_that_was_loaded_anew_with_other_outputs_is_no_sample(
 
 
 @pytest.mark.parametrize(("model", "told"), [("tiny", "provenance"), ("cmr_flow", "mask_provenance")])
+@pytest.mark.parametrize("changed", [{"bundle": "c" * 64}, {"outputs": []}])
 def test_a_model_that_was_loaded_anew_between_two_requests_is_no_sample(
-    live: Live, monkeypatch: pytest.MonkeyPatch, model: str, told: str
+    live: Live, monkeypatch: pytest.MonkeyPatch, model: str, told: str, changed: dict[str, Any]
 ) -> None:
     asked = []
 
@@ -474,8 +475,7 @@ def test_a_model_that_was_loaded_anew_between_two_requests_is_no_sample(
         def as_numpy(self, name: str) -> Any:
             values = self.answer.as_numpy(name)
             if name == told:
-                facts = json.loads(values[0, 0])
-                facts["outputs"][0]["spacing"] = [9.0, 9.0]
+                facts = {**json.loads(values[0, 0]), **changed}
                 values = np.array([[json.dumps(facts)]] * len(values), object)
             return values
 

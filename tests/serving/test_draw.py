@@ -249,6 +249,30 @@ def test_two_who_draw_one_part_write_it_once_and_alike(repository: Path, whole: 
     assert (folder / "part-000000.npz").read_bytes() == (whole / "part-000000.npz").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["npz", "webdataset"])
+def test_one_whose_draft_is_cleared_away_finds_the_part_of_who_was_first(
+    repository: Path, tmp_path: Path, name: str
+) -> None:
+    plan = replace(PLAN, layout={"name": name})
+    drawn(repository, tmp_path / "set", range(0), plan)
+    with LocalClient(repository) as client:
+        samples = client.sample("tiny", seeds=PLAN.seeds(0), steps=2)
+    first, second = (DrawnSet(tmp_path / "set", plan, make_layout(name)) for _ in range(2))
+    assert first.open()
+    assert second.open()
+    layout = second._layout
+    write = layout.write
+
+    def while_another_is_done(*given: Any) -> None:
+        write(*given)
+        first.add(0, samples)
+
+    layout.write = while_another_is_done  # type: ignore[method-assign]  # of this one alone
+    second.add(0, samples)
+    assert first.has(0)
+    assert not (tmp_path / "set" / ".drafts").exists()
+
+
 def test_a_part_that_is_put_there_while_another_process_looks_stays(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +311,17 @@ def test_a_server_draws_the_same(live: Live, whole: Path, tmp_path: Path) -> Non
     result = command(*ASKED, "--url", live.url("grpc"), "--out", tmp_path / "set")
     assert result.exit_code == 0, result.output
     assert check_set(tmp_path / "set").digest == check_set(whole).digest
+
+
+def test_what_is_not_of_a_set_is_named(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "set")
+    (tmp_path / "set" / "notes").mkdir()
+    (tmp_path / "set" / "notes" / "mine.txt").write_text("...")
+    assert check_set(tmp_path / "set").problems == (f"{tmp_path / 'set' / 'notes' / 'mine.txt'} is not of the set",)
+    part = tmp_path / "set" / "part-000001.npz"
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    (problem,) = check_set(tmp_path / "set").problems
+    assert problem == f"{part} is not the file that was drawn: remove it, and the same draw makes it again"
 
 
 def test_slurm_says_which_shard(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

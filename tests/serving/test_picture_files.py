@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from serving.bundle import Condition
-from serving.condition_files import MaskFileError, read_masks
+from serving.condition_files import MaskFileError, check_unpacked, read_masks
 from serving.picture_files import PictureFileError, read_pictures
 
 ARRAYS = {"photo": np.zeros((1, 4, 6), np.float32), "mask": np.zeros((1, 4, 6), np.uint8)}
@@ -202,3 +202,13 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         read_pictures([file], PHOTO)
     with pytest.raises(MaskFileError, match=rf"{name} is no .npz or .npy of masks: "):
         read_masks(file)
+
+
+def test_a_small_file_that_would_take_all_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "zeros.npz", **{PHOTO.name: np.zeros((1, 1, 2048, 2048), np.float32)})
+    monkeypatch.setattr(check_unpacked, "__defaults__", (1 << 20,))
+    with pytest.raises(PictureFileError, match=r"zeros.npz unpacks to 16 MiB; at most 1 are read"):
+        read_pictures([tmp_path / "zeros.npz"], PHOTO)
+    Image.new("L", (9000, 9000)).save(tmp_path / "large.png")
+    with pytest.raises(PictureFileError, match=r"large.png has 9000 x 9000 pixels; at most 67108864 are read"):
+        read_pictures([tmp_path / "large.png"], PHOTO)

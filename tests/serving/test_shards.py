@@ -21,6 +21,8 @@ def slurm(task: int, first: int, last: int, count: int) -> dict[str, str]:
         (None, slurm(6, 2, 10, 5), 2, 5),
         (None, slurm(7, 7, 7, 1), 0, 1),
         ("16", slurm(3, 0, 15, 16), 3, 16),
+        ("16", slurm(5, 3, 5, 2), 5, 16),  # sent again by themselves
+        ("32", slurm(16, 16, 31, 16), 16, 32),
         ("4", {"JOB_COMPLETION_INDEX": "2"}, 2, 4),
     ],
 )
@@ -37,6 +39,7 @@ def test_shards_are_counted_from_zero(text: str | None, environment: dict[str, s
         ("a/b", {}, "--shard is 'a/b'; it must be K/N"),
         ("-1/4", {}, "--shard is '-1/4'"),
         ("4", {}, "neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX says which"),
+        ("16", slurm(16, 1, 16, 16), "shard 16 of 16, by SLURM_ARRAY_TASK_ID: K must be from 0"),
         ("2", {"JOB_COMPLETION_INDEX": "2"}, "shard 2 of 2, by JOB_COMPLETION_INDEX"),
         (
             None,

@@ -20,6 +20,7 @@ from tiny_samples import HEART, pairs
 from medgen import main
 from serving.bundle import Output, Student, bundle_folder, load_bundle
 from serving.client import SamplingError
+from serving.condition_files import MaskFileError
 from serving.page.command_line import command_of, stem
 from serving.page.downloads import FORMATS, pack
 from serving.page.drawing import AT_ONCE, PLACES, CancelledError, Drawing, Drawn
@@ -246,6 +247,16 @@ def test_what_is_said_of_files_has_the_names_that_the_visitor_gave_them(live: Li
     Image.fromarray(np.zeros((16, 20), np.uint8)).save(place, "PNG")
     with pytest.raises(PictureFileError, match=r"^a: b\.png is 1 x 16 x 20"):
         Drawing(server_of(live), Settings("tiny_picture", None, 0, {}, (Upload(place, "a: b.png"),))).result()
+
+
+def test_a_small_file_that_would_take_all_memory_is_refused(
+    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "zeros.npz", mask=np.zeros((1, 1, 2048, 2048), np.uint8))
+    monkeypatch.setattr("serving.page.drawing.UNPACKED", 1 << 20)
+    given = Settings("tiny_picture", None, 0, {}, (Upload(tmp_path / "zeros.npz", "zeros.npz"),))
+    with pytest.raises(MaskFileError, match=r"zeros\.npz unpacks to 4 MiB; at most 1 are read"):
+        Drawing(server_of(live), given).result()
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,17 @@ def test_what_cannot_be_dicom_is_refused(heart: Samples) -> None:
         Dicom().check_outputs([mask])
     with pytest.raises(LayoutError, match="masks of the size and the spacing of the picture"):
         Dicom().check_outputs([replace(mask, spacing=(1.0, 1.0)), image])
+    with pytest.raises(LayoutError, match=r"and here there are mask uint8 \[1, 24, 32\]$"):
+        Dicom().check_outputs([mask, image], given=["image"])
+
+
+def test_a_spacing_has_no_more_digits_than_dicom_allows(heart: Samples, tmp_path: Path) -> None:
+    outputs = tuple(replace(output, spacing=(320 / 300, 160 / 96)) for output in heart.outputs)
+    Dicom().write(replace(heart, outputs=outputs), tmp_path, "part")
+    dataset = pydicom.dcmread(tmp_path / f"{heart.names[0]}_image.dcm")
+    written = [str(side) for side in dataset.PixelSpacing]
+    assert all(len(side) <= 16 for side in written)
+    np.testing.assert_allclose([float(side) for side in written], [320 / 300, 160 / 96], rtol=1e-13)
 
 
 def test_a_mask_that_was_given_is_not_said_to_be_drawn_nor_to_be_nobody_s(heart: Samples, tmp_path: Path) -> None:

@@ -63,3 +63,15 @@ def test_options_that_are_not_for_a_layout_are_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(LayoutError, match=r"DICOM files need pydicom: pip install 'medgen\[dicom\]'"):
         make_layout("dicom")
+
+
+def test_samples_of_two_bundles_are_not_one_folder(heart: Samples, tmp_path: Path) -> None:
+    other = [{**facts, "bundle": "c" * 64, "seed": facts["seed"] + 2} for facts in heart.provenance]
+    with filling(tmp_path / "folder") as add:
+        add(heart)
+        with pytest.raises(LayoutError, match="000009 and those with it were drawn by another bundle: the model was"):
+            add(replace(heart, provenance=other))
+    mixed = [heart.provenance[0], other[1]]
+    with pytest.raises(LayoutError, match="000007 and those with it were drawn by another bundle"):
+        write_samples(replace(heart, provenance=mixed), tmp_path / "mixed")
+    assert not (tmp_path / "mixed").exists()

@@ -1,6 +1,7 @@
 """NIfTI files of samples, read back with nibabel."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -111,3 +112,10 @@ def test_without_nibabel_there_is_a_line_to_type(tmp_path: Path, monkeypatch: py
     with pytest.raises(NiftiError, match=r"pip install 'medgen\[nifti\]'"):
         write_nifti(point(None), tmp_path / "nifti")
     assert not (tmp_path / "nifti").exists()
+
+
+def test_what_was_given_is_not_said_to_be_drawn(tmp_path: Path) -> None:
+    write_nifti(replace(point(None), given=("mask",)), tmp_path)
+    mask, image = (json.loads((tmp_path / f"000007_{name}.json").read_text()) for name in ("mask", "image"))
+    assert (mask["given"], "provenance" in mask) == (True, False)
+    assert (image["provenance"], "given" in image) == (PROVENANCE, False)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving.drawn_set import DrawnSet, Plan, check_set
 from serving.sample_set import Samples
 from serving.writers.layout import LayoutError
 from serving.writers.nnunet import NnUnet, folds
@@ -118,3 +119,23 @@ def test_what_is_no_pair_is_refused(heart: Samples, tmp_path: Path) -> None:
         NnUnet(tmp_path / "real")
     with pytest.raises(LayoutError, match="4 real cases cannot be split into 5 folds"):
         NnUnet(real(tmp_path / "few", heart, cases=4))
+
+
+def test_masks_that_were_given_are_not_said_to_be_of_nobody(heart: Samples, tmp_path: Path) -> None:
+    NnUnet().describe(tmp_path, "cmr_flow", heart.names, 2, heart.outputs, ("mask",))
+    said = json.loads((tmp_path / "dataset.json").read_text())["description"]
+    assert "but for mask, which it was given, and which may be of patients. Not for validation." in said
+    assert "no patient" not in said
+
+
+def test_cases_are_called_alike_whatever_the_folder_of_a_model_is_called(heart: Samples, tmp_path: Path) -> None:
+    layout = NnUnet(real(tmp_path / "real", heart))
+    drawn_set = DrawnSet(tmp_path / "set", Plan("cmr_flow_v2", 7, 2, 2, {}, None, {"name": "nnunet"}), layout)
+    drawn_set.begin(heart)
+    drawn_set.add(0, heart)
+    drawn_set.describe()
+    splits = json.loads((tmp_path / "set" / "splits_final.json").read_text())
+    cases = {file.name.removesuffix(".nii.gz") for file in (tmp_path / "set" / "labelsTr").iterdir()}
+    assert len(cases) == 2
+    assert all(cases <= {*fold["train"]} for fold in splits)
+    assert check_set(tmp_path / "set").problems == ()

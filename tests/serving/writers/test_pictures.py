@@ -355,3 +355,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         write_samples(pairs(1), out, replace=True)
     assert len(list((out / "images").iterdir())) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["samples"]
+
+
+def test_a_mask_lies_on_the_picture_that_was_drawn_with_it_not_on_the_one_that_was_given() -> None:
+    samples = pairs(1)
+    mask, image = samples.outputs
+    given = replace(image, name="scan")
+    arrays = {"scan": np.full_like(samples.arrays["image"], 100.0), **samples.arrays}
+    under_scan = Samples(arrays, samples.provenance, (given, mask, image), ("scan",))
+    np.testing.assert_array_equal(drawings(under_scan, 0)["overlays"], drawings(samples, 0)["overlays"])
+
+
+def test_what_was_given_is_recorded(tmp_path: Path) -> None:
+    write_samples(replace(pairs(1), given=("mask",)), tmp_path / "samples")
+    assert json.loads((tmp_path / "samples" / "provenance.json").read_text())["given"] == ["mask"]

@@ -1,5 +1,6 @@
 """Tar files, read with WebDataset."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,3 +20,10 @@ def test_webdataset_reads_them(heart: Samples, tmp_path: Path) -> None:
             np.testing.assert_array_equal(sample[f"{name}.npy"], heart.arrays[name][row])
         assert sample["json"]["provenance"] == heart.provenance[row]
         assert sample["json"]["outputs"][0]["labels"] == ["background", "LV", "MYO", "RV"]
+        assert "given" not in sample["json"]
+
+
+def test_what_was_given_is_said_to_be(heart: Samples, tmp_path: Path) -> None:
+    WebDataset().write(replace(heart, given=("mask",)), tmp_path, "part-000000")
+    read = webdataset.WebDataset(str(tmp_path / "part-000000.tar"), shardshuffle=False).decode()
+    assert [sample["json"]["given"] for sample in read] == [["mask"]] * 2
