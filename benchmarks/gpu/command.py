@@ -11,6 +11,7 @@ import click
 # Here and above, nothing that takes long: commands import what they need when they run.
 from benchmarks.gpu.options import BATCHES, KERNELS, PRECISIONS, SIZES, WAYS
 from benchmarks.tables import wide_console
+from serving.finite import FiniteRange
 
 RESULTS = Path(__file__).parents[1] / "results"
 ROW_KEYS = {
@@ -52,7 +53,7 @@ KERNELS_SHARE = 1 / 3  # of the time, where trajectories come after them
     "--minutes",
     default=9.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help="What has not begun by then is left out, and said to be, and a TensorRT build that is not done given up. "
     "Where trajectories are measured too, kernels get a third at most.",
 )

@@ -20,6 +20,7 @@ from benchmarks.load.two_ways import IN_FLIGHT, STATIC, WAYS, TwoWays, serving_i
 from benchmarks.tables import wide_console
 from serving.bundle import REPOSITORY, BundleError, bundle_folder, load_bundle
 from serving.chain import read_chain
+from serving.finite import FiniteRange
 from serving.triton.errors import ServerError
 
 CALIBRATION_STEPS = 50
@@ -32,12 +33,12 @@ CALIBRATION_STEPS = 50
     "--load",
     "loads",
     multiple=True,
-    type=click.FloatRange(0.01),
+    type=FiniteRange(0.01),
     default=(0.5, 0.8, 0.95),
     show_default=True,
     help="Share of the capacity that is asked for; may be repeated.",
 )
-@click.option("--seconds", default=240.0, show_default=True, type=click.FloatRange(1), help="Of arrivals at each load.")
+@click.option("--seconds", default=240.0, show_default=True, type=FiniteRange(1), help="Of arrivals at each load.")
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(1), help="Single requests while idle.")
 @click.option("--seed", default=17, show_default=True, help="Of the arrivals.")
 @click.option(

@@ -11,6 +11,7 @@ import click
 from benchmarks.dmgan.command import named_checkpoints
 from benchmarks.evaluation.command import FEATURES, LPIPS, PACKAGES
 from benchmarks.papers.amounts import Amounts, within
+from serving.finite import FiniteRange
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 JSON, MARKDOWN = "papers.json", "papers.md"
@@ -20,7 +21,7 @@ FORMAT = 2  # of the JSON; 1 had fewer figures
 @click.command()
 @click.option("--data", type=FOLDER, help="A folder that is, or whose folders are, mini-MIAS, ACDC, M&Ms.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of models, samples and tables.")
-@click.option("--budget", type=click.FloatRange(0, min_open=True), metavar="MINUTES",
+@click.option("--budget", type=FiniteRange(0, min_open=True), metavar="MINUTES",
               help="Small models, sized for so long on one idle core.  [default: the papers' sizes]")  # fmt: skip
 @click.option("--films", is_flag=True, help="With --budget: mini-MIAS too, not phantoms alone.")
 @click.option("--checkpoint", "checkpoints", multiple=True, callback=named_checkpoints, metavar="NAME=DIR",

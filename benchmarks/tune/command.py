@@ -11,6 +11,7 @@ import click
 from benchmarks.evaluation.command import FEATURES, FOLDER, LPIPS
 from export.options import TARGETS, TOLERANCES, Options
 from serving.bundle import REPOSITORY
+from serving.finite import FiniteRange
 
 if TYPE_CHECKING:
     from benchmarks.evaluation.cache import Cache
@@ -97,28 +98,28 @@ def counts(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     "--rms",
     default=0.05,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="A sample is bad whose grey levels lie farther from the reference's of its seed; the range is 1.",
 )
 @click.option(
     "--dice",
     default=0.8,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="A sample is bad whose mask agrees less with the reference's of its seed.",
 )
 @click.option(
     "--margin",
     default=0.25,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Of the kernel distance, as a share of what two halves of the real images may have.",
 )
 @click.option(
     "--lost",
     default=0.05,
     show_default=True,
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     help="How much less its pictures may follow their masks: as if so large a share of them were of other masks.",
 )
 @FEATURES
