@@ -91,14 +91,15 @@ class Scored:
     """Of one class in one test set, over all seeds.
 
     figures: by metric, the mean over patients and seeds, with a bootstrap over patients. spread: the deviation of
-    the seeds' means; NaN of one seed. counts: pictures, of all seeds together. by_patient: [patients], means of Dice.
-    dice: [seeds, pictures], NaN where a seed rightly finds nothing. groups: the patients of the pictures.
+    the seeds' means; NaN of one seed. counts: pictures, of all seeds together. by_patient: by metric, means [seeds,
+    patients], NaN of a patient with nothing. dice: [seeds, pictures], NaN where a seed rightly finds nothing. groups:
+    the patients of the pictures.
     """
 
     figures: Mapping[str, Interval]
     spread: Mapping[str, float]
     counts: Mapping[str, int]
-    by_patient: NDArray[np.float64]
+    by_patient: Mapping[str, NDArray[np.float64]]
     dice: NDArray[np.float64]
     groups: Groups
 
@@ -113,13 +114,12 @@ def scored(predicted: Sequence[Masks], test: Pairs, classes: int, seed: int = 0)
 
 
 def _of_class(by_seed: Sequence[Found], test: Pairs, seed: int) -> Scored:
-    figures, spread, by_patient = {}, {}, {}
-    for metric in by_seed[0].figures:
-        means = np.stack([_by_patient(found.figures[metric], test.groups) for found in by_seed])
-        by_patient[metric] = np.array([_mean(column) for column in means.T])
-        figures[metric] = mean_of(by_patient[metric], np.arange(means.shape[1]), seed)
-        every = np.array([_mean(row) for row in means])
-        spread[metric] = float(every.std(ddof=1)) if len(every) > 1 else float("nan")
+    by_patient = {
+        metric: np.stack([_by_patient(found.figures[metric], test.groups) for found in by_seed])
+        for metric in by_seed[0].figures
+    }
+    figures = {metric: over_patients(known_mean(means), seed) for metric, means in by_patient.items()}
+    spread = {metric: spread_of(means) for metric, means in by_patient.items()}
     counts = {
         "pictures": sum(len(found.there) for found in by_seed),
         "with it": sum(int(found.there.sum()) for found in by_seed),
@@ -128,7 +128,7 @@ def _of_class(by_seed: Sequence[Found], test: Pairs, seed: int) -> Scored:
         "rightly absent": sum(int((~found.there & ~found.found).sum()) for found in by_seed),
     }
     dice = np.stack([found.figures["Dice"] for found in by_seed])
-    return Scored(figures, spread, counts, by_patient["Dice"], dice, test.groups)
+    return Scored(figures, spread, counts, by_patient, dice, test.groups)
 
 
 def _by_patient(values: NDArray[np.float64], groups: Groups) -> NDArray[np.float64]:
@@ -139,9 +139,22 @@ def _by_patient(values: NDArray[np.float64], groups: Groups) -> NDArray[np.float
     return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    there = values[np.isfinite(values)]
-    return float(there.mean()) if len(there) else float("nan")
+def known_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the first axis, of what is not NaN; NaN where nothing is."""
+    there = np.isfinite(values)
+    sums = np.where(there, values, 0).sum(0)
+    return np.divide(sums, there.sum(0), out=np.full(values.shape[1:], np.nan), where=there.any(0))
+
+
+def over_patients(values: NDArray[np.float64], seed: int = 0) -> Interval:
+    """The mean of a figure of each patient [patients], with a bootstrap over these."""
+    return mean_of(values, np.arange(len(values)), seed)
+
+
+def spread_of(values: NDArray[np.float64]) -> float:
+    """The deviation of the seeds' means, of figures [seeds, patients]; NaN of one seed."""
+    means = known_mean(values.T)
+    return float(means.std(ddof=1)) if len(means) > 1 else float("nan")
 
 
 def gained(row: Scored, baseline: Scored, seed: int = 0) -> Interval:
@@ -152,8 +165,7 @@ def gained(row: Scored, baseline: Scored, seed: int = 0) -> Interval:
     """
     compared = (np.isfinite(row.dice) | np.isfinite(baseline.dice)).any(0)
     after, before = (np.nan_to_num(each.dice, nan=1.0).mean(0) for each in (row, baseline))
-    rose = _by_patient(np.where(compared, after - before, np.nan), row.groups)
-    return mean_of(rose, np.arange(len(rose)), seed)
+    return over_patients(_by_patient(np.where(compared, after - before, np.nan), row.groups), seed)
 
 
 def described(training: Training) -> dict[str, Any]:

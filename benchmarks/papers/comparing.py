@@ -14,10 +14,18 @@ from benchmarks.evaluation.distances import frechet_between, kernel_distance
 from benchmarks.evaluation.features import Extractor, noise_like
 from benchmarks.evaluation.measure_quality import segmenter_features
 from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, of_same_patients
-from benchmarks.evaluation.segmentation import RECIPES, Recipe, Segmenter, steps_of
+from benchmarks.evaluation.segmentation import METRICS, RECIPES, Recipe, Segmenter, steps_of
 from benchmarks.evaluation.similarity import Lpips
-from benchmarks.evaluation.statistics import Interval, mean_of
-from benchmarks.evaluation.utility import Scored, Training, gained, predictions, scored
+from benchmarks.evaluation.statistics import Interval
+from benchmarks.evaluation.utility import (
+    Scored,
+    Training,
+    gained,
+    known_mean,
+    over_patients,
+    predictions,
+    scored,
+)
 from benchmarks.papers.amounts import Amounts
 
 FLOOR, CEILING = "real, other patients", "noise"
@@ -77,7 +85,7 @@ class Judge:
         self, rows: Sequence[Training], tests: Sequence[Pairs], classes: int
     ) -> dict[str, dict[str, dict[str, Any]]]:
         """By row and test set: "classes", the figures of each but the background, means over patients and seeds, and
-        "Dice", that of a patient's classes together.
+        "mean", those of each patient's classes together.
 
         The first row is what the others' Dice is compared with. All are trained for as many steps as it would be.
         """
@@ -100,7 +108,7 @@ class Judge:
                         _told(each, None if name == rows[0].name else gained(each, base, self.seed))
                         for each, base in zip(of_classes, first[test], strict=True)
                     ],
-                    "Dice": _of_patients(of_classes, self.seed).as_json(),
+                    "mean": {metric: _over_classes(of_classes, metric, self.seed) for metric in METRICS},
                 }
                 for test, of_classes in by_test.items()
             }
@@ -108,12 +116,9 @@ class Judge:
         }
 
 
-def _of_patients(classes: Sequence[Scored], seed: int) -> Interval:
-    values = np.stack([each.by_patient for each in classes])
-    there = np.isfinite(values)
-    sums = np.where(there, values, 0).sum(0)
-    means = np.divide(sums, there.sum(0), out=np.full(values.shape[1], np.nan), where=there.any(0))
-    return mean_of(means, np.arange(len(means)), seed)
+def _over_classes(classes: Sequence[Scored], metric: str, seed: int) -> Figure:
+    of_classes = np.stack([known_mean(each.by_patient[metric]) for each in classes])
+    return over_patients(known_mean(of_classes), seed).as_json()
 
 
 def _told(found: Scored, gain: Interval | None) -> dict[str, Figure]:

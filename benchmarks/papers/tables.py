@@ -211,17 +211,13 @@ def table_5(hearts: Figures) -> Table:
             continue
         for test in tested:
             found = row["tested"].get(test)
-            cells += (
-                [None] * 4
-                if found is None
-                else [interval(found["Dice"]), *(mean(found["classes"], each) for each in metrics[1:])]
-            )
+            cells += [None if found is None else interval(found["mean"][each]) for each in metrics]
         rows.append([*cells[:9], f"{row['real']} + {row['synthetic']}", *cells[9:]])
     theirs_in, ours_in = ([*overlaps, *(f"{name} ({unit})" for name in distances)] for unit in ("px", "mm"))
     columns = ["trained on", *(f"theirs on {test}: {name}" for test in TESTS for name in theirs_in), "real + synthetic"]
     columns += [f"ours on {test}: {name}" for test in tested for name in ours_in]
     note = (
-        "Ours: means of LV, MYO and RV without the background, the interval over patients (each structure's are in the "
+        "Ours: means of LV, MYO and RV without the background, intervals over patients (each structure's are in the "
         "JSON); a missed structure counts 0, and its distance is the picture's diagonal; distances are in mm by the "
         "files' spacing, which may be nominal. "
         f"{paper.DOUBTS['Table V']} {NOT_COMPARED}"
@@ -268,12 +264,6 @@ def interval(told: Mapping[str, float | None] | None, times: float = 1.0) -> Int
     if told is None:
         return None
     return Interval(*(math.nan if told[end] is None else times * float(told[end] or 0) for end in Interval._fields))
-
-
-def mean(classes: Sequence[Mapping[str, Any]], metric: str) -> float:
-    """Over classes of what is known."""
-    known = [each[metric]["value"] for each in classes if each[metric]["value"] is not None]
-    return sum(known) / len(known) if known else math.nan
 
 
 def printed(value: float | None) -> str | None:

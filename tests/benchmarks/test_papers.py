@@ -19,7 +19,7 @@ from benchmarks.evaluation.features import Extractor
 from benchmarks.evaluation.pairs import EvaluationError
 from benchmarks.evaluation.reading import read_pairs
 from benchmarks.evaluation.segmentation import Recipe
-from benchmarks.evaluation.statistics import holm
+from benchmarks.evaluation.statistics import Interval, holm
 from benchmarks.papers import amounts, comparing, drawing, hearts, mammograms, models, paper, sources, tables
 from benchmarks.papers.command import measure
 from training import CheckpointError
@@ -99,7 +99,6 @@ def test_a_table_as_markdown_and_figures_from_json() -> None:
     assert found.value == 50
     assert found.low == 25
     assert np.isnan(found.high)
-    assert tables.mean([{"Dice": {"value": 0.5}}, {"Dice": {"value": None}}, {"Dice": {"value": 1.0}}], "Dice") == 0.75
     text = tables.markdown(tables.Table("T", ["", "a"], [["row", found], ["other", None]], "why"))
     assert text.splitlines()[2:4] == ["|  | a |", "|---|---:|"]
     assert "| other |  |" in text
@@ -255,8 +254,8 @@ def test_nearness_is_of_medians_of_what_a_network_perceives_too(
 
 def test_units_and_what_a_figure_is_stand_in_the_tables() -> None:
     figure = {"value": 0.5, "low": None, "high": None}
-    classes = [dict.fromkeys(("Dice", "IoU", "HD95", "ASD"), figure)]
-    row = {"real": 8, "synthetic": 0, "tested": {"ACDC": {"Dice": figure, "classes": classes}}}
+    means = dict.fromkeys(("Dice", "IoU", "HD95", "ASD"), figure)
+    row = {"real": 8, "synthetic": 0, "tested": {"ACDC": {"classes": [], "mean": means}}}
     table_5 = tables.table_5({"name": "ACDC", "Table V": {"ACDC": row}})
     assert [*table_5.columns[3:5]] == ["theirs on M&Ms: HD95 (px)", "theirs on M&Ms: ASD (px)"]
     assert [*table_5.columns[-4:]] == [f"ours on ACDC: {each}" for each in ("Dice", "IoU", "HD95 (mm)", "ASD (mm)")]
@@ -272,6 +271,27 @@ def test_units_and_what_a_figure_is_stand_in_the_tables() -> None:
     taught = {"Table VI": {**attacked, **found, "teachers": {"cmr_flow": "7" * 64}}}
     assert "cmr_flow is a student" in (note := tables.table_6({**hearts_of_76, **taught}).note)
     assert f"its teacher has the sha256 {'7' * 64}" in note
+
+
+def test_every_figure_of_table_v_has_an_interval_over_patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = read_pairs("phantom:5", 32, "validation", HEART, name="ACDC")
+    found = test.masks.copy()
+    found[0] = np.roll(found[0], 4, 1)  # of one patient everything lies elsewhere
+    found[1] = np.where(found[1] == 1, 0, found[1])  # and of another one structure is missed
+    monkeypatch.setattr(comparing, "predictions", lambda *_: [found])
+    rows = [comparing.Training("ACDC", test, 5, 0)]
+    told = comparing.Judge(TINY, Cache(tmp_path)).utility(rows, [test], len(HEART))["ACDC"]["ACDC"]
+    assert len(told["classes"]) == 3
+    for metric, best in (("Dice", 1), ("IoU", 1), ("HD95", 0), ("ASD", 0)):
+        figure = told["mean"][metric]
+        assert figure["low"] < figure["value"] < figure["high"], metric
+        assert best in (figure["low"], figure["high"]), "three patients of five are found whole"
+        assert figure["value"] == pytest.approx(np.mean([each[metric]["value"] for each in told["classes"]])), metric
+    row = {"real": 5, "synthetic": 0, "tested": {"ACDC": told}}
+    (cells,) = (row for row in tables.table_5({"name": "", "Table V": {"ACDC": row}}).rows if row[0] == "ACDC")
+    assert [each.low for each in cells[-4:] if isinstance(each, Interval)] == [
+        told["mean"][metric]["low"] for metric in ("Dice", "IoU", "HD95", "ASD")
+    ]
 
 
 @pytest.mark.parametrize("low", [None, 0.2])
@@ -415,10 +435,10 @@ class TestCommand:
         assert shown.exit_code == 0
         assert "Table VI on phantoms" in shown.output
         old = tmp_path / "old.json"
-        old.write_text(json.dumps({**figures, "format": 1}))
+        old.write_text(json.dumps({**figures, "format": 2}))
         shown = CliRunner().invoke(main, ["papers", "--show", str(old)])
         assert shown.exit_code == 1
-        assert "has the format 1; this version shows 2: make it again" in " ".join(shown.output.split())
+        assert "has the format 2; this version shows 3: make it again" in " ".join(shown.output.split())
 
     @pytest.mark.parametrize("name", ["pgi", "pig of mini-MIAS", "cmr_mask", "pig-shipped"])
     def test_a_checkpoint_of_no_model_of_the_run_is_refused(self, tmp_path: Path, name: str) -> None:
