@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evaluation.features import noise_like
 from benchmarks.evaluation.measure_privacy import FEW_PATIENTS
 from benchmarks.evaluation.membership import Seen, by_features, by_loss, seen
 from benchmarks.evaluation.neighbours import closeness, median_of, nearest
@@ -13,7 +14,7 @@ from benchmarks.evaluation.shapes import TABLE_III, absent, compared_features, f
 from benchmarks.evaluation.similarity import likeness, of_other_patients
 from benchmarks.evaluation.statistics import mean_of
 from benchmarks.evaluation.utility import Training
-from benchmarks.papers.comparing import Figure, Judge
+from benchmarks.papers.comparing import CEILING, FLOOR, Figure, Judge
 from benchmarks.papers.drawing import drawn
 from benchmarks.papers.models import Model, Workshop
 from benchmarks.papers.paper import CHAINS
@@ -111,7 +112,9 @@ def _fidelity(train: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], judge
     one, other = of_other_patients(held_out)
     if len(one):
         strangers = likeness(held_out.at(one), held_out.at(other), judge.lpips)
-        found["real, other patients"] |= _alike(strangers, held_out.at(one), judge.seed)
+        found[FLOOR] |= _alike(strangers, held_out.at(one), judge.seed)
+    noise = likeness(held_out, noise_like(held_out, judge.seed), judge.lpips)
+    found[CEILING] |= _alike(noise, held_out, judge.seed)
     return found
 
 

@@ -188,7 +188,8 @@ def table_4(hearts: Figures) -> Table:
             rows.append([metric, *map(printed, paper.FIDELITY[metric]), *["not run"] * len(ours)])
     columns = ["", *(f"theirs: {name}" for name in paper.CHAINS), *(f"ours: {name}" for name in ours)]
     note = (
-        f"Samples under the masks of {found[paper.CHAINS[0]]['pictures']} held-out slices, beside these; SSIM's kernel "
+        f"Samples under the masks of {found[paper.CHAINS[0]]['pictures']} held-out slices, beside these; noise, the "
+        "ceiling, is the same slices' pixels in random order. SSIM's kernel "
         "has 11 pixels, MS-SSIM as many scales as fit. FID and KID need --features inception=PATH, LPIPS --lpips "
         f"PATH. {NOT_COMPARED}"
     )
