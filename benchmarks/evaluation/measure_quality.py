@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.evaluation import features as of
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.distances import coverage, frechet_between, kernel_distance
@@ -12,10 +10,10 @@ from benchmarks.evaluation.features import Extractor, noise_like
 from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, of_same_patients, together
 from benchmarks.evaluation.report import Cell, Section, Table, histogram, sample_grid
 from benchmarks.evaluation.segmentation import Recipe, Segmenter, seen_by
-from benchmarks.evaluation.shapes import compared_features, features_of, lacking
+from benchmarks.evaluation.shapes import compared_features, features_of, gaps, lacking
 from benchmarks.evaluation.sides import Sides, even_halves
 from benchmarks.evaluation.similarity import KERNEL, Lpips, likeness, of_other_patients, partners, scales_for
-from benchmarks.evaluation.statistics import Interval, ks_interval, mean_of, share_of
+from benchmarks.evaluation.statistics import mean_of, share_of
 
 SURE_OF_FRECHET = 10  # pictures for each feature
 HISTOGRAMS = 24
@@ -211,21 +209,16 @@ def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, as_m
     real, synthetic = together(sides.train, sides.held_out), sides.synthetic
     one, drawn = features_of(real), features_of(synthetic)
     of_reference = features_of(reference)
-
-    def from_reference(side: Pairs) -> dict[str, Interval]:
-        found = features_of(side)
-        return {
-            name: ks_interval(each.d, _whose(of_reference[name], reference), _whose(found[name], side))
-            for name, each, _ in compared_features(of_reference, found, reference.groups, seed, side.groups)
-        }
-
-    of_as_many, of_halves = from_reference(as_many), from_reference(other)
+    of_as_many, of_halves = (
+        dict(gaps(of_reference, features_of(side), reference.groups, side.groups)) for side in (as_many, other)
+    )
+    of_all = dict(gaps(one, drawn, real.groups, synthetic.groups))
     rows: list[list[Cell]] = [
         [
             name,
             mean_of(one[name], real.groups, seed),
             mean_of(drawn[name], synthetic.groups, seed),
-            ks_interval(found.d, _whose(one[name], real), _whose(drawn[name], synthetic)),
+            of_all[name],
             of_as_many.get(name),
             of_halves.get(name),
             _p(found.p),
@@ -276,11 +269,6 @@ def _shapes(section: Section, sides: Sides, reference: Pairs, other: Pairs, as_m
         for name in list(one)[:HISTOGRAMS]
         if name in drawn
     ]
-
-
-def _whose(values: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """The patients of the pairs that have the feature."""
-    return pairs.groups[np.isfinite(values)]
 
 
 def _p(value: float) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from benchmarks.evaluation.pairs import Pairs
-from benchmarks.evaluation.statistics import Array, Compared, Groups, compare, holm
+from benchmarks.evaluation.statistics import Array, Compared, Groups, Interval, compare, holm, ks_interval
 
 ANY_SIDE = np.ones((3, 3), bool)
 TABLE_III = ("pixels %", "area", "roundness", "eccentricity", "solidity")
@@ -77,6 +77,17 @@ def lacking(pairs: Pairs) -> Mapping[str, NDArray[np.bool_]]:
     """Which masks [N] lack each structure."""
     names = pairs.labels or tuple(f"class {k}" for k in range(int(pairs.masks.max()) + 1))
     return {name: ~(pairs.masks == index).any((1, 2)) for index, name in enumerate(names[1:], 1)}
+
+
+def gaps(
+    one: Mapping[str, Array], other: Mapping[str, Array], groups: Groups, others: Groups
+) -> Iterator[tuple[str, Interval]]:
+    """Kolmogorov and Smirnov's D of each feature that two masks of each side have, with ``ks_interval``."""
+    for name in one:
+        there, also = np.isfinite(one[name]), np.isfinite(other.get(name, np.zeros(0)))
+        if min(there.sum(), also.sum()) >= 2:
+            d = stats.ks_2samp(one[name][there], other[name][also]).statistic
+            yield name, ks_interval(float(d), groups[there], others[also])
 
 
 def compared_features(

@@ -1,6 +1,7 @@
 """The cardiac paper's Tables III to VI on a data set of ours."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ from benchmarks.evaluation.features import noise_like
 from benchmarks.evaluation.measure_privacy import FEW_PATIENTS
 from benchmarks.evaluation.membership import Seen, by_features, by_loss, seen
 from benchmarks.evaluation.neighbours import closeness, median_of, nearest
-from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, together
-from benchmarks.evaluation.shapes import TABLE_III, absent, compared_features, features_of
+from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, halves_by_patient, together
+from benchmarks.evaluation.shapes import TABLE_III, absent, compared_features, features_of, gaps
 from benchmarks.evaluation.similarity import likeness, of_other_patients
 from benchmarks.evaluation.statistics import mean_of
 from benchmarks.evaluation.utility import Training
@@ -67,7 +68,7 @@ def measure(sets: Sets, workshop: Workshop, judge: Judge) -> dict[str, Any]:
             each: [model.family.preset.default_solver, model.family.preset.default_steps]
             for each, model in {"cmr_mask": of_masks, **models}.items()
         },
-        "Table III": _shapes(together(train, held_out), masks, judge.seed),
+        "Table III": shapes(together(train, held_out), masks, judge.seed),
         "Table IV": _fidelity(train, held_out, under_held_out, judge),
         "Table V": {
             row.name: {"real": row.real, "synthetic": row.synthetic, "tested": table_5[row.name]} for row in rows
@@ -80,28 +81,54 @@ def _some(pairs: Pairs, count: int | None, seed: int) -> Pairs:
     return pairs if count is None else drawn_by_patient(pairs, count, seed)
 
 
-def _shapes(real: Pairs, masks: Pairs, seed: int) -> dict[str, Any]:
-    """Fifteen comparisons, Holm's correction for these, and how many masks lack a structure."""
-    one, other = (
-        {name: values for name, values in features_of(side).items() if name.partition(": ")[2] in TABLE_III}
+def shapes(real: Pairs, masks: Pairs, seed: int) -> dict[str, Any]:
+    """Fifteen comparisons, Holm's correction for these, and how many masks lack a structure.
+
+    Both sides have as many masks: of all patients for p and delta, and for D, which goes with the number, of one half
+    of the patients, beside whom the other half, the floor, and noise are as many.
+    """
+    count = min(len(real), len(masks))
+    sides = drawn_by_patient(real, count, seed), drawn_by_patient(masks, count, seed)
+    half, floor = halves_by_patient(real, seed)
+    of_half = min(len(half), len(floor), len(masks))
+    half, floor, as_many = (drawn_by_patient(each, of_half, seed) for each in (half, floor, masks))
+    beside = {"D": as_many, "D of real halves": floor, "D of noise": _speckled(half, seed)}
+    one = _features(half)
+    d = {what: dict(gaps(one, _features(side), half.groups, side.groups)) for what, side in beside.items()}
+    d["D of noise"] = {name: each for name, each in d["D of noise"].items() if not name.endswith("pixels %")}
+    means = [
+        {name: mean_of(values, side.groups, seed).as_json() for name, values in _features(side).items()}
         for side in (real, masks)
-    )
+    ]
+    whose = sides[0].groups, seed, sides[1].groups
     rows = {
         name: {
-            "real": found.real_mean,
-            "generated": found.synthetic_mean,
-            "D": found.d,
+            "real": means[0][name],
+            "generated": means[1][name],
+            **{what: each[name].as_json() for what, each in d.items() if name in each},
             "p": found.p,
             "p (Holm)": adjusted,
             "delta": found.delta.as_json(),
         }
-        for name, found, adjusted in compared_features(one, other, real.groups, seed)
+        for name, found, adjusted in compared_features(*map(_features, sides), *whose)
     }
     lacking = {
         what: {name: int(np.sum(each)) for name, each in absent(side).items()}
         for what, side in {"real": real, "generated": masks}.items()
     }
-    return {"rows": rows, "real": len(real), "generated": len(masks), "absent": lacking}
+    counts = {"real": len(real), "generated": len(masks), "compared": count, "of half": of_half}
+    return {"rows": rows, **counts, "absent": lacking}
+
+
+def _features(side: Pairs) -> dict[str, np.ndarray]:
+    """Of Table III."""
+    return {name: values for name, values in features_of(side).items() if name.partition(": ")[2] in TABLE_III}
+
+
+def _speckled(pairs: Pairs, seed: int) -> Pairs:
+    """Their masks' pixels in random order."""
+    masks = np.random.default_rng(seed).permuted(pairs.masks.reshape(len(pairs), -1), axis=1)
+    return replace(pairs, masks=masks.reshape(pairs.masks.shape))
 
 
 def _fidelity(train: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], judge: Judge) -> dict[str, Any]:

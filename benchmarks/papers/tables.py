@@ -12,6 +12,7 @@ from benchmarks.papers.comparing import CEILING, FLOOR
 
 Figures = Mapping[str, Any]
 TESTS = ("M&Ms", "ACDC")
+DISTANCES_OF_SHAPES = ("D", "D of real halves", "D of noise")
 NOT_COMPARED = "Not to be compared with the paper's figures; side by side for their order alone."
 NO_INTERVAL = (
     "There is no interval where all pictures have the same figure, as 0 where no lesion is found, or where they are of "
@@ -157,22 +158,27 @@ def table_3(hearts: Figures) -> Table:
         row = found["rows"].get(name)
         cells: list[Cell] = [name, *map(printed, theirs)]
         if row is None:
-            rows.append([*cells, "too few", *[None] * 5])
+            rows.append([*cells, "too few", *[None] * 7])
             continue
-        cells += [row["real"], row["generated"], row["D"], probability(row["p"]), probability(row["p (Holm)"])]
-        rows.append([*cells, interval(row["delta"])])
+        cells += [interval(row.get(each)) for each in ("real", "generated", *DISTANCES_OF_SHAPES)]
+        rows.append([*cells, probability(row["p"]), probability(row["p (Holm)"]), interval(row["delta"])])
     absent, counts = found["absent"], (found["real"], found["generated"])
     lacking = "; ".join(
         f"{name}: {count} of {counts[0]} real, {absent['generated'][name]} of {counts[1]} generated"
         for name, count in absent["real"].items()
     )
     note = (
-        f"{found['real']} real masks, {found['generated']} generated. Areas are in pixels: multiply ours by "
-        f"{1 / side**2:g} for pixels of theirs. Delta: how much more often a generated one is above a real one. Masks "
-        f"without the structure are left out: {lacking}. p is twice the middle one of 99 draws of one slice a "
-        f"patient. {paper.DOUBTS['Table III']}"
+        f"Means of {found['real']} real masks and {found['generated']} generated ones, intervals over patients. Areas "
+        f"are in pixels: multiply ours by {1 / side**2:g} for pixels of theirs. D, which goes with the number of "
+        f"masks, is between {found['of half']} masks of one half of the real patients and as many: generated, of the "
+        "other half (the floor, which several slices of a patient make larger), and with pixels in random order (the "
+        "ceiling; pixels % are then the same). Its interval is Massart's, as if each patient gave one value. p and "
+        f"delta are of {found['compared']} real masks of all patients and as many generated. Delta: how much more "
+        f"often a generated one is above a real one. Masks without the structure are left out: {lacking}. p is twice "
+        f"the middle one of 99 draws of one slice a patient. {paper.DOUBTS['Table III']}"
     )
-    columns = ["", "theirs: real", "generated", "p", "ours: real", "generated", "KS D", "p", "p (Holm)", "delta"]
+    columns = ["", "theirs: real", "generated", "p", "ours: real", "generated", *DISTANCES_OF_SHAPES]
+    columns += ["p", "p (Holm)", "delta"]
     return Table(f"Table III on {hearts['name']}: shapes of masks", columns, rows, note)
 
 

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from scipy.stats import ks_2samp
 from tiny_families import FIELDS, tiny_family
 
 from benchmarks.__main__ import main
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.features import Extractor
-from benchmarks.evaluation.pairs import EvaluationError
+from benchmarks.evaluation.pairs import EvaluationError, drawn_by_patient, halves_by_patient
 from benchmarks.evaluation.reading import read_pairs
 from benchmarks.evaluation.segmentation import Recipe
+from benchmarks.evaluation.shapes import features_of
 from benchmarks.evaluation.statistics import Interval, holm
 from benchmarks.papers import amounts, comparing, drawing, hearts, mammograms, models, paper, sources, tables
 from benchmarks.papers.command import measure
@@ -271,6 +273,35 @@ def test_units_and_what_a_figure_is_stand_in_the_tables() -> None:
     taught = {"Table VI": {**attacked, **found, "teachers": {"cmr_flow": "7" * 64}}}
     assert "cmr_flow is a student" in (note := tables.table_6({**hearts_of_76, **taught}).note)
     assert f"its teacher has the sha256 {'7' * 64}" in note
+
+
+def test_table_iii_compares_as_many_masks_on_both_sides_and_real_halves_with_each_other() -> None:
+    real = read_pairs("phantom:24", 64, "train", HEART)
+    real = replace(real, patients=tuple(f"patient {row // 2}" for row in range(24)))
+    alike = read_pairs("phantom:9", 64, "validation", HEART)
+    found = hearts.shapes(real, alike, 0)
+    assert (found["real"], found["generated"], found["compared"], found["of half"]) == (24, 9, 9, 9)
+    area = {name: features_of(side)["LV: area"] for name, side in (("real", real), ("alike", alike))}
+    row = found["rows"]["LV: area"]
+    assert row["real"]["value"] == pytest.approx(area["real"].mean())
+    assert row["generated"]["value"] == pytest.approx(area["alike"].mean())
+    some = drawn_by_patient(real, 9, 0)
+    assert row["p"] == pytest.approx(ks_2samp(features_of(some)["LV: area"], area["alike"]).pvalue)
+    half, other = (drawn_by_patient(each, 9, 0) for each in halves_by_patient(real, 0))
+    of_half = features_of(half)["LV: area"]
+    assert row["D"]["value"] == ks_2samp(of_half, area["alike"]).statistic
+    assert row["D of real halves"]["value"] == ks_2samp(of_half, features_of(other)["LV: area"]).statistic
+    assert row["D of noise"]["value"] == 1
+    assert "D of noise" not in found["rows"]["LV: pixels %"]
+    for figure in ("real", "generated", "D", "D of real halves", "D of noise", "delta"):
+        assert row[figure]["low"] is not None, figure
+    small = replace(alike, masks=np.where(alike.masks == 1, 0, alike.masks))
+    small.masks[:, 30:33, 30:33] = 1
+    assert hearts.shapes(real, small, 0)["rows"]["LV: area"]["D"]["value"] == 1
+    table_3 = tables.table_3({"name": "phantoms", "size": 64, "Table III": found})
+    assert table_3.columns[6:9] == ["D", "D of real halves", "D of noise"]
+    assert "between 9 masks of one half of the real patients and as many" in table_3.note
+    assert "p and delta are of 9 real masks of all patients and as many generated" in table_3.note
 
 
 def test_every_figure_of_table_v_has_an_interval_over_patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
