@@ -25,10 +25,11 @@ from benchmarks.evaluation.utility import (
     over_patients,
     predictions,
     scored,
+    spread_of,
 )
 from benchmarks.papers.amounts import Amounts
 
-FLOOR, CEILING = "real, other patients", "noise"
+FLOOR, CEILING, SHUFFLED = "real, other patients", "noise", "masks shuffled"
 Figure = dict[str, float | None]
 
 
@@ -85,7 +86,7 @@ class Judge:
         self, rows: Sequence[Training], tests: Sequence[Pairs], classes: int
     ) -> dict[str, dict[str, dict[str, Any]]]:
         """By row and test set: "classes", the figures of each but the background, means over patients and seeds, and
-        "mean", those of each patient's classes together.
+        "mean", those of each patient's classes together; all with "spread", the deviation of the seeds' means.
 
         The first row is what the others' Dice is compared with. All are trained for as many steps as it would be.
         """
@@ -117,10 +118,15 @@ class Judge:
 
 
 def _over_classes(classes: Sequence[Scored], metric: str, seed: int) -> Figure:
-    of_classes = np.stack([known_mean(each.by_patient[metric]) for each in classes])
-    return over_patients(known_mean(of_classes), seed).as_json()
+    of_classes = np.stack([each.by_patient[metric] for each in classes])  # [classes, seeds, patients]
+    of_seeds, of_patients = known_mean(of_classes), known_mean(of_classes.swapaxes(0, 1))
+    return _with_spread(over_patients(known_mean(of_patients), seed), spread_of(of_seeds))
+
+
+def _with_spread(figure: Interval, spread: float) -> Figure:
+    return {**figure.as_json(), "spread": None if np.isnan(spread) else spread}
 
 
 def _told(found: Scored, gain: Interval | None) -> dict[str, Figure]:
-    figures = {metric: value.as_json() for metric, value in found.figures.items()}
+    figures = {metric: _with_spread(value, found.spread[metric]) for metric, value in found.figures.items()}
     return figures if gain is None else {**figures, "Dice gained": gain.as_json()}

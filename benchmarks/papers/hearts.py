@@ -14,8 +14,8 @@ from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, halves_by_patie
 from benchmarks.evaluation.shapes import TABLE_III, absent, compared_features, features_of, gaps
 from benchmarks.evaluation.similarity import likeness, of_other_patients
 from benchmarks.evaluation.statistics import mean_of
-from benchmarks.evaluation.utility import Training
-from benchmarks.papers.comparing import CEILING, FLOOR, Figure, Judge
+from benchmarks.evaluation.utility import Training, shuffled
+from benchmarks.papers.comparing import CEILING, FLOOR, SHUFFLED, Figure, Judge
 from benchmarks.papers.drawing import drawn
 from benchmarks.papers.models import Model, Workshop
 from benchmarks.papers.paper import CHAINS
@@ -53,6 +53,7 @@ def measure(sets: Sets, workshop: Workshop, judge: Judge) -> dict[str, Any]:
     }
     rows = [Training(name, real[name], count, 0)]
     rows += [Training(each, some, len(some), 0) for each, some in real.items() if each != name]
+    rows.append(Training(f"{name}, {SHUFFLED}", shuffled(real[name]), count, 0))
     rows += [Training(f"{chain} Full-Syn", pairs, 0, len(pairs)) for chain, pairs in full.items()]
     rows += [Training(row, pairs, 0, len(pairs)) for row, pairs in under_real.items()]
     tests = [other for _, other in sets.values()]

@@ -3,8 +3,8 @@
 from typing import Any
 
 from benchmarks.evaluation.pairs import Pairs, drawn_by_patient, halves_by_patient, together
-from benchmarks.evaluation.utility import Training
-from benchmarks.papers.comparing import Judge
+from benchmarks.evaluation.utility import Training, shuffled
+from benchmarks.papers.comparing import SHUFFLED, Judge
 from benchmarks.papers.drawing import drawn
 from benchmarks.papers.models import Model, Workshop
 from benchmarks.papers.sources import told
@@ -53,6 +53,7 @@ def measure(train: Pairs, held_out: Pairs, name: str, workshop: Workshop, judge:
     rows += [_with(real, samples[each], f"{each}_2048", 1.0) for each in ("SegGuidedDif", "ControlNet")]
     rows += [_with(real, samples["PIG"], each, ratio) for each, ratio in RATIOS.items()]
     rows += [_with(real, samples[each], each, 1.0) for each in (PAIRED, SHIPPED) if each in samples]
+    rows.append(Training(f"real, {SHUFFLED}", shuffled(real), len(real), 0))
     table_2 = judge.utility(rows, [held_out], CLASSES)
     default = {
         each: [model.family.preset.default_solver, model.family.preset.default_steps] for each, model in models.items()

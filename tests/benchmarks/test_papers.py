@@ -325,11 +325,34 @@ def test_every_figure_of_table_v_has_an_interval_over_patients(tmp_path: Path, m
     ]
 
 
+def test_the_spread_of_several_seeds_stands_beside_the_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = read_pairs("phantom:4", 32, "validation", HEART, name="ACDC")
+    half = test.masks.copy()
+    half[:2] = 0  # this seed finds nothing of two patients
+    monkeypatch.setattr(comparing, "predictions", lambda *asked: [test.masks if asked[5] else half])
+    rows = [comparing.Training("ACDC", test, 4, 0)]
+    judge = comparing.Judge(replace(TINY, seeds=2), Cache(tmp_path))
+    told = judge.utility(rows, [test], len(HEART))["ACDC"]["ACDC"]
+    deviation = pytest.approx(np.std([0.5, 1], ddof=1))
+    assert (told["mean"]["Dice"]["value"], told["mean"]["Dice"]["spread"]) == (0.75, deviation)
+    assert told["classes"][0]["Dice"]["spread"] == deviation
+    row = {"real": 4, "synthetic": 0}
+    table_5 = tables.table_5({"name": "", "Table V": {"ACDC": {**row, "tested": {"ACDC": told}}}})
+    assert "0.75 [0.5, 1] ± 0.354" in {*table_5.rows[1]}
+    table_2 = tables.table_2({"name": "phantoms", "Table 2": {"real": {**row, **told["classes"][0]}}})
+    assert "75 [50, 100] ± 35.4" in {*table_2.rows[0]}
+    assert all("± is the deviation of the means of several" in table.note for table in (table_2, table_5))
+    alone = comparing.Judge(TINY, Cache(tmp_path)).utility(rows, [test], len(HEART))["ACDC"]["ACDC"]
+    assert alone["mean"]["Dice"]["spread"] is None
+    assert isinstance(tables.with_spread(alone["mean"]["Dice"]), Interval)
+
+
 @pytest.mark.parametrize("low", [None, 0.2])
 def test_table_2_says_why_figures_have_no_interval_where_some_have_none(low: float | None) -> None:
     figure = {"value": 0.5, "low": low, "high": low and 0.7}
     row = {"real": 8, "synthetic": 0, **dict.fromkeys(("Dice", "IoU", "precision", "recall"), figure)}
     table_2 = tables.table_2({"name": "phantoms", "Table 2": {"real": row}})
+    assert "±" not in table_2.note
     assert ("There is no interval where all pictures have the same figure" in table_2.note) == (low is None)
 
 
@@ -432,6 +455,8 @@ class TestCommand:
         assert ours["Table 2"]["real + PIG_3072"]["synthetic"] == 9
         assert ours["Table 2"]["real"]["real"] == ours["Table 2"]["real + PIG_2048"]["real"] == 6
         assert "LDM" not in json.dumps([*ours["Table 2"]])
+        assert ours["Table 2"]["real, masks shuffled"]["real"] == 6
+        assert "phantoms, masks shuffled" in figures["hearts"]["Table V"]
         assert ours["models"]["PIG"]["steps"] == [2, 2]
         assert ours["models"]["PIG"]["parameters"] > 0
         found = figures["hearts"]
