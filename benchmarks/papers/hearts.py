@@ -211,7 +211,8 @@ def attacks(model: Model, members: Pairs, held_out: Pairs, judge: Judge) -> dict
     loss = by_loss(*both, *whose, judge.seed)
     found = {"AUC by the loss": loss.auc.as_json(), "TPR at 1 % FPR, by the loss": loss.tpr.as_json()}
     if min(members.patient_count, held_out.patient_count) > 1:
-        found["AUC"] = by_features(*both, *whose, judge.seed).auc.as_json()
+        features = by_features(*both, *whose, judge.seed)
+        found |= {"AUC": features.auc.as_json(), "TPR at 1 % FPR": features.tpr.as_json()}
     return found
 
 

@@ -266,7 +266,8 @@ def test_units_and_what_a_figure_is_stand_in_the_tables() -> None:
     found = {"rows": {chain: {"L2": figure, "L2 of held out": figure, "AUC": figure} for chain in paper.CHAINS}}
     hearts_of_76 = {"name": "ACDC", "size": 64, "held_out": {"pairs": 76}, "Table VI": {**attacked, **found}}
     table_6 = tables.table_6(hearts_of_76)
-    names = [f"{each} (ours: median)" for each in ("L2", "LPIPS", "NNDR")] + ["AUC", "L2 of held out (ours: median)"]
+    names = [f"{each} (ours: median)" for each in ("L2", "LPIPS", "NNDR")]
+    names += ["AUC", "TPR at 1 % FPR", "L2 of held out (ours: median)"]
     assert [row[0] for row in table_6.rows] == names
     assert "1 % of 76 is less than one, so the TPR is that at no false alarm" in table_6.note
     assert "false alarm" not in tables.table_6({**hearts_of_76, "held_out": {"pairs": 100}}).note
@@ -399,10 +400,15 @@ def test_one_patient_held_out_leaves_the_regression_out(tmp_path: Path) -> None:
     learnt, others = (read_pairs("phantom:4", 32, split, HEART) for split in ("train", "validation"))
     model = models.Model(tiny_family("cmr_flow_image"), {"digest": "weights"}, tmp_path, "bundle", {})
     judge = comparing.Judge(TINY, Cache(tmp_path))
-    assert "AUC" in hearts.attacks(model, learnt, others, judge)
+    both = hearts.attacks(model, learnt, others, judge)
+    assert "AUC" in both
+    kept = [hearts.seen(model.family, side, 0) for side in (learnt, others)]
+    expected = hearts.by_features(*kept, learnt.groups, others.groups, 0)
+    assert both["TPR at 1 % FPR"] == expected.tpr.as_json()
+    assert both["AUC"] == expected.auc.as_json()
     found = hearts.attacks(model, learnt, replace(others, patients=("one",) * 4), judge)
     assert found["AUC by the loss"]["value"] is not None
-    assert "AUC" not in found
+    assert {*found} == {"AUC by the loss", "TPR at 1 % FPR, by the loss"}
 
 
 def test_a_student_is_not_attacked(tmp_path: Path) -> None:
