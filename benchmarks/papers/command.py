@@ -20,7 +20,8 @@ FORMAT = 3  # of the JSON; those before had fewer figures
 
 @click.command()
 @click.option("--data", type=FOLDER, help="A folder that is, or whose folders are, mini-MIAS, ACDC, M&Ms.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of models, samples and tables.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("papers"), show_default=True,
+              help="Folder of models, samples and tables.")  # fmt: skip
 @click.option("--budget", type=FiniteRange(0, min_open=True), metavar="MINUTES",
               help="Small models, sized for so long on one idle core.  [default: the papers' sizes]")  # fmt: skip
 @click.option("--films", is_flag=True, help="With --budget: mini-MIAS too, not phantoms alone.")
@@ -35,7 +36,7 @@ FORMAT = 3  # of the JSON; those before had fewer figures
               help="Print the tables of this JSON, and do nothing else.")  # fmt: skip
 def papers(
     data: Path | None,
-    out: Path | None,
+    out: Path,
     budget: float | None,
     films: bool,
     checkpoints: dict[str, Path],
@@ -57,8 +58,8 @@ def papers(
             raise click.ClickException(f"{show} has the format {found}; this version shows {FORMAT}: make it again")
         print_tables(figures)
         return
-    if data is None or out is None:
-        raise click.UsageError("--data and --out are needed, or --show")
+    if data is None:
+        raise click.UsageError("--data is needed, or --show")
     import torch
 
     from benchmarks.evaluation.cache import Cache, versions_of
@@ -142,6 +143,7 @@ def written(out: Path, figures: dict[str, Any]) -> None:
         JSON: json.dumps(figures, indent=1, allow_nan=False) + "\n",
         MARKDOWN: "\n".join([head(figures), "", *map(markdown, tables(figures))]),
     }
+    out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         aside = out / f".{name}.writing"
         aside.write_text(text)

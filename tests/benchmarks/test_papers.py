@@ -535,4 +535,20 @@ class TestCommand:
     def test_what_is_missing_is_said(self) -> None:
         result = CliRunner().invoke(main, ["papers"])
         assert result.exit_code == 2
-        assert "--data and --out are needed, or --show" in result.output
+        assert "--data is needed, or --show" in result.output
+
+    def test_tables_come_into_a_folder_of_their_own_where_none_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Path] = []
+
+        def nothing(data: Path, only: str | None, films: bool, workshop: models.Workshop, *_: Any) -> list[Any]:
+            asked.append(workshop.out)
+            return [{"mammograms": [], "found": []}]
+
+        monkeypatch.setattr("benchmarks.papers.command.measure", nothing)
+        monkeypatch.chdir(tmp_path)
+        result = CliRunner().invoke(main, ["papers", "--data", str(tmp_path), "--budget", "1"])
+        assert result.exit_code == 0, result.output
+        assert asked == [Path("papers")]
+        assert {file.name for file in (tmp_path / "papers").iterdir()} == {"papers.json", "papers.md"}
