@@ -363,6 +363,18 @@ def test_what_is_called_fid_and_why_stands_above_the_tables() -> None:
     assert tables.head({**figures, "networks": {"inception": "sha256 1"}}).endswith(" inception: sha256 1.")
 
 
+@pytest.mark.parametrize("budget", [None, 15.0])
+def test_an_order_may_be_read_of_the_papers_amounts_alone(budget: float | None) -> None:
+    side = {"pairs": 8, "patients": None}
+    breasts = {"name": "phantoms", "models": {}, "train": side, "held_out": side, "Table 1": {}, "Table 2": {}}
+    trained, *ours = tables.tables({"mammograms": [breasts], "budget_minutes": budget})
+    assert "order" not in trained.note
+    assert len(ours) == 2
+    for table in ours:
+        assert ("side by side for their order alone" in table.note) == (budget is None)
+        assert ("nor is any order to be read here" in table.note) == (budget is not None)
+
+
 @pytest.mark.parametrize("only", ["mammograms", "hearts"])
 def test_networks_to_compare_by_are_tried_before_anything_is_trained(tmp_path: Path, only: str) -> None:
     (tmp_path / "mias").mkdir()
