@@ -11,6 +11,7 @@ import click
 from benchmarks.dmgan.command import named_checkpoints
 from benchmarks.evaluation.command import FEATURES, LPIPS, PACKAGES
 from benchmarks.papers.amounts import Amounts, within
+from benchmarks.typed import as_typed
 from serving.finite import FiniteRange
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -62,7 +63,7 @@ def papers(
         raise click.UsageError("--data is needed, or --show")
     import torch
 
-    from benchmarks.evaluation.cache import Cache, versions_of
+    from benchmarks.evaluation.cache import ENGINES, Cache, versions_of
     from benchmarks.evaluation.pairs import EvaluationError
     from benchmarks.latency.command import describe_device
     from benchmarks.papers.comparing import Judge
@@ -82,7 +83,8 @@ def papers(
         "amounts": amounts.described(),
         "seed": seed,
         "machine": describe_device(torch.get_num_threads()),
-        "versions": versions_of(PACKAGES),
+        "versions": versions_of((*PACKAGES, *ENGINES, "diffusers")),
+        "command": as_typed("papers"),
     }
     try:
         for measured in measure(data, only, budget is None or films, workshop, judge, skip_bad):
@@ -159,7 +161,7 @@ def print_tables(figures: dict[str, Any]) -> None:
     from benchmarks.tables import wide_console
 
     console = wide_console()
-    console.print(head(figures))
+    console.print(head(figures), markup=False)
     for each in tables(figures):
         table = Table(
             title=each.title,

@@ -39,17 +39,32 @@ def head(figures: Figures) -> str:
         f"{figures['seed']}, segmenters' seeds: {amounts['seeds']}. Found in --data: {', '.join(figures['found'])}."
         + "".join(networks)
         + (f" Not measured yet: {', '.join(left)}." if left else "")
+        + ("" if figures["command"] is None else f"\n\nMade by `{figures['command']}`.")
+        + f"\n\nVersions: {', '.join(f'{name} {version}' for name, version in figures['versions'].items() if version)}."
     )
 
 
 def tables(figures: Figures) -> Iterator[Table]:
     """All that there are figures of."""
+    if figures["mammograms"] or "hearts" in figures:
+        yield digests(figures)
     caution = NOT_COMPARED if figures["budget_minutes"] is None else NO_ORDER
     for each in figures["mammograms"]:
         yield from warned(each, trained(each, "PIG's paper"), *cautioned(caution, table_1(each), table_2(each)))
     if hearts := figures.get("hearts"):
         ours = table_3(hearts), table_4(hearts), table_5(hearts), table_6(hearts)
         yield from warned(hearts, trained(hearts, "the cardiac paper"), *cautioned(caution, *ours))
+
+
+def digests(figures: Figures) -> Table:
+    """Of all that drew samples."""
+    measured = [*figures["mammograms"], *([figures["hearts"]] if "hearts" in figures else [])]
+    rows = [
+        [f"{name}, {each['name']}", facts["checkpoint_sha256"], facts["bundle_sha256"]]
+        for each in measured
+        for name, facts in each["models"].items()
+    ]
+    return Table("What drew the samples, by its sha256", ["", "checkpoint", "bundle"], rows)
 
 
 def cautioned(caution: str, *found: Table) -> Iterator[Table]:

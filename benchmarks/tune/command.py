@@ -1,7 +1,5 @@
 """``medgen benchmarks tune``"""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +7,7 @@ import click
 
 # Here and above, nothing that takes long: commands import what they need when they run.
 from benchmarks.evaluation.command import FEATURES, FOLDER, LPIPS
+from benchmarks.typed import as_typed
 from export.options import TARGETS, TOLERANCES, Options
 from serving.bundle import REPOSITORY
 from serving.finite import FiniteRange
@@ -254,7 +253,7 @@ def _tune(
         clock = Clock(drawer, paper_sampler(before, asked["checkpoint"]))
         answer = tuned(judge, list(ladders(bundles, solvers, steps)), seed, count, clock, looks, click.echo)
     used = split(judge, range(seed, seed + count), range(seed + count, seed + 2 * count), answer.earlier)
-    command = _command()
+    command = as_typed("tune")
     made_with = {"command": command, "machine": describe_device(threads()), "versions": versions_of(ENGINES + PACKAGES)}
     if answer.evidence:
         answer.evidence |= made_with
@@ -274,14 +273,6 @@ def _tune(
         click.echo(f"{own.bundle.folder}: by default {chosen.solver}, {chosen.steps} steps")
     elif applies:
         raise click.ClickException(f"{own.bundle.folder} is as it was: {conclusion(answer)}")
-
-
-def _command() -> str | None:
-    """As it was typed, but without folders of this machine: a bundle that has it may be given to others."""
-    if "tune" not in sys.argv:
-        return None
-    typed = [Path(each).name if Path(each).is_absolute() else each for each in sys.argv[sys.argv.index("tune") :]]
-    return shlex.join(["medgen", "benchmarks", *typed])
 
 
 def _built(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from benchmarks.evaluation.shapes import features_of
 from benchmarks.evaluation.statistics import Interval, holm
 from benchmarks.papers import amounts, comparing, drawing, hearts, mammograms, models, paper, sources, tables
 from benchmarks.papers.command import measure
+from benchmarks.typed import as_typed
 from training import CheckpointError
 from training.checkpoint import find_checkpoint, save_checkpoint
 from training.data.classes import HEART, LESION
@@ -359,15 +361,19 @@ def test_table_2_says_why_figures_have_no_interval_where_some_have_none(low: flo
 
 def test_what_is_called_fid_and_why_stands_above_the_tables() -> None:
     figures = {"amounts": TINY.described(), "budget_minutes": 1, "machine": "m", "seed": 0, "found": ["ACDC"]}
-    assert tables.head(figures).endswith("Found in --data: ACDC.")
-    assert tables.head({**figures, "networks": {"inception": "sha256 1"}}).endswith(" inception: sha256 1.")
+    figures |= {"command": None, "versions": {"torch": "2", "radiomics": None}}
+    assert tables.head(figures).endswith("Found in --data: ACDC.\n\nVersions: torch 2.")
+    assert " inception: sha256 1.\n" in tables.head({**figures, "networks": {"inception": "sha256 1"}})
+    assert "\n\nMade by `medgen benchmarks papers`.\n\n" in tables.head(
+        {**figures, "command": "medgen benchmarks papers"}
+    )
 
 
 @pytest.mark.parametrize("budget", [None, 15.0])
 def test_an_order_may_be_read_of_the_papers_amounts_alone(budget: float | None) -> None:
     side = {"pairs": 8, "patients": None}
     breasts = {"name": "phantoms", "models": {}, "train": side, "held_out": side, "Table 1": {}, "Table 2": {}}
-    trained, *ours = tables.tables({"mammograms": [breasts], "budget_minutes": budget})
+    _, trained, *ours = tables.tables({"mammograms": [breasts], "budget_minutes": budget})
     assert "order" not in trained.note
     assert len(ours) == 2
     for table in ours:
@@ -432,6 +438,14 @@ def test_a_student_is_not_attacked(tmp_path: Path) -> None:
     assert hearts.attacks(student, learnt, others, judge) == {}
 
 
+def test_a_command_is_told_as_it_was_typed_without_folders_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ["papers", "--data", "/home/me/data", "--out=/tmp/tables", "--checkpoint", "pig of mini-MIAS=/home/me/run"]
+    monkeypatch.setattr("sys.argv", ["/usr/bin/medgen", "benchmarks", *typed, "--features", "inception=here/net.pt"])
+    told = "medgen benchmarks papers --data data --out=tables --checkpoint 'pig of mini-MIAS=run'"
+    assert as_typed("papers") == f"{told} --features inception=here/net.pt"
+    assert as_typed("tune") is None
+
+
 class TestCommand:
     @pytest.fixture
     def tiny(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -494,6 +508,12 @@ class TestCommand:
         for words in ("PIG's Table 1", "31.84", "Table III", "1.35e-40", "Not to be compared", "Table VI", "0.6038"):
             assert words in told, words
         written = (tmp_path / "out" / "papers.md").read_text()
+        for name, each in (
+            ("PIG, phantoms", ours["models"]["PIG"]),
+            ("cmr_flow, phantoms", found["models"]["cmr_flow"]),
+        ):
+            assert f"| {name} | {each['checkpoint_sha256']} | {each['bundle_sha256']} |" in written
+        assert f"torch {version('torch')}" in written.partition("###")[0]
         assert "| real + LDM_2048 | 56.91 |" in written
         assert "not run" in written
 
