@@ -21,7 +21,8 @@ from benchmarks.evaluation.progress import followed
 if TYPE_CHECKING:
     from torch import Tensor
 
-RADIOMICS, SEGMENTER, INCEPTION = "radiomics", "segmenter", "inception"
+RADIOMICS, SEGMENTER, INCEPTION, SIX_NUMBERS = "radiomics", "segmenter", "inception", "six numbers"
+BANDS = "mean, deviation and how much there is of details of 1, 2, 4 and 8 pixels"
 INCEPTION_WIDTH, INCEPTION_SIDE = 2048, 299
 CALLED_FID = (
     f"given 0 to 255 at {INCEPTION_SIDE} x {INCEPTION_SIDE} as TensorFlow 1 resizes them; called FID because you "
@@ -67,6 +68,19 @@ class Extractor:
         """Of the real sides and the others, each feature as it is in all real pictures; Inception's are left alone."""
         found = [self.of(each, cache) for each in (*real, *others)]
         return found if self.is_inception else standardised(np.concatenate(found[: len(real)]), *found)
+
+
+def six_numbers() -> Extractor:
+    """What needs neither masks nor weights: dm-GAN's tables are by it too."""
+    return Extractor(SIX_NUMBERS, BANDS, _bands)
+
+
+def _bands(images: Floats) -> NDArray[np.float64]:
+    import torch
+
+    from benchmarks.dmgan.features import pyramid_bands
+
+    return pyramid_bands(torch.from_numpy(images)[:, None])
 
 
 def has_radiomics() -> bool:

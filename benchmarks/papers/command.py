@@ -20,12 +20,12 @@ FORMAT = 3  # of the JSON; those before had fewer figures
 
 
 @click.command()
-@click.option("--data", type=FOLDER, help="A folder that is, or whose folders are, mini-MIAS, ACDC, M&Ms.")
+@click.option("--data", type=FOLDER, help="A folder that is, or whose folders are, mini-MIAS, DDSM, ACDC, M&Ms.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("papers"), show_default=True,
               help="Folder of models, samples and tables.")  # fmt: skip
 @click.option("--budget", type=FiniteRange(0, min_open=True), metavar="MINUTES",
               help="Small models, sized for so long on one idle core.  [default: the papers' sizes]")  # fmt: skip
-@click.option("--films", is_flag=True, help="With --budget: mini-MIAS too, not phantoms alone.")
+@click.option("--films", is_flag=True, help="With --budget: mini-MIAS and DDSM too, not phantoms alone.")
 @click.option("--checkpoint", "checkpoints", multiple=True, callback=named_checkpoints, metavar="NAME=DIR",
               help="A model that learnt these data already, as pig=RUN or 'pig of mini-MIAS=RUN'.")  # fmt: skip
 @click.option("--only", type=click.Choice(["mammograms", "hearts"]), help="The tables of one paper.")
@@ -112,7 +112,9 @@ def measure(
     of_breasts = {} if only == "hearts" else sources.mammograms(found, amounts.phantoms, films)
     of_hearts = {} if only == "mammograms" else sources.hearts(found, amounts.phantoms)
     left = [*of_breasts, *(f"hearts of {name}" for name in of_hearts)]
-    made = [(model, name) for name in of_breasts for model in mammograms.MODELS]
+    made = [
+        (model, name) for name in of_breasts for model in (mammograms.MODELS if name != sources.DDSM else ("ddpm",))
+    ]
     check_given(workshop.given, made + [(model, name) for name in [*of_hearts][:1] for model in hearts.MODELS])
     sizes = {model: load_family(model).presets[amounts.preset].size for model in ("pig", "cmr_mask")}
     for sets, model, labels in ((of_breasts, "pig", LESION), (of_hearts, "cmr_mask", HEART)):
@@ -126,7 +128,8 @@ def measure(
         figures["networks"] = {each.name: each.identity for each in judge.networks(sizes["pig"])}
     for name, source in of_breasts.items():
         sides = sources.read_sides(source, name, sizes["pig"], LESION, skip_bad)
-        figures["mammograms"].append(mammograms.measure(*sides, name, workshop, judge))
+        measured = mammograms.measure if name != sources.DDSM else mammograms.measure_pictures
+        figures["mammograms"].append(measured(*sides, name, workshop, judge))
         left.remove(name)
         yield figures | {"unfinished": list(left)}
     if of_hearts:

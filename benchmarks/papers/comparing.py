@@ -54,7 +54,11 @@ class Judge:
         return None if self.vgg16 is None else Lpips(self.vgg16)
 
     def extractors(self, reference: Pairs, classes: int) -> list[Extractor]:
-        found = [segmenter_features(Segmenter(reference, self.recipe, classes, self.seed, self.cache))]
+        found = (
+            [segmenter_features(Segmenter(reference, self.recipe, classes, self.seed, self.cache))]
+            if reference.has_masks
+            else [of.six_numbers()]
+        )
         found += [of.radiomics()] if self.amounts.radiomics and of.has_radiomics() else []
         return found + self.networks(reference.size)
 

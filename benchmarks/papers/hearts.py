@@ -70,7 +70,7 @@ def measure(sets: Sets, workshop: Workshop, judge: Judge) -> dict[str, Any]:
             for each, model in {"cmr_mask": of_masks, **models}.items()
         },
         "Table III": shapes(together(train, held_out), masks, judge.seed),
-        "Table IV": _fidelity(train, held_out, under_held_out, judge),
+        "Table IV": fidelity(train, held_out, under_held_out, judge),
         "Table V": {
             row.name: {"real": row.real, "synthetic": row.synthetic, "tested": table_5[row.name]} for row in rows
         },
@@ -132,7 +132,7 @@ def _speckled(pairs: Pairs, seed: int) -> Pairs:
     return replace(pairs, masks=masks.reshape(pairs.masks.shape))
 
 
-def _fidelity(train: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], judge: Judge) -> dict[str, Any]:
+def fidelity(train: Pairs, held_out: Pairs, samples: Mapping[str, Pairs], judge: Judge) -> dict[str, Any]:
     """Under masks of held-out slices, beside these; other patients and noise stand beside."""
     found: dict[str, Any] = judge.distances(held_out, train, samples, CLASSES)
     for chain, pairs in samples.items():

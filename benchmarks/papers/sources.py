@@ -4,9 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.evaluation.pairs import EvaluationError, Pairs, check_apart
 from benchmarks.evaluation.reading import has_split, read_pairs
+from training.data import DataError
 from training.data.layouts import acdc, mnms
+from training.data.layouts.picture_folder import load_pictures
+from training.data.listing import digest
+from training.federated.shards import patient, shards
 
 PHANTOMS = "phantoms"
 TISSUE = "fgt_seg"  # DDSM with masks of tissue, as Tiryaki and Kaplanoglu have it
@@ -46,6 +52,8 @@ def read_sides(source: str, name: str, size: int, labels: tuple[str, ...], skip_
 
     Raises EvaluationError if the source cannot be split by patient, or shows other classes.
     """
+    if name == DDSM:
+        return _pictures(Path(source), size, skip_bad)
     if not has_split(source):
         raise EvaluationError(f"{source} is not split by patient; wanted is mini-MIAS, ACDC, M&Ms or phantom:COUNT")
     sides = []
@@ -58,10 +66,25 @@ def read_sides(source: str, name: str, size: int, labels: tuple[str, ...], skip_
     return sides[0], sides[1]
 
 
+def _pictures(folder: Path, size: int, skip_bad: bool) -> tuple[Pairs, Pairs]:
+    """DDSM's, without masks, for those that there are are of tissue; every fifth patient is held out."""
+    try:
+        read = load_pictures(folder / TISSUE, size, skip_bad)
+        held_out, (learnt,) = shards(read.names, None, 1)
+    except (DataError, ValueError) as error:
+        raise EvaluationError(f"{folder}: {error}") from error
+    images = np.stack([read[row]["image"].numpy()[0] for row in range(len(read))]) / 2 + 0.5
+    facts = {**read.reading, "files_sha256": digest(read.files)}
+    whose = tuple(map(patient, read.names))
+    nothing = np.zeros(images.shape, np.uint8)
+    pairs = Pairs(DDSM, images, nothing, (), read.names, whose, True, facts, read.warnings, has_masks=False)
+    return pairs.at(learnt, f"{DDSM}, learnt"), pairs.at(held_out)
+
+
 def mammograms(found: dict[str, Path], phantoms: int, with_films: bool) -> dict[str, str]:
-    """Sources by name: phantoms, and what there is of mini-MIAS."""
-    chosen = {PHANTOMS: f"phantom:{phantoms}"}
-    return chosen | ({MIAS: str(found[MIAS])} if with_films and MIAS in found else {})
+    """Sources by name: phantoms, and what there is of mini-MIAS and DDSM."""
+    films = (name for name in (MIAS, DDSM) if with_films and name in found)
+    return {PHANTOMS: f"phantom:{phantoms}", **{name: str(found[name]) for name in films}}
 
 
 def hearts(found: dict[str, Path], phantoms: int) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from scipy.stats import ks_2samp
 from tiny_families import FIELDS, tiny_family
 
 from benchmarks.__main__ import main
+from benchmarks.evaluation import features
 from benchmarks.evaluation.cache import Cache
 from benchmarks.evaluation.features import Extractor
 from benchmarks.evaluation.pairs import EvaluationError, drawn_by_patient, halves_by_patient
@@ -87,13 +90,36 @@ def test_data_sets_are_found_by_what_they_hold(tmp_path: Path) -> None:
     (tmp_path / "acdc" / "patient001" / "patient001_frame01_gt.nii.gz").touch()
     found = sources.found_in(tmp_path)
     assert {*found} == {"mini-MIAS", "ACDC", "DDSM"}
-    assert [*sources.mammograms(found, 9, with_films=True).values()] == ["phantom:9", str(tmp_path / "mias")]
+    films = [str(tmp_path / name) for name in ("mias", "ddsm")]
+    assert [*sources.mammograms(found, 9, with_films=True).values()] == ["phantom:9", *films]
     assert [*sources.mammograms(found, 9, with_films=False)] == ["phantoms"]
     assert [*sources.hearts(found, 9)] == ["ACDC"]
     assert [*sources.hearts({}, 9).values()] == ["phantom:9"]
     (tmp_path / "more").mkdir()
     with pytest.raises(sources.EvaluationError, match="holds neither"):
         sources.found_in(tmp_path / "more")
+
+
+def films_of_ddsm(folder: Path, patients: int) -> None:
+    (folder / "fgt_seg").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(patients):
+        for view in ("RIGHT_MLO", "LEFT_MLO"):
+            pixels = random.integers(number, 200, (32, 24), np.uint8)
+            Image.fromarray(pixels).save(folder / "fgt_seg" / f"A_{number:04}_1.{view}.png")
+
+
+def test_films_of_ddsm_are_read_without_masks_and_split_by_patient(tmp_path: Path) -> None:
+    films_of_ddsm(tmp_path, 10)
+    learnt, held_out = sources.read_sides(str(tmp_path), "DDSM", 32, LESION, False)
+    assert (len(learnt), learnt.patient_count, len(held_out), held_out.patient_count) == (16, 8, 4, 2)
+    assert not {*learnt.patients} & {*held_out.patients}
+    assert not learnt.has_masks
+    assert 0 <= learnt.images.min() < learnt.images.max() <= 1
+    (tmp_path / "fgt_seg" / "notes.txt").touch()
+    with pytest.raises(EvaluationError, match=r"notes\.txt"):
+        sources.read_sides(str(tmp_path), "DDSM", 32, LESION, False)
+    assert len(sources.read_sides(str(tmp_path), "DDSM", 32, LESION, True)[0]) == 16
 
 
 def test_a_table_as_markdown_and_figures_from_json() -> None:
@@ -245,6 +271,23 @@ def test_a_run_that_goes_on_measures_by_the_segmenter_that_it_had(
         file.unlink()
     monkeypatch.setattr("benchmarks.evaluation.segmentation.trained", None)
     assert judge.distances(one, other, {"more": more}, 2) == first
+
+
+def test_noise_has_every_figure_of_table_iv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing.Judge, "extractors", lambda *_: [])
+    monkeypatch.setattr(
+        comparing.Judge, "lpips", property(lambda _: lambda one, other: (one - other).abs().mean((1, 2, 3)))
+    )
+    learnt, others = (read_pairs("phantom:5", 32, split, HEART) for split in ("train", "validation"))
+    samples = dict.fromkeys(paper.CHAINS, others)
+    found = hearts.fidelity(learnt, others, samples, comparing.Judge(TINY, Cache(tmp_path)))
+    for metric, sign in (("SSIM", 1), ("MS-SSIM", 1), ("PSNR", 1), ("LPIPS", -1)):
+        noise, strangers, same = (
+            found[name][metric]["value"] for name in ("noise", "real, other patients", "cmr_ddpm")
+        )
+        assert sign * noise < sign * strangers < sign * same, metric
+    rows = {row[0]: row[-1] for row in tables.table_4({"name": "phantoms", "Table IV": found}).rows}
+    assert all(isinstance(rows[metric], Interval) for metric in ("SSIM", "MS-SSIM", "PSNR", "LPIPS"))
 
 
 def test_nearness_is_of_medians_of_what_a_network_perceives_too(
@@ -450,10 +493,11 @@ class TestCommand:
     @pytest.fixture
     def tiny(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         for name in (*LESIONS, *HEARTS):
-            presets = load_family(name).presets
-            fields = {**FIELDS[name], "batch": 2, "default_solver": "dpmpp_2m"}
+            presets, phases = load_family(name).presets, load_family(name).phases
+            fields = {**FIELDS[name], "steps": [2] * len(phases), "batch": 2, "default_solver": "dpmpp_2m"}
             fields |= {"paired": False} if name == "ddpm" else {}
-            monkeypatch.setitem(presets, "small", presets["small"].replaced(fields))
+            for preset in ("small", "paper"):
+                monkeypatch.setitem(presets, preset, presets["small"].replaced(fields))
 
         def shipped(name: str) -> Path:
             folder = tmp_path / "shipped" / name
@@ -465,7 +509,8 @@ class TestCommand:
         monkeypatch.setattr(hearts, "shipped_checkpoint", shipped)
         monkeypatch.setattr(mammograms, "shipped_checkpoint", shipped)
         monkeypatch.setattr("benchmarks.papers.command.within", lambda minutes: TINY)
-        monkeypatch.setitem(comparing.RECIPES, "small", Recipe(filters=(4, 8, 8), batch=8))
+        for preset in ("small", "paper"):
+            monkeypatch.setitem(comparing.RECIPES, preset, Recipe(filters=(4, 8, 8), batch=8, epochs=1))
         # No bundles, which take long: PyTorch draws what they would.
         monkeypatch.setattr(models.Workshop, "_built", lambda self, name, run, digest, repository: digest)
         monkeypatch.setattr(drawing, "_draw", drawn_by_torch)
@@ -495,10 +540,7 @@ class TestCommand:
         assert found["models"]["cmr_flow"]["begun_from"]
         assert not ours["models"]["DDPM"]["begun_from"]
         assert {*found["Table IV"]} == {*paper.CHAINS, "real, other patients", "noise"}
-        for metric in ("SSIM", "MS-SSIM", "PSNR"):
-            assert found["Table IV"]["cmr_ddpm"][metric]["value"] is not None
-            noise, others = (found["Table IV"][name][metric]["value"] for name in ("noise", "real, other patients"))
-            assert noise < others, metric
+        assert found["Table IV"]["cmr_ddpm"]["SSIM"]["value"] < 1
         assert {row["synthetic"] for row in found["Table V"].values()} == {0, 6}
         assert len(found["Table V"]["cmr_ldm Full-Syn"]["tested"]["phantoms"]["classes"]) == 3
         assert 0 <= found["Table VI"]["rows"]["cmr_flow"]["AUC"]["value"] <= 1
@@ -536,6 +578,42 @@ class TestCommand:
         shown = CliRunner().invoke(main, ["papers", "--show", str(old)])
         assert shown.exit_code == 1
         assert "has the format 2; this version shows 3: make it again" in " ".join(shown.output.split())
+
+    def test_the_papers_amounts_are_those_without_a_budget(
+        self, tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        much = partial(amounts.Amounts, phantoms=8, ddpm=2, ddim=2, seeds=2)
+        monkeypatch.setattr("benchmarks.papers.command.Amounts", much)
+        mean_and_deviation = Extractor("radiomics", "two numbers", lambda images: np.stack(
+            [images.mean((1, 2), np.float64), images.std((1, 2), np.float64)], axis=1))  # fmt: skip
+        monkeypatch.setattr(features, "has_radiomics", lambda: True)
+        monkeypatch.setattr(features, "radiomics", lambda: mean_and_deviation)
+        films_of_ddsm(tmp_path / "data" / "ddsm", 10)
+        asked = ["papers", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+        result = CliRunner().invoke(main, asked)
+        assert result.exit_code == 0, result.output
+        figures = json.loads((tmp_path / "out" / "papers.json").read_text())
+        assert (figures["budget_minutes"], figures["amounts"]["preset"]) == (None, "paper")
+        (ours, films), found = figures["mammograms"], figures["hearts"]
+        assert "PIG, as it ships" not in ours["Table 1"]
+        assert not found["models"]["cmr_flow"]["begun_from"], "the papers' models begin with nothing"
+        assert ours["models"]["PIG"]["steps"] == [*load_family("pig").presets["paper"].steps]  # its own
+        assert ours["Table 2"]["real"]["real"] == ours["train"]["pairs"] == 8, "segmenters learn all that is real"
+        for fidelity in (ours["Table 1"]["PIG"], found["Table IV"]["cmr_ddpm"]):
+            assert fidelity["FRD (Frechet, radiomics)"]["value"] is not None
+        assert (films["name"], films["train"]["pairs"], films["held_out"]["patients"]) == ("DDSM", 16, 2)
+        assert {*films["Table 1"]} == {"DDPM", "DDIM", "real, other patients", "noise"}
+        assert films["Table 1"]["DDIM"]["Frechet (six numbers)"]["value"] is not None
+        assert "Table 2" not in films
+        for told in (ours["Table 2"]["real + PIG_2048"], found["Table V"]["phantoms"]["tested"]["phantoms"]["mean"]):
+            assert told["Dice"]["spread"] is not None
+        written = (tmp_path / "out" / "papers.md").read_text()
+        assert "the papers' amounts (preset paper)" in written
+        assert " ± " in written
+        for row in ("| ddpm, paired |  |", "| PIG | 15.88 |"):
+            assert f"{row} not run: its masks are of tissue |" in written
+        assert "side by side for their order alone" in written
+        assert "nor is any order" not in written
 
     @pytest.mark.parametrize("name", ["pgi", "pig of mini-MIAS", "cmr_mask", "pig-shipped"])
     def test_a_checkpoint_of_no_model_of_the_run_is_refused(self, tmp_path: Path, name: str) -> None:
