@@ -89,7 +89,7 @@ def shapes(real: Pairs, masks: Pairs, seed: int) -> dict[str, Any]:
     of the patients, beside whom the other half, the floor, and noise are as many.
     """
     count = min(len(real), len(masks))
-    sides = drawn_by_patient(real, count, seed), drawn_by_patient(masks, count, seed)
+    some, samples = drawn_by_patient(real, count, seed), drawn_by_patient(masks, count, seed)
     half, floor = halves_by_patient(real, seed)
     of_half = min(len(half), len(floor), len(masks))
     half, floor, as_many = (drawn_by_patient(each, of_half, seed) for each in (half, floor, masks))
@@ -101,7 +101,7 @@ def shapes(real: Pairs, masks: Pairs, seed: int) -> dict[str, Any]:
         {name: mean_of(values, side.groups, seed).as_json() for name, values in _features(side).items()}
         for side in (real, masks)
     ]
-    whose = sides[0].groups, seed, sides[1].groups
+    compared = compared_features(_features(some), _features(samples), some.groups, seed, samples.groups)
     rows = {
         name: {
             "real": means[0][name],
@@ -111,7 +111,7 @@ def shapes(real: Pairs, masks: Pairs, seed: int) -> dict[str, Any]:
             "p (Holm)": adjusted,
             "delta": found.delta.as_json(),
         }
-        for name, found, adjusted in compared_features(*map(_features, sides), *whose)
+        for name, found, adjusted in compared
     }
     lacking = {
         what: {name: int(np.sum(each)) for name, each in absent(side).items()}
