@@ -23,8 +23,9 @@ def anatomy(samples: tuple[Path, ...], data: str, epochs: int, json_file: Path |
     """Are these hearts, or phantoms of breasts, and do the pictures follow their masks?
 
     SAMPLES are folders that `serving sample` wrote. Of each, and of the data: how many are anatomically valid (of
-    breasts, with --data phantom: one mass, seen where the mask is), how bright the pictures are within each structure,
-    and how well a segmentation network that saw the data's training split alone finds the mask in the picture (Dice).
+    breasts, with --data phantom: one mass, seen where the mask is) and how many have which fault, how bright the
+    pictures are within each structure, and how well a segmentation network that saw the data's training split alone
+    finds the mask in the picture (Dice). Masks of hearts may come without pictures: then their faults are counted.
     """
     from benchmarks.quality.figures import measure
 
@@ -50,3 +51,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         ]
         table.add_row(row["name"], f"{row['valid']} of {row['count']}", *shown)
     wide_console().print(table)
+    for row in rows:
+        if row["kinds"]:
+            told = ", ".join(f"{count} with {kind}" for kind, count in row["kinds"].items())
+            click.echo(f"{row['name']}: {row['count'] - row['valid']} of {row['count']} faulty: {told}")

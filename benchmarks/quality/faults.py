@@ -13,3 +13,5 @@ FAULTS: Mapping[tuple[str, ...], Callable[[NDArray[np.float32], NDArray[np.uint8
     HEART: lambda _, mask: anatomy.faults(mask),
     LESION: lesions.faults,
 }
+# Of a mask without its image. A lesion's place is judged by the breast, which the image alone shows.
+FAULTS_OF_MASKS: Mapping[tuple[str, ...], Callable[[NDArray[np.uint8]], list[str]]] = {HEART: anatomy.faults}

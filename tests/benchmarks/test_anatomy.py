@@ -131,15 +131,47 @@ def test_a_structure_that_is_nowhere_has_no_figures(folders, tmp_path, monkeypat
     assert "training a segmenter: step 1 of " in output
 
 
+def test_of_masks_alone_faults_are_counted_by_kind_and_no_segmenter_is_trained(folders, tmp_path, monkeypatch):
+    """As `cmr_mask` draws them."""
+    monkeypatch.setattr(figures, "open_dataset", open_dataset)
+    monkeypatch.setattr(figures, "train_segmenter", None)
+    opened, two = changed((np.s_[16, 18:], 0)), changed((np.s_[28:30, 28:30], RV))
+    masks = np.stack([heart(), two, opened, two, changed((np.s_[16, 18:], 0), (np.s_[28:30, 28:30], RV))])[:, None]
+    for folder in folders.values():
+        np.savez(folder / "pairs.npz", mask=masks, mask_labels=np.array(HEART))
+    folder = folders["following"]
+    output = run(folder, "--data", "phantom:12", "--json", tmp_path / "figures.json")
+    known, _, row = json.loads((tmp_path / "figures.json").read_text())
+    assert (row["valid"], row["count"]) == (1, 5)
+    assert row["kinds"] == {"RV in 2 pieces": 3, "LV not within MYO": 2}
+    assert set(row["dice"].values()) == set(row["brightness"].values()) == set(known["dice"].values()) == {None}
+    assert known["brightness"]["LV"] > 0
+    assert f"{folder}: 4 of 5 faulty: 3 with RV in 2 pieces, 2 with LV not within MYO" in output
+    assert output.count("faulty") == 1
+
+
+def test_masks_alone_stand_beside_pairs(folders, tmp_path):
+    np.savez(folders["ignoring"] / "pairs.npz", mask=np.stack([heart()] * 2)[:, None])
+    run(*folders.values(), "--data", "acdc", "--epochs", 1, "--json", tmp_path / "figures.json")
+    *_, pairs, masks = json.loads((tmp_path / "figures.json").read_text())
+    assert pairs["dice"]["LV"] is not None
+    assert (masks["valid"], masks["dice"]["LV"]) == (2, None)
+
+
 MASK, IMAGE = np.zeros((2, 1, 8, 8), np.uint8), np.zeros((2, 1, 8, 8), np.float32)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "holds no pairs"),
-        (b"PK damaged", "holds no pairs"),
-        ({"image": IMAGE}, "holds no pairs"),
+        (None, "holds no masks"),
+        (b"PK damaged", "holds no masks"),
+        ({"image": IMAGE}, "holds no masks"),
+        ({"mask": MASK[0]}, "masks of [1, 8, 8]; they must be [N, 1, S, S]"),
+        (
+            {"mask": MASK, "mask_labels": np.array(LESION)},
+            "masks of background, lesion without pictures; without them they must be of background, LV, MYO, RV",
+        ),
         ({"image": IMAGE, "mask": MASK + 4}, "masks of class 4; there are 0 to 3"),
         ({"image": IMAGE, "mask": MASK[..., :4]}, r"images of shape [2, 1, 8, 8] and masks of [2, 1, 8, 4]"),
         ({"image": IMAGE, "mask": MASK.astype(np.int64)}, "int64 masks"),
@@ -149,7 +181,7 @@ MASK, IMAGE = np.zeros((2, 1, 8, 8), np.uint8), np.zeros((2, 1, 8, 8), np.float3
         ),
     ],
 )
-def test_a_folder_without_such_pairs_is_named(folders, tmp_path, content, message):
+def test_a_folder_without_such_masks_is_named(folders, tmp_path, content, message):
     folder = tmp_path / "other"
     folder.mkdir()
     if isinstance(content, bytes):
@@ -191,6 +223,7 @@ def test_the_table_fits_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(command, "wide_console", lambda: Console(width=80))
     values = {"LV": 0.7, "MYO": 0.3, "RV": None}
     row = {"name": "samples/hearts/of/a/long/name", "valid": 512, "count": 512, "brightness": values, "dice": values}
+    row["kinds"] = {}
     command.print_table([row])
     shown = capsys.readouterr().out
     assert "…" not in shown
