@@ -9,7 +9,7 @@ from benchmarks.gpu.command import gpu
 from benchmarks.latency.command import latency
 from benchmarks.load.command import load
 from benchmarks.papers.command import papers
-from benchmarks.quality.command import anatomy
+from benchmarks.quality.command import anatomy, redraw
 from benchmarks.tune.command import calibrate, tune
 from serving.command_list import CommandList
 
@@ -36,6 +36,7 @@ main.add_command(gpu)
 main.add_command(latency)
 main.add_command(load)
 main.add_command(papers)
+main.add_command(redraw)
 main.add_command(tune)
 main.add_command(calibrate)
 for measure in (quality, utility, privacy, report):
