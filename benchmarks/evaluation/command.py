@@ -59,7 +59,13 @@ COMMON = (
     click.option(
         "--size", type=click.IntRange(16), help="Rows and columns to compare at.  [default: the samples' own]"
     ),
-    click.option("--seed", default=0, show_default=True, help="Of splits, training and resampling."),
+    click.option(
+        "--seed",
+        default=0,
+        show_default=True,
+        type=click.IntRange(0),
+        help="Of splits, training and resampling, and of the first sample that --model draws.",
+    ),
     click.option("--patient", help="Expression that finds the patient in a pair's name, such as '^(P\\d+)_'."),
     click.option("--skip-bad", is_flag=True, help="Leave out real files that cannot be used."),
     click.option(
@@ -72,7 +78,7 @@ COMMON = (
         "real patients, for utility of those that were trained on, if it wants such.",
     ),
     click.option("--count", type=click.IntRange(4), help="Samples to draw.  [default: 512]"),
-    click.option("--sample-seed", type=click.IntRange(0), help="Seed of the first sample.  [default: 0]"),
+    click.option("--sample-seed", type=click.IntRange(0), help="Seed of the first sample alone.  [default: --seed]"),
     click.option("--steps", type=int, help="Of the solver.  [default: the model's own]"),
     click.option("--solver", help="[default: the model's own]"),
     click.option("--mask-steps", type=int, help="Of a chain's mask stage."),

@@ -294,6 +294,7 @@ def _drawing(asked: Asked) -> Drawing | None:
         return None
     if asked.url and asked.repository:
         raise EvaluationError("give either --url, a server's, or --repository")
-    first, repository = asked.sample_seed or 0, asked.repository or Path(REPOSITORY)
+    first = asked.seed if asked.sample_seed is None else asked.sample_seed
+    repository = asked.repository or Path(REPOSITORY)
     seeds = range(first, first + (asked.count or COUNT))
     return Drawing(asked.model, seeds, asked.solving, repository, asked.url, asked.cache)

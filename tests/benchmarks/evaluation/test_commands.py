@@ -364,6 +364,18 @@ def test_samples_that_were_drawn_are_kept(tmp_path, monkeypatch):
         replace(asked, model="other").drawn()
 
 
+def test_one_seed_is_of_the_samples_too_unless_they_have_their_own(tmp_path, monkeypatch):
+    def told(model, seeds, *_):
+        raise EvaluationError(f"asked for {seeds} of {model}")
+
+    monkeypatch.setattr("benchmarks.evaluation.sides.Drawing", told)
+    asked = ("quality", "phantom:12", "--model", "pig", "--count", 5, "--out", tmp_path / "out")
+    assert "asked for range(0, 5) of pig" in refused(*asked)
+    assert "asked for range(7, 12) of pig" in refused(*asked, "--seed", 7)
+    assert "asked for range(0, 5) of pig" in refused(*asked, "--seed", 7, "--sample-seed", 0)
+    assert "-1 is not in the range x>=0" in refused(*asked, "--seed", -1)
+
+
 MASK = Condition("mask", (1, SIZE, SIZE), 2, LESION)
 PICTURE = Condition("photo", (1, SIZE, SIZE), low=-1.0, high=3.0)
 LABEL = Condition("label", (1,), 3, ("normal", "benign", "malignant"))
