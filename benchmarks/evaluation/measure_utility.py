@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 from benchmarks.evaluation.cache import Cache
+from benchmarks.evaluation.curve import curve
 from benchmarks.evaluation.pairs import EvaluationError, Pairs, share_names
 from benchmarks.evaluation.report import Cell, Section, Table
 from benchmarks.evaluation.segmentation import DISTANCES, METRICS, Recipe, steps_of
 from benchmarks.evaluation.sides import Sides, warnings_of
 from benchmarks.evaluation.similarity import partners
 from benchmarks.evaluation.utility import (
+    AUGMENTED,
     RATIOS,
     REAL,
     Scored,
@@ -20,6 +22,7 @@ from benchmarks.evaluation.utility import (
     trainings,
 )
 
+ADDED = "samples beside the real pairs, times as many"
 LEAK = (
     "the real pairs were halved here, and nothing is known of what the generator was trained on: if pictures that are "
     "tested on were among it, samples carry them into training, and their rows are too good. Name what it was trained "
@@ -90,6 +93,12 @@ def utility(
         for index, name in enumerate(names[1:]):
             of_class = [classes[index] for classes in by_row]
             section.tables += _tables(test, name, rows, of_class, seeds, seed)
+            dice = {
+                AUGMENTED[row.name]: each.figures["Dice"]
+                for row, each in zip(rows, of_class, strict=True)
+                if row.name in AUGMENTED
+            }
+            section.pictures.append(curve(f"Dice of {name}, tested on {test.name}", dice, ADDED))
     section.facts |= {
         "seed": seed,
         "seeds": seeds,

@@ -19,6 +19,8 @@ from benchmarks.evaluation.statistics import Groups, Interval, mean_of
 
 RATIOS = (0.5, 1.0, 1.5, 2.0)
 REAL, ALONE, SHUFFLED = "real", "synthetic", "synthetic, masks shuffled"
+MIXED = "real + {:g}x"
+AUGMENTED = {REAL: 0.0, **{MIXED.format(ratio): ratio for ratio in RATIOS}}  # how many times as many samples a row adds
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def trainings(real: Pairs, synthetic: Pairs, ratios: Sequence[float], seed: int)
     for ratio in ratios:
         count = round(ratio * len(real))
         if 0 < count <= len(synthetic):
-            yield Training(f"real + {ratio:g}x", together(real, synthetic.at(order[:count])), len(real), count)
+            yield Training(MIXED.format(ratio), together(real, synthetic.at(order[:count])), len(real), count)
     yield Training(SHUFFLED, shuffled(synthetic.at(order[:as_many])), 0, as_many)
 
 

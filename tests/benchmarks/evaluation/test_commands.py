@@ -97,6 +97,7 @@ def test_a_report_has_all_three_on_a_page_without_a_network(drawn, tmp_path, mon
     rows = [row[0] for row in utility["tables"][0]["rows"]]
     assert rows == ["real", "synthetic", "real + 0.5x", "real + 1x", "synthetic, masks shuffled"]
     assert any("20 samples are too few for mixtures of 1.5, 2" in line for line in utility["warnings"])
+    assert page.count("Dice of lesion, tested on real, held out</figcaption>") == 1
     assert utility["tables"][0]["columns"][5:7] == ["HD95 (pixels)", "ASD (pixels)"]
     for section in report["sections"][1:]:
         assert f"synthetic: the model says of its samples: {NOTICE}" in section["warnings"]
