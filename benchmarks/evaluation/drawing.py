@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from benchmarks.evaluation.cache import Arrays, Cache
 from benchmarks.evaluation.pairs import EvaluationError, Pairs
+from benchmarks.evaluation.progress import followed
 from benchmarks.evaluation.reading import of_samples
 from serving.bundle import Condition
 from serving.client import Client, LocalClient, SampleClient, SamplingError
 from serving.condition_files import Masks
 from serving.drawn_set import OF_ONE_SAMPLE, common
 from serving.picture_files import Pictures
-from serving.progress import NowAndThen
 from serving.sample_set import Samples
 
 PART = 32  # samples that are kept together: a run that is cut short loses no more
@@ -60,8 +60,6 @@ class Drawing:
             raise EvaluationError(str(error)) from error
 
     def _drawn(self, client: Client, condition: Condition | None, given: Pairs | None) -> Pairs:
-        line = NowAndThen()
-
         def sample(seeds: range) -> Samples:
             under = self._under(condition, given, seeds)
             return client.sample(self.model, seeds=seeds, **under, **self.solving)
@@ -71,8 +69,7 @@ class Drawing:
         made_by = common(first.provenance)
         used = given if condition is not None and not condition.is_label else None
         parts = []
-        for start in range(0, len(self.seeds), PART):
-            line(f"{self.model}: {start} of {len(self.seeds)} samples")
+        for start in followed(range(0, len(self.seeds), PART), f"{self.model}, {PART} samples at a time"):
             some = self.seeds[start : start + PART]
 
             def draw(some: range = some) -> Arrays:

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.evaluation import features as of
 from benchmarks.evaluation.cache import Cache
-from benchmarks.evaluation.features import Extractor
+from benchmarks.evaluation.features import Extractor, noise_like
 from benchmarks.evaluation.measure_quality import NO_SEGMENTER, segmenter_features
 from benchmarks.evaluation.membership import (
     DRAWS,
@@ -32,6 +32,7 @@ from benchmarks.evaluation.statistics import Interval, auc_of, share_of
 from training.checkpoint import load_checkpoint
 from training.family import Family
 
+SYNTHETIC, HELD_OUT, COPIES, NOISE = "synthetic", "held out", "training pictures (ceiling)", "noise"
 SHOWN, LOWEST = 9, 5  # of the nearest: by both measures, and by NNDR
 SURE_OF_LIMIT = 100  # held-out pictures for a limit that 5 % of them are within
 UNKNOWN = (
@@ -115,9 +116,13 @@ def _neighbours(
     seed: int,
     cache: Cache,
 ) -> None:
-    spaces: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {
-        "L2 of pixels in [0, 1]": (_flat(sides.synthetic), _flat(sides.held_out), _flat(sides.train))
+    compared = {
+        SYNTHETIC: sides.synthetic,
+        COPIES: sides.train,
+        NOISE: noise_like(sides.held_out, seed),
+        HELD_OUT: sides.held_out,
     }
+    spaces = {"L2 of pixels in [0, 1]": {side: _flat(pairs) for side, pairs in compared.items()}}
     extractors: list[Extractor] = []
     if sides.train.has_masks:
         extractors.append(segmenter_features(Segmenter(sides.train, recipe, sides.classes, seed, cache)))
@@ -128,30 +133,37 @@ def _neighbours(
     for extractor in extractors:
         of_train = extractor.of(sides.train, cache)
         deviation = np.where(of_train.std(0) > 0, of_train.std(0), 1)
-        drawn, others = (extractor.of(each, cache) / deviation for each in (sides.synthetic, sides.held_out))
-        spaces[f"features: {extractor.name}"] = drawn, others, of_train / deviation
+        spaces[f"features: {extractor.name}"] = {
+            side: extractor.of(pairs, cache) / deviation for side, pairs in compared.items()
+        }
     columns = ["", "distance", "distance, held out", "NNDR", "NNDR, held out"]
     columns += ["nearer than 5 % of held out", "lower NNDR than 5 % of held out"]
     columns += ["AUC, distance", "AUC, NNDR", f"NNDR < {PAPER_NNDR} (paper)"]
     rows: list[list[Cell]] = []
-    for name, (drawn, others, training) in spaces.items():
-        samples, held_out = nearest(drawn, training), nearest(others, training)
-        found = closeness(samples, held_out, sides.synthetic.groups, sides.held_out.groups, seed)
-        flagged = share_of(samples.ratio < PAPER_NNDR, sides.synthetic.groups)
-        rows.append(
+    for name, of_sides in spaces.items():
+        near = {side: nearest(values, of_sides[COPIES]) for side, values in of_sides.items()}
+        samples, held_out = near[SYNTHETIC], near[HELD_OUT]
+        groups = sides.held_out.groups
+        by_side = {
+            side: closeness(near[side], held_out, compared[side].groups, groups, seed)
+            for side in (SYNTHETIC, COPIES, NOISE)
+        }
+        found = by_side[SYNTHETIC]
+        rows += [
             [
-                name,
-                found.distance,
-                found.held_out_distance,
-                found.ratio,
-                found.held_out_ratio,
-                found.nearer,
-                found.lower_ratio,
-                found.auc,
-                found.ratio_auc,
-                flagged,
+                name if side == SYNTHETIC else f"{name}: {side}",
+                each.distance,
+                each.held_out_distance,
+                each.ratio,
+                each.held_out_ratio,
+                each.nearer,
+                each.lower_ratio,
+                each.auc,
+                each.ratio_auc,
+                share_of(near[side].ratio < PAPER_NNDR, compared[side].groups),
             ]
-        )
+            for side, each in by_side.items()
+        ]
         section.pictures.append(
             histogram(f"nearest: {name}", {"synthetic": samples.first, "real, held out": held_out.first})
         )
@@ -171,8 +183,9 @@ def _neighbours(
         "shares take the limit that 5 % of held-out pictures are within as it is. NNDR is the distance to the nearest "
         "over that to the second nearest: near 0 for a copy. A share above 5 % says that samples are nearer than "
         "real pictures of strangers; blurred or plain pictures are near everything in L2, so look at NNDR and at "
-        f"the pictures too. L2 is of {sides.train.size} x {sides.train.size} pixels, so it is at most "
-        f"{sides.train.size}."
+        "the pictures too. Training pictures in the samples' place show what copies score, and the pixels of held-out "
+        "pictures in random order what is no picture; held out is the floor. "
+        f"L2 is of {sides.train.size} x {sides.train.size} pixels, so it is at most {sides.train.size}."
     )
     section.tables.append(Table("Nearest neighbours in the training set", columns, rows, note))
     same = {image.tobytes() for image in sides.train.images}

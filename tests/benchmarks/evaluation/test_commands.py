@@ -132,9 +132,14 @@ def test_copies_are_told(tmp_path, patients):
     _, section = json.loads((tmp_path / "out/privacy.json").read_text())["sections"]
     assert "12 of 12 samples are training pictures, bit for bit." in section["text"]
     assert any("100% of the samples are nearer to a training picture" in line for line in section["warnings"])
-    pixels = section["tables"][0]["rows"][0]
-    assert pixels[3]["value"] == 0  # NNDR
-    assert pixels[7]["value"] == 1  # AUC
+    pixels, ceiling, noise, *_ = section["tables"][0]["rows"]
+    assert [row[0].rpartition(": ")[2] for row in (ceiling, noise)] == ["training pictures (ceiling)", "noise"]
+    for row in (pixels, ceiling):
+        assert row[1]["value"] == row[3]["value"] == 0  # distance, NNDR
+        assert row[7]["value"] == row[8]["value"] == 1  # AUC
+    assert noise[1]["value"] > 2 * noise[2]["value"]
+    assert noise[3]["value"] > 0.95
+    assert noise[7]["value"] == 0
 
 
 def test_what_cannot_be_compared_is_refused(drawn, tmp_path):
@@ -215,7 +220,7 @@ def test_of_folders_of_pictures_alone_what_needs_masks_is_left_out_by_name(tmp_p
     assert any("Nothing is left to compare by" in line for line in quality["warnings"]) is not radiomics
     near, inferred = privacy["tables"]
     spaces = ["L2 of pixels in [0, 1]", *(["features: radiomics"] if radiomics else [])]
-    assert [row[0] for row in near["rows"]] == spaces
+    assert [row[0] for row in near["rows"][::3]] == spaces
     assert inferred["title"] == "Membership inference: ddpm (ddpm)"
     assert any(line.startswith("pig (pig): it learnt pairs") for line in privacy["warnings"])
     assert not any("masks are empty" in line for line in quality["warnings"])
@@ -464,12 +469,14 @@ def test_samples_under_pictures_are_told_from_new_ones_and_compared_with_what_we
     assert likeness["rows"][0][:2] == ["sample and its picture", 9]
 
 
-def test_a_model_that_wants_a_label_is_given_each_in_turn(tmp_path, monkeypatch):
+def test_a_model_that_wants_a_label_is_given_each_in_turn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.evaluation.drawing.PART", 1)
+    monkeypatch.setattr("serving.progress.SECONDS", 0)
     add_model(tmp_path / "repository", "told", condition=LABEL, sample_shape=(1, SIZE, SIZE))
     drawing = Drawing("told", range(5, 9), {"steps": 2}, tmp_path / "repository", None, Cache(tmp_path / "cache"))
     pairs = drawing.drawn()
     assert pairs.facts["drawn_under"] == {"what": "label", "classes": ["normal", "benign", "malignant"]}
+    assert "told, 1 samples at a time: 3 of 4" in capsys.readouterr().err
     assert drawing.condition() == LABEL
     later = replace(drawing, seeds=range(4, 8))  # every seed has another label
     with LocalClient(tmp_path / "repository") as client:
