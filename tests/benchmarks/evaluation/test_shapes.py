@@ -1,21 +1,24 @@
 """Figures of masks whose shapes are known."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from torch import nn
 
 pytest.importorskip("skimage")
 
 from benchmarks.evaluation import measure_quality
 from benchmarks.evaluation.cache import Cache
-from benchmarks.evaluation.pairs import Pairs
+from benchmarks.evaluation.pairs import EvaluationError, Pairs
 from benchmarks.evaluation.report import Section, Table
 from benchmarks.evaluation.segmentation import RECIPES
 from benchmarks.evaluation.shapes import absent, compared_features, features_of
 from benchmarks.evaluation.sides import Sides
-from benchmarks.evaluation.similarity import likeness, of_other_patients, partners, scales_for
+from benchmarks.evaluation.similarity import VGG, Lpips, likeness, of_other_patients, partners, scales_for
 from training.data.classes import HEART, LESION
 
 ROWS, COLUMNS = np.indices((64, 64)) + 0.5
@@ -146,11 +149,6 @@ def test_the_floor_of_likeness_is_of_other_patients():
 
 
 def test_lpips_is_0_of_a_picture_and_itself_and_names_weights_that_are_none(tmp_path):
-    import torch
-
-    from benchmarks.evaluation.pairs import EvaluationError
-    from benchmarks.evaluation.similarity import VGG, Lpips
-
     weights, below, place = {}, 3, 0
     for block in VGG:
         for width in block:
@@ -166,3 +164,32 @@ def test_lpips_is_0_of_a_picture_and_itself_and_names_weights_that_are_none(tmp_
     torch.save({"features.0.weight": weights["features.0.weight"]}, tmp_path / "vgg16.pth")
     with pytest.raises(EvaluationError, match=r"no weights of torchvision's vgg16: 'features\.0\.bias'"):
         Lpips(tmp_path / "vgg16.pth")
+
+
+def of_torchvision(_name: str, _pretrained: bool) -> nn.Sequential:
+    """What torchvision's vgg16 calls its features, configuration D of Simonyan and Zisserman (arXiv 1409.1556)."""
+    layers, below = [], 3
+    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+        layers += [nn.Conv2d(below, width, 3, padding=1), nn.ReLU(True)] if width else [nn.MaxPool2d(2, 2)]
+        below = width or below
+    return nn.Sequential(*layers)
+
+
+def test_lpips_is_that_of_torchmetrics_on_the_same_weights(tmp_path, monkeypatch):
+    torchmetrics = pytest.importorskip("torchmetrics.functional.image.lpips")
+    if find_spec("torchvision") is None:
+        monkeypatch.setattr(torchmetrics, "_get_tv_model_features", of_torchvision)
+    torch.manual_seed(0)
+    theirs = torchmetrics._LPIPS(net="vgg", pnet_rand=True)  # random weights, the heads of the package
+    for layer in theirs.net.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.normal_(layer.bias, std=0.1)
+    named = {f"features.{name.partition('.')[2]}": each for name, each in theirs.net.state_dict().items()}
+    torch.save(named, tmp_path / "vgg16.pth")
+    one = torch.rand(20, 1, 40, 40)
+    other = (one + torch.linspace(0, 0.3, 20).view(-1, 1, 1, 1) * torch.randn(one.shape)).clamp(0, 1)
+    with torch.no_grad():
+        expected = theirs(*(each.repeat(1, 3, 1, 1) for each in (one, other)), normalize=True).flatten()
+    assert expected[-1] > 10 * expected[1] > 0
+    assert Lpips(tmp_path / "vgg16.pth")(one, other).numpy() == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-7)
