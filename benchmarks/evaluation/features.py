@@ -29,6 +29,15 @@ CALLED_FID = (
     "called it inception: nothing here knows the weights"
 )
 SETTINGS = {"binWidth": 8, "force2D": True, "force2Ddimension": 0}  # of 256 grey levels
+KINDS = ("firstorder", "glcm", "gldm", "glrlm", "glszm", "ngtdm")
+NO_PUBLISHED_FRD = (
+    "FRD here is FID's formula on these features: pyradiomics' 93 of first order, GLCM, GLDM, GLRLM, GLSZM and NGTDM, "
+    "fewer where some do not vary, of whole pictures but for their outermost pixels, in 256 grey levels and bins of "
+    f"{SETTINGS['binWidth']}, without filters, masks or shapes. It is neither published FRD, and figures of those "
+    "cannot stand beside it: that of arXiv 2403.13890 has shapes too, and scales each feature by its least and "
+    "greatest value; that of arXiv 2412.01496 adds features of wavelets and Laplacians, scales by the reference alone, "
+    "and is a logarithm."
+)
 BORDER = 1  # pixels around, as pyradiomics needs
 NO_RADIOMICS = (
     "radiomics are left out, as pyradiomics is not installed: pip install 'numpy<2' setuptools, then "
@@ -51,7 +60,7 @@ class Extractor:
         return self.name == INCEPTION
 
     def frechet_name(self) -> str:
-        """FID is of Inception's features alone, FRD of radiomics."""
+        """FID is of Inception's features alone, FRD of radiomics; see ``NO_PUBLISHED_FRD``."""
         return {INCEPTION: "FID", RADIOMICS: "FRD (Frechet, radiomics)"}.get(self.name, f"Frechet ({self.name})")
 
     def kernel_name(self) -> str:
@@ -99,7 +108,7 @@ def _radiomics(images: Floats) -> NDArray[np.float64]:
     logging.getLogger("radiomics").setLevel(logging.ERROR)
     extractor: Any = RadiomicsFeatureExtractor(**SETTINGS)
     extractor.disableAllFeatures()
-    for kind in ("firstorder", "glcm", "gldm", "glrlm", "glszm", "ngtdm"):
+    for kind in KINDS:
         extractor.enableFeatureClassByName(kind)
     inside = np.zeros((1, *images.shape[1:]), np.uint8)
     inside[:, BORDER:-BORDER, BORDER:-BORDER] = 1

@@ -137,6 +137,8 @@ def _distances(
             "of pictures near a real one, recall of real ones near a picture; "
             "density and coverage are Naeem's, with five neighbours."
         )
+        if extractor.name == of.RADIOMICS:
+            note += f" {of.NO_PUBLISHED_FRD}"
         section.tables.append(
             Table(f"By {extractor.name}", [*columns, "precision", "recall", "density", "coverage"], rows, note)
         )

@@ -217,6 +217,7 @@ def test_of_folders_of_pictures_alone_what_needs_masks_is_left_out_by_name(tmp_p
     for section in (quality, privacy):
         assert "the real images have no masks, so features of a segmenter that learnt them are left out" in str(section)
     assert [table["title"] for table in quality["tables"]] == (["By radiomics"] if radiomics else [])
+    assert [features.NO_PUBLISHED_FRD in table["note"] for table in quality["tables"]] == [True] * radiomics
     assert any("Nothing is left to compare by" in line for line in quality["warnings"]) is not radiomics
     near, inferred = privacy["tables"]
     spaces = ["L2 of pixels in [0, 1]", *(["features: radiomics"] if radiomics else [])]
@@ -232,6 +233,14 @@ def test_of_folders_of_pictures_alone_what_needs_masks_is_left_out_by_name(tmp_p
     assert "have no masks: a segmenter learns nothing" in refused("utility", real, pairs, "--out", tmp_path / "one")
     elsewhere = ("--other", real, "--out", tmp_path / "one", "--epochs", 1)
     assert "real has no masks, which a segmenter is trained" in refused("utility", "phantom:8", pairs, *elsewhere)
+
+
+def test_a_radiomics_extractor_has_the_features_that_the_note_says():
+    pytest.importorskip("radiomics")
+    found = features.radiomics().extract(np.random.default_rng(0).random((1, 16, 16), np.float32))
+    assert found.shape == (1, 93)
+    assert "pyradiomics' 93 of first order, GLCM, GLDM, GLRLM, GLSZM and NGTDM" in features.NO_PUBLISHED_FRD
+    assert features.KINDS == ("firstorder", "glcm", "gldm", "glrlm", "glszm", "ngtdm")
 
 
 def test_another_data_set_is_neither_trained_and_tested_on_nor_another_ones_namesake(tmp_path, drawn):
