@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.evaluation.progress import followed
 from benchmarks.quality.anatomy import LV, MYO, faults
-from serving.sampling.solvers import HISTORY, solver_table
+from serving.sampling.solvers import solver_table
 from training import CheckpointError
 from training.checkpoint import load_checkpoint
 from training.data.phantom_heart import HeartPhantoms
@@ -70,9 +70,8 @@ def _drawn_again(family: CmrMask, masks: Tensor, table: NDArray[np.float64], see
         noise = torch.randn(data.shape, generator=generator)
         state, _ = noised(family.preset.schedule, data, noise, torch.full((len(part),), start))
         for row in torch.tensor(table, dtype=torch.float32):
-            history = [torch.zeros_like(state)] * HISTORY
-            noise = torch.randn(state.shape, generator=generator)
-            state, _ = family.step(state, *history, noise, row.expand(len(part), -1))
+            noise, none = torch.randn(state.shape, generator=generator), torch.zeros_like(state)
+            state, _ = family.step(state, none, none, none, noise, row.expand(len(part), -1))
         (drawn,) = family.finish(state)
         broken += sum(bool(faults(mask[0])) for mask in drawn.numpy())
         changed += int((drawn != part).sum())
