@@ -1,6 +1,7 @@
 """What took long to make, kept in the user's cache folder: without it all goes on as well, and takes longer."""
 
 import hashlib
+import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -28,10 +29,11 @@ class KeptFile:
         with suppress(OSError):
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{self._name}.", delete=False) as aside:
-                try:
-                    aside.write(hashlib.sha256(content).digest() + content)
-                    aside.close()
-                    Path(aside.name).replace(folder / self._name)
-                finally:
-                    Path(aside.name).unlink(missing_ok=True)
+            number, name = tempfile.mkstemp(dir=folder, prefix=f".{self._name}.")
+            os.close(number)
+            aside = Path(name)
+            try:
+                aside.write_bytes(hashlib.sha256(content).digest() + content)
+                aside.replace(folder / self._name)
+            finally:
+                aside.unlink(missing_ok=True)

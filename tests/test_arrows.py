@@ -13,6 +13,7 @@ LEAVES = {
     for name in (
         "bundle",
         "command_list",
+        "finite",
         "folders",
         "pgm",
         "namesakes",
@@ -42,7 +43,7 @@ ROOMS = {
     "triton": {"engines", "sampling"},
     "page": {"client", "client_checks", "conditions", "sampling.ways", "step_watch", "writers"},
 }
-BESIDE = {"bundle", "chain", "condition_files", "folders", "pgm", "picture_files", "sample_set", "user"}
+BESIDE = {"bundle", "chain", "condition_files", "folders", "kept", "pgm", "picture_files", "sample_set", "user"}
 FRAMEWORKS = {"accelerate", "diffusers", "onnx", "onnxscript", "safetensors", "torch"}
 
 

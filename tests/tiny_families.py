@@ -31,8 +31,8 @@ STEPPING: dict[str, dict[str, Any]] = {
     "cmr_flow_image": {"control_channels": 8, "transformer_layers": 1, "resblock_updown": True},
 }
 # What PIG is compared with. No checkpoint is shipped, and the networks are those of `cmr_ddpm_image` and
-# `cmr_flow_image`, as the imported one is `cmr_mask`'s: with MEDGEN_ALL_GRAPHS alone they are exported in every way
-# that those are.
+# `cmr_flow_image`, as the imported one is `cmr_mask`'s. Tests of the papers' tables and of imports build them; with
+# MEDGEN_ALL_GRAPHS alone they are exported in every way that those are.
 BASELINES = ("ddpm", "seg_guided", "controlnet")
 ONE_PASS: dict[str, dict[str, Any]] = {
     "cyclegan": {"size": SIZE, "width": 4, "blocks": 1, "critic_width": 4, "pool": 3},

@@ -314,7 +314,9 @@ def train(
 
 
 # Of presets: what says how is learnt, which may be another at any time, and what networks compute with the same weights.
-OF_LEARNING = {"batch", "steps", "learning_rate", "lr_schedule", "weight_decay", "ema_decay", "betas", "focus", "focus_at"}
+OF_LEARNING = {
+    "batch", "steps", "learning_rate", "lr_schedule", "weight_decay", "ema_decay", "betas", "focus", "focus_at",
+}  # fmt: skip
 OF_NETWORKS = {"head_dim", "norm_groups", "time_embedding"}
 
 

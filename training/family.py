@@ -333,11 +333,12 @@ class Family(nn.Module):
         Returns:
             The named outputs, in the order of ``outputs``.
         """
-        sample, zeros = noises[0].clone(), torch.zeros_like(noises[0])
+        sample = noises[0].clone()
+        zeros = torch.zeros_like(sample)
         sample[:, self.noise_channels :] = 0
         if self.preset.schedule is None:
             return self.finish(sample, condition)
-        table = torch.tensor(solver_table(str(solver), self.preset.schedule, steps)).to(noises[0])
+        table = torch.tensor(solver_table(str(solver), self.preset.schedule, steps)).to(sample)
         history = zeros, zeros, zeros
         for k, row in enumerate(table):
             progress(k, len(table))

@@ -110,7 +110,7 @@ class ControlledUNet(nn.Module):
             conditioning_embedding_num_channels=(preset.control_channels,),  # one entry: it keeps the mask's size
             **options,
         )
-        self.begin_control()
+        self.control.load_state_dict(self.unet.state_dict(), strict=False)
 
     def begin_control(self) -> None:
         """The ControlNet begins as the UNet's encoder: Zhang et al. 2023 (arXiv 2302.05543), section 3.1.
@@ -118,9 +118,8 @@ class ControlledUNet(nn.Module):
         One that has learnt, whose zero convolutions are no longer 0, stays as it is.
         """
         ends = (self.control.controlnet_down_blocks, self.control.controlnet_mid_block)
-        if any(weight.any() for end in ends for weight in end.parameters()):
-            return
-        self.control.load_state_dict(self.unet.state_dict(), strict=False)
+        if not any(weight.any() for end in ends for weight in end.parameters()):
+            self.control.load_state_dict(self.unet.state_dict(), strict=False)
 
     def forward(self, state: Tensor, t: Tensor, mask: Tensor) -> Tensor:
         if self.coordinates:

@@ -62,7 +62,8 @@ def drawings(samples: Samples, row: int, zoom: int = 1) -> dict[str, Image.Image
     A uint8 output [1, H, W] is a mask, one of another dtype a picture between its low and high; others are not drawn.
     """
     drawn: dict[str, Image.Image] = {}
-    masks, greys = [], []
+    masks: list[NDArray[np.uint8]] = []
+    greys: list[NDArray[np.uint8]] = []
     for output in samples.outputs:
         if len(output.shape) != 3 or output.shape[0] != 1:
             continue

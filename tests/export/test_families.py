@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from real_tensorrt_rtx import real_tensorrt_rtx
-from tiny_families import EXPORTED, FAMILIES, MADE, random_condition, tiny_family
+from tiny_families import EXPORTED, MADE, random_condition, tiny_family
 
 from export import BuildError
 from export.build import build
@@ -27,7 +27,7 @@ from serving.sampling.solvers import solver_table, solvers_for
 from training.checkpoint import save_checkpoint
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=EXPORTED)
 def bundle(request: pytest.FixtureRequest, built: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return (
         built if request.param == "pig" else build_tiny(request.param, tmp_path_factory.mktemp(request.param), "fp32")

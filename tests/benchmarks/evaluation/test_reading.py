@@ -261,7 +261,8 @@ def test_arrays_without_seeds_are_no_samples_and_nothing_is_known_of_their_patie
 def test_what_models_say_of_samples_is_read_even_if_several_drew_them(tmp_path: Path):
     drawn = samples(LESION, None)
     drawn.provenance[1] |= {"model": "other", "notices": ["A copy."]}
-    drawn.provenance[2] |= {"stages": [{"notices": ["Of a stage."], "unfinished": "step 5 of 9"}]}
+    by = {"bundle": drawn.provenance[2].get("bundle")}
+    drawn.provenance[2] |= {"stages": [{**by, "notices": ["Of a stage."], "unfinished": "step 5 of 9"}]}
     write_samples(drawn, tmp_path / "out", layouts=[make_layout("nifti")])
     for folder in ("out", "out/nifti"):
         facts = read_pairs(str(tmp_path / folder)).facts
