@@ -29,8 +29,9 @@ from benchmarks.evaluation.statistics import Interval, holm
 from benchmarks.papers import amounts, comparing, drawing, hearts, mammograms, models, paper, sources, tables
 from benchmarks.papers.command import measure
 from benchmarks.typed import as_typed
+from serving.bundle import file_digest
 from training import CheckpointError
-from training.checkpoint import find_checkpoint, save_checkpoint
+from training.checkpoint import find_checkpoint, save_checkpoint, shipped_checkpoint
 from training.data.classes import HEART, LESION
 from training.data.listing import digest
 from training.models import load_family
@@ -662,3 +663,12 @@ class TestCommand:
         assert result.exit_code == 0, result.output
         assert asked == [Path("papers")]
         assert {file.name for file in (tmp_path / "papers").iterdir()} == {"papers.json", "papers.md"}
+
+
+def test_the_tables_that_are_shown_are_of_the_weights_that_ship():
+    shown = json.loads((Path(__file__).parents[2] / "benchmarks/results/papers-64.json").read_text())
+    for trained in shown["hearts"]["models"].values():
+        assert trained["begun_from"] == file_digest(shipped_checkpoint(trained["model"]) / "model.safetensors")
+    (phantoms,) = (data for data in shown["mammograms"] if data["name"] == "phantoms")
+    ships = phantoms["models"]["PIG, as it ships"]
+    assert ships["checkpoint_sha256"] == file_digest(shipped_checkpoint("pig") / "model.safetensors")
