@@ -1,5 +1,6 @@
 """Graphs of every family, in each precision that ONNX Runtime's CPU has, are PyTorch within its limits."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,10 @@ from serving.sampling.sampler import Sampler
 from serving.sampling.scheduler import Cost
 from serving.sampling.solvers import solver_table, solvers_for
 from training.checkpoint import save_checkpoint
+
+# Of the networks that `cmr_ldm_image` has, those of the other hearts are parts; test_tensorrt_rtx reads them in bf16.
+ON_DEMAND = () if os.environ.get("MEDGEN_ALL_GRAPHS") else ("cmr_mask", "cmr_ddpm_image", "cmr_flow_image")
+IN_HALF = [name for name in EXPORTED if name not in (*MADE, *ON_DEMAND)]
 
 
 @pytest.fixture(scope="module", params=EXPORTED)
@@ -135,7 +140,7 @@ def test_samples_are_pytorchs(bundle):
             assert len(output.shape) < 3 or sampled[output.name].std() > 1e-6
 
 
-@pytest.mark.parametrize("name", [name for name in EXPORTED if name not in MADE])
+@pytest.mark.parametrize("name", IN_HALF)
 def test_half_precision_keeps_its_limits(name, tmp_path):
     bundle = build_tiny(name, tmp_path, "fp16")
     graph = onnx.load(bundle.engine_path("step" if bundle.manifest.schedule else "finish")).graph

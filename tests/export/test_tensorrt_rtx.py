@@ -34,7 +34,7 @@ ALL = [
     for fused in (True, False)
 ]
 # An export takes longer than all the rest, so all are done on demand alone. test_families reads what it builds, fused
-# graphs of every family in fp32 and fp16; with these every network but the flow's is read in bf16, one of them unfused.
+# graphs in fp32 and of some in fp16; with these every network but the flow's is read in bf16, one of them unfused.
 SOME = [
     (name, "fp32" if name in MADE else "bf16", name != "cmr_ddpm_image")
     for name in EXPORTED

@@ -83,7 +83,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, killed in each phase, stopped by Ctrl-C in the last and resumed each time."""
+    """The same run, killed in the first phase, stopped by Ctrl-C in the last and resumed each time.
+
+    A start takes longer than all steps; tests/endurance kills trainers wherever they are.
+    """
     out = tmp_path_factory.mktemp("fit") / "disturbed"
     code, printed = signalled(out, signal.SIGKILL, range(CHECKPOINT_EVERY + 1, 16))
     assert code == -signal.SIGKILL, printed
@@ -93,13 +96,9 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     half_written.mkdir()
     (half_written / "config.json").write_text("{")
 
-    code, printed = signalled(out, signal.SIGKILL, range(STEPS + 4, STEPS + 10), "--resume")
-    assert code == -signal.SIGKILL, printed
-    assert load_checkpoint(out)[1]["phase"] == "generator"
-    assert_whole(out)
-
-    code, printed = signalled(out, signal.SIGINT, range(last_step(out) + 1, last_step(out) + 4), "--resume")
+    code, printed = signalled(out, signal.SIGINT, range(STEPS + 4, STEPS + 10), "--resume")
     assert code == 130, printed
+    assert load_checkpoint(out)[1]["phase"] == "generator"
     step = last_step(out)
     assert f"stopped at step {step} of {2 * STEPS}; go on with --resume" in printed
     assert int(find_checkpoint(out).name) == step

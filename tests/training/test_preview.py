@@ -10,7 +10,12 @@ from training import preview
 @pytest.mark.parametrize(("solver", "numbers"), [("ddpm", [0, 1, 2]), ("ddim", [0])])
 def test_noise_is_drawn_when_a_step_asks_for_it(solver, numbers, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(preview, "draw", lambda seed, model, number, out: drawn.append((number, seed)))
+
+    def note(seed, model, number, out):
+        drawn.append((number, seed))
+        out.fill(0)
+
+    monkeypatch.setattr(preview, "draw", note)
     family = tiny_family("ddpm", default_solver=solver, default_steps=2)
     preview.save_preview(family, [], tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").is_file()
