@@ -151,11 +151,14 @@ class DrawnSet:
         except FileNotFoundError:  # who else drew it at the same time was first, and cleared up
             if not self.has(part):
                 raise
-        for left in (self.folder / DRAFTS).glob(f"{name}-*"):  # by a kill, or of one who is at it, and finds it gone
+        drafts = self.folder / DRAFTS
+        for left in drafts.glob(f"{name}-*"):  # by a kill, or of one who is at it, and finds it gone at once
             with suppress(OSError):
-                shutil.rmtree(left.rename(left.with_name(f"gone-{uuid.uuid4().hex}")), ignore_errors=True)
+                left.rename(left.with_name(f"gone-{uuid.uuid4().hex}"))
+        for gone in drafts.glob("gone-*"):
+            shutil.rmtree(gone, ignore_errors=True)
         with suppress(OSError):
-            (self.folder / DRAFTS).rmdir()
+            drafts.rmdir()
 
     def _put(self, part: int, samples: Samples, draft: Path) -> None:
         self._layout.write(samples, draft, part_name(part))

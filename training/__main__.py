@@ -88,7 +88,7 @@ def fit_command(
 
     from serving.bundle import file_digest
     from training.checkpoint import find_checkpoint, read_config
-    from training.federated.runs import Sites, judged
+    from training.federated.runs import Sites, check_counted, judged
     from training.fit import Run, check_folder
     from training.lineage import lineage
     from training.models import load_family
@@ -123,8 +123,7 @@ def fit_command(
                 config["vgg16_sha256"] = file_digest(Path(file))
             if PartialState().num_processes > 1:
                 raise ValueError(f"{model} trains in one process, and its discriminators at --sites in others")
-            if data == "phantom":
-                raise ValueError("--data is 'phantom'; say of how many reconstructions are to be found: phantom:COUNT")
+            check_counted(data)
         elif prior is not None or sites is not None:
             raise ValueError(f"--prior and --sites are for models that learn through another one; {model} does not")
 

@@ -157,13 +157,18 @@ def check_folder(out: Path, resume: bool) -> None:
     """Raises CheckpointError where ``fit`` would not begin, or not go on."""
     if resume:
         find_checkpoint(out)
-    elif any(out.glob(CONFIGS)):
-        raise CheckpointError(f"{out} already holds a run; go on with it (--resume) or name another folder")
+    else:
+        check_new(out)
     try:
         with locked(out / LOCK) if out.exists() else nullcontext():
             pass
     except Busy as error:
         raise CheckpointError(under_way(out, error)) from None
+
+
+def check_new(out: Path) -> None:
+    if any(out.glob(CONFIGS)):
+        raise CheckpointError(f"{out} already holds a run; go on with it (--resume) or name another folder")
 
 
 def under_way(out: Path, error: Busy) -> str:
@@ -172,8 +177,8 @@ def under_way(out: Path, error: Busy) -> str:
 
 def train(family: Family, dataset: Dataset, run: Run, resume: bool, accelerator: Accelerator) -> Path:
     """``fit`` in a folder that nobody else trains in."""
-    if not resume and any(run.out.glob(CONFIGS)):
-        raise CheckpointError(f"{run.out} already holds a run; go on with it (--resume) or name another folder")
+    if not resume:
+        check_new(run.out)
     state = load_training_state(run.out) if resume else None
     step = state["step"] if state else 0
     if state:

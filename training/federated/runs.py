@@ -230,6 +230,12 @@ def end(processes: Sequence[Any], patience: float = 5.0) -> None:
         process.join()
 
 
+def check_counted(data: str) -> None:
+    """Raises ValueError for phantoms without a number, of which there are too many to find them all again."""
+    if data == "phantom":
+        raise ValueError("--data is 'phantom'; say of how many reconstructions are to be found: phantom:COUNT")
+
+
 def open_site_data(data: str, prior_path: Path, folder: Path, skip_bad: bool, say: Say) -> Callable[[Terms], Pairs]:
     """What opens a real site's pictures, and finds them again, as the terms of a server's run say."""
 
@@ -239,8 +245,7 @@ def open_site_data(data: str, prior_path: Path, folder: Path, skip_bad: bool, sa
             raise ValueError(
                 f"--prior {prior_path} has the sha256 {digest[:12]}; the server's prior {terms.prior[:12]}"
             )
-        if data == "phantom":
-            raise ValueError("--data is 'phantom'; say of how many reconstructions are to be found: phantom:COUNT")
+        check_counted(data)
         dataset = open_dataset(data, terms.preset.size, "train", skip_bad, masks=False)
         files = getattr(dataset, "files", None) or names_of(dataset)
         say(f"{len(dataset)} pictures; finding them again through the prior, which is done once")
